@@ -1,0 +1,364 @@
+"""The axis algebra: sums and products of independent dimensions, and their unification.
+
+Every tensor axis carries an expression over :class:`Dim`:
+
+    Dim(n)       n indices that can be removed one by one
+    a + b        concatenation: the axis is a's indices, then b's
+    (a b)        product: the axis is a two-dimensional table, read row by row
+
+Operators state which axes are the same; :meth:`Space.unify` makes two expressions equal by
+refining their Dims. What is left when all operators have spoken is the answer: each remaining Dim is one
+group of coupled channels.
+
+>>> s = Space()
+>>> qkv, h, d = s.dim(24), s.dim(2), s.dim(4)
+>>> s.unify(qkv, product(s.dim(3), h, d))
+>>> s.show(qkv, {h: "h", d: "d"})
+'(3 h d)'
+>>> q, k, v = s.split(qkv, [8, 8, 8])
+>>> s.show(k, {h: "h", d: "d"})
+'(h d)'
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import gcd, prod
+
+import numpy as np
+
+from spa.errors import InvariantError
+
+
+class Dim:
+    """A dimension: ``size`` indices that can be removed one by one. Compared by identity."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Dim({self.size})"
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Concatenation of expressions."""
+
+    terms: tuple[Expr, ...]
+    size: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(t.size for t in self.terms))
+
+
+@dataclass(frozen=True, slots=True)
+class Prod:
+    """Row-major product of expressions; ``Prod(())`` is the unit, an axis of one index."""
+
+    factors: tuple[Expr, ...]
+    size: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", prod(f.size for f in self.factors))
+
+
+Expr = Dim | Sum | Prod
+Axes = tuple[Expr, ...]
+UNIT = Prod(())
+
+
+def concat(*terms: Expr) -> Expr:
+    """The sum of expressions, flattened; terms of no index are dropped."""
+    flat: list[Expr] = []
+    for term in terms:
+        if isinstance(term, Sum):
+            flat.extend(term.terms)
+        elif term.size:
+            flat.append(term)
+    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
+
+
+def product(*factors: Expr) -> Expr:
+    """The product of expressions in normal form: flat, without units, a leading sum distributed outwards."""
+    flat: list[Expr] = []
+    for factor in factors:
+        if isinstance(factor, Prod):
+            flat.extend(factor.factors)
+        elif factor.size != 1:
+            flat.append(factor)
+    if len(flat) == 1:
+        return flat[0]
+    if flat and isinstance(flat[0], Sum):
+        return concat(*(product(term, *flat[1:]) for term in flat[0].terms))
+    return Prod(tuple(flat))
+
+
+def leaves(expr: Expr) -> Iterator[Dim]:
+    """The Dims of an expression, in order, repetitions included."""
+    if isinstance(expr, Dim):
+        yield expr
+    else:
+        for part in expr.terms if isinstance(expr, Sum) else expr.factors:
+            yield from leaves(part)
+
+
+class Space:
+    """The Dims of one model, what is known of them, and the unifier.
+
+    A Dim is *bound* when a finer expression has replaced it, *frozen* (with a reason) when none of its indices may
+    be removed, and *crossing* (with the places) when statistics are taken over it. Marks survive every later
+    unification: binding a Dim hands its marks to the Dims that replace it.
+    """
+
+    def __init__(self) -> None:
+        self._bound: dict[Dim, Expr] = {}
+        self._frozen: dict[Dim, str] = {}
+        self._crossings: dict[Dim, dict[str, None]] = {}
+
+    # -- making and reading ------------------------------------------------------------------------------------
+
+    def dim(self, size: int, frozen: str | None = None) -> Expr:
+        """A new dimension; a size of one is the unit, which is never removable."""
+        if size == 1:
+            return UNIT
+        new = Dim(size)
+        if frozen is not None:
+            self._frozen[new] = frozen
+        return new
+
+    def resolve(self, expr: Expr) -> Expr:
+        """The normal form of an expression under all that has been unified so far."""
+        if isinstance(expr, Dim):
+            bound = self._bound.get(expr)
+            if bound is None:
+                return expr
+            resolved = self.resolve(bound)
+            if resolved is not bound:
+                self._bound[expr] = resolved
+            return resolved
+        if isinstance(expr, Sum):
+            terms = [self.resolve(t) for t in expr.terms]
+            same = all(a is b for a, b in zip(terms, expr.terms, strict=True))
+            return expr if same else concat(*terms)
+        factors = [self.resolve(f) for f in expr.factors]
+        same = all(a is b for a, b in zip(factors, expr.factors, strict=True))
+        return expr if same else product(*factors)
+
+    def is_frozen(self, expr: Expr) -> bool:
+        """Whether no index of the expression may be removed."""
+        return all(d in self._frozen for d in leaves(self.resolve(expr)))
+
+    def reason(self, dim: Dim) -> str | None:
+        """Why a resolved Dim is frozen, or None."""
+        return self._frozen.get(dim)
+
+    def crossings(self, dim: Dim) -> tuple[str, ...]:
+        """The places where statistics are taken over a resolved Dim."""
+        return tuple(self._crossings.get(dim, ()))
+
+    # -- marks ---------------------------------------------------------------------------------------------------
+
+    def freeze(self, expr: Expr, reason: str) -> None:
+        """Forbid the removal of any index of an expression; the first reason given stays."""
+        for dim in leaves(self.resolve(expr)):
+            self._frozen.setdefault(dim, reason)
+
+    def cross(self, expr: Expr, place: str) -> None:
+        """Mark that statistics are taken over an expression at a place, so that removal changes them."""
+        for dim in leaves(self.resolve(expr)):
+            self._crossings.setdefault(dim, {})[place] = None
+
+    def _bind(self, dim: Dim, expr: Expr) -> None:
+        self._bound[dim] = expr
+        if (reason := self._frozen.get(dim)) is not None:
+            self.freeze(expr, reason)
+        for place in self._crossings.get(dim, ()):
+            self.cross(expr, place)
+
+    # -- unification ---------------------------------------------------------------------------------------------
+
+    def unify(self, left: Expr, right: Expr) -> None:
+        """Make two expressions equal by refining their Dims.
+
+        Loses no freedom but what equality demands; where the two have no common refinement, the part that has
+        none is frozen, never its neighbours.
+
+        Raises:
+            InvariantError: the sizes differ (an operator's rule is wrong).
+        """
+        if left is right:
+            return
+        if left.size != right.size:
+            raise InvariantError(f"cannot unify axes of {left.size} and {right.size} indices")
+        todo: list[tuple[Expr, Expr]] = [(left, right)]
+        while todo:
+            a, b = todo.pop()
+            a, b = self.resolve(a), self.resolve(b)
+            if a is b or a == b:
+                continue
+            if self.is_frozen(a):
+                self.freeze(b, self._a_reason(a))
+            elif self.is_frozen(b):
+                self.freeze(a, self._a_reason(b))
+            elif isinstance(a, Dim):
+                self._bind(a, b)
+            elif isinstance(b, Dim):
+                self._bind(b, a)
+            elif isinstance(a, Sum) or isinstance(b, Sum):
+                todo.extend(self._align_sums(a, b))
+            else:
+                todo.extend(self._align_products(list(a.factors), list(b.factors)))
+
+    def _a_reason(self, expr: Expr) -> str:
+        return next((self._frozen[d] for d in leaves(expr)), "a single index")
+
+    def _align_sums(self, a: Expr, b: Expr) -> Iterator[tuple[Expr, Expr]]:
+        """Cut two sums at each other's boundaries and yield the pieces that must be equal."""
+        left = deque(a.terms if isinstance(a, Sum) else (a,))
+        right = deque(b.terms if isinstance(b, Sum) else (b,))
+        while left:
+            x, y = self.resolve(left.popleft()), self.resolve(right.popleft())
+            if isinstance(x, Sum) or isinstance(y, Sum):
+                # An earlier cut refined a repeated Dim: open the term and look again.
+                left.extendleft(reversed(x.terms if isinstance(x, Sum) else (x,)))
+                right.extendleft(reversed(y.terms if isinstance(y, Sum) else (y,)))
+            elif x.size == y.size:
+                yield x, y
+            elif x.size > y.size:
+                first, rest = self.cut(x, y.size)
+                left.extendleft((rest, first))
+                right.appendleft(y)
+            else:
+                first, rest = self.cut(y, x.size)
+                right.extendleft((rest, first))
+                left.appendleft(x)
+
+    def _align_products(self, a: list[Expr], b: list[Expr]) -> Iterator[tuple[Expr, Expr]]:
+        """Match the factors of two equal products from both ends; what matches at neither end is frozen."""
+        for end in (0, -1):
+            while a and b:
+                x, y = self.resolve(a[end]), self.resolve(b[end])
+                common = gcd(x.size, y.size)
+                if common == 1:
+                    break
+                # x = (common rest) from the left, (rest common) from the right; and y likewise.
+                shared = x if x.size == common else y if y.size == common else self.dim(common)
+                for factors, whole in ((a, x), (b, y)):
+                    del factors[end]
+                    rest = self.dim(whole.size // common)
+                    if whole is not shared:
+                        yield whole, product(shared, rest) if end == 0 else product(rest, shared)
+                    if rest.size != 1:
+                        factors.insert(0 if end == 0 else len(factors), rest)
+        if a or b:
+            sizes = [f.size for f in a], [f.size for f in b]
+            for factor in a + b:
+                self.freeze(factor, f"read as {sizes[0]} and as {sizes[1]}, which share no factors")
+
+    # -- cutting -------------------------------------------------------------------------------------------------
+
+    def cut(self, expr: Expr, at: int) -> tuple[Expr, Expr]:
+        """The first ``at`` indices of an expression and the rest, refining its Dims where the cut falls inside one."""
+        expr = self.resolve(expr)
+        if at == 0 or at == expr.size:
+            return (Sum(()), expr) if at == 0 else (expr, Sum(()))
+        if isinstance(expr, Dim):
+            first, rest = self.dim(at), self.dim(expr.size - at)
+            self._bind(expr, concat(first, rest))
+            return first, rest
+        if isinstance(expr, Sum):
+            return self._cut_sum(expr, at)
+        head, inner = expr.factors[0], product(*expr.factors[1:])
+        rows, rest_of_row = divmod(at, inner.size)
+        above, below = self.cut(head, rows)
+        if rest_of_row == 0:
+            return product(above, inner), product(below, inner)
+        _, below = self.cut(below, 1)
+        begin, end = self.cut(inner, rest_of_row)
+        inner = self.resolve(inner)
+        return concat(product(above, inner), begin), concat(end, product(below, inner))
+
+    def _cut_sum(self, expr: Sum, at: int) -> tuple[Expr, Expr]:
+        first: list[Expr] = []
+        terms = list(expr.terms)
+        while terms and terms[0].size <= at:
+            at -= terms[0].size
+            first.append(terms.pop(0))
+        if at:
+            begin, end = self.cut(terms.pop(0), at)
+            first.append(begin)
+            terms.insert(0, end)
+        return concat(*first), concat(*terms)
+
+    def split(self, expr: Expr, sizes: Sequence[int]) -> list[Expr]:
+        """Consecutive pieces of an expression, of the given sizes."""
+        pieces = []
+        for size in sizes:
+            piece, expr = self.cut(expr, size)
+            pieces.append(piece)
+        return [self.resolve(p) for p in pieces]
+
+    # -- showing -------------------------------------------------------------------------------------------------
+
+    def show(self, expr: Expr, names: Mapping[Dim, str] | Callable[[Dim], str] | None = None) -> str:
+        """The expression as text; a Dim without a name is shown as its size."""
+        label = names.get if isinstance(names, Mapping) else (names or (lambda d: None))
+
+        def text(e: Expr) -> str:
+            if isinstance(e, Dim):
+                return label(e) or str(e.size)
+            if isinstance(e, Sum):
+                return "+".join(text(t) for t in e.terms) or "0"
+            return "(" + " ".join(text(f) if not isinstance(f, Sum) else f"({text(f)})" for f in e.factors) + ")"
+
+        resolved = self.resolve(expr)
+        return "1" if resolved == UNIT else text(resolved)
+
+
+class Kept:
+    """Which indices of each Dim are kept, and what that means for any expression.
+
+    Args:
+        space: the space that the expressions belong to, fully unified.
+        masks: for each pruned Dim a boolean array of its size, True where the index is kept; Dims that are
+            not named keep everything.
+    """
+
+    def __init__(self, space: Space, masks: Mapping[Dim, np.ndarray]) -> None:
+        self._space = space
+        self._masks = masks
+        self._counts = {d: int(m.sum()) for d, m in masks.items()}
+
+    def mask(self, expr: Expr) -> np.ndarray:
+        """Boolean array of the expression's size: concatenate for a sum, outer AND for a product."""
+        return self._mask(self._space.resolve(expr))
+
+    def _mask(self, expr: Expr) -> np.ndarray:
+        if isinstance(expr, Dim):
+            mask = self._masks.get(expr)
+            return np.ones(expr.size, dtype=bool) if mask is None else mask
+        if isinstance(expr, Sum):
+            return np.concatenate([self._mask(t) for t in expr.terms]) if expr.terms else np.ones(0, dtype=bool)
+        mask = np.ones(1, dtype=bool)
+        for factor in expr.factors:
+            mask = np.logical_and.outer(mask, self._mask(factor)).reshape(-1)
+        return mask
+
+    def size(self, expr: Expr) -> int:
+        """How many indices of the expression are kept."""
+        return self._size(self._space.resolve(expr))
+
+    def _size(self, expr: Expr) -> int:
+        if isinstance(expr, Dim):
+            return self._counts.get(expr, expr.size)
+        if isinstance(expr, Sum):
+            return sum(self._size(t) for t in expr.terms)
+        return prod(self._size(f) for f in expr.factors)
+
+    def touches(self, exprs: Iterable[Expr]) -> bool:
+        """Whether any index of any of the expressions is removed."""
+        return any(self.size(e) != e.size for e in exprs)

@@ -1,0 +1,208 @@
+"""A light, read-only view of an ONNX model: nodes, constants, uses.
+
+The engine reads through this view and edits the protobuf message itself, so that everything it does not touch
+(names, metadata, versions, value types unknown to us) stays as it was. See docs/decisions/0001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from spa.errors import ModelError
+
+
+def domain_of(node: NodeProto) -> str:
+    """The node's domain, with the default domain's alias ``ai.onnx`` as the empty string."""
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One node, as rules see it."""
+
+    proto: NodeProto
+    index: int
+    version: int
+    op: str = field(init=False)
+    domain: str = field(init=False)
+    inputs: tuple[str, ...] = field(init=False)
+    outputs: tuple[str, ...] = field(init=False)
+    _attributes: dict[str, Any] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.op = self.proto.op_type
+        self.domain = domain_of(self.proto)
+        self.inputs = tuple(self.proto.input)
+        self.outputs = tuple(self.proto.output)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute values by name; strings decoded, tensors and graphs as protobuf messages."""
+        if self._attributes is None:
+            self._attributes = {a.name: _attribute_value(a) for a in self.proto.attribute}
+        return self._attributes
+
+    @property
+    def subgraphs(self) -> list[GraphProto]:
+        """The graphs in the node's attributes (If, Loop, Scan ...)."""
+        found: list[GraphProto] = []
+        for attribute in self.proto.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                found.append(attribute.g)
+            elif attribute.type == AttributeProto.GRAPHS:
+                found.extend(attribute.graphs)
+        return found
+
+    @property
+    def key(self) -> str:
+        """``domain::Op``, or the bare operator in the default domain."""
+        return f"{self.domain}::{self.op}" if self.domain else self.op
+
+    @property
+    def label(self) -> str:
+        """How messages call this node: operator and name (its first output's where it has none)."""
+        name = self.proto.name or next((o for o in self.outputs if o), f"#{self.index}")
+        return f"{self.op} {name!r}"
+
+
+def _attribute_value(attribute: AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+        return list(value)
+    if attribute.type == AttributeProto.STRINGS:
+        return [v.decode("utf-8", "replace") for v in value]
+    return value
+
+
+def outer_uses(graph: GraphProto) -> Iterator[str]:
+    """The names that a subgraph takes from the graphs around it."""
+    known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    known |= {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                yield name
+        for attribute in node.attribute:
+            for sub in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                for name in outer_uses(sub):
+                    if name not in known:
+                        yield name
+        known.update(node.output)
+    for output in graph.output:
+        if output.name not in known:
+            yield output.name
+
+
+class Graph:
+    """The main graph of a model as lists and dictionaries.
+
+    Attributes:
+        model: the message itself; read here, edited only by surgery on its own copy.
+        nodes: all nodes in topological order.
+        constants: tensors by name: initializers that are no inputs, and the values of Constant nodes.
+        inputs: the names of the graph inputs (initializers that may be overridden are inputs, too).
+        outputs: the names of the graph outputs.
+        users: for each tensor the (node, operand) pairs that read it.
+        captured: names that a node's subgraphs read, by node index.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+        self.opset = versions.get("", 1)
+        self.nodes = [Node(n, i, versions.get(domain_of(n), 1)) for i, n in enumerate(graph.node)]
+        initializers = {t.name: t for t in graph.initializer}
+        self.inputs = [i.name for i in graph.input]
+        self.outputs = [o.name for o in graph.output]
+        self.initializers = initializers
+        overridable = initializers.keys() & set(self.inputs) if model.ir_version >= 4 else set()
+        self.constants = {k: v for k, v in initializers.items() if k not in overridable}
+        self.constant_nodes: dict[str, Node] = {}
+        self.users: dict[str, list[tuple[Node, int]]] = {}
+        self.captured: dict[int, list[str]] = {}
+        self.producer: dict[str, Node] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        for node in self.nodes:
+            self._add(node)
+
+    def _add(self, node: Node) -> None:
+        if node.op == "Constant" and not node.domain:
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                self.constants[node.outputs[0]] = tensor
+                self.constant_nodes[node.outputs[0]] = node
+        for position, name in enumerate(node.inputs):
+            if name:
+                self.users.setdefault(name, []).append((node, position))
+        for name in node.outputs:
+            if name:
+                self.producer[name] = node
+        if subgraphs := node.subgraphs:
+            self.captured[node.index] = sorted({n for g in subgraphs for n in outer_uses(g)})
+
+    def array(self, name: str) -> np.ndarray:
+        """The value of a constant, not to be written to.
+
+        Raises:
+            ModelError: the tensor's data is missing or malformed.
+        """
+        if name not in self._arrays:
+            self._arrays[name] = tensor_array(self.constants[name])
+        return self._arrays[name]
+
+
+def tensor_array(tensor: TensorProto) -> np.ndarray:
+    """A tensor's value as an array; raw data is viewed, not copied.
+
+    Raises:
+        ModelError: the tensor's data is missing or malformed.
+    """
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.HasField("raw_data") and tensor.data_type not in _SUBBYTE:
+            return np.frombuffer(tensor.raw_data, dtype=dtype).reshape(tuple(tensor.dims))
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"initializer {tensor.name!r}: {error}. Export the model again.") from error
+
+
+_SUBBYTE = {
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
+    if hasattr(TensorProto, name)
+}
+
+
+def constant_tensor(node: Node) -> TensorProto | None:
+    """The value of a Constant node as a tensor, or None where it is sparse or strings."""
+    for attribute in node.proto.attribute:
+        name = node.outputs[0]
+        match attribute.name:
+            case "value":
+                return attribute.t
+            case "value_float":
+                return helper.make_tensor(name, TensorProto.FLOAT, (), [attribute.f])
+            case "value_floats":
+                return helper.make_tensor(name, TensorProto.FLOAT, (len(attribute.floats),), attribute.floats)
+            case "value_int":
+                return helper.make_tensor(name, TensorProto.INT64, (), [attribute.i])
+            case "value_ints":
+                return helper.make_tensor(name, TensorProto.INT64, (len(attribute.ints),), attribute.ints)
+    return None
+
+
+def schema_of(node: Node) -> onnx.defs.OpSchema | None:
+    """The ONNX schema of the node's operator at the model's version, or None."""
+    try:
+        return onnx.defs.get_schema(node.op, node.version, node.domain)
+    except onnx.defs.SchemaError:
+        return None

@@ -1,0 +1,317 @@
+"""Every tensor's shape and every small integer value, by abstract interpretation.
+
+The graph is walked once in topological order with concrete sizes for its dynamic inputs, and once more with other
+sizes: a value that is equal in both walks is static, one that differs follows the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx.shape_inference import InferenceError
+
+from spa.errors import ModelError
+from spa.graph import Graph, Node, schema_of
+from spa.shape_values import FOLDERS
+
+Shape = tuple[int, ...]
+
+VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
+FLOAT_LIMIT = 64  # elements of a float tensor computed from shapes (scales, sizes)
+_INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
+
+# (batch and unnamed sizes, sequence-like sizes, image sizes) to try, in order, until two walks succeed.
+_SIZES = ((2, 16, 224), (3, 24, 256), (2, 16, 64), (3, 32, 96), (1, 8, 32), (2, 7, 640), (1, 512, 512), (4, 64, 128))
+
+
+@dataclass
+class Walk:
+    """What one walk found.
+
+    Attributes:
+        shape: each tensor's shape; a tensor that no rule could size is missing.
+        dtype: each tensor's element type (``TensorProto.FLOAT`` ...).
+        value: the known values of small integer tensors, and of small float tensors computed from shapes.
+        computed: the names in ``value`` that a node computed (constants are not).
+        open_axes: (tensor, axis) pairs whose size depends on data and was made up.
+    """
+
+    shape: dict[str, Shape] = field(default_factory=dict)
+    dtype: dict[str, int] = field(default_factory=dict)
+    value: dict[str, np.ndarray] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)
+    open_axes: set[tuple[str, int]] = field(default_factory=set)
+
+
+ContribShape = Callable[[Node, Sequence["Shape | None"], Sequence[int]], list[tuple[int, Shape]]]
+_CONTRIB: dict[str, ContribShape] = {}
+
+
+def contrib_shape(*keys: str) -> Callable[[ContribShape], ContribShape]:
+    """Register the shape function of operators that ONNX has no schema for, by ``domain::Op``."""
+
+    def register(function: ContribShape) -> ContribShape:
+        for key in keys:
+            if key in _CONTRIB:
+                raise ValueError(f"a shape function for {key} is registered already")
+            _CONTRIB[key] = function
+        return function
+
+    return register
+
+
+class Walker:
+    """Walks graphs; remembers what schema inference said, since real networks repeat their blocks."""
+
+    def __init__(self) -> None:
+        self._memo: dict[Any, list[tuple[int, Shape, bool]]] = {}
+
+    def walk(self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009) -> Walk:
+        """One walk over the graph.
+
+        Args:
+            graph: the model.
+            inputs: a concrete shape for every graph input.
+            unknown: the size made up for axes whose size depends on data.
+
+        Raises:
+            ModelError: an operator's inputs contradict its specification at these sizes.
+        """
+        walk = Walk()
+        for info in graph.model.graph.input:
+            if info.type.HasField("tensor_type"):
+                walk.dtype[info.name] = info.type.tensor_type.elem_type
+                walk.shape[info.name] = inputs[info.name]
+        for name, tensor in graph.constants.items():
+            self._constant(graph, walk, name, tensor)
+        for node in graph.nodes:
+            if node.op == "Constant" and node.outputs[0] in walk.shape:
+                continue
+            if not self._fold(node, walk):
+                self._infer(graph, node, walk, unknown)
+        return walk
+
+    @staticmethod
+    def _constant(graph: Graph, walk: Walk, name: str, tensor: TensorProto) -> None:
+        walk.shape[name] = tuple(tensor.dims)
+        walk.dtype[name] = tensor.data_type
+        size = math.prod(tensor.dims)
+        if (tensor.data_type in _INTS and size <= VALUE_LIMIT) or (tensor.data_type in _FLOATS and size <= 16):
+            walk.value[name] = graph.array(name)
+
+    def _fold(self, node: Node, walk: Walk) -> bool:
+        """Compute the node's outputs where they are small, integer (or computed from shapes) and known."""
+        folder = FOLDERS.get(node.op) if not node.domain else None
+        if folder is None:
+            return False
+        if node.op in ("Shape", "Size"):
+            if node.inputs[0] not in walk.shape:
+                return False
+            arguments: list[np.ndarray | None] = [np.asarray(walk.shape[node.inputs[0]], dtype=np.int64)]
+        else:
+            if any(name and name not in walk.value for name in node.inputs):
+                return False
+            arguments = [walk.value[name] if name else None for name in node.inputs]
+            floats = any(a is not None and a.dtype.kind == "f" for a in arguments)
+            if floats and not any(name in walk.computed for name in node.inputs):
+                return False  # small weights are data: they keep their axes
+        try:
+            results = folder(node, arguments)
+        except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
+            raise ModelError(f"{node.label}: {error}. Check the model with onnx.checker.") from error
+        if results is None or any(r.size > _limit(r) for r in results):
+            return False
+        for name, result in zip(node.outputs, results, strict=False):
+            if name:
+                walk.value[name], walk.shape[name] = result, tuple(result.shape)
+                walk.dtype[name] = helper.np_dtype_to_tensor_dtype(result.dtype)
+                walk.computed.add(name)
+        return True
+
+    def _infer(self, graph: Graph, node: Node, walk: Walk, unknown: int) -> None:
+        shapes = [walk.shape.get(name) if name else None for name in node.inputs]
+        if any(name and name not in walk.shape for name in node.inputs):
+            return
+        dtypes = [walk.dtype.get(name, 0) if name else 0 for name in node.inputs]
+        found = self._memoised(node, shapes, dtypes, [walk.value.get(name) for name in node.inputs], walk)
+        if found is None:
+            found = _declared(graph, node)
+        for name, (dtype, shape, _) in zip(node.outputs, found, strict=False):
+            if name and shape is not None:
+                walk.dtype[name] = dtype
+                walk.open_axes.update((name, i) for i, size in enumerate(shape) if size < 0)
+                walk.shape[name] = tuple(unknown if size < 0 else size for size in shape)
+
+    def _memoised(
+        self,
+        node: Node,
+        shapes: list[Shape | None],
+        dtypes: list[int],
+        values: list[np.ndarray | None],
+        walk: Walk,
+    ) -> list[tuple[int, Shape, bool]] | None:
+        known = tuple(None if v is None else (v.dtype.str, v.shape, v.tobytes()) for v in values)
+        attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
+        key = (node.key, node.version, tuple(shapes), tuple(dtypes), known, attributes, len(node.outputs))
+        if node.subgraphs:
+            return _schema_outputs(node, shapes, dtypes, values, walk)
+        if key not in self._memo:
+            if node.key in _CONTRIB:
+                self._memo[key] = [(d, s, True) for d, s in _CONTRIB[node.key](node, shapes, dtypes)]
+            else:
+                self._memo[key] = _schema_outputs(node, shapes, dtypes, values, walk)
+        return self._memo[key]
+
+
+def _limit(result: np.ndarray) -> int:
+    return FLOAT_LIMIT if result.dtype.kind == "f" else VALUE_LIMIT
+
+
+def _tensor_type(dtype: int, shape: Shape) -> TypeProto:
+    return helper.make_tensor_type_proto(dtype, list(shape))
+
+
+def _schema_outputs(
+    node: Node, shapes: list[Shape | None], dtypes: list[int], values: list[np.ndarray | None], walk: Walk
+) -> list[tuple[int, Shape, bool]] | None:
+    """What ONNX's own schema says of the node's outputs; None where there is no schema."""
+    schema = schema_of(node)
+    if schema is None:
+        return None
+    types = {
+        name: _tensor_type(dtype, shape)
+        for name, dtype, shape in zip(node.inputs, dtypes, shapes, strict=True)
+        if name and shape is not None
+    }
+    if node.subgraphs:
+        types |= {name: _tensor_type(walk.dtype[name], shape) for name, shape in walk.shape.items()}
+    data = {
+        name: numpy_helper.from_array(np.ascontiguousarray(value), name)
+        for name, value in zip(node.inputs, values, strict=True)
+        if value is not None
+    }
+    opsets = [helper.make_opsetid(node.domain, node.version)]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, _bare(node), types, data, opset_imports=opsets, ir_version=10
+        )
+    except (InferenceError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"{node.label}: {reason}. Check the model with onnx.checker.") from error
+    outputs = []
+    for name in node.outputs:
+        tensor = found[name].tensor_type if name in found else None
+        if tensor is None or not tensor.HasField("shape"):
+            outputs.append((tensor.elem_type if tensor is not None else 0, None, False))
+            continue
+        dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        outputs.append((tensor.elem_type, dims, True))
+    return outputs
+
+
+def _bare(node: Node) -> onnx.NodeProto:
+    """The node without metadata and documentation, which inference would parse in vain."""
+    bare = onnx.NodeProto(op_type=node.op, domain=node.domain, input=node.inputs, output=node.outputs)
+    bare.attribute.extend(node.proto.attribute)
+    return bare
+
+
+def _declared(graph: Graph, node: Node) -> list[tuple[int, Shape | None, bool]]:
+    """What the file itself declares of an operator's outputs that nobody else knows; only if all static."""
+    infos = {i.name: i for i in (*graph.model.graph.value_info, *graph.model.graph.output)}
+    found: list[tuple[int, Shape | None, bool]] = []
+    for name in node.outputs:
+        tensor = infos[name].type.tensor_type if name in infos else None
+        if tensor is None or not tensor.HasField("shape"):
+            found.append((0, None, False))
+            continue
+        found.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim), True))
+    return found
+
+
+# -- the two points -------------------------------------------------------------------------------------------------
+
+
+def input_shapes(model: ModelProto, batch: int, sequence: int, image: int) -> dict[str, Shape]:
+    """Concrete shapes of all inputs; equal symbolic names get equal sizes."""
+    named: dict[str, int] = {}
+    shapes = {}
+    for info in model.graph.input:
+        tensor = info.type.tensor_type
+        dims = tensor.shape.dim
+        shape = []
+        for axis, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                shape.append(dim.dim_value)
+                continue
+            guess = batch if axis == 0 else image if len(dims) >= 4 and axis >= 2 else sequence
+            shape.append(named.setdefault(dim.dim_param, guess) if dim.dim_param else guess)
+        shapes[info.name] = tuple(shape)
+    return shapes
+
+
+def is_dynamic(model: ModelProto) -> bool:
+    """Whether any input has an axis whose size the model leaves open."""
+    return any(
+        not (d.HasField("dim_value") and d.dim_value > 0)
+        for i in model.graph.input
+        for d in i.type.tensor_type.shape.dim
+    )
+
+
+@dataclass
+class TwoPoints:
+    """Two walks at different input sizes (the same walk twice for a model without open sizes)."""
+
+    first: Walk
+    second: Walk
+    sizes: tuple[dict[str, Shape], dict[str, Shape]]
+    walker: Walker
+
+    def again(self, graph: Graph) -> tuple[Walk, Walk]:
+        """Walk another graph of the same interface (the pruned one) at the same two points."""
+        first = self.walker.walk(graph, self.sizes[0])
+        if self.second is self.first:
+            return first, first
+        return first, self.walker.walk(graph, self.sizes[1], unknown=2003)
+
+
+def two_points(graph: Graph) -> TwoPoints:
+    """Walk the graph at two input sizes that it accepts.
+
+    Raises:
+        ModelError: it accepts none of the sizes tried; the first contradiction is quoted.
+    """
+    walker = Walker()
+    model = graph.model
+    walks: list[Walk] = []
+    sizes: list[dict[str, Shape]] = []
+    error: ModelError | None = None
+    for candidate in _SIZES:
+        shapes = input_shapes(model, *candidate)
+        if shapes in sizes:
+            continue
+        try:
+            walks.append(walker.walk(graph, shapes, unknown=2003 if walks else 1009))
+            sizes.append(shapes)
+        except ModelError as failure:
+            error = error or failure
+            if not is_dynamic(model):
+                break
+        if len(walks) == 2 or (walks and not is_dynamic(model) and not walks[0].open_axes):
+            break
+    if not walks:
+        raise error or ModelError("the model has inputs that are no tensors. Export it with tensor inputs.")
+    if len(walks) == 1 and walks[0].open_axes:
+        walks.append(walker.walk(graph, sizes[0], unknown=2003))
+    second = walks[1] if len(walks) == 2 else walks[0]
+    return TwoPoints(walks[0], second, (sizes[0], sizes[-1]), walker)
+
+
