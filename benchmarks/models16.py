@@ -147,7 +147,7 @@ def _calibrate(model: nn.Module, name: str, generator: torch.Generator) -> None:
 
 
 def sensitivity(model: nn.Module, name: str, layers: int = 8) -> float:
-    """Return the least relative change of the output when one input slice of a layer is zeroed.
+    """Return the least relative change of the output when every third input slice of a layer is zeroed.
 
     `layers` convolutions and linear layers, evenly spread, are tried.
     """
@@ -161,7 +161,7 @@ def sensitivity(model: nn.Module, name: str, layers: int = 8) -> float:
         dense = model(x)
         for reader in readers[:: max(1, len(readers) // layers)]:
             weight = reader.weight
-            slices = weight[:, 1] if weight.shape[1] > 1 else weight[1]
+            slices = weight[:, 1::3] if weight.shape[1] > 1 else weight[1::3]  # one alone may read a dead ReLU
             kept = slices.clone()
             slices.zero_()
             changes.append(float((model(x) - dense).abs().max() / dense.abs().max()))

@@ -1,13 +1,15 @@
 """Inputs for a model that nobody has described: seeded, of the right type, and likely to run.
 
-What an input may hold is read from the graph where the graph says it (ids that index an embedding stay below its
-rows) and from the input's name where it does not (masks, positions, lengths). Sizes of dynamic axes are guessed from
-their names, then from their places; where onnxruntime refuses a guess, a short list of others is tried.
+What an input may hold is read from the graph where the graph says it (ids that index an embedding stay below
+its rows) and from the input's name where it does not (masks, positions, lengths). Sizes of dynamic axes are
+guessed from their names, then from their places; where onnxruntime refuses a guess, a short list of others is
+tried.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 import zlib
@@ -45,9 +47,10 @@ class Guess:
     integers: int = 8
 
 
-# Tried in this order. Why each: the default; exporters that fixed a batch of one inside the graph; the image size
-# that most classifiers were trained for; powers of two for detectors and U-Nets; audio models with a long receptive
-# field; graphs in which axes of different kinds must agree, which size one satisfies by broadcasting.
+# Tried in this order. Why each: the default; exporters that fixed a batch of one inside the graph; the image
+# size that most classifiers were trained for; powers of two for detectors and U-Nets; audio models with a
+# long receptive field; graphs in which axes of different kinds must agree, which size one satisfies by
+# broadcasting.
 _GUESSES = (
     Guess(),
     Guess(batch=1),
@@ -110,7 +113,7 @@ class Recipe:
 
     @property
     def batch(self) -> int:
-        """Samples per run: the size of the batch axis, which is a dynamic one of that name or the first of all."""
+        """Samples per run: the size of the axis called batch, else of the first axis of all."""
         for spec in self.specs:
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, str) and _kind(spec, axis, dim) == "batch":
@@ -132,8 +135,9 @@ _LENGTH = re.compile(r"len(gth)?s?($|_)", re.IGNORECASE)
 
 # Operators whose first operand's values come through unchanged (moved, copied, dropped or clipped at most).
 _CARRIERS = frozenset(
-    "Cast Clip Concat Expand Flatten Gather GatherElements GatherND Identity Max Min Mod Pad Reshape Slice Split "
-    "Squeeze Tile Transpose Unsqueeze Where ReduceMax ReduceMin".split()
+    {"Cast", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max"}
+    | {"Min", "Mod", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    | {"Transpose", "Unsqueeze", "Where"}
 )
 # ... and those among them for which several operands do.
 _CARRIED_OPERANDS = {"Concat": slice(None), "Max": slice(None), "Min": slice(None), "Where": slice(1, None)}
@@ -152,16 +156,17 @@ def make_feeds(
 ) -> dict[str, np.ndarray]:
     """Make seeded inputs for a model, without running it.
 
-    Floats are standard normal. An integer stays below the rows of the embedding that it indexes. By name: a mask is
-    1 on a prefix of each row and 0 after it, positions count up, segments are 0 or 1, lengths are the sequence's.
+    Floats are standard normal. An integer stays below the rows of the embedding that it indexes. By name: a
+    mask is 1 on a prefix of each row and 0 after it, positions count up, segments are 0 or 1, lengths are the
+    sequence's.
 
     Args:
         session_or_model_path: A session, a path, the bytes of a file, or a parsed model.
         seed: The same seed gives the same arrays; an input's values depend on its name, not on its place.
         batch: The size of dynamic batch axes (2 if not given).
         sizes: Sizes of dynamic axes, by the axis' name (the same everywhere) or by ``input[axis]``.
-        ranges: Exclusive upper bounds of inputs, by name; taken from the graph if a model is given instead of a
-            session.
+        ranges: Exclusive upper bounds of inputs, by name; taken from the graph if a model is given instead of
+            a session.
 
     Returns:
         One array per input; a dynamic axis that has one name has one size everywhere.
@@ -226,7 +231,8 @@ def first_run(
         sizes: As for `working_feeds`.
         ranges: Exclusive upper bounds of inputs, from `input_ranges`.
         name: What messages call the model.
-        specs: The inputs to make, where they are narrower than the session's own (a second model must take them too).
+        specs: The inputs to make, where they are narrower than the session's own (a second model must take
+            them too).
 
     Returns:
         The recipe, for more seeds, and the outputs of the run that proved it, in order.
@@ -247,10 +253,8 @@ def first_run(
         except ModelError as error:
             first = first or error
             tried.append(_say_sizes(feeds))
-    raise ModelError(
-        f"{first} (inputs tried: {'; '.join(tried[:3])}{f'; and {len(tried) - 3} more' if len(tried) > 3 else ''}). "
-        f"{_remedy(specs)}"
-    ) from first
+    more = f"; and {len(tried) - 3} more" if len(tried) > 3 else ""
+    raise ModelError(f"{first} (inputs tried: {'; '.join(tried[:3])}{more}). {_remedy(specs)}") from first
 
 
 def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
@@ -261,8 +265,8 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
     2. So does one that reaches an operand of com.microsoft EmbedLayerNormalization with a table of its own.
     3. One that reaches OneHot stays below its depth.
 
-    "Reaches" means: through operators that move or copy values, and through the addition of a constant, which is
-    taken off the bound. Where several bounds meet, the smallest counts.
+    "Reaches" means: through operators that move or copy values, and through the addition of a constant,
+    which is taken off the bound. Where several bounds meet, the smallest counts.
 
     Args:
         model: A parsed model; weights in external files need not be loaded. It is not changed.
@@ -333,7 +337,7 @@ def resolve_sizes(
     return resolved
 
 
-# -- sizes ---------------------------------------------------------------------------------------------------------
+# -- sizes ---------------------------------------------------------------------------------------------------
 
 
 def _attempts(
@@ -400,7 +404,7 @@ def _names(expression: str) -> list[str]:
 
 
 def _evaluate(expression: str, values: Mapping[str, int]) -> int | None:
-    """The value of an axis that is called, say, ``past + sequence`` or ``2*s0``; None where that is no arithmetic."""
+    """The value of an axis that is called, say, ``past + sequence`` or ``2*s0``; None if not computable."""
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body, values)
     except (SyntaxError, ValueError, KeyError, ZeroDivisionError):
@@ -429,7 +433,7 @@ def _value(node: ast.expr, values: Mapping[str, int]) -> int:
     raise ValueError(ast.dump(node))
 
 
-# -- values --------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------------------
 
 
 def _describe(
@@ -442,7 +446,7 @@ def _describe(
 
 
 def _length(spec: TensorSpec, shape: tuple[int, ...]) -> int:
-    """The most that an input with lengths may state, going by one other input: its sequence axis, if that is known."""
+    """The most that an input with lengths may state, going by one other input."""
     named = [
         size
         for dim, size in zip(spec.shape, shape, strict=True)
@@ -483,7 +487,7 @@ def _draw(
 
 
 def _prefix_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Ones on a prefix of at least half of each row: a row without a valid place makes softmax divide by zero."""
+    """Ones on at least the first half of each row: softmax over a row with no valid place is NaN."""
     if not shape:
         return np.ones(())
     size = shape[-1]
@@ -507,11 +511,14 @@ def _remedy(specs: Iterable[TensorSpec]) -> str:
     return "Its inputs have fixed sizes, so the model itself, or the values it needs, are the cause."
 
 
-# -- ranges --------------------------------------------------------------------------------------------------------
+# -- ranges --------------------------------------------------------------------------------------------------
 
 
 class _Tracer:
-    """Follows inputs forward to what they index. `reach` has, per tensor, its inputs and what was added on the way."""
+    """Follows inputs forward to what they index.
+
+    `reach` has, per tensor, the inputs it stems from, each with what was added on the way.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.bounds: dict[str, int] = {}
@@ -536,10 +543,9 @@ class _Tracer:
 
     def _record(self, name: str, tensor: onnx.TensorProto) -> None:
         self.shapes[name] = tuple(tensor.dims)
-        external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if int(np.prod(tensor.dims, dtype=np.int64)) == 1 and not external:
-            if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-                self.constants[name] = int(onnx.numpy_helper.to_array(tensor).item())
+        scalar = math.prod(tensor.dims) == 1 and tensor.data_location != onnx.TensorProto.EXTERNAL
+        if scalar and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            self.constants[name] = int(onnx.numpy_helper.to_array(tensor).item())
 
     def _constant(self, node: onnx.NodeProto) -> None:
         """Constant nodes, and tables behind an operator that keeps or permutes their axes."""
@@ -597,7 +603,8 @@ class _Tracer:
                 ):
                     sources[name] = added + sign * (constant or 0)
         elif node.op_type in _CARRIERS:
-            # Where wraps negative indices, `Where(i < 0, i + rows, i)`: the branch that adds less is the one taken.
+            # Where wraps negative indices, `Where(i < 0, i + rows, i)`: the branch that adds less is the one
+            # taken.
             worse = min if node.op_type == "Where" else max
             for tensor in node.input[_CARRIED_OPERANDS.get(node.op_type, slice(1))]:
                 for name, added in self.reach.get(tensor, {}).items():

@@ -1,8 +1,8 @@
 """onnxruntime behind one door: sessions, their interfaces, and runs that speak numpy.
 
-onnxruntime's Python layer has three habits that every caller would otherwise have to know. Its exceptions have no
-common base below `Exception`; its messages carry C++ source lines; and bfloat16 enters and leaves only through
-`OrtValue`. All three end in this file.
+onnxruntime's Python layer has three habits that every caller would otherwise have to know. Its exceptions
+have no common base below `Exception`; its messages carry C++ source lines; and bfloat16 enters and leaves
+only through `OrtValue`. All three end in this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from spa.errors import ModelError, UnsupportedError
@@ -41,8 +41,9 @@ __all__ = [
 #: What the functions of this package that only look at a model accept: a file, its bytes, or a parsed model.
 Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
 
-#: Everything that onnxruntime raises. Its classes derive from `Exception` one by one, so they are collected from the
-#: extension module; `RuntimeError` and `ValueError` come from its Python layer (missing feeds, unconvertible arrays).
+#: Everything that onnxruntime raises. Its classes derive from `Exception` one by one, so they are collected
+#: from the extension module; `RuntimeError` and `ValueError` come from its Python layer (missing feeds,
+#: unconvertible arrays).
 ORT_ERRORS: tuple[type[Exception], ...] = (
     *sorted(
         (cls for cls in vars(_state).values() if isinstance(cls, type) and issubclass(cls, Exception)),
@@ -70,7 +71,8 @@ class TensorSpec:
     Attributes:
         name: The tensor's name.
         type: onnxruntime's word for its type, such as ``tensor(float)`` or ``seq(tensor(int64))``.
-        shape: One entry per axis: a size, the name of a dynamic axis, or None for a dynamic axis without a name.
+        shape: One entry per axis: a size, the name of a dynamic axis, or None for a dynamic axis without a
+            name.
     """
 
     name: str
@@ -85,7 +87,7 @@ class TensorSpec:
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The numpy type of the elements, or None where numpy (with ml_dtypes) has none that onnxruntime takes."""
+        """The numpy type of the elements, or None where there is none that onnxruntime takes."""
         return _NUMPY.get(self.element)
 
 
@@ -119,10 +121,11 @@ def load_session(
     Args:
         model: A path, the bytes of a file, or a parsed model (below 2 GiB).
         threads: Threads within an operator; operators run one after another.
-        optimise: Whether onnxruntime may rewrite the graph (all its optimisations, as users run it). Off by default:
-            onnxruntime 1.31 merges a zero Pad into MaxPool wrongly from its basic level on, so comparing needs none.
-        profiling: Whether to record a profile; a string is the prefix of its file, else it goes to the temporary
-            folder. `session.end_profiling()` gives the file's name.
+        optimise: Whether onnxruntime may rewrite the graph (all its optimisations, as users run it). Off by
+            default: onnxruntime 1.31 merges a zero Pad into MaxPool wrongly from its basic level on, so
+                comparing needs none.
+        profiling: Whether to record a profile; a string is the prefix of its file, else it goes to the
+            temporary folder. `session.end_profiling()` gives the file's name.
         name: What messages call the model; by default its path or the name of its graph.
 
     Returns:
@@ -211,7 +214,7 @@ def output_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorS
 
 
 def to_ort(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
-    """Feeds as values of onnxruntime's own, which is how bfloat16 goes in and what saves copies in a timed loop.
+    """Feeds as onnxruntime's own values: how bfloat16 goes in, and what saves copies in a timed loop.
 
     Args:
         session: The session that will take them.
@@ -245,7 +248,7 @@ def run(
         One value per output: an array, None for an absent optional, or a list for a sequence.
 
     Raises:
-        ModelError: onnxruntime cannot run the model on these inputs; the message carries its reason in one line.
+        ModelError: onnxruntime cannot run the model on these inputs; the message carries its reason.
         UnsupportedError: An output is of a type that has no numpy form.
     """
     bfloat16 = any("bfloat16" in spec.type for spec in (*input_specs(session), *output_specs(session)))
@@ -259,7 +262,7 @@ def run(
 
 
 def clean_reason(error: BaseException | str) -> str:
-    """onnxruntime's reason in one line, without its error code, C++ source line and function signature.
+    """The reason of onnxruntime in one line, without error code, C++ source line and function signature.
 
     Args:
         error: The exception, or its message.
@@ -267,7 +270,7 @@ def clean_reason(error: BaseException | str) -> str:
     Returns:
         The reason, for the end of a sentence of ours.
 
-    >>> clean_reason("[ONNXRuntimeError] : 1 : FAIL : /src/model.cc:256 ort::Model::Model(const P&, int) Too old.")
+    >>> clean_reason("[ONNXRuntimeError] : 1 : FAIL : /src/model.cc:256 ort::Model::Model(int) Too old.")
     'Too old.'
     """
     text = " ".join(str(error).split())
@@ -287,7 +290,8 @@ def _after_signature(text: str, start: int) -> int:
     while at < len(text):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
         at += 1
-        if depth == 0 and not text.startswith("(", at):  # `operator()(...)` has two pairs.
+        # A pair inside the name, as in `(anonymous namespace)::f(int)` or `operator()(int)`, has no space after it.
+        if depth == 0 and text[at - 1] == ")" and text[at : at + 1] in ("", " "):
             break
     match = re.compile(r"(?: const)?(?: \[with .*?\])?\s*").match(text, at)
     return match.end() if match else at

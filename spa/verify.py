@@ -29,18 +29,19 @@ class OutputDifference:
 
     Attributes:
         name: The output's name.
-        shape_a: Its shape in the first model, at the first seed where the shapes differ, else at the first seed.
+        shape_a: Its shape in the first model, at the first seed where the shapes differ, else at the first
+            seed.
         shape_b: Its shape in the second model.
         dtype_a: Its numpy type in the first model.
         dtype_b: Its numpy type in the second model.
-        max_abs_diff: The largest ``|a - b|``; infinite where one is NaN or infinite and the other is not that; None
-            if the shapes differ or the elements are strings.
+        max_abs_diff: The largest ``|a - b|``; infinite where one is NaN or infinite and the other is not
+            that; None if the shapes differ or the elements are strings.
         relative_l2: ``‖a - b‖ / ‖a‖`` over the finite elements, infinite as above; None as above.
         cosine: ``a·b / (‖a‖ ‖b‖)`` over the finite elements, 1 if both are zero there; None as above.
         nan_a: NaNs in the first model's output.
         nan_b: NaNs in the second model's output.
-        equal: Whether ``|a - b| <= atol + rtol·|a|`` everywhere, with the same shape and type; NaN equals NaN. None if
-            no tolerance was given.
+        equal: Whether ``|a - b| <= atol + rtol·|a|`` everywhere, with the same shape and type; NaN equals
+            NaN. None if no tolerance was given.
     """
 
     name: str
@@ -64,7 +65,8 @@ class VerifyReport:
         same_interface: Whether inputs and outputs agree in names, order, types and shapes.
         interface: Where they do not, one sentence each; `a` is the first model and `b` the second.
         outputs: One entry per output that both have; empty if the second cannot take the first's inputs.
-        equal: Whether the interface is the same and every output is equal under the tolerances; None if none was given.
+        equal: Whether the interface is the same and every output is equal under the tolerances; None if none
+            was given.
         seeds: The seeds of the inputs.
         inputs: The shapes of the inputs that were fed.
         atol: The absolute tolerance, if one was given.
@@ -89,8 +91,8 @@ class VerifyReport:
         """The report as plain data for `json.dumps`.
 
         Returns:
-            A dictionary; numbers that JSON lacks are the strings "Infinity" and "NaN", which Python's `float` reads
-            and which no comparison mistakes for a small number.
+            A dictionary; numbers that JSON lacks are the strings "Infinity" and "NaN", which Python's `float`
+            reads and which no comparison mistakes for a small number.
         """
         return _plain({**asdict(self), "max_abs_diff": self.max_abs_diff})
 
@@ -110,8 +112,8 @@ def verify(
 ) -> VerifyReport:
     """Compare two models on the same seeded inputs, in onnxruntime with its graph optimisations off.
 
-    A different interface is a finding, not an error. Outputs are compared by name. A dynamic axis that only one model
-    has dynamic gets the other's size. One session is open at a time, unless the outputs are large.
+    A different interface is a finding, not an error. Outputs are compared by name. A dynamic axis that only
+    one model has dynamic gets the other's size. One session is open at a time, unless the outputs are large.
 
     Args:
         a: The reference: a path, the bytes of a file, or a parsed model.
@@ -155,7 +157,7 @@ def verify(
         tolerance = None if atol is None and rtol is None else (atol or 0.0, rtol or 0.0)
         outputs = _compare_runs(reference, session, name_b, tolerance)
     interface += [
-        f"Output '{o.name}': its shape is {list(o.shape_a)} in a and {list(o.shape_b)} in b, on the same inputs."
+        f"Output '{o.name}': the same inputs give shape {list(o.shape_a)} in a and {list(o.shape_b)} in b."
         for o in outputs
         if o.shape_a != o.shape_b
     ]
@@ -174,7 +176,7 @@ def verify(
     )
 
 
-# -- running -------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,8 @@ class _Options:
 class _Reference:
     """The first model's side: what it is fed, and what it answers.
 
-    Its session is closed once every answer is known, unless the answers are large: then it stays open and each is
-    computed when it is asked for. Inputs are made anew for each run, so that one set is in memory.
+    Its session is closed once every answer is known, unless the answers are large: then it stays open and
+    each is computed when it is asked for. Inputs are made anew for each run, so that one set is in memory.
     """
 
     def __init__(
@@ -250,7 +252,7 @@ def _compare_runs(
     return tuple(difference.result() for *_, difference in common)
 
 
-# -- the interface -------------------------------------------------------------------------------------------------
+# -- the interface -------------------------------------------------------------------------------------------
 
 
 def _compare_names(kind: str, a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[str]:
@@ -274,7 +276,8 @@ def _compare_inputs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterato
 
 
 def _compare_outputs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[str]:
-    # A declared output shape may be less precise than what comes out; what comes out is compared after the runs.
+    # A declared output shape may be less precise than what comes out; what comes out is compared after the
+    # runs.
     yield from _compare_names("Output", a, b)
     for one, other in _pairs(a, b):
         yield from _compare_types("Output", one, other)
@@ -316,7 +319,7 @@ def _takes(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> bool:
 
 
 def _narrow(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The first model's inputs, with the sizes that the second has fixed; a named axis is fixed everywhere."""
+    """The first model's inputs, with the sizes that the second fixes; a named axis is fixed everywhere."""
     fixed: dict[int | str, int] = {}
     shapes = {spec.name: list(spec.shape) for spec in a}
     for one, other in _pairs(a, b):
@@ -331,7 +334,7 @@ def _narrow(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> tuple[TensorSpe
     )
 
 
-# -- the outputs ---------------------------------------------------------------------------------------------------
+# -- the outputs ---------------------------------------------------------------------------------------------
 
 
 class _Difference:

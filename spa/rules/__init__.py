@@ -1,0 +1,69 @@
+"""The registry: one rule per operator. How to add one: see README.md beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+
+from spa.op import Op
+
+Rule = Callable[[Op], None]
+_RULES: dict[str, Rule] = {}
+_UNSUPPORTED: dict[str, str] = {}
+
+
+def rule(*keys: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of operators, each named ``Op`` or ``domain::Op``.
+
+    Raises:
+        ValueError: an operator has a rule already.
+    """
+
+    def register(function: Rule) -> Rule:
+        for key in keys:
+            if key in _RULES or key in _UNSUPPORTED:
+                raise ValueError(f"{key} has a rule already")
+            _RULES[key] = function
+        return function
+
+    return register
+
+
+def unsupported(key: str, reason: str) -> None:
+    """List an operator as a barrier, with the reason that users read.
+
+    Raises:
+        ValueError: the operator has a rule already.
+    """
+    if key in _RULES or key in _UNSUPPORTED:
+        raise ValueError(f"{key} has a rule already")
+    _UNSUPPORTED[key] = reason
+
+
+@cache
+def _load() -> None:
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    for entry in entry_points(group="spa.rules"):
+        entry.load()
+
+
+def find(key: str) -> Rule | str:
+    """The rule of an operator, or the reason why it has none."""
+    _load()
+    return _RULES.get(key) or _UNSUPPORTED.get(key) or f"no rule for operator {key}"
+
+
+def supported() -> dict[str, Rule]:
+    """All rules by operator, sorted."""
+    _load()
+    return dict(sorted(_RULES.items()))
+
+
+def barriers() -> dict[str, str]:
+    """The operators listed as unsupported, each with its reason, sorted."""
+    _load()
+    return dict(sorted(_UNSUPPORTED.items()))

@@ -1,0 +1,35 @@
+"""Operators that treat every element alike: all unary and all broadcasting operators, and selection among them."""
+
+from spa.op import Op
+from spa.rules import rule
+
+
+@rule(
+    *("Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid").split(),
+    *("HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign").split(),
+    *("Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu BitCast").split(),
+    *("com.microsoft::Gelu com.microsoft::QuickGelu").split(),
+)
+def unary(op: Op) -> None:
+    """An element-wise function: the output's axes are the input's. Spec: the operators' pages, "element-wise"."""
+    op.set(0, op.axes(0))
+
+
+@rule(
+    *("Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Clip Div Equal Greater GreaterOrEqual Less").split(),
+    *("LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor").split(),
+    *("com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::BiasAdd").split(),
+)
+def broadcasting(op: Op) -> None:
+    """Broadcasting: trailing axes are the same. Spec: onnx/docs/Broadcasting.md; scalars and bounds broadcast, too."""
+    given = [i for i in range(len(op.inputs)) if op.has(i)]
+    if op.node.op == "CastLike":
+        given = given[:1]
+    op.broadcast(given)
+
+
+@rule("Dropout")
+def dropout(op: Op) -> None:
+    """Dropout passes its input; the mask has the same axes; ratio and training_mode are scalars."""
+    op.set(0, op.axes(0))
+    op.set(1, op.axes(0))

@@ -1,0 +1,443 @@
+"""Operators that move elements without changing them: reshaping, permuting, joining, cutting, picking, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spa.axes import UNIT, Expr, Kept, concat, product
+from spa.op import Barrier, Op
+from spa.rules import rule
+
+
+def view(op: Op, source: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
+    """The axes of a row-major view: whichever runs of axes have equal products are equal as products."""
+    result: list[Expr] = []
+    left, i, j = list(source), 0, 0
+    while i < len(left) or j < len(shape):
+        start_i, start_j = i, j
+        a = b = 1
+        while True:
+            if a == b and (i > start_i or j > start_j):
+                break
+            if (a <= b and i < len(left)) or j == len(shape):
+                a, i = a * left[i].size, i + 1
+            else:
+                b, j = b * shape[j], j + 1
+        if i - start_i == 1 and j - start_j == 1:
+            result.append(left[start_i])
+            continue
+        new = [op.dim(n) for n in shape[start_j:j]]
+        if a == 0:
+            result += [op.opaque(n) for n in shape[start_j:j]]
+            continue
+        op.unify(product(*left[start_i:i]), product(*new))
+        result += new
+    return result
+
+
+def sizes_of(axes: Sequence[Expr], keep: Sequence[int] = (0, -1)) -> Any:
+    """Restating a list of sizes: each entry is scaled as its axis shrinks; special entries stay."""
+
+    def restate(kept: Kept, old: Any) -> np.ndarray:
+        new = [
+            v if v in keep or kept.size(e) == e.size else v * kept.size(e) // e.size
+            for v, e in zip(np.ravel(old).tolist(), axes, strict=True)
+        ]
+        return np.asarray(new, dtype=np.int64)
+
+    return restate
+
+
+@rule("Reshape")
+def reshape(op: Op) -> None:
+    """The same elements in row-major order. Spec: https://onnx.ai/onnx/operators/onnx__Reshape.html."""
+    shape = op.out_shapes[0]
+    if shape is None:
+        raise Barrier("its output shape is computed from data")
+    axes = view(op, op.axes(0), shape)
+    op.set(0, axes)
+    op.tie(sizes_of(axes, (-1,) if op.attr("allowzero") else (0, -1)), operand=1, attribute="shape")
+
+
+@rule("Flatten")
+def flatten(op: Op) -> None:
+    """Two axes: the product of the axes before `axis`, and of those from it on."""
+    axes = op.axes(0)
+    at = op.positive(op.attr("axis", 1), len(axes))
+    op.set(0, (product(*axes[:at]), product(*axes[at:])))
+
+
+@rule("Transpose")
+def transpose(op: Op) -> None:
+    """The axes permuted by `perm`, reversed by default."""
+    axes = op.axes(0)
+    perm = op.attr("perm") or list(range(len(axes)))[::-1]
+    op.set(0, [axes[p] for p in perm])
+
+
+@rule("Squeeze")
+def squeeze(op: Op) -> None:
+    """Axes of one index are dropped."""
+    axes = op.axes(0)
+    drop = op.ints("axes", 1)
+    gone = {op.positive(a, len(axes)) for a in drop} if drop else {i for i, e in enumerate(axes) if e.size == 1}
+    op.set(0, [e for i, e in enumerate(axes) if i not in gone])
+
+
+@rule("Unsqueeze")
+def unsqueeze(op: Op) -> None:
+    """Axes of one index are inserted at `axes` of the output."""
+    axes = list(op.axes(0))
+    where = op.ints("axes", 1) or []
+    for position in sorted(op.positive(a, len(axes) + len(where)) for a in where):
+        axes.insert(position, UNIT)
+    op.set(0, axes)
+
+
+@rule("Concat")
+def concatenate(op: Op) -> None:
+    """The sum of the operands along `axis`; their other axes are the same."""
+    given = [op.axes(i) for i in range(len(op.inputs)) if op.has(i)]
+    axis = op.positive(op.attr("axis", 1), len(given[0]))
+    for other in given[1:]:
+        for i, (a, b) in enumerate(zip(given[0], other, strict=True)):
+            if i != axis:
+                op.unify(a, b)
+    result = list(given[0])
+    result[axis] = concat(*(a[axis] for a in given))
+    op.set(0, result)
+
+
+@rule("Split")
+def split(op: Op) -> None:
+    """Consecutive pieces along `axis`; sizes from `split`, or equal ones."""
+    axes = op.axes(0)
+    axis = op.positive(op.attr("axis", 0), len(axes))
+    sizes = [s[axis] for s in op.out_shapes if s is not None]
+    if len(sizes) != len(op.outputs):
+        raise Barrier("an output is unused and the sizes of the pieces are not known")
+    pieces = op.space.split(axes[axis], sizes)
+    for i, piece in enumerate(pieces):
+        op.set(i, [*axes[:axis], piece, *axes[axis + 1 :]])
+    if op.has(1) or "split" in op.node.attributes:
+        op.tie(lambda kept, old: np.asarray([kept.size(p) for p in pieces], np.int64), operand=1, attribute="split")
+    else:  # equal pieces by count: they stay equal
+        for piece in pieces[1:]:
+            if piece.size == pieces[0].size:
+                op.unify(pieces[0], piece)
+            else:
+                op.freeze(piece, "an unequal last piece of")
+                op.freeze(pieces[0], "an unequal last piece of")
+
+
+@rule("Slice")
+def slice_(op: Op) -> None:
+    """A run of indices of some axes, every `step`-th of them. Spec: onnx__Slice.html; ends are clipped."""
+    axes = list(op.axes(0))
+    starts, ends = op.ints("starts", 1), op.ints("ends", 2)
+    if starts is None or ends is None:
+        raise Barrier("starts or ends are missing")
+    where = op.ints("axes", 3) or list(range(len(starts)))
+    steps = op.ints("steps", 4) or [1] * len(starts)
+    cuts = []
+    for axis, start, end, step in zip(where, starts, ends, steps, strict=True):
+        axis = op.positive(axis, len(axes))
+        before = axes[axis]
+        axes[axis], head, body = _slice_axis(op, before, start, end, step)
+        cuts.append((before, head, body))
+    op.set(0, axes)
+    op.tie(_restate_bounds(cuts, 0), operand=1, attribute="starts")
+    op.tie(_restate_bounds(cuts, 1), operand=2, attribute="ends")
+
+
+def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Expr, Expr, Expr]:
+    """(the piece taken, what lies before it, what it is taken from)."""
+    n = expr.size
+    chosen = range(n)[slice(start, None if step < 0 and end < -n else end, step)]
+    if step == 1 and chosen:
+        head, rest = op.space.cut(expr, chosen[0])
+        body, _ = op.space.cut(rest, len(chosen))
+        return body, head, body
+    if step > 1 and len(chosen) > 1 and chosen[0] + len(chosen) * step <= n:
+        head, rest = op.space.cut(expr, chosen[0])
+        body, _ = op.space.cut(rest, len(chosen) * step)
+        taken = op.dim(len(chosen))
+        op.unify(body, product(taken, op.dim(step, f"stepped over by {op.node.label}")))
+        return taken, head, body
+    op.freeze(expr, "reversed or unevenly stepped over by" if step != 1 else "emptied by")
+    return op.opaque(len(chosen)), expr, expr
+
+
+def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr]], end: int) -> Any:
+    def restate(kept: Kept, old: Any) -> np.ndarray:
+        new = []
+        for value, (expr, head, body) in zip(np.ravel(old).tolist(), cuts, strict=True):
+            if kept.size(expr) == expr.size or value >= expr.size:
+                new.append(value)  # untouched, or open-ended
+                continue
+            bound = kept.size(head) + (kept.size(body) if end else 0)
+            new.append(bound - kept.size(expr) if value < 0 and bound < kept.size(expr) else bound)
+        return np.asarray(new, dtype=np.int64)
+
+    return restate
+
+
+@rule("Gather")
+def gather(op: Op) -> None:
+    """Picks indices of one axis. Known picks are traced where they form runs; computed ones freeze the axis."""
+    data, picks = op.axes(0), op.axes(1)
+    axis = op.positive(op.attr("axis", 0), len(data))
+    value = op.values[1]
+    expr = data[axis]
+    if value is None or op.space.is_frozen(expr):
+        op.freeze(expr, "looked up by")
+        op.set(0, [*data[:axis], *picks, *data[axis + 1 :]])
+        return
+    indices = np.where(value < 0, value + expr.size, value).reshape(-1)
+    if value.ndim == 1 and (runs := _runs(indices)) is not None:
+        pieces = []
+        for first, count in runs:
+            _, rest = op.space.cut(expr, first)
+            pieces.append(op.space.cut(rest, count)[0])
+        result = concat(*(op.space.resolve(p) for p in pieces))
+        op.set(0, [*data[:axis], result, *data[axis + 1 :]])
+        op.tie(_restate_picks(expr), operand=1)
+        return
+    for index in sorted(set(indices.tolist())):
+        _freeze_index(op, expr, index)
+    op.set(0, [*data[:axis], *(op.opaque(n) for n in value.shape), *data[axis + 1 :]])
+    op.tie(_restate_picks(expr), operand=1)
+
+
+def _freeze_index(op: Op, expr: Expr, index: int) -> None:
+    """One index of an axis stays: cut it out of its Dim (a single index is never removable)."""
+    _, rest = op.space.cut(expr, index)
+    op.space.cut(rest, 1)
+
+
+def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
+    """The indices as runs of consecutive ones: (first, count); None for too many."""
+    if not indices.size:
+        return None
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    if len(breaks) >= most:
+        return None
+    return [(int(r[0]), len(r)) for r in np.split(indices, breaks)]
+
+
+def _restate_picks(expr: Expr) -> Any:
+    def restate(kept: Kept, old: Any) -> Any:
+        mask = kept.mask(expr)
+        if mask.all():
+            return old
+        old = np.asarray(old)
+        places = np.where(old < 0, old + expr.size, old)
+        rank = np.cumsum(mask) - 1
+        new = rank[places]
+        return (new[mask[places]] if old.ndim else new).astype(old.dtype)
+
+    return restate
+
+
+@rule("GatherElements")
+def gather_elements(op: Op) -> None:
+    """Picks by an index tensor of the output's shape; axes of full size but `axis` are the same in both."""
+    _elementwise_picks(op, op.axes(0), op.axes(1))
+    op.set(0, op.axes(1))
+
+
+@rule("ScatterElements", "Scatter")
+def scatter_elements(op: Op) -> None:
+    """The data with some elements replaced."""
+    for a, b in zip(op.axes(1), op.axes(2), strict=True):
+        op.unify(a, b)
+    _elementwise_picks(op, op.axes(0), op.axes(1))
+    op.set(0, op.axes(0))
+
+
+def _elementwise_picks(op: Op, data: Sequence[Expr], picks: Sequence[Expr]) -> None:
+    axis = op.positive(op.attr("axis", 0), len(data))
+    for i, (a, b) in enumerate(zip(data, picks, strict=True)):
+        if i != axis and a.size == b.size:
+            op.unify(a, b)
+        else:
+            op.freeze(a, "indexed by")
+            op.freeze(b, "indexes in")
+
+
+@rule("GatherND")
+def gather_nd(op: Op) -> None:
+    """Picks by index vectors: the batch axes are the same, the indexed ones freeze, the rest pass through."""
+    data, picks = op.axes(0), op.axes(1)
+    batch = op.attr("batch_dims", 0)
+    depth = picks[-1].size
+    for a, b in zip(data[:batch], picks[:batch], strict=True):
+        op.unify(a, b)
+    for e in data[batch : batch + depth]:
+        op.freeze(e, "indexed by")
+    op.freeze(picks[-1], "an index vector of")
+    op.set(0, [*picks[:-1], *data[batch + depth :]])
+
+
+@rule("ScatterND")
+def scatter_nd(op: Op) -> None:
+    """The data with slices replaced at index vectors: the indexed axes freeze, the rest is the updates' rest."""
+    data, picks, updates = op.axes(0), op.axes(1), op.axes(2)
+    depth = picks[-1].size
+    for e in data[:depth]:
+        op.freeze(e, "indexed by")
+    op.freeze(picks[-1], "an index vector of")
+    for a, b in zip(updates, [*picks[:-1], *data[depth:]], strict=True):
+        op.unify(a, b)
+    op.set(0, data)
+
+
+@rule("TensorScatter")
+def tensor_scatter(op: Op) -> None:
+    """A cache updated in place along `axis`; the other axes are the same in cache and update."""
+    cache, update = op.axes(0), op.axes(1)
+    axis = op.positive(op.attr("axis", -2), len(cache))
+    for i, (a, b) in enumerate(zip(cache, update, strict=True)):
+        if i == axis:
+            op.freeze(a, "written to by")
+            op.freeze(b, "written by")
+        else:
+            op.unify(a, b)
+    op.set(0, cache)
+
+
+@rule("Pad")
+def pad(op: Op) -> None:
+    """Each axis with new indices before and after it; padded indices are removable, too. Edges and mirrors freeze."""
+    axes = list(op.axes(0))
+    pads = op.ints("pads", 1)
+    if pads is None:
+        raise Barrier("pads are missing")
+    where = op.ints("axes", 3) or list(range(len(axes)))
+    count = len(where)
+    places: list[tuple[Expr, Expr]] = [(UNIT, UNIT)] * count
+    mode = op.attr("mode", "constant")
+    for i, axis in enumerate(where):
+        axis = op.positive(axis, len(axes))
+        before, after = pads[i], pads[i + count]
+        if before == after == 0:
+            continue
+        if mode != "constant" or before < 0 or after < 0:
+            op.freeze(axes[axis], "mirrored, repeated or cropped by")
+            axes[axis] = op.opaque(axes[axis].size + before + after)
+            continue
+        head, tail = op.dim(before), op.dim(after)
+        places[i] = (head, tail)
+        axes[axis] = concat(head, axes[axis], tail)
+    op.set(0, axes)
+    widths = [p[0] for p in places] + [p[1] for p in places]
+    sized = [w if pads[i] > 0 else None for i, w in enumerate(widths)]
+    op.tie(
+        lambda kept, old: np.asarray(
+            [v if w is None else kept.size(w) for v, w in zip(np.ravel(old).tolist(), sized, strict=True)], np.int64
+        ),
+        operand=1,
+        attribute="pads",
+    )
+
+
+@rule("Expand")
+def expand(op: Op) -> None:
+    """Broadcasting to a shape: stretched axes are new dimensions."""
+    shape = op.out_shapes[0]
+    if shape is None:
+        raise Barrier("its output shape is computed from data")
+    axes = op.axes(0)
+    padded = [UNIT] * (len(shape) - len(axes)) + list(axes)
+    result = [e if e.size == n else op.dim(n) for e, n in zip(padded, shape, strict=True)]
+    op.set(0, result)
+    value = op.values[1] if op.has(1) else None
+    rank = len(shape) if value is None else value.size
+    op.tie(sizes_of(result[len(result) - rank :], (1,)), operand=1)
+
+
+@rule("Tile")
+def tile(op: Op) -> None:
+    """Each axis repeated: a product of the repeats and the axis."""
+    repeats = op.ints("repeats", 1)
+    if repeats is None:
+        raise Barrier("repeats are computed from data")
+    axes = op.axes(0)
+    dims = [op.dim(r) for r in repeats]
+    op.set(0, [product(r, e) for r, e in zip(dims, axes, strict=True)])
+    op.tie(sizes_of(dims, (1,)), operand=1)
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(op: Op) -> None:
+    """A filled tensor: all its axes are new dimensions."""
+    axes = [op.dim(n) for n in op.out_shapes[0] or ()]
+    op.set(0, axes)
+    if axes:
+        op.tie(sizes_of(axes, ()), operand=0)
+
+
+@rule("DepthToSpace")
+def depth_to_space(op: Op) -> None:
+    """Blocks of channels become pixels; `DCR`: (b b c), `CRD`: (c b b). Spec: onnx__DepthToSpace.html."""
+    n, channels, height, width = op.axes(0)
+    block = op.attr("blocksize")
+    rows, columns = op.opaque(block, "block of"), op.opaque(block, "block of")
+    depth = op.dim(channels.size // block**2)
+    crd = op.attr("mode", "DCR") == "CRD"
+    op.unify(channels, product(depth, rows, columns) if crd else product(rows, columns, depth))
+    op.set(0, (n, depth, product(height, rows), product(width, columns)))
+
+
+@rule("SpaceToDepth")
+def space_to_depth(op: Op) -> None:
+    """Pixels of a block become channels: (b b c)."""
+    n, depth, height, width = op.axes(0)
+    block = op.attr("blocksize")
+    rows, columns = op.opaque(block, "block of"), op.opaque(block, "block of")
+    small = [op.dim(e.size // block) for e in (height, width)]
+    op.unify(height, product(small[0], rows))
+    op.unify(width, product(small[1], columns))
+    op.set(0, (n, product(rows, columns, depth), *small))
+
+
+@rule("Resize", "Upsample")
+def resize(op: Op) -> None:
+    """Axes whose size and scale stay pass through; resampled ones freeze."""
+    axes = op.axes(0)
+    shape = op.out_shapes[0]
+    if shape is None:
+        raise Barrier("its output shape is computed from data")
+    result = []
+    for e, size in zip(axes, shape, strict=True):
+        if e.size != size:
+            op.freeze(e, "resampled by")
+        result.append(e if e.size == size else op.opaque(size))
+    op.set(0, result)
+    given = op.attr("axes")
+    sized = [result[op.positive(a, len(axes))] for a in given] if given else result
+    if len(op.inputs) > 3 and op.has(3):
+        op.tie(sizes_of(sized, ()), operand=3)
+
+
+@rule("ReverseSequence")
+def reverse_sequence(op: Op) -> None:
+    """The time axis is reversed up to each row's length; the rest passes through."""
+    axes = op.axes(0)
+    time = op.attr("time_axis", 0)
+    op.freeze(axes[time], "reversed by")
+    op.unify(axes[op.attr("batch_axis", 1)], op.axes(1)[0])
+    op.set(0, axes)
+
+
+@rule("Trilu")
+def trilu(op: Op) -> None:
+    """A triangle of the last two axes, which must keep their places."""
+    axes = op.axes(0)
+    for e in axes[-2:]:
+        op.freeze(e, "cut to a triangle by")
+    op.set(0, axes)
+

@@ -1,0 +1,75 @@
+"""Normalisations: statistics over some axes cross those dimensions; scales and biases follow the channels."""
+
+from __future__ import annotations
+
+from spa.notation import apply, rule_of
+from spa.op import Op
+from spa.rules import rule
+
+rule("BatchNormalization")(
+    rule_of(
+        "X[n c *s], scale[c], B[c], input_mean[c], input_var[c]"
+        " -> Y[n c *s], running_mean[c], running_var[c], saved_mean[c], saved_var[c]"
+    )
+)
+rule("InstanceNormalization")(rule_of("input[n c *s], scale[c], B[c] -> output[n c *s]"))
+
+
+@rule("LayerNormalization", "RMSNormalization")
+def layer_norm(op: Op) -> None:
+    """Statistics over the axes from `axis` on; scale and bias broadcast. Spec: onnx__LayerNormalization.html."""
+    axes = op.axes(0)
+    axis = op.positive(op.attr("axis", -1), len(axes))
+    for e in axes[axis:]:
+        op.cross(e)
+    op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])
+    for output in (1, 2):
+        op.set(output, [*axes[:axis], *(op.dim(1) for _ in axes[axis:])])
+
+
+@rule("GroupNormalization")
+def group_norm(op: Op) -> None:
+    """Statistics within each of num_groups groups: whole groups go exactly, places in a group cross.
+
+    Spec: onnx__GroupNormalization.html; scale and bias are per group before opset 21, per channel since.
+    """
+    groups = op.attr("num_groups")
+    scale = "[g]" if op.node.version < 21 else "[(g c)]"
+    letters = apply(op, f"X[n (g c) *s], scale{scale}, bias{scale} -> Y[n (g c) *s]", {"g": groups})
+    op.cross(letters["c"])
+    op.tie_attribute("num_groups", letters["g"])
+
+
+@rule("LpNormalization")
+def lp_normalization(op: Op) -> None:
+    """Divides by the norm over `axis`."""
+    axes = op.axes(0)
+    op.cross(axes[op.attr("axis", -1)])
+    op.set(0, axes)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(op: Op) -> None:
+    """Standardises over `axes`, (0, 2, 3) by default."""
+    axes = op.axes(0)
+    for axis in op.attr("axes", [0, 2, 3]):
+        op.cross(axes[axis])
+    op.set(0, axes)
+
+
+@rule("LRN")
+def local_response(op: Op) -> None:
+    """Divides by the sum of squares of neighbouring channels: neighbours matter, so removal changes statistics."""
+    axes = op.axes(0)
+    op.cross(axes[1])
+    op.set(0, axes)
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(op: Op) -> None:
+    """Normalises over `axis`; before opset 13 over all axes from it on. Hardmax picks one."""
+    axes = op.axes(0)
+    axis = op.positive(op.attr("axis", -1 if op.node.version >= 13 else 1), len(axes))
+    for e in [axes[axis]] if op.node.version >= 13 else axes[axis:]:
+        op.cross(e)
+    op.set(0, axes)
