@@ -28,7 +28,6 @@ ROOT = HERE.parent
 RESULTS = HERE / "results"
 THREADS = 2
 GIB = 1024**3
-MIB = 1024**2
 
 _PACKAGES = ("spa-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "torch-pruning", "onnxsim")
 _MEMORY_SIGNS = ("MemoryError", "bad_alloc", "can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -85,7 +84,7 @@ class Child:
         status: "ok", "failed", "out of memory" or "timeout".
         reason: One line that says why, empty when ok.
         seconds: Wall-clock time of the whole process.
-        peak_mb: Largest resident set, MiB.
+        peak_mb: Largest resident set, MB (10^6 bytes).
         data: What the child handed to `answer`.
     """
 
@@ -123,7 +122,7 @@ def run(command: Sequence[str], timeout: float = 600, memory: int | None = None,
         code, usage, late = _wait(process, start + timeout)
         seconds = time.perf_counter() - start
         texts = [_text(stream) for stream in (out, err)]
-    peak = usage.ru_maxrss / 1024  # Linux counts in KiB
+    peak = usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
     status, reason = _verdict(code, late, texts[1], timeout)
     return Child(status, reason, round(seconds, 3), round(peak, 1), _answered(texts[0]))
 

@@ -236,12 +236,12 @@ def ensure(cache: Path, names: tuple[str, ...] | list[str], exporters: tuple[str
     for name in names:
         for exporter in exporters:
             path = cached(cache, name, exporter)
-            if path.exists():
+            if path.exists() and path.with_suffix(".json").exists():
                 report[path.stem] = json.loads(path.with_suffix(".json").read_text())
                 continue
             child = common.python("models16.py", "--cache", str(cache), "--child", name, exporter, timeout=1200)
             report[path.stem] = child.data or {"status": child.status, "reason": child.reason}
-            report[path.stem] |= {"process seconds": child.seconds, "peak MiB": child.peak_mb}
+            report[path.stem] |= {"process seconds": child.seconds, "peak MB": child.peak_mb}
             print(path.stem, report[path.stem], flush=True)
     return report
 

@@ -266,6 +266,9 @@ class Space:
         expr = self.resolve(expr)
         if at == 0 or at == expr.size:
             return (Sum(()), expr) if at == 0 else (expr, Sum(()))
+        if self.is_frozen(expr):  # frozen Dims need no refinement
+            reason = self._a_reason(expr)
+            return self.dim(at, reason), self.dim(expr.size - at, reason)
         if isinstance(expr, Dim):
             first, rest = self.dim(at), self.dim(expr.size - at)
             self._bind(expr, concat(first, rest))

@@ -59,7 +59,8 @@ class ModelBench:
         file_bytes: The file, with its external data.
         peak_memory_bytes: The most resident memory that loading and running takes, beyond what the process
             had after importing onnxruntime; None where the platform does not say or it was not asked for.
-        speedup: The first model's median latency per sample over this one's: above 1 is faster.
+        speedup: The first model's latency per sample over this one's in the same round, the median over the
+            rounds: above 1 is faster. A round that a busy machine slows counts as any other.
         size_ratio: This file's size over the first's: below 1 is smaller.
         memory_ratio: This model's peak memory over the first's; None if one is unknown.
     """
@@ -126,7 +127,7 @@ def bench(
     """Measure models in onnxruntime as users run them: on the CPU, with all its graph optimisations.
 
     Args:
-        models: Paths, bytes of files, or parsed models (or one of them); the others are compared with the first.
+        models: Paths, bytes of files, or parsed models, or one of these; the first is the yardstick.
         runs: Timed runs of each model. If not given, `seconds` decides.
         seconds: About how long to time each model, in seconds (10 to 10,000 runs).
         warmup: Runs of each model that are not timed.
@@ -184,7 +185,7 @@ def bench(
             batch=batches[at],
             file_bytes=sizes_on_disk[at],
             peak_memory_bytes=memory[at],
-            speedup=float((medians[0] / batches[0]) / (medians[at] / batches[at])),
+            speedup=float(np.median(times[0] / times[at])) * batches[at] / batches[0],
             size_ratio=sizes_on_disk[at] / sizes_on_disk[0],
             memory_ratio=_ratio(memory[at], memory[0]),
         )
@@ -379,8 +380,8 @@ def _measure_memory(job_json: str) -> str:
 
 def _start_watching() -> int | None:
     """Resident bytes now, from which on the peak counts."""
-    # Linux: sets the high-water mark back to what is resident now (man 5 proc, clear_refs). Elsewhere, or where
-    # it is not allowed, the mark that the imports have left is the base.
+    # Linux: sets the high-water mark back to what is resident now (man 5 proc, clear_refs). Elsewhere, or
+    # where it is not allowed, the mark that the imports have left is the base.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak_resident()

@@ -107,8 +107,8 @@ class Graph:
     Attributes:
         model: the message itself; read here, edited only by surgery on its own copy.
         nodes: all nodes in topological order.
-        constants: tensors by name: initializers that are no inputs, and the values of Constant nodes.
-        inputs: the names of the graph inputs (initializers that may be overridden are inputs, too).
+        constants: tensors by name: initializers and the values of Constant nodes.
+        inputs: the names of the graph inputs that have no initializer.
         outputs: the names of the graph outputs.
         users: for each tensor the (node, operand) pairs that read it.
         captured: names that a node's subgraphs read, by node index.
@@ -121,11 +121,12 @@ class Graph:
         self.opset = versions.get("", 1)
         self.nodes = [Node(n, i, versions.get(domain_of(n), 1)) for i, n in enumerate(graph.node)]
         initializers = {t.name: t for t in graph.initializer}
-        self.inputs = [i.name for i in graph.input]
+        # Initializers that are listed as inputs, too, are weights whose value a caller could replace: old exporters
+        # list all of them. They are pruned like other weights.
+        self.inputs = [i.name for i in graph.input if i.name not in initializers]
         self.outputs = [o.name for o in graph.output]
         self.initializers = initializers
-        overridable = initializers.keys() & set(self.inputs) if model.ir_version >= 4 else set()
-        self.constants = {k: v for k, v in initializers.items() if k not in overridable}
+        self.constants = dict(initializers)
         self.constant_nodes: dict[str, Node] = {}
         self.users: dict[str, list[tuple[Node, int]]] = {}
         self.captured: dict[int, list[str]] = {}

@@ -290,7 +290,7 @@ def _after_signature(text: str, start: int) -> int:
     while at < len(text):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
         at += 1
-        # A pair inside the name, as in `(anonymous namespace)::f(int)` or `operator()(int)`, has no space after it.
+        # A pair inside the name, as in `(anonymous namespace)::f(int)`, has no space after it.
         if depth == 0 and text[at - 1] == ")" and text[at : at + 1] in ("", " "):
             break
     match = re.compile(r"(?: const)?(?: \[with .*?\])?\s*").match(text, at)

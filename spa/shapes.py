@@ -50,6 +50,7 @@ class Walk:
     open_axes: set[tuple[str, int]] = field(default_factory=set)
 
 
+Override = Callable[[Node, Walk], Mapping[int, np.ndarray]]
 ContribShape = Callable[[Node, Sequence["Shape | None"], Sequence[int]], list[tuple[int, Shape]]]
 _CONTRIB: dict[str, ContribShape] = {}
 
@@ -73,20 +74,23 @@ class Walker:
     def __init__(self) -> None:
         self._memo: dict[Any, list[tuple[int, Shape, bool]]] = {}
 
-    def walk(self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009) -> Walk:
+    def walk(
+        self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009, override: Override | None = None
+    ) -> Walk:
         """One walk over the graph.
 
         Args:
             graph: the model.
             inputs: a concrete shape for every graph input.
             unknown: the size made up for axes whose size depends on data.
+            override: asked before each node is inferred: (node, walk so far) → operand values to use instead.
 
         Raises:
             ModelError: an operator's inputs contradict its specification at these sizes.
         """
         walk = Walk()
         for info in graph.model.graph.input:
-            if info.type.HasField("tensor_type"):
+            if info.type.HasField("tensor_type") and info.name in inputs:
                 walk.dtype[info.name] = info.type.tensor_type.elem_type
                 walk.shape[info.name] = inputs[info.name]
         for name, tensor in graph.constants.items():
@@ -95,7 +99,7 @@ class Walker:
             if node.op == "Constant" and node.outputs[0] in walk.shape:
                 continue
             if not self._fold(node, walk):
-                self._infer(graph, node, walk, unknown)
+                self._infer(graph, node, walk, unknown, override(node, walk) if override else {})
         return walk
 
     @staticmethod
@@ -135,12 +139,15 @@ class Walker:
                 walk.computed.add(name)
         return True
 
-    def _infer(self, graph: Graph, node: Node, walk: Walk, unknown: int) -> None:
+    def _infer(
+        self, graph: Graph, node: Node, walk: Walk, unknown: int, values: Mapping[int, np.ndarray]
+    ) -> None:
         shapes = [walk.shape.get(name) if name else None for name in node.inputs]
         if any(name and name not in walk.shape for name in node.inputs):
             return
         dtypes = [walk.dtype.get(name, 0) if name else 0 for name in node.inputs]
-        found = self._memoised(node, shapes, dtypes, [walk.value.get(name) for name in node.inputs], walk)
+        given = [values.get(i, walk.value.get(name)) for i, name in enumerate(node.inputs)]
+        found = self._memoised(node, shapes, dtypes, given, walk)
         if found is None:
             found = _declared(graph, node)
         for name, (dtype, shape, _) in zip(node.outputs, found, strict=False):
@@ -243,7 +250,10 @@ def input_shapes(model: ModelProto, batch: int, sequence: int, image: int) -> di
     """Concrete shapes of all inputs; equal symbolic names get equal sizes."""
     named: dict[str, int] = {}
     shapes = {}
+    weights = {t.name for t in model.graph.initializer}
     for info in model.graph.input:
+        if info.name in weights:
+            continue
         tensor = info.type.tensor_type
         dims = tensor.shape.dim
         shape = []
@@ -275,12 +285,17 @@ class TwoPoints:
     sizes: tuple[dict[str, Shape], dict[str, Shape]]
     walker: Walker
 
-    def again(self, graph: Graph) -> tuple[Walk, Walk]:
-        """Walk another graph of the same interface (the pruned one) at the same two points."""
-        first = self.walker.walk(graph, self.sizes[0])
-        if self.second is self.first:
-            return first, first
-        return first, self.walker.walk(graph, self.sizes[1], unknown=2003)
+    def again(self, graph: Graph, overrides: Sequence[Override]) -> list[Walk]:
+        """Walk another graph of the same interface (the pruned one) at the same points."""
+        unknown = (1009, 2003)
+        return [
+            self.walker.walk(graph, self.sizes[i], unknown[i], override) for i, override in enumerate(overrides)
+        ]
+
+    @property
+    def walks(self) -> list[Walk]:
+        """The distinct walks: one for a model without open sizes."""
+        return [self.first] if self.second is self.first else [self.first, self.second]
 
 
 def two_points(graph: Graph) -> TwoPoints:

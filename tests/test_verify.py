@@ -43,7 +43,7 @@ def unary(*operators: str, dtype: int = F, out: int | None = None, **attributes)
     return model(nodes, [value("x", dtype, [2, 7])], [value("y", out or dtype, [2, 7])])
 
 
-# -- outputs ---------------------------------------------------------------------------------------------------
+# -- outputs ---------------------------------------------------------------------------------------------
 
 
 def test_a_model_equals_itself():
@@ -201,8 +201,8 @@ def test_large_outputs_are_compared_while_both_sessions_are_open(monkeypatch):
 
 
 def test_optimisations_are_off():
-    # onnxruntime 1.31 merges this Pad into the MaxPool, which is wrong for negative inputs (STACK). With them on,
-    # the merged model would differ from the one whose Pad cannot be merged (it is constant 0.0 in mode "edge" form).
+    # onnxruntime 1.31 merges this Pad into the MaxPool, which is wrong for negative inputs (STACK); where the
+    # padded tensor is an output too, it cannot.
     def pooled(kept: bool) -> onnx.ModelProto:
         nodes = [
             helper.make_node("Pad", ["x", "pads"], ["p"]),
@@ -213,11 +213,12 @@ def test_optimisations_are_off():
         return model(nodes, [value("x", F, [1, 1, 5, 5])], outputs, {"pads": pads})
 
     negative = [{"x": -np.ones((1, 1, 5, 5), np.float32)}]
-    report = verify(pooled(False), pooled(True), feeds=negative)
-    assert report.outputs[0].max_abs_diff == 0.0
+    for kept in (False, True):
+        report = verify(pooled(kept), pooled(not kept), feeds=negative)
+        assert report.outputs[0].max_abs_diff == 0.0
 
 
-# -- interface -------------------------------------------------------------------------------------------------
+# -- interface -------------------------------------------------------------------------------------------
 
 
 def test_a_renamed_output_is_found_and_not_compared():
@@ -273,6 +274,15 @@ def test_a_batch_that_became_fixed_is_found_and_fed(swap):
     assert report.max_abs_diff == 0.0
 
 
+def test_a_batch_that_one_input_fixes_is_fed_to_all():
+    def total(*rows: int | str) -> onnx.ModelProto:
+        inputs = [value(name, F, [size, 3]) for name, size in zip("xz", rows, strict=True)]
+        return model([helper.make_node("Add", ["x", "z"], ["y"])], inputs, [value("y", F, None)])
+
+    report = verify(total("batch", "batch"), total(5, "batch"))
+    assert report.inputs == {"x": (5, 3), "z": (5, 3)}
+
+
 def test_a_dynamic_axis_with_another_name_is_the_same():
     assert verify(linear(rows="batch"), linear(rows="N")).same_interface
 
@@ -297,7 +307,7 @@ def test_an_input_that_the_second_lacks_is_found_and_left_out():
     assert report.max_abs_diff == 0.0
 
 
-# -- what is accepted, what is refused -------------------------------------------------------------------------
+# -- what is accepted, what is refused -------------------------------------------------------------------
 
 
 def test_paths_bytes_and_protos_are_accepted(tmp_path):
@@ -351,7 +361,7 @@ def test_the_inputs_are_left_as_they_were():
     assert (a.SerializeToString(), b.SerializeToString()) == before
 
 
-# -- the report ------------------------------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------------
 
 
 def test_the_report_is_json_also_where_numbers_are_not():

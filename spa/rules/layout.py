@@ -192,30 +192,18 @@ def gather(op: Op) -> None:
     axis = op.positive(op.attr("axis", 0), len(data))
     value = op.values[1]
     expr = data[axis]
-    if value is None or op.space.is_frozen(expr):
+    runs = _runs(np.where(value < 0, value + expr.size, value).reshape(-1)) if value is not None else None
+    if value is None or runs is None or not op.constant[1] or op.space.is_frozen(expr):
         op.freeze(expr, "looked up by")
         op.set(0, [*data[:axis], *picks, *data[axis + 1 :]])
         return
-    indices = np.where(value < 0, value + expr.size, value).reshape(-1)
-    if value.ndim == 1 and (runs := _runs(indices)) is not None:
-        pieces = []
-        for first, count in runs:
-            _, rest = op.space.cut(expr, first)
-            pieces.append(op.space.cut(rest, count)[0])
-        result = concat(*(op.space.resolve(p) for p in pieces))
-        op.set(0, [*data[:axis], result, *data[axis + 1 :]])
-        op.tie(_restate_picks(expr), operand=1)
-        return
-    for index in sorted(set(indices.tolist())):
-        _freeze_index(op, expr, index)
-    op.set(0, [*data[:axis], *(op.opaque(n) for n in value.shape), *data[axis + 1 :]])
-    op.tie(_restate_picks(expr), operand=1)
-
-
-def _freeze_index(op: Op, expr: Expr, index: int) -> None:
-    """One index of an axis stays: cut it out of its Dim (a single index is never removable)."""
-    _, rest = op.space.cut(expr, index)
-    op.space.cut(rest, 1)
+    pieces = []
+    for first, count in runs:
+        _, rest = op.space.cut(expr, first)
+        pieces.append(op.space.cut(rest, count)[0])
+    taken = view(op, [concat(*(op.space.resolve(p) for p in pieces))], value.shape)
+    op.set(0, [*data[:axis], *taken, *data[axis + 1 :]])
+    op.tie(_restate_picks(expr, taken), operand=1)
 
 
 def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
@@ -228,16 +216,14 @@ def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
     return [(int(r[0]), len(r)) for r in np.split(indices, breaks)]
 
 
-def _restate_picks(expr: Expr) -> Any:
+def _restate_picks(expr: Expr, taken: Sequence[Expr]) -> Any:
     def restate(kept: Kept, old: Any) -> Any:
         mask = kept.mask(expr)
         if mask.all():
             return old
-        old = np.asarray(old)
-        places = np.where(old < 0, old + expr.size, old)
+        places = np.where(old < 0, np.asarray(old) + expr.size, old)
         rank = np.cumsum(mask) - 1
-        new = rank[places]
-        return (new[mask[places]] if old.ndim else new).astype(old.dtype)
+        return rank[places[mask[places]]].reshape([kept.size(e) for e in taken]).astype(np.asarray(old).dtype)
 
     return restate
 

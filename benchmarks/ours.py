@@ -1,0 +1,107 @@
+"""Run SPA on one file, in this process, and hand the figures to the parent (`common.answer`).
+
+    python benchmarks/ours.py prune FILE [--out FILE] [--round-to N]
+    python benchmarks/ours.py analyze FILE
+    python benchmarks/ours.py exact FILE
+    python benchmarks/ours.py bench FILE [FILE ...]
+
+Everything that depends on SPA's interface is in this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+from peers import RATIO, Stopwatch
+
+_OPTIONS: dict[str, Any] = {"ratio": RATIO, "of": "channels", "ranking": "uniform", "criterion": "l2"}
+
+
+def command(path: Path, out: Path) -> list[str]:
+    """Return the command line that prunes a file as `prune` here does, as a whole process."""
+    options = [part for key, value in _OPTIONS.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "spa.cli", "prune", str(path), "-o", str(out), *options,
+            "--round-to", "1", "--cross-norm"]  # fmt: skip
+
+
+def prune(path: Path, out: Path | None, round_to: int) -> dict[str, Any]:
+    """Halve every group, normalisation crossings included, and return counts and seconds.
+
+    "prune" is everything from the path to the pruned model in memory; "save" writes and verifies it.
+    """
+    watch = Stopwatch()
+    import spa
+
+    watch.lap("import")
+    result = spa.prune(path, **_OPTIONS, round_to=round_to, cross_norm=True)
+    watch.lap("prune")
+    if out:
+        result.save(out)
+        watch.lap("save")
+    import counting
+
+    counts = {"before": counting.parameters(path), "after": counting.parameters(result.model)}
+    return counts | {"seconds": watch.seconds, "report": result.report.to_dict()}
+
+
+def analyze(path: Path) -> dict[str, Any]:
+    """Analyse a file twice; the second time shows the cost without first-use costs."""
+    watch = Stopwatch()
+    import spa
+
+    watch.lap("import")
+    spa.analyze(path)
+    watch.lap("analysis")
+    spa.analyze(path)
+    watch.lap("analysis again")
+    return {"seconds": watch.seconds}
+
+
+def exact(path: Path) -> dict[str, Any]:
+    """Prune the groups that cross no normalisation and compare with the masked original.
+
+    Only there the two must be equal: removing channels under a normalisation changes its statistics.
+    """
+    import spa
+
+    result = spa.prune(path, **_OPTIONS, round_to=1, cross_norm=False)
+    return {"error": _oracle_error(path, result)}
+
+
+def _oracle_error(path: Path, result: Any) -> float:
+    """Return the largest difference between the pruned and the masked original, relative to the outputs' size."""
+    from spa.masking import oracle_error
+
+    return float(oracle_error(path, result.plan))
+
+
+def bench(paths: list[Path], seconds: float) -> dict[str, Any]:
+    """Time models in onnxruntime, alternating."""
+    from spa.bench import bench as run
+
+    return run(paths, seconds=seconds, threads=common.THREADS).to_dict()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("task", choices=("prune", "analyze", "exact", "bench"))
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4.0, help="bench: time for each model")
+    options = parser.parse_args()
+    if options.task == "bench":
+        common.answer(bench(options.paths, options.seconds))
+    elif options.task == "prune":
+        common.answer(prune(options.paths[0], options.out, options.round_to))
+    else:
+        common.answer({"analyze": analyze, "exact": exact}[options.task](options.paths[0]))
+
+
+if __name__ == "__main__":
+    main()
