@@ -1,7 +1,8 @@
 """What the benchmarks share: machine and versions, measured child processes, tables in Markdown.
 
-This module imports the standard library only. A child's peak memory as the kernel reports it is never less than
-what its parent held when it started it, so the parents stay small: models are built and pruned in children.
+This module imports the standard library only. A child's peak memory as the kernel reports it is never
+less than what its parent held when it started it, so the parents stay small: models are built and pruned
+in children.
 """
 
 from __future__ import annotations
@@ -29,12 +30,28 @@ RESULTS = HERE / "results"
 THREADS = 2
 GIB = 1024**3
 
-_PACKAGES = ("spa-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "torch-pruning", "onnxsim")
-_MEMORY_SIGNS = ("MemoryError", "bad_alloc", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+_PACKAGES = (
+    "spa-onnx",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "onnxsim",
+)
+_MEMORY_SIGNS = (
+    "MemoryError",
+    "bad_alloc",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+)
 _MARK = "@@result "
 
 
-# --- machine and versions ---------------------------------------------------------------------------------------
+# -- machine and versions --------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
@@ -60,7 +77,10 @@ def load() -> float:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -73,7 +93,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-# --- measured child processes -----------------------------------------------------------------------------------
+# -- measured child processes ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,9 @@ class Child:
         return asdict(self)
 
 
-def run(command: Sequence[str], timeout: float = 600, memory: int | None = None, cores: int | None = None) -> Child:
+def run(
+    command: Sequence[str], timeout: float = 600, memory: int | None = None, cores: int | None = None
+) -> Child:
     """Run a command to its end and measure it.
 
     Args:
@@ -116,8 +138,13 @@ def run(command: Sequence[str], timeout: float = 600, memory: int | None = None,
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=_environment(),
-            start_new_session=True, preexec_fn=lambda: _restrict(memory, cores),
+            command,
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=lambda: _restrict(memory, cores),
         )
         code, usage, late = _wait(process, start + timeout)
         seconds = time.perf_counter() - start
@@ -140,7 +167,9 @@ def answer(data: Mapping[str, Any]) -> None:
 def _environment() -> dict[str, str]:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run would compile its modules anew
+    return environment
 
 
 def _restrict(memory: int | None, cores: int | None) -> None:
@@ -185,7 +214,7 @@ def _answered(output: str) -> dict[str, Any]:
     return json.loads(marked[-1].removeprefix(_MARK)) if marked else {}
 
 
-# --- results ----------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -223,8 +252,12 @@ def previous(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """Return a command-line parser with the options that all benchmarks know."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "spa-models16",
-                        help="folder of the exported models (default: in the system's temporary folder)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "spa-models16",
+        help="folder of the exported models (default: in the system's temporary folder)",
+    )
     parser.add_argument("--only", nargs="*", default=None, metavar="MODEL", help="these models only")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go")
     return parser

@@ -1,4 +1,4 @@
-"""Count the parameters of an ONNX file as PyTorch counts a module's, so that the columns of a table compare."""
+"""Count the parameters of an ONNX file as PyTorch counts a module's, so that tables compare."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 
 import onnx
 
-_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+_FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+}
 
 
 def parameters(model: onnx.ModelProto | str | Path) -> int:
-    """Return the number of elements of the floating-point initializers, BatchNorm's running statistics left out.
+    """Return the number of elements of the floating-point initializers.
 
-    PyTorch holds the running statistics as buffers, not as parameters. An initializer that is only written behind
-    an Identity (the exporters' way to share equal ones) is followed to its reader.
+    BatchNorm's running statistics are left out: PyTorch holds them as buffers, not as parameters. They are
+    found behind an Identity too (the exporters' way to share equal initializers).
     """
     if not isinstance(model, onnx.ModelProto):
         model = onnx.load(model, load_external_data=False)

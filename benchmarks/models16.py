@@ -1,9 +1,10 @@
 """Build torchvision's sixteen benchmark networks and export each to ONNX with PyTorch's exporters.
 
-    python benchmarks/models16.py --cache DIR [--only resnet50 ...] [--exporters torchscript dynamo dynamo-opt]
+    python benchmarks/models16.py --cache DIR [--only resnet50 ...] [--exporters torchscript dynamo]
 
-writes DIR/NAME.EXPORTER.onnx and, beside it, DIR/NAME.EXPORTER.json (seconds, bytes, nodes, versions). Weights are
-random, but perturbed so that the output depends on all of them: fresh networks are nearly blind to wrong slices.
+writes DIR/NAME.EXPORTER.onnx and, beside it, DIR/NAME.EXPORTER.json (seconds, bytes, nodes, versions).
+Weights are random, but perturbed so that the output depends on all of them: fresh networks are nearly
+blind to wrong slices.
 
 Exporters:
     torchscript   torch.onnx.export(dynamo=False), opset 17, no constant folding
@@ -18,6 +19,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +30,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAMES = (
-    "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "googlenet", "regnet_y_400mf",
-    "mnasnet1_0", "resnext50_32x4d", "squeezenet1_1", "inception_v3", "vgg16_bn", "vit_b_16", "shufflenet_v2_x1_0",
-    "swin_t", "maxvit_t",
-)  # fmt: skip
+    "resnet50",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "googlenet",
+    "regnet_y_400mf",
+    "mnasnet1_0",
+    "resnext50_32x4d",
+    "squeezenet1_1",
+    "inception_v3",
+    "vgg16_bn",
+    "vit_b_16",
+    "shufflenet_v2_x1_0",
+    "swin_t",
+    "maxvit_t",
+)
 EXPORTERS = ("torchscript", "dynamo", "dynamo-opt")
 CLASSES = 1000
 _AUXILIARY = ("googlenet", "inception_v3")
@@ -69,7 +84,11 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 
 def _torchvision_models() -> Any:
-    """Import torchvision; without its compiled operators (`--no-deps` beside a CPU torch) two must be declared."""
+    """Import torchvision's networks.
+
+    Where its compiled operators do not load (installed with `--no-deps` beside a torch of another build), its
+    import asks for two of them; declaring them is enough, none of the sixteen networks calls them.
+    """
     import torch
 
     try:
@@ -88,7 +107,7 @@ def _torchvision_models() -> Any:
 _libraries: list[Any] = []  # a torch.library.Library takes its definitions along when it is collected
 
 
-# --- weights that matter ----------------------------------------------------------------------------------------
+# -- weights that matter ---------------------------------------------------------------------------------
 
 
 def perturb(model: nn.Module, name: str, seed: int = 0) -> nn.Module:
@@ -161,7 +180,9 @@ def sensitivity(model: nn.Module, name: str, layers: int = 8) -> float:
         dense = model(x)
         for reader in readers[:: max(1, len(readers) // layers)]:
             weight = reader.weight
-            slices = weight[:, 1::3] if weight.shape[1] > 1 else weight[1::3]  # one alone may read a dead ReLU
+            slices = (
+                weight[:, 1::3] if weight.shape[1] > 1 else weight[1::3]
+            )  # one alone may read a dead ReLU
             kept = slices.clone()
             slices.zero_()
             changes.append(float((model(x) - dense).abs().max() / dense.abs().max()))
@@ -169,7 +190,7 @@ def sensitivity(model: nn.Module, name: str, layers: int = 8) -> float:
     return min(changes)
 
 
-# --- export -----------------------------------------------------------------------------------------------------
+# -- export ----------------------------------------------------------------------------------------------
 
 
 def export(name: str, exporter: str, path: Path) -> dict[str, Any]:
@@ -197,14 +218,31 @@ def _export(model: nn.Module, x: torch.Tensor, exporter: str, path: Path) -> Non
 
     if exporter == "torchscript":
         # The exporter may rewrite parameters in place, so it gets a copy.
-        torch.onnx.export(copy.deepcopy(model), (x,), str(path), dynamo=False, opset_version=17,
-                          do_constant_folding=False, input_names=["input"], output_names=["output"],
-                          dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}})  # fmt: skip
+        torch.onnx.export(
+            copy.deepcopy(model),
+            (x,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            do_constant_folding=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        )
     else:
         shapes = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(model, (x,), str(path), dynamo=True, optimize=exporter == "dynamo-opt", verbose=False,
-                          external_data=False, input_names=["input"], output_names=["output"],
-                          dynamic_shapes=shapes)  # fmt: skip
+        torch.onnx.export(
+            model,
+            (x,),
+            str(path),
+            dynamo=True,
+            optimize=exporter == "dynamo-opt",
+            verbose=False,
+            external_data=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=shapes,
+        )
 
 
 def _check(model: nn.Module, name: str, path: Path) -> dict[str, Any]:
@@ -229,8 +267,8 @@ def _check(model: nn.Module, name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def ensure(cache: Path, names: tuple[str, ...] | list[str], exporters: tuple[str, ...] | list[str]) -> dict[str, Any]:
-    """Export what the cache lacks, each in a process of its own, and return {NAME.EXPORTER: facts or failure}."""
+def ensure(cache: Path, names: Sequence[str], exporters: Sequence[str]) -> dict[str, Any]:
+    """Export what the cache lacks, in a process each, and return {NAME.EXPORTER: facts or failure}."""
     cache.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {}
     for name in names:
@@ -239,7 +277,9 @@ def ensure(cache: Path, names: tuple[str, ...] | list[str], exporters: tuple[str
             if path.exists() and path.with_suffix(".json").exists():
                 report[path.stem] = json.loads(path.with_suffix(".json").read_text())
                 continue
-            child = common.python("models16.py", "--cache", str(cache), "--child", name, exporter, timeout=1200)
+            child = common.python(
+                "models16.py", "--cache", str(cache), "--child", name, exporter, timeout=1200
+            )
             report[path.stem] = child.data or {"status": child.status, "reason": child.reason}
             report[path.stem] |= {"process seconds": child.seconds, "peak MB": child.peak_mb}
             print(path.stem, report[path.stem], flush=True)
@@ -258,7 +298,9 @@ def main() -> None:
         return
     report = ensure(options.cache, options.only or NAMES, options.exporters)
     failed = [key for key, facts in report.items() if "reason" in facts]
-    print(f"{len(report) - len(failed)} of {len(report)} exports in {options.cache}; failed: {failed or 'none'}")
+    print(
+        f"{len(report) - len(failed)} of {len(report)} exports in {options.cache}; failed: {failed or 'none'}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import common
 
@@ -64,7 +64,7 @@ def torch_pruning(name: str, edits: bool, save: Path | None, export: Path | None
     watch.lap("graph")
     pruner.step()
     if edits:
-        model.hidden_dim = model.conv_proj.out_channels  # torchvision's forward compares with it
+        model.hidden_dim = cast(Any, model.conv_proj).out_channels  # torchvision's forward compares with it
     watch.lap("prune")
     after = _counts(model)
     with torch.no_grad():
@@ -84,7 +84,9 @@ def _options(model: nn.Module, edits: bool) -> dict[str, Any]:
     from torch import nn
 
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    classifier = [m for m in leaves if getattr(m, "out_features", getattr(m, "out_channels", 0)) == models16.CLASSES]
+    classifier = [
+        m for m in leaves if getattr(m, "out_features", getattr(m, "out_channels", 0)) == models16.CLASSES
+    ]
     if not edits:
         return {"ignored_layers": classifier}
     attention = [m for m in leaves if isinstance(m, nn.modules.linear.NonDynamicallyQuantizableLinear)]
@@ -103,24 +105,31 @@ def _export(model: nn.Module, x: Any, path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its deprecation
-        torch.onnx.export(model, (x,), str(path), dynamo=False, opset_version=17, do_constant_folding=False,
-                          input_names=["input"], dynamic_axes={"input": {0: "batch"}})  # fmt: skip
+        torch.onnx.export(
+            model,
+            (x,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            do_constant_folding=False,
+            input_names=["input"],
+            dynamic_axes={"input": {0: "batch"}},
+        )
 
 
 def onnxsim(path: Path, simplify: bool) -> dict[str, Any]:
     """Prune an ONNX file with onnxsim's structured pruning and run the result once in onnxruntime."""
     watch = Stopwatch()
+    import counting
     import onnx
     import onnxsim as peer
-
-    import counting
 
     watch.lap("import")
     model = onnx.load(path)
     before = counting.parameters(model)
     watch.lap("load")
     if simplify:
-        model, _ = peer.simplify(model)
+        model, _ = peer.simplify(model, overwrite_input_shapes=_fixed_shapes(model))
         watch.lap("simplify")
     model = peer.apply_structured_pruning(model, sparsity=RATIO)
     watch.lap("prune")
@@ -130,13 +139,23 @@ def onnxsim(path: Path, simplify: bool) -> dict[str, Any]:
     return {"before": before, "after": after, "output": shape, "seconds": watch.seconds}
 
 
+def _fixed_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return the inputs' shapes with 1 for what is dynamic; onnxsim folds and prunes most with these."""
+    return {
+        entry.name: [axis.dim_value or 1 for axis in entry.type.tensor_type.shape.dim]
+        for entry in model.graph.input
+    }
+
+
 def _output(model: onnx.ModelProto) -> list[int]:
     import numpy
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = common.THREADS
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     entry = session.get_inputs()[0]
     shape = [side if isinstance(side, int) else 1 for side in entry.shape]
     x = numpy.random.default_rng(0).standard_normal(shape, numpy.float32)

@@ -27,7 +27,7 @@ FAMILIES = {
     ),
     "mobile": "resnext mobilenet_v2 mobilenet_v3 efficientnet shufflenet_v2 regnet convnext",
     "dense_prediction": "unet fpn super_resolution yolo diffusion_unet",
-    "vision_transformers": "vit swin mlp_mixer",
+    "vision_transformers": "vit vit_torchvision swin mlp_mixer",
     "language": "bert gpt2 llama t5",
     "audio": "whisper_encoder wavenet conv1d",
     "recurrent": "lstm gru bilstm",

@@ -13,9 +13,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
 @dataclass
 class Network:
     """A torch module, one example of its inputs, and how to write it.
@@ -55,9 +52,9 @@ def randomise(network: Network) -> None:
     for module in network.module.modules():
         for name, parameter in module.named_parameters(recurse=False):
             with torch.no_grad():
-                if isinstance(module, NORMS) and name == "weight" or "scale" in name:
+                if (name == "weight" and parameter.ndim == 1) or "scale" in name:
                     parameter.uniform_(0.5, 1.5)
-                elif isinstance(module, nn.Embedding) or "embedding" in name:
+                elif isinstance(module, nn.Embedding) or "embed" in name or "token" in name:
                     parameter.normal_(0, 0.7)
                 elif parameter.ndim == 1:
                     parameter.normal_(0, 0.2)
@@ -65,7 +62,7 @@ def randomise(network: Network) -> None:
                     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
                     fan_in = parameter.transpose(0, 1)[0].numel() if transposed else parameter[0].numel()
                     parameter.normal_(0, (1.5 / fan_in) ** 0.5)
-    batch_norms = [m for m in network.module.modules() if isinstance(m, NORMS[0])]
+    batch_norms = [m for m in network.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not batch_norms:
         return
     for norm in batch_norms:

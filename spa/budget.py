@@ -1,0 +1,227 @@
+"""From scores to widths: which channels go so that a budget is met.
+
+The channels of a group go in the order of their scores, in chunks that keep its width a multiple of what the runtime
+likes. A ranking puts the chunks of all groups into one sequence, which does not depend on the ratio; the budget is a
+prefix of it. So a larger ratio never keeps more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, lcm
+
+import numpy as np
+
+from spa.axes import Dim, Expr, Prod, Sum
+from spa.coupling import Analysis, Group
+from spa.cost import Cost, CostModel
+from spa.errors import PlanError
+
+RANKINGS = ("global", "uniform", "isomorphic")
+UNITS = ("macs", "params", "channels")
+TOLERANCE = 0.01  # a budget counts as met within this fraction of the dense cost
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What shall be removed.
+
+    Attributes:
+        ratio: the fraction to remove, in (0, 1).
+        of: ``macs``, ``params`` or ``channels``.
+        ranking: ``global`` (scores of all groups compared), ``uniform`` (the same ratio in every group) or
+            ``isomorphic`` (scores compared among groups of the same structure, the same ratio in each such set;
+            Fang et al., ECCV 2024).
+        round_to: widths become multiples of this.
+        min_width: no group becomes narrower than this.
+    """
+
+    ratio: float = 0.5
+    of: str = "macs"
+    ranking: str = "global"
+    round_to: int = 8
+    min_width: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise PlanError(f"ratio is {self.ratio:g}, the fraction to remove. Choose one between 0 and 1, ends excluded.")
+        for what, given, known in (("of", self.of, UNITS), ("ranking", self.ranking, RANKINGS)):
+            if given not in known:
+                raise PlanError(f"unknown {what} {given!r}. Choose one of {', '.join(known)}.")
+        for name in ("round_to", "min_width"):
+            if getattr(self, name) < 1:
+                raise PlanError(f"{name} is {getattr(self, name)}. Choose 1 or more.")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The widths that a budget led to.
+
+    Attributes:
+        kept: sorted kept indices by group name.
+        dense: the cost before.
+        pruned: the cost after.
+        reached: the fraction of the budget's unit that is removed.
+        notes: what the user should know.
+    """
+
+    kept: Mapping[str, np.ndarray]
+    dense: Cost
+    pruned: Cost
+    reached: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Channels of one group that go together; ``group`` is its position, ``width`` what is left after them."""
+
+    key: float
+    group: int
+    width: int
+
+
+def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.ndarray], budget: Budget) -> Choice:
+    """Choose the channels to keep.
+
+    Args:
+        analysis: the model.
+        groups: the groups that may be pruned.
+        scores: by group name one score per channel; the lowest go first.
+        budget: what to remove.
+
+    Raises:
+        PlanError: the ratio cannot be reached; the message says what can.
+    """
+    costs = CostModel(analysis, [g.dim for g in groups])
+    order = [np.argsort(scores[g.name], kind="stable") for g in groups]
+    steps = alignment(analysis, groups, budget.round_to)
+    chunks = _sequence(groups, scores, order, steps, budget)
+    dense = costs.evaluate(costs.sizes)
+
+    def removed(count: int) -> float:
+        before = getattr(dense, budget.of)
+        return 1 - getattr(costs.evaluate(_widths(costs.sizes, chunks[:count])), budget.of) / before if before else 0.0
+
+    count = _prefix(removed, len(chunks), budget.ratio)
+    reached = removed(count)
+    notes = _check(budget, reached, removed(len(chunks)))
+    widths = _widths(costs.sizes, chunks[:count])
+    kept = {
+        g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size
+    }
+    return Choice(kept, dense, costs.evaluate(widths), reached, notes)
+
+
+def _prefix(removed: Callable[[int], float], chunks: int, ratio: float) -> int:
+    """The length of the prefix whose removal is nearest to the ratio, by bisection."""
+    low, high = 0, chunks
+    while low < high:
+        middle = (low + high) // 2
+        if removed(middle) < ratio:
+            low = middle + 1
+        else:
+            high = middle
+    if low and abs(removed(low - 1) - ratio) <= abs(removed(low) - ratio):
+        low -= 1
+    return low
+
+
+def _check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
+    if abs(reached - budget.ratio) <= TOLERANCE:
+        return ()
+    if budget.ratio > most:
+        remedies = "allow --cross-norm, lower --min-width or --round-to, or ignore fewer groups"
+        raise PlanError(
+            f"cannot remove {budget.ratio:.1%} of the {budget.of}: at most {most:.1%} can go under these constraints. "
+            f"Ask for less, or {remedies}."
+        )
+    return (
+        f"asked to remove {budget.ratio:.1%} of the {budget.of}; the nearest reachable with widths rounded to "
+        f"{budget.round_to} is {reached:.1%}",
+    )
+
+
+def _widths(sizes: Sequence[int], chunks: Sequence[_Chunk]) -> list[int]:
+    widths = list(sizes)
+    for chunk in chunks:
+        widths[chunk.group] = min(widths[chunk.group], chunk.width)
+    return widths
+
+
+def _sequence(
+    groups: Sequence[Group],
+    scores: Mapping[str, np.ndarray],
+    order: Sequence[np.ndarray],
+    steps: Sequence[int],
+    budget: Budget,
+) -> list[_Chunk]:
+    """All chunks in the order in which they go; within a group that order is by shrinking width."""
+    chunks: list[_Chunk] = []
+    for position, (group, indices, step) in enumerate(zip(groups, order, steps, strict=True)):
+        sorted_scores = scores[group.name][indices]
+        highest, width = -np.inf, group.size
+        while True:
+            smaller = (width - 1) // step * step
+            if smaller < max(budget.min_width, 1):
+                break
+            removed = slice(group.size - width, group.size - smaller)
+            highest = max(highest, float(sorted_scores[removed].mean()))
+            key = highest if budget.ranking != "uniform" else 1 - smaller / group.size
+            chunks.append(_Chunk(key, position, smaller))
+            width = smaller
+    if budget.ranking == "isomorphic":
+        chunks = _by_quantile(groups, chunks)
+    return sorted(chunks, key=lambda c: (c.key, c.group, -c.width))
+
+
+def _by_quantile(groups: Sequence[Group], chunks: Sequence[_Chunk]) -> list[_Chunk]:
+    """Replace each chunk's key by the fraction of its isomorphic set's channels that has gone with it."""
+    sets: dict[object, list[_Chunk]] = {}
+    for chunk in chunks:
+        sets.setdefault(_structure(groups[chunk.group]), []).append(chunk)
+    result = []
+    for members in sets.values():
+        total = sum(groups[g].size for g in {c.group for c in members})
+        width = {c.group: groups[c.group].size for c in members}
+        gone = 0
+        for chunk in sorted(members, key=lambda c: (c.key, c.group, -c.width)):
+            gone += width[chunk.group] - chunk.width
+            width[chunk.group] = chunk.width
+            result.append(_Chunk(gone / total, chunk.group, chunk.width))
+    return result
+
+
+def _structure(group: Group) -> object:
+    """What makes two groups isomorphic: the same axes of the same operands, whatever the sizes."""
+    return tuple(sorted((p.axis, p.use[2]) for p in group.places)), len(group.readers), len(group.writers)
+
+
+def alignment(analysis: Analysis, groups: Sequence[Group], multiple: int) -> list[int]:
+    """The step in which each group may shrink so that the axes it lies on stay multiples of a number.
+
+    In a product the innermost factor that can shrink bears the alignment; the factors outside it are free.
+    A group narrower than its step keeps its width.
+    """
+    steps = {g.dim: 1 for g in groups}
+
+    def align(expr: Expr) -> None:
+        if isinstance(expr, Dim):
+            if expr in steps:
+                steps[expr] = lcm(steps[expr], multiple)
+        elif isinstance(expr, Sum):
+            for term in expr.terms:
+                align(term)
+        elif isinstance(expr, Prod):
+            open_ = multiple
+            for factor in reversed(expr.factors):
+                if isinstance(factor, Dim) and factor in steps and factor.size > open_:
+                    steps[factor] = lcm(steps[factor], open_)
+                    return
+                open_ //= gcd(open_, factor.size)
+
+    for group in groups:
+        for place in group.places:
+            align(analysis.expr(place))
+    return [steps[g.dim] for g in groups]

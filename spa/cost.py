@@ -1,0 +1,164 @@
+"""What a network costs, as arithmetic on the sizes of its dimensions.
+
+Parameters and multiply–accumulates (MACs) of every node are products of expression sizes, so the effect of any choice
+of widths is a number, not another export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+
+from onnx import TensorProto, helper
+
+from spa.axes import Axes, Dim, Expr, Sum
+from spa.coupling import Analysis
+from spa.graph import Graph
+
+_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
+Polynomial = list[tuple[int, tuple[int, ...]]]  # (coefficient, indices of dimensions) terms
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network.
+
+    Attributes:
+        params: elements of all weights (constants that are no indices, sizes or strings).
+        macs: multiply–accumulates of one sample at the input sizes of the analysis.
+        bytes: of all weights.
+        channels: summed sizes of the groups that may be pruned.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    channels: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A product of axis sizes: a fixed factor and those axes that can shrink."""
+
+    fixed: int
+    axes: tuple[int, ...]
+
+
+class CostModel:
+    """Evaluates the cost of any choice of widths.
+
+    Args:
+        analysis: the model.
+        groups: the dimensions that may shrink, in the order in which widths are given.
+    """
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Dim]) -> None:
+        self._analysis = analysis
+        self._index = {dim: i for i, dim in enumerate(groups)}
+        self._polynomials: list[Polynomial] = []
+        self._known: dict[Expr, int] = {}
+        self.sizes = [d.size for d in groups]
+        self._params: list[_Term] = []
+        self._bytes: list[tuple[float, _Term]] = []
+        seen: set[str] = set()
+        for (name, _, _), axes in analysis.uses.items():
+            tensor = analysis.graph.constants[name]
+            if name not in seen and tensor.data_type not in _NO_WEIGHTS:
+                seen.add(name)
+                self._params.append(self._term(axes))
+                self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
+        self._macs = {i: [self._term(axes) for axes in law.macs] for i, law in analysis.laws.items() if law.macs}
+        self._batch = _batch(analysis)
+
+    def _term(self, axes: Axes) -> _Term:
+        fixed, moving = 1, []
+        for expr in axes:
+            resolved = self._analysis.space.resolve(expr)
+            polynomial = self._polynomial(resolved)
+            if all(not dims for _, dims in polynomial):
+                fixed *= resolved.size
+            else:
+                if resolved not in self._known:
+                    self._known[resolved] = len(self._polynomials)
+                    self._polynomials.append(polynomial)
+                moving.append(self._known[resolved])
+        return _Term(fixed, tuple(moving))
+
+    def _polynomial(self, expr: Expr) -> Polynomial:
+        if isinstance(expr, Dim):
+            return [(1, (self._index[expr],))] if expr in self._index else [(expr.size, ())]
+        if isinstance(expr, Sum):
+            return [t for term in expr.terms for t in self._polynomial(term)]
+        result: Polynomial = [(1, ())]
+        for factor in expr.factors:
+            result = [(a * b, x + y) for a, x in result for b, y in self._polynomial(factor)]
+        return result
+
+    def _axis_sizes(self, widths: Sequence[int]) -> list[int]:
+        return [sum(c * prod(widths[i] for i in dims) for c, dims in p) for p in self._polynomials]
+
+    def evaluate(self, widths: Sequence[int]) -> Cost:
+        """The cost when each dimension has the given width."""
+        sizes = self._axis_sizes(widths)
+
+        def value(term: _Term) -> int:
+            return term.fixed * prod(sizes[i] for i in term.axes)
+
+        macs = sum(value(t) for terms in self._macs.values() for t in terms) // self._batch
+        size = sum(b * value(t) for b, t in self._bytes)
+        return Cost(sum(value(t) for t in self._params), macs, int(size), sum(widths))
+
+    def shares(self) -> tuple[list[float], list[float]]:
+        """For each dimension the share of all parameters, and of all MACs, that lies in tensors and nodes with it."""
+        sizes = self._axis_sizes(self.sizes)
+
+        def shares(terms: Sequence[_Term]) -> list[float]:
+            total, by_dim = 0.0, [0.0] * len(self.sizes)
+            for term in terms:
+                value = term.fixed * prod(sizes[i] for i in term.axes)
+                total += value
+                for i in {i for axis in term.axes for _, dims in self._polynomials[axis] for i in dims}:
+                    by_dim[i] += value
+            return [v / total if total else 0.0 for v in by_dim]
+
+        return shares(self._params), shares([t for terms in self._macs.values() for t in terms])
+
+
+def _item_bytes(data_type: int) -> float:
+    name = TensorProto.DataType.Name(data_type)
+    if name.endswith(("INT4", "FLOAT4E2M1")):
+        return 0.5
+    return float(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _batch(analysis: Analysis) -> int:
+    """The number of samples in the analysis' first walk: the size of the inputs' open first axis."""
+    for info in analysis.graph.model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name in analysis.points.sizes[0] and len(dims) and not dims[0].dim_value:
+            return analysis.points.sizes[0][info.name][0]
+    return 1
+
+
+def measure(analysis: Analysis) -> Cost:
+    """The cost of the dense model; ``channels`` counts every group that is not frozen."""
+    dims = [g.dim for g in analysis.prunable]
+    return CostModel(analysis, dims).evaluate([d.size for d in dims])
+
+
+def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
+    """By group name the share of all parameters and of all MACs in tensors and nodes that the group runs through."""
+    groups = [g for g in analysis.groups if g.size > 1]
+    params, macs = CostModel(analysis, [g.dim for g in groups]).shares()
+    return {g.name: (p, m) for g, p, m in zip(groups, params, macs, strict=True)}
+
+
+def count_parameters(graph: Graph) -> tuple[int, int]:
+    """(elements, bytes) of all weights that a graph really stores."""
+    sizes = [(prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS]
+    return sum(n for n, _ in sizes), int(sum(n * b for n, b in sizes))

@@ -1,0 +1,62 @@
+"""What was done to a model, as plain data; :mod:`spa.report.text` and :mod:`spa.report.html` show it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spa.cost import Cost
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group: how many channels it had and has, and how much of the dense model ran through it.
+
+    Attributes:
+        name: the group's name.
+        size: channels before.
+        kept: channels after.
+        params: share of all parameters, before.
+        macs: share of all MACs, before.
+        crossings: labels of the normalisations that take statistics over it.
+    """
+
+    name: str
+    size: int
+    kept: int
+    params: float
+    macs: float
+    crossings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of pruning.
+
+    Attributes:
+        before: cost of the dense model.
+        after: cost of the pruned model.
+        requested: what was asked for, by option name.
+        reached: the fraction of the requested unit that was removed.
+        groups: every group that could be pruned under the request.
+        frozen: (group, channels, reason) of groups that cannot be pruned.
+        skipped: (group, channels, reason) of groups that were left out by the request.
+        barriers: (operator, reason) where coupling could not be traced.
+        notes: what the user should know.
+        seconds: time by stage.
+    """
+
+    before: Cost
+    after: Cost
+    requested: dict[str, Any]
+    reached: float
+    groups: tuple[GroupReport, ...]
+    frozen: tuple[tuple[str, int, str], ...]
+    skipped: tuple[tuple[str, int, str], ...]
+    barriers: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return asdict(self)
