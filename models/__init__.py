@@ -1,1 +1,1 @@
-"""Reference networks: three small trained ones (`.onnx` files here) and, in `models.builders`, a zoo for tests."""
+"""Reference networks: three small trained ones, and a zoo of architectures in `models.builders`."""

@@ -18,7 +18,7 @@ def accuracy(model: str | bytes, images: np.ndarray, labels: np.ndarray, batch: 
     """Share of the images whose largest logit is their label.
 
     Args:
-        model: path or serialised model; its first input takes images, its first output gives logits [n classes].
+        model: path or serialised model: images in, logits [n classes] first among what comes out.
         images: float32 [n ...].
         labels: int64 [n].
         batch: images per run.

@@ -153,7 +153,10 @@ def augment(x: Tensor) -> Tensor:
         [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
     )
     # Sampling pads with 0, which is grey here; the background is -1.
-    return F.grid_sample(x + 1, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False) - 1
+    return (
+        F.grid_sample(x + 1, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+        - 1
+    )
 
 
 def fit(module: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
@@ -226,7 +229,9 @@ def main() -> None:
         onnx.save(model, HERE / f"{name}.onnx")
         parameters = sum(p.numel() for p in module.parameters())
         size = (HERE / f"{name}.onnx").stat().st_size / 1e6
-        print(f"| {name}.onnx | {parameters:,} | {size:.2f} MB | {correct:.2%} | {seconds:.0f} s |", flush=True)
+        print(
+            f"| {name}.onnx | {parameters:,} | {size:.2f} MB | {correct:.2%} | {seconds:.0f} s |", flush=True
+        )
 
 
 if __name__ == "__main__":

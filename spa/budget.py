@@ -100,32 +100,43 @@ def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.
     chunks = _sequence(groups, scores, order, steps, budget)
     dense = costs.evaluate(costs.sizes)
 
-    def removed(count: int) -> float:
+    def removed_by(taken: Sequence[_Chunk]) -> float:
         before = getattr(dense, budget.of)
-        return 1 - getattr(costs.evaluate(_widths(costs.sizes, chunks[:count])), budget.of) / before if before else 0.0
+        return 1 - getattr(costs.evaluate(_widths(costs.sizes, taken)), budget.of) / before if before else 0.0
 
-    count = _prefix(removed, len(chunks), budget.ratio)
-    reached = removed(count)
-    notes = _check(budget, reached, removed(len(chunks)))
-    widths = _widths(costs.sizes, chunks[:count])
+    taken = _nearest(removed_by, chunks, budget.ratio)
+    reached = removed_by(taken)
+    notes = _check(budget, reached, removed_by(chunks))
+    widths = _widths(costs.sizes, taken)
     kept = {
         g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size
     }
     return Choice(kept, dense, costs.evaluate(widths), reached, notes)
 
 
-def _prefix(removed: Callable[[int], float], chunks: int, ratio: float) -> int:
-    """The length of the prefix whose removal is nearest to the ratio, by bisection."""
-    low, high = 0, chunks
+def _nearest(removed: Callable[[Sequence[_Chunk]], float], chunks: Sequence[_Chunk], ratio: float) -> Sequence[_Chunk]:
+    """The prefix whose removal is nearest to the ratio, by bisection.
+
+    Where chunks are so coarse that both neighbours miss it, one later chunk is taken out of turn, whichever comes
+    nearest. What is removed stays between the two neighbours, so it still grows with the ratio.
+    """
+    low, high = 0, len(chunks)
     while low < high:
         middle = (low + high) // 2
-        if removed(middle) < ratio:
+        if removed(chunks[:middle]) < ratio:
             low = middle + 1
         else:
             high = middle
-    if low and abs(removed(low - 1) - ratio) <= abs(removed(low) - ratio):
-        low -= 1
-    return low
+    below = chunks[: max(low - 1, 0)]
+    candidates = [below, chunks[:low]]
+
+    def miss(taken: Sequence[_Chunk]) -> float:
+        return abs(removed(taken) - ratio)
+
+    if min(map(miss, candidates)) > TOLERANCE:
+        following = {c.group: c for c in reversed(chunks[len(below) :])}
+        candidates += [[*below, c] for _, c in sorted(following.items())]
+    return min(candidates, key=miss)
 
 
 def _check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:

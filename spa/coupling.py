@@ -129,7 +129,8 @@ class Analysis:
         shapes = [walk.shape.get(o) if o else None for o in node.outputs]
         values = [walk.value.get(n) for n in node.inputs]
         constant = [n in self._constant for n in node.inputs]
-        op = Op(node, self.space, inputs, shapes, values, constant)
+        second = [self.points.second.value.get(n) for n in node.inputs]
+        op = Op(node, self.space, inputs, shapes, values, constant, second)
         law = Law(node, op.inputs, op.outputs)
         try:
             self._apply_rule(op, inputs)

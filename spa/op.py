@@ -61,6 +61,7 @@ class Op:
         shapes: each operand's shape, None where it is absent.
         out_shapes: each output's shape, None where it is absent or unknown.
         values: each operand's value where it is a known small tensor, else None.
+        second: the same at the other input size; equal for what does not follow the input.
         constant: for each operand whether it is computed from constants alone.
         outputs: what the rule has said: each output's axes.
     """
@@ -73,6 +74,7 @@ class Op:
         out_shapes: Sequence[tuple[int, ...] | None],
         values: Sequence[np.ndarray | None] | None = None,
         constant: Sequence[bool] | None = None,
+        second: Sequence[np.ndarray | None] | None = None,
     ) -> None:
         self.node = node
         self.space = space
@@ -81,6 +83,7 @@ class Op:
         self.out_shapes = list(out_shapes)
         self.values = list(values) if values is not None else [None] * len(self.inputs)
         self.constant = list(constant) if constant is not None else [False] * len(self.inputs)
+        self.second = list(second) if second is not None else self.values
         self.outputs: list[Axes | None] = [None] * len(self.out_shapes)
         self.reads: list[Read] = []
         self.ties: list[Tie] = []

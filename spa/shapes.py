@@ -142,7 +142,10 @@ class Walker:
     def _infer(
         self, graph: Graph, node: Node, walk: Walk, unknown: int, values: Mapping[int, np.ndarray]
     ) -> None:
-        shapes = [walk.shape.get(name) if name else None for name in node.inputs]
+        shapes = [
+            tuple(values[i].shape) if i in values else walk.shape.get(name) if name else None
+            for i, name in enumerate(node.inputs)
+        ]
         if any(name and name not in walk.shape for name in node.inputs):
             return
         dtypes = [walk.dtype.get(name, 0) if name else 0 for name in node.inputs]

@@ -231,6 +231,8 @@ class _Surgeon:
     def _composed(self, mend: _Mend, base: str) -> str:
         """Concat of the entries that follow the input (taken from the old value) and of constants."""
         first, last = mend.expected[0], mend.expected[-1]
+        if all(np.array_equal(e.reshape(-1), np.arange(e.size)) for e in mend.expected):
+            return self._counted(mend, base)
         if first.ndim != 1 or first.shape != last.shape:
             raise self._stuck(mend)
         pieces: list[str] = []
@@ -254,6 +256,28 @@ class _Surgeon:
             raise self._stuck(mend)
         name = self.fresh(base)
         inserted.append(helper.make_node("Concat", pieces, [name], axis=0))
+        return name
+
+    def _counted(self, mend: _Mend, base: str) -> str:
+        """All indices of the first operand's first axis in order, in the shape that is expected."""
+        first, last = mend.expected[0], mend.expected[-1]
+        if mend.node.op != "Gather" or mend.node.attributes.get("axis", 0) != 0:
+            raise self._stuck(mend)
+        shape = [int(a) if a == b else -1 for a, b in zip(first.shape, last.shape, strict=True)]
+        if shape.count(-1) > 1:
+            raise self._stuck(mend)
+        names = {k: self.fresh(f"{base}_{k}") for k in ("shape", "count", "to", "zero", "one")}
+        for key, value in (("zero", 0), ("one", 1), ("to", shape)):
+            self.new[names[key]] = numpy_helper.from_array(np.asarray(value, np.int64), names[key])
+        counted, name = self.fresh(f"{base}_all"), self.fresh(base)
+        self.inserted.setdefault(mend.node.index, []).extend(
+            [
+                helper.make_node("Shape", [mend.node.inputs[0]], [names["shape"]]),
+                helper.make_node("Gather", [names["shape"], names["zero"]], [names["count"]], axis=0),
+                helper.make_node("Range", [names["zero"], names["count"], names["one"]], [counted]),
+                helper.make_node("Reshape", [counted, names["to"]], [name]),
+            ]
+        )
         return name
 
     def _stuck(self, mend: _Mend) -> UnsupportedError:

@@ -34,7 +34,8 @@ FAMILIES = {
     "structures": "conv3d siamese tied_embeddings multi_io",
     "handmade": (
         "handmade_residual handmade_residual_fp16 handmade_grouped handmade_group_norm handmade_rms_attention"
-        " handmade_qdq handmade_qlinear handmade_function handmade_if handmade_loop handmade_scan"
+        " handmade_contrib handmade_qdq handmade_qlinear handmade_function handmade_if handmade_loop"
+        " handmade_scan handmade_old"
     ),
 }
 # These exist a second time, as `NAME_dynamo`, written by PyTorch's newer exporter with its default options.
@@ -53,7 +54,7 @@ def _seed(name: str) -> int:
 
 
 def network(name: str) -> Network:
-    """The torch module of an architecture (no `handmade_` one), with its example inputs and random weights."""
+    """The torch module of an architecture (no `handmade_` one), with inputs and random weights."""
     import torch
 
     from models.builders.export import randomise

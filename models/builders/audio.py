@@ -19,14 +19,19 @@ class WhisperLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.attn_ln, self.mlp_ln = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.query, self.key, self.value = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, dim, bias=False),
+            nn.Linear(dim, dim),
+        )
         self.out = nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
         q, k, v = (
-            p(y).view(*y.shape[:2], self.heads, -1).permute(0, 2, 1, 3) for p in (self.query, self.key, self.value)
+            p(y).view(*y.shape[:2], self.heads, -1).permute(0, 2, 1, 3)
+            for p in (self.query, self.key, self.value)
         )
         weighted = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(weighted.permute(0, 2, 1, 3).flatten(2))
@@ -102,4 +107,6 @@ def conv1d() -> Network:
     """Keyword spotting: strided convolutions with BatchNorm, InstanceNorm and a flatten."""
     layers = [nn.Conv1d(4, 11, 7, 2, 3), nn.BatchNorm1d(11), nn.ELU(), nn.Conv1d(11, 15, 5, 2, 2)]
     layers += [nn.InstanceNorm1d(15, affine=True), nn.LeakyReLU(0.1), nn.Conv1d(15, 19, 3), nn.MaxPool1d(2)]
-    return Network(nn.Sequential(*layers, nn.Flatten(), nn.Linear(19 * 3, 6)), {"input": torch.randn(2, 4, 32)})
+    return Network(
+        nn.Sequential(*layers, nn.Flatten(), nn.Linear(19 * 3, 6)), {"input": torch.randn(2, 4, 32)}
+    )

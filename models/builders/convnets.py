@@ -16,7 +16,12 @@ def image(channels: int = 3, size: int = 16, batch: int = 2) -> dict[str, Tensor
 
 
 def conv_bn(
-    inner: int, outer: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU
+    inner: int,
+    outer: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    act: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
     """Convolution with "same" padding, BatchNorm, and an activation if any."""
     layers = [
@@ -56,7 +61,9 @@ def vgg() -> Network:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: projected, identical, or padded with zeros (option A)."""
 
-    def __init__(self, inner: int, outer: int, stride: int = 1, middle: int | None = None, pad: bool = False) -> None:
+    def __init__(
+        self, inner: int, outer: int, stride: int = 1, middle: int | None = None, pad: bool = False
+    ) -> None:
         super().__init__()
         middle = middle or outer
         self.conv1 = conv_bn(inner, middle, 3, stride)
@@ -82,7 +89,9 @@ class Bottleneck(nn.Module):
         self.conv1 = conv_bn(inner, middle, 1)
         self.conv2 = conv_bn(middle, middle, 3, stride, groups)
         self.conv3 = conv_bn(middle, outer, 1, act=None)
-        self.downsample = conv_bn(inner, outer, 1, stride, act=None) if stride != 1 or inner != outer else None
+        self.downsample = (
+            conv_bn(inner, outer, 1, stride, act=None) if stride != 1 or inner != outer else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -95,7 +104,12 @@ def stem(channels: int) -> list[nn.Module]:
 
 
 def resnet_basic() -> Network:
-    blocks = [BasicBlock(10, 10, middle=14), BasicBlock(10, 10), BasicBlock(10, 18, 2), BasicBlock(18, 18, middle=22)]
+    blocks = [
+        BasicBlock(10, 10, middle=14),
+        BasicBlock(10, 10),
+        BasicBlock(10, 18, 2),
+        BasicBlock(18, 18, middle=22),
+    ]
     return Network(nn.Sequential(*stem(10), *blocks, Head(18)), image(3, 24))
 
 
@@ -106,12 +120,17 @@ def resnet_bottleneck() -> Network:
 
 def resnet_padded_shortcut() -> Network:
     """CIFAR's ResNet: where widths grow the shortcut is padded with zero channels on both sides."""
-    blocks = [BasicBlock(9, 9), BasicBlock(9, 14, 2, pad=True), BasicBlock(14, 14), BasicBlock(14, 22, 2, pad=True)]
+    blocks = [
+        BasicBlock(9, 9),
+        BasicBlock(9, 14, 2, pad=True),
+        BasicBlock(14, 14),
+        BasicBlock(14, 22, 2, pad=True),
+    ]
     return Network(nn.Sequential(conv_bn(3, 9), *blocks, Head(22)), image(3, 16))
 
 
 def resnet_equal_constants() -> Network:
-    """A ResNet as torch initialises it: the exporter merges its equal BatchNorm tensors into one initializer."""
+    """A ResNet as torch initialises it: the exporter merges its equal BatchNorm tensors into one."""
     blocks = [BasicBlock(10, 10), BasicBlock(10, 10), BasicBlock(10, 18, 2)]
     return Network(nn.Sequential(*stem(10), *blocks, Head(18)), image(3, 24), keep_fresh=True)
 

@@ -73,7 +73,10 @@ class SuperResolution(nn.Module):
         super().__init__()
         self.start = nn.Conv2d(3, 10, 5, padding=2)
         self.body = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(10, m, 3, padding=1), nn.PReLU(m), nn.Conv2d(m, 10, 3, padding=1)) for m in (7, 13)]
+            [
+                nn.Sequential(nn.Conv2d(10, m, 3, padding=1), nn.PReLU(m), nn.Conv2d(m, 10, 3, padding=1))
+                for m in (7, 13)
+            ]
         )
         self.up1 = nn.Sequential(nn.Conv2d(10, 4 * 9, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
         self.up2 = nn.Sequential(nn.Conv2d(9, 4 * 3, 3, padding=1), nn.PixelShuffle(2))
@@ -99,7 +102,9 @@ class C2f(nn.Module):
         self.cv2 = conv_bn((2 + depth) * half, outer, 1, act=nn.SiLU)
         self.m = nn.ModuleList(
             [
-                nn.Sequential(conv_bn(half, half + 2 + i, act=nn.SiLU), conv_bn(half + 2 + i, half, act=nn.SiLU))
+                nn.Sequential(
+                    conv_bn(half, half + 2 + i, act=nn.SiLU), conv_bn(half + 2 + i, half, act=nn.SiLU)
+                )
                 for i in range(depth)
             ]
         )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 import torch
 from torch import Tensor, nn
+
+from models.builders.quiet import quiet
+
 
 @dataclass
 class Network:
@@ -21,8 +21,8 @@ class Network:
         module: the network.
         inputs: name -> example tensor, in the order of `module.forward`.
         outputs: names of the outputs.
-        dynamic: input or output -> {axis: name}, for the axes whose size is left open. By default axis 0 of each
-            input is the batch.
+        dynamic: input or output -> {axis: name}, for the axes whose size is left open. By default axis 0 of
+            each input is the batch.
         opset: the opset for the TorchScript exporter.
         keep_fresh: leave parameters as torch initialised them.
         script: additional options of `torch.onnx.export(dynamo=False)`.
@@ -46,8 +46,7 @@ class Network:
 def randomise(network: Network) -> None:
     """Draw all parameters so that each channel is felt at the outputs.
 
-    Weights keep the variance of what passes; norms get weights in 0.5 .. 1.5 and biases; BatchNorm's
-    statistics are measured on the example inputs and then perturbed.
+    Weights keep the variance of what passes; norms get weights in 0.5 .. 1.5 and biases; then see `settle`.
     """
     for module in network.module.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -62,32 +61,40 @@ def randomise(network: Network) -> None:
                     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
                     fan_in = parameter.transpose(0, 1)[0].numel() if transposed else parameter[0].numel()
                     parameter.normal_(0, (1.5 / fan_in) ** 0.5)
-    batch_norms = [m for m in network.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not batch_norms:
-        return
-    for norm in batch_norms:
+    settle(network)
+
+
+def settle(network: Network) -> None:
+    """Pass noise once; centre convolutions and linear layers, set BatchNorm's statistics; both with some error.
+
+    Otherwise many a ReLU is off for every input, and a wrong slice before or behind it would pass unseen.
+    """
+
+    def centre(module: nn.Module, _: object, y: Tensor) -> Tensor:
+        channel = y.ndim - 1 if isinstance(module, nn.Linear) else 1
+        axes = [axis for axis in range(y.ndim) if axis != channel]
+        std, mean = torch.std_mean(y, axes)
+        move = torch.empty_like(mean).uniform_(-0.4, 0.4) * std - mean
+        module.bias += move
+        return y + move.view([-1 if axis == channel else 1 for axis in range(y.ndim)])
+
+    modules = list(network.module.modules())
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    biased = [module for module in modules if isinstance(module, layers) and module.bias is not None]
+    for norm in norms:
         norm.momentum = 1.0
+    hooks = [module.register_forward_hook(centre) for module in biased]
+    batch = [x.repeat(8, *[1] * (x.ndim - 1)) for x in network.inputs.values()]
     network.module.train()
     with torch.no_grad():
-        network.module(*network.inputs.values())
-    for norm in batch_norms:
-        norm.running_mean += torch.randn_like(norm.running_mean) * 0.3
-        norm.running_var = (norm.running_var + 0.1) * torch.empty_like(norm.running_var).uniform_(0.5, 2.0)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the exporters' prints, log lines and deprecation warnings."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(
-        io.StringIO()
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
+        network.module(*(torch.randn_like(x) if x.is_floating_point() else x for x in batch))
+    for handle in hooks:
+        handle.remove()
+    for norm in norms:
+        std = norm.running_var.sqrt() + 1e-3
+        norm.running_mean += torch.empty_like(std).uniform_(-0.4, 0.4) * std
+        norm.running_var = std**2 * torch.empty_like(std).uniform_(0.5, 2.0)
 
 
 def torchscript(network: Network) -> onnx.ModelProto:
@@ -133,4 +140,7 @@ def dynamo(network: Network) -> onnx.ModelProto:
             verbose=False,
             **options,
         )
-    return program.model_proto
+    model = program.model_proto
+    # The exported program's signature as text; its order differs from run to run.
+    del model.graph.metadata_props[:]
+    return model

@@ -1,4 +1,4 @@
-"""Grouped, depthwise and gated convolutions: ResNeXt, MobileNet, EfficientNet, ShuffleNet, RegNet, ConvNeXt."""
+"""Grouped, depthwise, gated: ResNeXt, MobileNet, EfficientNet, ShuffleNet, RegNet, ConvNeXt."""
 # ruff: noqa: D102 -- each `forward` is what its class says
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from models.builders.export import Network
 
 
 def resnext() -> Network:
-    blocks = [Bottleneck(10, 12, 18, groups=3), Bottleneck(18, 20, 18, groups=5), Bottleneck(18, 16, 26, 2, groups=4)]
+    blocks = [
+        Bottleneck(10, 12, 18, groups=3),
+        Bottleneck(18, 20, 18, groups=5),
+        Bottleneck(18, 16, 26, 2, groups=4),
+    ]
     return Network(nn.Sequential(*stem(10), *blocks, Head(26)), image(3, 24))
 
 

@@ -1,4 +1,4 @@
-"""Shapes of graph rather than architectures: 3-D, shared weights, tied weights, several inputs and outputs."""
+"""Three dimensions, shared weights, tied weights, several inputs and outputs."""
 # ruff: noqa: D102 -- each `forward` is what its class says
 
 from __future__ import annotations

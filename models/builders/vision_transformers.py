@@ -83,7 +83,7 @@ def vit_torchvision() -> Network:
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows of `window` x `window` places, shifted by `shift`, with a relative position bias."""
+    """Attention within windows of [window window], shifted by `shift`, with a relative position bias."""
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, size: int) -> None:
         super().__init__()

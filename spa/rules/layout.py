@@ -193,7 +193,8 @@ def gather(op: Op) -> None:
     value = op.values[1]
     expr = data[axis]
     runs = _runs(np.where(value < 0, value + expr.size, value).reshape(-1)) if value is not None else None
-    if value is None or runs is None or not op.constant[1] or op.space.is_frozen(expr):
+    traced = op.constant[1] or all(_is_view(v) for v in (value, op.second[1]))
+    if value is None or runs is None or not traced or op.space.is_frozen(expr):
         op.freeze(expr, "looked up by")
         op.set(0, [*data[:axis], *picks, *data[axis + 1 :]])
         return
@@ -204,6 +205,11 @@ def gather(op: Op) -> None:
     taken = view(op, [concat(*(op.space.resolve(p) for p in pieces))], value.shape)
     op.set(0, [*data[:axis], *taken, *data[axis + 1 :]])
     op.tie(_restate_picks(expr, taken), operand=1)
+
+
+def _is_view(picks: np.ndarray | None) -> bool:
+    """Whether picks take everything in order: a reshaping in disguise (`as_strided`)."""
+    return picks is not None and np.array_equal(picks.reshape(-1), np.arange(picks.size))
 
 
 def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
@@ -218,9 +224,12 @@ def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
 
 def _restate_picks(expr: Expr, taken: Sequence[Expr]) -> Any:
     def restate(kept: Kept, old: Any) -> Any:
-        mask = kept.mask(expr)
-        if mask.all():
+        if kept.size(expr) == expr.size:
             return old
+        if _is_view(old):
+            shape = [n * kept.size(e) // e.size for n, e in zip(old.shape, taken, strict=True)]
+            return np.arange(np.prod(shape), dtype=old.dtype).reshape(shape)
+        mask = kept.mask(expr)
         places = np.where(old < 0, np.asarray(old) + expr.size, old)
         rank = np.cumsum(mask) - 1
         return rank[places[mask[places]]].reshape([kept.size(e) for e in taken]).astype(np.asarray(old).dtype)
