@@ -138,6 +138,7 @@ FOLDERS: dict[str, Folder] = {
     "Shape": _shape,
     "Size": _size,
     "Cast": _cast,
+    "CastLike": lambda node, a: [a[0].astype(a[1].dtype)],
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Slice": _slice,

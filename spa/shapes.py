@@ -123,20 +123,21 @@ class Walker:
             if any(name and name not in walk.value for name in node.inputs):
                 return False
             arguments = [walk.value[name] if name else None for name in node.inputs]
-            floats = any(a is not None and a.dtype.kind == "f" for a in arguments)
-            if floats and not any(name in walk.computed for name in node.inputs):
-                return False  # small weights are data: they keep their axes
         try:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
             raise ModelError(f"{node.label}: {error}. Check the model with onnx.checker.") from error
         if results is None or any(r.size > _limit(r) for r in results):
             return False
+        # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
+        floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
+        data = floats and not any(name in walk.computed for name in node.inputs) and node.op not in ("Shape", "Size")
         for name, result in zip(node.outputs, results, strict=False):
             if name:
                 walk.value[name], walk.shape[name] = result, tuple(result.shape)
                 walk.dtype[name] = helper.np_dtype_to_tensor_dtype(result.dtype)
-                walk.computed.add(name)
+                if not data:
+                    walk.computed.add(name)
         return True
 
     def _infer(
@@ -173,10 +174,10 @@ class Walker:
         if node.subgraphs:
             return _schema_outputs(node, shapes, dtypes, values, walk)
         if key not in self._memo:
+            found = None if node.key in _CONTRIB else _schema_outputs(node, shapes, dtypes, values, walk)
             if node.key in _CONTRIB:
-                self._memo[key] = [(d, s, True) for d, s in _CONTRIB[node.key](node, shapes, dtypes)]
-            else:
-                self._memo[key] = _schema_outputs(node, shapes, dtypes, values, walk)
+                found = [(d, s, True) for d, s in _CONTRIB[node.key](node, shapes, dtypes)]
+            self._memo[key] = found
         return self._memo[key]
 
 
@@ -244,6 +245,12 @@ def _declared(graph: Graph, node: Node) -> list[tuple[int, Shape | None, bool]]:
             continue
         found.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim), True))
     return found
+
+
+@contrib_shape("GroupNormalization")
+def _group_norm(node: Node, shapes: Sequence[Shape | None], dtypes: Sequence[int]) -> list[tuple[int, Shape]]:
+    """ONNX has no shape inference for it, being a function: the output is like the input."""
+    return [(dtypes[0], shapes[0] or ())]
 
 
 # -- the two points -------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def randomise(network: Network) -> None:
 
 
 def settle(network: Network) -> None:
-    """Pass noise once; centre convolutions and linear layers, set BatchNorm's statistics; both with some error.
+    """Pass noise once; centre convolutions and linear layers, set BatchNorm's statistics; both roughly.
 
     Otherwise many a ReLU is off for every input, and a wrong slice before or behind it would pass unseen.
     """

@@ -380,7 +380,7 @@ iterated (float[batch, 5] input) => (float[batch, 6] logits, float[batch, 14] me
         }
     >
     mean = ReduceMean <keepdims = 0, axes = [0]> (seen)
-    t = Relu (last)
+    t = Tanh (last)
     logits = Gemm (t, w4, b4)
 }
 """,
@@ -439,7 +439,7 @@ old (float[batch, 3, 9, 9] input) => (float[batch, 6] logits) {{
     g = GlobalMaxPool (s2)
     f = Flatten (g)
     h = Gemm <transB = 1> (f, w4, b4)
-    r = Relu (h)
+    r = Elu (h)
     d = Dropout <ratio = 0.5> (r)
     logits = Gemm <transB = 1> (d, w5, b5)
 }}

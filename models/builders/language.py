@@ -183,7 +183,7 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Decoder: 6 query heads on 2 key-value heads of 6 channels; its attention is wider than its residual stream."""
+    """Decoder: 6 query heads on 2 key-value heads of 6 channels, wider than the residual stream."""
 
     def __init__(self, dim: int = 26, head: int = 6) -> None:
         super().__init__()

@@ -77,8 +77,6 @@ def vit() -> Network:
 
 
 def vit_torchvision() -> Network:
-    # The fused fast path of nn.MultiheadAttention has no ONNX form.
-    torch.backends.mha.set_fastpath_enabled(False)
     return Network(ViT(TorchAttention, 28, 4, [46, 62]), image(3, 12))
 
 

@@ -12,7 +12,14 @@ rule("BatchNormalization")(
         " -> Y[n c *s], running_mean[c], running_var[c], saved_mean[c], saved_var[c]"
     )
 )
-rule("InstanceNormalization")(rule_of("input[n c *s], scale[c], B[c] -> output[n c *s]"))
+
+
+@rule("InstanceNormalization")
+def instance_norm(op: Op) -> None:
+    """Statistics over the axes after the channels, which may hold channels of their own (a decomposed GroupNorm)."""
+    apply(op, "input[n c *s], scale[c], B[c] -> output[n c *s]")
+    for e in op.axes(0)[2:]:
+        op.cross(e)
 
 
 @rule("LayerNormalization", "RMSNormalization")
