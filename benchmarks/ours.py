@@ -61,7 +61,10 @@ def prune(path: Path, out: Path | None, round_to: int) -> dict[str, Any]:
     import counting
 
     counts = {"before": counting.parameters(path), "after": counting.parameters(result.model)}
-    return counts | {"seconds": watch.seconds, "report": result.report.to_dict()}
+    report = result.report.to_dict()
+    kept = {key: report[key] for key in ("requested", "reached", "notes", "seconds")}
+    macs = {"macs before": report["before"]["macs"], "macs after": report["after"]["macs"]}
+    return counts | macs | {"seconds": watch.seconds, "report": kept}
 
 
 def analyze(path: Path) -> dict[str, Any]:

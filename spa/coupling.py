@@ -115,7 +115,11 @@ class Analysis:
                 self.axes[name] = tuple(self.space.dim(n, f"graph input {name!r}") for n in walk.shape[name])
         for node in self.graph.nodes:
             if node.outputs and all(o in walk.computed or not o for o in node.outputs):
-                continue  # shape arithmetic: its values are known, it carries no channels
+                # Shape arithmetic: its values are known, it carries no channels.
+                for name in node.inputs if node.op not in ("Shape", "Size") else ():
+                    for expr in self.axes.get(name, ()):
+                        self.space.freeze(expr, f"values are computed from it by {node.label}")
+                continue
             if node.index in self.laws or (node.op == "Constant" and node.outputs[0] in self.graph.constants):
                 continue
             self._state(node)
@@ -164,6 +168,10 @@ class Analysis:
         if isinstance(rule, str):
             raise Barrier(rule)
         rule(op)
+        for i, axes in enumerate(inputs):
+            if i not in op.seen:
+                for expr in axes or ():
+                    op.freeze(expr, "a control value of")
         for name, axes in zip(node.outputs, op.outputs, strict=True):
             for i, expr in enumerate(axes or ()):
                 if (name, i) in self.points.first.open_axes or (name, i) in self.points.second.open_axes:

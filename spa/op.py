@@ -63,6 +63,7 @@ class Op:
         values: each operand's value where it is a known small tensor, else None.
         second: the same at the other input size; equal for what does not follow the input.
         constant: for each operand whether it is computed from constants alone.
+        seen: the operands whose axes the rule has asked for; all others are control values, and freeze.
         outputs: what the rule has said: each output's axes.
     """
 
@@ -85,6 +86,7 @@ class Op:
         self.constant = list(constant) if constant is not None else [False] * len(self.inputs)
         self.second = list(second) if second is not None else self.values
         self.outputs: list[Axes | None] = [None] * len(self.out_shapes)
+        self.seen: set[int] = set()
         self.reads: list[Read] = []
         self.ties: list[Tie] = []
         self.macs: list[Axes] = []
@@ -102,6 +104,7 @@ class Op:
     def axes(self, operand: int) -> Axes:
         """The axes of an operand that must be there."""
         axes = self.inputs[operand] if operand < len(self.inputs) else None
+        self.seen.add(operand)
         if axes is None:
             raise Barrier(f"operand {operand} is missing")
         return axes

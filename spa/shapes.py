@@ -23,7 +23,7 @@ from spa.shape_values import FOLDERS
 Shape = tuple[int, ...]
 
 VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
-FLOAT_LIMIT = 64  # elements of a float tensor computed from shapes (scales, sizes)
+FLOAT_LIMIT = 8  # elements of a float vector computed from shapes (scales, sizes)
 _INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 
@@ -127,7 +127,7 @@ class Walker:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
             raise ModelError(f"{node.label}: {error}. Check the model with onnx.checker.") from error
-        if results is None or any(r.size > _limit(r) for r in results):
+        if results is None or not all(_worth_keeping(r) for r in results):
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
         floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
@@ -181,8 +181,10 @@ class Walker:
         return self._memo[key]
 
 
-def _limit(result: np.ndarray) -> int:
-    return FLOAT_LIMIT if result.dtype.kind == "f" else VALUE_LIMIT
+def _worth_keeping(result: np.ndarray) -> bool:
+    if result.dtype.kind == "f":
+        return result.ndim <= 1 and result.size <= FLOAT_LIMIT
+    return result.size <= VALUE_LIMIT
 
 
 def _tensor_type(dtype: int, shape: Shape) -> TypeProto:
@@ -337,6 +339,10 @@ def two_points(graph: Graph) -> TwoPoints:
     if len(walks) == 1 and walks[0].open_axes:
         walks.append(walker.walk(graph, sizes[0], unknown=2003))
     second = walks[1] if len(walks) == 2 else walks[0]
+    for name in walks[0].computed ^ second.computed:  # known at one size only, being too large at the other: data
+        for walk in (walks[0], second):
+            walk.computed.discard(name)
+            walk.value.pop(name, None)
     return TwoPoints(walks[0], second, (sizes[0], sizes[-1]), walker)
 
 

@@ -40,7 +40,7 @@ FAMILIES = {
 }
 # These exist a second time, as `NAME_dynamo`, written by PyTorch's newer exporter with its default options.
 DYNAMO = (
-    "resnet_basic mobilenet_v2 convnext unet yolo diffusion_unet vit swin bert gpt2 llama t5 whisper_encoder"
+    "resnet_basic mobilenet_v2 convnext unet yolo diffusion_unet vit swin bert gpt2 llama whisper_encoder"
     " lstm"
 )
 # And these as `NAME_dynamo_raw`: without the exporter's own optimiser, the way `spa.importers.pytorch` does.
