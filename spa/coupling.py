@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ class Group:
         name: the first place, as ``tensor[axis]``; stable for one model.
         dim: the dimension in the algebra.
         size: how many channels.
-        places: where parameters carry it.
+        places: where parameters carry it; none for weights that the graph fills by itself.
         operators: indices of the nodes that its channels pass through.
         readers: indices of the nodes that sum over it.
         writers: indices of the nodes that make its channels by contracting others with weights.
@@ -215,19 +215,18 @@ class Analysis:
                 for dim in dict.fromkeys(leaves(self.space.resolve(expr))):
                     places.setdefault(dim, []).append(Place(use, axis))
         operators, readers, writers = self._roles()
-        order = sorted(
-            (d for d in places if d in operators), key=lambda d: (min(operators[d]), places[d][0].use, places[d][0].axis)
-        )
+        titles = {d: (p[0].tensor, p[0].axis) for d, p in places.items()} | self._filled(places)
+        order = sorted((d for d in titles if d in operators), key=lambda d: (min(operators[d]), titles[d]))
         groups, names = [], dict[str, int]()
         for dim in order:
-            name = f"{places[dim][0].tensor}[{places[dim][0].axis}]"
+            name = "{}[{}]".format(*titles[dim])
             names[name] = names.get(name, 0) + 1
             groups.append(
                 Group(
                     name if names[name] == 1 else f"{name}#{names[name]}",
                     dim,
                     dim.size,
-                    tuple(places[dim]),
+                    tuple(places.get(dim, ())),
                     tuple(sorted(operators[dim])),
                     tuple(sorted(readers.get(dim, ()))),
                     tuple(sorted(writers.get(dim, ()))),
@@ -236,6 +235,17 @@ class Analysis:
                 )
             )
         return tuple(groups)
+
+    def _filled(self, places: Mapping[Dim, object]) -> dict[Dim, tuple[str, int]]:
+        """Dims that no stored constant carries, only weights that the graph makes itself (ConstantOfShape)."""
+        found: dict[Dim, tuple[str, int]] = {}
+        for name in self.axes:
+            if name in self._constant:
+                for axis, expr in enumerate(self.axes[name]):
+                    for dim in leaves(self.space.resolve(expr)):
+                        if dim not in places:
+                            found.setdefault(dim, (name, axis))
+        return found
 
     def _roles(self) -> tuple[dict[Dim, set[int]], dict[Dim, set[int]], dict[Dim, set[int]]]:
         """Which nodes each Dim passes through, is read by, and is written by."""

@@ -78,7 +78,7 @@ def score(
     for group in groups:
         parameters = [_parameter(analysis, group, p) for p in group.places]
         rows = [NORMS[norm](evaluate(p)) for p in select(parameters)]
-        scores[group.name] = AGGREGATES[agg](np.stack(rows))
+        scores[group.name] = AGGREGATES[agg](np.stack(rows)) if rows else np.zeros(group.size)
     return scores
 
 
