@@ -30,7 +30,7 @@ def measure(path: Path, folder: Path, seconds: float) -> dict[str, Any]:
         if not child.ok:
             return {"status": child.status, "reason": child.reason}
         files.append(target)
-        shares.append({key: child.data[key] for key in ("before", "after", "report")})
+        shares.append({key: value for key, value in child.data.items() if key != "report"})
     names = [str(file) for file in files]
     child = common.python("ours.py", "bench", *names, "--seconds", str(seconds), cores=common.THREADS)
     return {"status": child.status, "reason": child.reason, "pruned": shares, **child.data}
@@ -46,16 +46,11 @@ def row(name: str, cell: dict[str, Any]) -> list[str]:
         removed = 100 * (1 - counts["after"] / counts["before"])
         cells += [
             f"{removed:.1f}",
-            f"{macs_ratio(counts['report']):.2f}",
+            f"{counts['macs before'] / counts['macs after']:.2f}",
             f"{model['median_ms']:.2f}",
             f"{model['speedup']:.2f}",
         ]
     return cells
-
-
-def macs_ratio(report: dict[str, Any]) -> float:
-    """Return how many times fewer multiply-accumulates the pruned model needs, from SPA's report."""
-    return report["before"]["macs"] / report["after"]["macs"]
 
 
 def page(data: dict[str, Any]) -> str:

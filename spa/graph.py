@@ -6,7 +6,7 @@ The engine reads through this view and edits the protobuf message itself, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,10 @@ def outer_uses(graph: GraphProto) -> Iterator[str]:
 class Graph:
     """The main graph of a model as lists and dictionaries.
 
+    Args:
+        model: the message.
+        initializers: to use in place of the message's own (a message under surgery has none yet).
+
     Attributes:
         model: the message itself; read here, edited only by surgery on its own copy.
         nodes: all nodes in topological order.
@@ -114,19 +118,18 @@ class Graph:
         captured: names that a node's subgraphs read, by node index.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, initializers: Mapping[str, TensorProto] | None = None) -> None:
         self.model = model
         graph = model.graph
         versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
         self.opset = versions.get("", 1)
         self.nodes = [Node(n, i, versions.get(domain_of(n), 1)) for i, n in enumerate(graph.node)]
-        initializers = {t.name: t for t in graph.initializer}
+        self.initializers = dict(initializers or {t.name: t for t in graph.initializer})
         # Initializers that are listed as inputs, too, are weights whose value a caller could replace: old exporters
         # list all of them. They are pruned like other weights.
-        self.inputs = [i.name for i in graph.input if i.name not in initializers]
+        self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
         self.outputs = [o.name for o in graph.output]
-        self.initializers = initializers
-        self.constants = dict(initializers)
+        self.constants = dict(self.initializers)
         self.constant_nodes: dict[str, Node] = {}
         self.users: dict[str, list[tuple[Node, int]]] = {}
         self.captured: dict[int, list[str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -17,6 +17,7 @@ from spa.op import Tie
 from spa.plan import Plan
 from spa.shapes import Override, Walk
 
+Message = TypeVar("Message", NodeProto, ValueInfoProto)
 Key = tuple[int, int]  # (node index, operand)
 
 
@@ -171,10 +172,7 @@ class _Surgeon:
         """Walk the pruned graph; find computed integers that differ from what the algebra expects."""
         found: dict[Key, _Mend] = {}
         walks = self.analysis.points.walks
-        pruned = ModelProto()
-        pruned.CopyFrom(self.model)
-        self._put(pruned, with_inserted=False)
-        graph = Graph(pruned)
+        graph = Graph(self.model, self.graph.initializers | self.new)
         checks = [self._checker(before, point, found) for point, before in enumerate(walks)]
         after = self.analysis.points.again(graph, checks)
         self._check_shapes(after[0])
@@ -288,44 +286,27 @@ class _Surgeon:
 
     # -- putting together ----------------------------------------------------------------------------------------
 
-    def _put(self, model: ModelProto, with_inserted: bool = True) -> None:
-        """Nodes and initializers in place: old order, changed weights replaced, new ones at the end."""
-        graph = model.graph
-        if with_inserted and self.inserted:
-            ordered = [n for i, node in enumerate(self.nodes) for n in (*self.inserted.get(i, ()), node)]
-            copies = [_copy(n) for n in ordered]
-            del graph.node[:]
-            graph.node.extend(copies)
+    def _put(self) -> None:
+        """Initializers in their old order, changed ones replaced, new ones at the end, unused ones left out."""
+        graph = self.model.graph
         used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-        used |= {n for node in graph.node for a in node.attribute for g in [a.g, *a.graphs] for n in outer_uses(g)}
-        names = [n for n in self.graph.initializers if n in used]
-        names += [n for n in self.new if n not in self.graph.initializers and n in used]
-        graph.initializer.extend(self.new.get(n) or self.graph.initializers[n] for n in names)
-        if len(names) < len(self.graph.initializers):
-            gone = set(self.graph.initializers) - set(names)
-            kept_inputs = [i for i in graph.input if i.name not in gone]
-            if len(kept_inputs) < len(graph.input):
-                copies_in = [_copy_info(i) for i in kept_inputs]
-                del graph.input[:]
-                graph.input.extend(copies_in)
+        used |= {n for node in graph.node for a in node.attribute for g in (a.g, *a.graphs) for n in outer_uses(g)}
+        every = self.graph.initializers | self.new
+        graph.initializer.extend(tensor for name, tensor in every.items() if name in used)
+        kept_inputs = [_copied(i) for i in graph.input if i.name in used or i.name not in every]
+        del graph.input[:]
+        graph.input.extend(kept_inputs)
 
     def _assemble(self) -> None:
-        dead_before = _dead(self.graph.model.graph.node, self.graph.outputs)
-        names_before = {id(n) for i, n in enumerate(self.nodes) if i in dead_before}
-        if self.inserted or any(True for _ in self.new):
-            self._bury(names_before)
-        self._put(self.model)
-
-    def _bury(self, dead_before: set[int]) -> None:
-        """Remove nodes that our rewiring left without a reader."""
+        """Put inserted nodes before their readers, and take out nodes that our rewiring left without a reader."""
+        dead_before = {id(self.nodes[i]) for i in _dead(self.graph.model.graph.node, self.graph.outputs)}
         ordered = [n for i, node in enumerate(self.nodes) for n in (*self.inserted.get(i, ()), node)]
         dead = {id(ordered[i]) for i in _dead(ordered, self.graph.outputs)} - dead_before
-        if dead:
-            alive = [_copy(n) for n in ordered if id(n) not in dead]
-            self.inserted = {}
+        if dead or self.inserted:
+            alive = [_copied(n) for n in ordered if id(n) not in dead]
             del self.model.graph.node[:]
             self.model.graph.node.extend(alive)
-            self.nodes = list(self.model.graph.node)
+        self._put()
 
 
 def _restated(tie: Tie, kept: Kept, old: np.ndarray) -> np.ndarray:
@@ -354,15 +335,9 @@ def _copy_field(target: Any, field: Any, value: Any) -> None:
         setattr(target, field.name, value)
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _copy_info(info: ValueInfoProto) -> ValueInfoProto:
-    copy = ValueInfoProto()
-    copy.CopyFrom(info)
+def _copied(message: Message) -> Message:
+    copy = type(message)()
+    copy.CopyFrom(message)
     return copy
 
 

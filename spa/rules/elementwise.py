@@ -16,15 +16,13 @@ def unary(op: Op) -> None:
 
 
 @rule(
-    *("Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Clip Div Equal Greater GreaterOrEqual Less").split(),
+    *("Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less").split(),
     *("LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor").split(),
     *("com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::BiasAdd").split(),
 )
 def broadcasting(op: Op) -> None:
     """Broadcasting: trailing axes are the same. Spec: onnx/docs/Broadcasting.md; scalars and bounds broadcast, too."""
     given = [i for i in range(len(op.inputs)) if op.has(i)]
-    if op.node.op == "CastLike":
-        given = given[:1]
     op.broadcast(given)
 
 
@@ -33,3 +31,10 @@ def dropout(op: Op) -> None:
     """Dropout passes its input; the mask has the same axes; ratio and training_mode are scalars."""
     op.set(0, op.axes(0))
     op.set(1, op.axes(0))
+
+
+@rule("CastLike")
+def cast_like(op: Op) -> None:
+    """The first operand, in the type of the second, whose axes do not matter."""
+    op.axes(1)
+    op.set(0, op.axes(0))
