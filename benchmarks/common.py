@@ -124,9 +124,7 @@ class Child:
         return asdict(self)
 
 
-def run(
-    command: Sequence[str], timeout: float = 600, memory: int | None = None, cores: int | None = None
-) -> Child:
+def run(command: Sequence[str], timeout: float = 600, memory: int | None = None, cores: int | None = None) -> Child:
     """Run a command to its end and measure it.
 
     Args:

@@ -68,9 +68,7 @@ def measure_onnxsim(cache: Path, name: str, exporters: list[str]) -> Cells:
         path = str(models16.cached(cache, name, exporter))
         key = f"{name}.{exporter}"
         cells[f"onnxsim {key}"] = cell(common.python("peers.py", "onnxsim", path, **LIMITS))
-        cells[f"onnxsim, simplified {key}"] = cell(
-            common.python("peers.py", "onnxsim", path, "--simplify", **LIMITS)
-        )
+        cells[f"onnxsim, simplified {key}"] = cell(common.python("peers.py", "onnxsim", path, "--simplify", **LIMITS))
     return cells
 
 
@@ -96,9 +94,7 @@ def seconds(facts: dict[str, Any] | None, *phases: str) -> str:
 
 def best(cells: Cells, name: str, exporters: list[str]) -> dict[str, Any] | None:
     """Return onnxsim's best result on a network, over exporters, with and without simplification."""
-    keys = [
-        f"{side} {name}.{exporter}" for side in ("onnxsim", "onnxsim, simplified") for exporter in exporters
-    ]
+    keys = [f"{side} {name}.{exporter}" for side in ("onnxsim", "onnxsim, simplified") for exporter in exporters]
     found = [cells[key] for key in keys if key in cells and cells[key]["status"] == "ok"]
     return max(found, key=lambda facts: facts["removed"], default=None)
 
@@ -220,9 +216,7 @@ the plan without normalisation crossings.
 def main() -> None:
     """Measure the sides asked for and write the table."""
     parser = common.arguments(__doc__)
-    parser.add_argument(
-        "--exporters", nargs="+", default=list(models16.EXPORTERS), choices=models16.EXPORTERS
-    )
+    parser.add_argument("--exporters", nargs="+", default=list(models16.EXPORTERS), choices=models16.EXPORTERS)
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     options = parser.parse_args()
     names = options.only or list(models16.NAMES)

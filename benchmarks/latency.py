@@ -24,9 +24,7 @@ def measure(path: Path, folder: Path, seconds: float) -> dict[str, Any]:
     files, shares = [path], []
     for rounding in ROUNDINGS:
         target = folder / f"rounded{rounding}.onnx"
-        child = common.python(
-            "ours.py", "prune", str(path), "--out", str(target), "--round-to", str(rounding)
-        )
+        child = common.python("ours.py", "prune", str(path), "--out", str(target), "--round-to", str(rounding))
         if not child.ok:
             return {"status": child.status, "reason": child.reason}
         files.append(target)

@@ -180,9 +180,7 @@ def sensitivity(model: nn.Module, name: str, layers: int = 8) -> float:
         dense = model(x)
         for reader in readers[:: max(1, len(readers) // layers)]:
             weight = reader.weight
-            slices = (
-                weight[:, 1::3] if weight.shape[1] > 1 else weight[1::3]
-            )  # one alone may read a dead ReLU
+            slices = weight[:, 1::3] if weight.shape[1] > 1 else weight[1::3]  # one alone may read a dead ReLU
             kept = slices.clone()
             slices.zero_()
             changes.append(float((model(x) - dense).abs().max() / dense.abs().max()))
@@ -277,9 +275,7 @@ def ensure(cache: Path, names: Sequence[str], exporters: Sequence[str]) -> dict[
             if path.exists() and path.with_suffix(".json").exists():
                 report[path.stem] = json.loads(path.with_suffix(".json").read_text())
                 continue
-            child = common.python(
-                "models16.py", "--cache", str(cache), "--child", name, exporter, timeout=1200
-            )
+            child = common.python("models16.py", "--cache", str(cache), "--child", name, exporter, timeout=1200)
             report[path.stem] = child.data or {"status": child.status, "reason": child.reason}
             report[path.stem] |= {"process seconds": child.seconds, "peak MB": child.peak_mb}
             print(path.stem, report[path.stem], flush=True)
@@ -298,9 +294,7 @@ def main() -> None:
         return
     report = ensure(options.cache, options.only or NAMES, options.exporters)
     failed = [key for key, facts in report.items() if "reason" in facts]
-    print(
-        f"{len(report) - len(failed)} of {len(report)} exports in {options.cache}; failed: {failed or 'none'}"
-    )
+    print(f"{len(report) - len(failed)} of {len(report)} exports in {options.cache}; failed: {failed or 'none'}")
 
 
 if __name__ == "__main__":

@@ -107,9 +107,7 @@ def _run(model: onnx.ModelProto) -> NDArray[np.float32]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = common.THREADS
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     shape = [side if isinstance(side, int) else 2 for side in entry.shape]
     x = np.random.default_rng(0).standard_normal(shape, np.float32)

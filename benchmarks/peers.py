@@ -84,9 +84,7 @@ def _options(model: nn.Module, edits: bool) -> dict[str, Any]:
     from torch import nn
 
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    classifier = [
-        m for m in leaves if getattr(m, "out_features", getattr(m, "out_channels", 0)) == models16.CLASSES
-    ]
+    classifier = [m for m in leaves if getattr(m, "out_features", getattr(m, "out_channels", 0)) == models16.CLASSES]
     if not edits:
         return {"ignored_layers": classifier}
     attention = [m for m in leaves if isinstance(m, nn.modules.linear.NonDynamicallyQuantizableLinear)]
@@ -142,8 +140,7 @@ def onnxsim(path: Path, simplify: bool) -> dict[str, Any]:
 def _fixed_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Return the inputs' shapes with 1 for what is dynamic; onnxsim folds and prunes most with these."""
     return {
-        entry.name: [axis.dim_value or 1 for axis in entry.type.tensor_type.shape.dim]
-        for entry in model.graph.input
+        entry.name: [axis.dim_value or 1 for axis in entry.type.tensor_type.shape.dim] for entry in model.graph.input
     }
 
 
@@ -153,9 +150,7 @@ def _output(model: onnx.ModelProto) -> list[int]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = common.THREADS
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     shape = [side if isinstance(side, int) else 1 for side in entry.shape]
     x = numpy.random.default_rng(0).standard_normal(shape, numpy.float32)

@@ -41,8 +41,7 @@ def median(children: Sequence[common.Child]) -> Cell:
     cell["peak MB"] = statistics.median(child.peak_mb for child in children)
     phases = children[0].data.get("seconds", {})
     cell["seconds"] = {
-        name: round(statistics.median(child.data["seconds"][name] for child in children), 4)
-        for name in phases
+        name: round(statistics.median(child.data["seconds"][name] for child in children), 4) for name in phases
     }
     return cell
 
@@ -70,9 +69,7 @@ def ours_analysis(path: Path, _folder: Path) -> common.Child:
 
 def peer_whole(name: str, folder: Path) -> common.Child:
     """Build, prune, run once and torch.save with Torch-Pruning."""
-    return common.python(
-        "peers.py", "torch-pruning", name, *_edits(name), "--save", str(folder / "peer.pt"), **LIMITS
-    )
+    return common.python("peers.py", "torch-pruning", name, *_edits(name), "--save", str(folder / "peer.pt"), **LIMITS)
 
 
 def peer_export(name: str, folder: Path) -> common.Child:
@@ -114,13 +111,9 @@ def grow(rounds: int, folder: Path, nodes: int = 1000, megabytes: int = 50) -> d
     cells: dict[str, Any] = {}
     for kind in ("nodes", "bytes"):
         for factor in GROWTH:
-            blocks, channels = (
-                (nodes // 7 * factor, 8) if kind == "nodes" else (20, _width(megabytes * factor, 20))
-            )
+            blocks, channels = (nodes // 7 * factor, 8) if kind == "nodes" else (20, _width(megabytes * factor, 20))
             path = folder / f"{kind}{factor}.onnx"
-            facts = common.python(
-                "synthetic.py", str(path), "--blocks", str(blocks), "--channels", str(channels)
-            )
+            facts = common.python("synthetic.py", str(path), "--blocks", str(blocks), "--channels", str(channels))
             jobs = {
                 "ours whole": lambda p=path: ours_whole(p, folder),
                 "ours phases": lambda p=path: ours_phases(p, folder),
@@ -171,9 +164,7 @@ def side_by_side(cells: dict[str, Cell]) -> str:
         shown = f"{total:.2f}" if total else _seconds(peer)
         ratio = total / whole["process seconds"] if total and _ok(whole) else None
         ratios += [ratio] if ratio else []
-        rows.append(
-            [name, _seconds(whole), shown, f"{ratio:.1f}" if ratio else "", _memory(whole), _memory(peer)]
-        )
+        rows.append([name, _seconds(whole), shown, f"{ratio:.1f}" if ratio else "", _memory(whole), _memory(peer)])
     header = ["network", "SPA s", "Torch-Pruning s", "times faster", "SPA peak MB", "Torch-Pruning peak MB"]
     summary = f"Median ratio {statistics.median(ratios):.1f}, least {min(ratios):.1f}." if ratios else ""
     return common.table(header, rows) + "\n\n" + summary
@@ -182,14 +173,11 @@ def side_by_side(cells: dict[str, Cell]) -> str:
 def phases(cells: dict[str, Cell]) -> str:
     """Return the table of what the time goes into."""
     header = ["network", *(f"SPA {key}" for key in ("import", "analysis", "prune", "save + verify"))]
-    header += [
-        f"TP {key}" for key in ("import", "graph", "prune", "torch.save", "ONNX export", "build model")
-    ]
+    header += [f"TP {key}" for key in ("import", "graph", "prune", "torch.save", "ONNX export", "build model")]
     rows = []
     for name in models16.NAMES:
         own, analysis, peer, export = (
-            cells.get(f"{key} {name}")
-            for key in ("ours phases", "ours analysis", "peer whole", "peer export")
+            cells.get(f"{key} {name}") for key in ("ours phases", "ours analysis", "peer whole", "peer export")
         )
         row = [name, _seconds(own, "import"), _seconds(analysis, "analysis"), _seconds(own, "prune")]
         row += [_seconds(own, "save")]
@@ -204,9 +192,7 @@ def targets(cells: dict[str, Cell], sizes: dict[str, int]) -> str:
     whole = cells.get("ours whole resnet50")
     if _ok(whole):
         limit = 4 * sizes["resnet50"] / 1e6 + 300
-        rows.append(
-            _target("ResNet-50, whole process, s", TARGETS["resnet50 seconds"], whole["process seconds"])
-        )
+        rows.append(_target("ResNet-50, whole process, s", TARGETS["resnet50 seconds"], whole["process seconds"]))
         rows.append(_target("ResNet-50, peak memory, MB (4 x the file + 300)", limit, whole["peak MB"]))
     swin = cells.get("ours analysis swin_t")
     if _ok(swin):
@@ -231,9 +217,7 @@ def growth(cells: dict[str, Any]) -> str:
         for factor in GROWTH:
             label = f"{kind} x{factor}"
             facts = cells.get(f"facts {label}", {})
-            whole, phases, analysis = (
-                cells.get(f"ours {key} {label}") for key in ("whole", "phases", "analysis")
-            )
+            whole, phases, analysis = (cells.get(f"ours {key} {label}") for key in ("whole", "phases", "analysis"))
             size = f"{facts['bytes'] / 1e6:.1f}" if facts else ""
             rows.append(
                 [
@@ -257,9 +241,7 @@ def growth(cells: dict[str, Any]) -> str:
                 "",
             ]
         )
-    return common.table(
-        ["network", "nodes", "MB", "analysis s", "prune+save+verify s", "process s", "peak MB"], rows
-    )
+    return common.table(["network", "nodes", "MB", "analysis s", "prune+save+verify s", "process s", "peak MB"], rows)
 
 
 def _slope(cells: dict[str, Any], key: str, kind: str, *phases: str) -> str:
@@ -274,11 +256,7 @@ def page(data: dict[str, Any]) -> str:
     """Return results/speed.md."""
     cells = data["cells"]
     machines = "\n\n".join(f"{side}: {common.describe(info)}" for side, info in data["machines"].items())
-    failed = [
-        f"- {key}: {c['status']}: `{c['reason']}`"
-        for key, c in cells.items()
-        if c.get("status", "ok") != "ok"
-    ]
+    failed = [f"- {key}: {c['status']}: `{c['reason']}`" for key, c in cells.items() if c.get("status", "ok") != "ok"]
     return f"""# Speed, beside Torch-Pruning
 
 Half of the channels of every group by L2, uniformly; random weights; {common.THREADS} cores; medians of

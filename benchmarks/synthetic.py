@@ -40,18 +40,23 @@ def residual(blocks: int, channels: int, path: Path) -> dict[str, int]:
         nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def convolution(x: str, name: str, inputs: int) -> str:
+    def convolution(x: str, name: str, inputs: int, gain: float = 1.0) -> str:
         bound = (3 / (9 * inputs)) ** 0.5
         kernel = weight(f"{name}.weight", channels, inputs, 3, 3, low=-bound, high=bound)
         x = add("Conv", [x, kernel], f"{name}.conv", pads=[1] * 4)
-        ranges = {"scale": (0.5, 1.5), "bias": (-0.1, 0.1), "mean": (-0.1, 0.1), "var": (0.5, 1.5)}
+        ranges = {
+            "scale": (0.5 * gain, 1.5 * gain),
+            "bias": (-0.1, 0.1),
+            "mean": (-0.1, 0.1),
+            "var": (0.5, 1.5),
+        }
         statistics = [weight(f"{name}.{key}", channels, low=a, high=b) for key, (a, b) in ranges.items()]
         return add("BatchNormalization", [x, *statistics], f"{name}.norm")
 
     x = add("Relu", [convolution("input", "stem", 3)], "stem.relu")
     for index in range(blocks):
         inner = add("Relu", [convolution(x, f"{index}.a", channels)], f"{index}.relu")
-        inner = convolution(inner, f"{index}.b", channels)
+        inner = convolution(inner, f"{index}.b", channels, gain=blocks**-0.5)  # or the sum overflows
         x = add("Relu", [add("Add", [x, inner], f"{index}.add")], f"{index}.out")
     x = add("Flatten", [add("GlobalAveragePool", [x], "pool")], "flat")
     add("Gemm", [x, weight("head.weight", channels, CLASSES), weight("head.bias", CLASSES)], "output")

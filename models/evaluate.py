@@ -29,8 +29,7 @@ def accuracy(model: str | bytes, images: np.ndarray, labels: np.ndarray, batch: 
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     parts = [
-        session.run(None, {name: images[start : start + batch]})[0].argmax(-1)
-        for start in range(0, len(images), batch)
+        session.run(None, {name: images[start : start + batch]})[0].argmax(-1) for start in range(0, len(images), batch)
     ]
     return float((np.concatenate(parts) == labels).mean())
 

@@ -36,9 +36,7 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(outer)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
 
     def forward(self, x: Tensor) -> Tensor:
         """[n c h w] -> [n outer h/stride w/stride]."""
@@ -149,14 +147,9 @@ def augment(x: Tensor) -> Tensor:
     scale = 1 + (torch.rand(n) - 0.5) * 0.2
     shift = (torch.rand(n, 2) - 0.5) * 0.35
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack(
-        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
-    )
+    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     # Sampling pads with 0, which is grey here; the background is -1.
-    return (
-        F.grid_sample(x + 1, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
-        - 1
-    )
+    return F.grid_sample(x + 1, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False) - 1
 
 
 def fit(module: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
@@ -229,9 +222,7 @@ def main() -> None:
         onnx.save(model, HERE / f"{name}.onnx")
         parameters = sum(p.numel() for p in module.parameters())
         size = (HERE / f"{name}.onnx").stat().st_size / 1e6
-        print(
-            f"| {name}.onnx | {parameters:,} | {size:.2f} MB | {correct:.2%} | {seconds:.0f} s |", flush=True
-        )
+        print(f"| {name}.onnx | {parameters:,} | {size:.2f} MB | {correct:.2%} | {seconds:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

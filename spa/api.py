@@ -129,7 +129,13 @@ def prune(
     requested: dict[str, Any] = {"plan": True}
     if plan is None:
         budget = Budget(ratio, of, ranking, round_to, min_width)
-        requested = {"ratio": ratio, "of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
+        requested = {
+            "ratio": ratio,
+            "of": of,
+            "ranking": ranking,
+            "criterion": criterion,
+            "round_to": round_to,
+        }
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
         requested |= {"cross_norm": cross_norm, "seed": seed}
         if not chosen:
@@ -220,7 +226,9 @@ def _report(
         after,
         requested,
         1 - getattr(after, unit) / dense if dense else 0.0,
-        tuple(GroupReport(g.name, g.size, w, *shares[g.name], g.crossings) for g, w in zip(chosen, widths, strict=True)),
+        tuple(
+            GroupReport(g.name, g.size, w, *shares[g.name], g.crossings) for g, w in zip(chosen, widths, strict=True)
+        ),
         tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
         tuple(skipped),
         tuple(sorted(analysis.barriers.items())),
@@ -232,5 +240,3 @@ def _report(
 def _stored(graph: Graph, cost: Cost) -> tuple[int, int, int, int]:
     params, size = count_parameters(graph)
     return params, cost.macs, size, cost.channels
-
-

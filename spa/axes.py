@@ -69,6 +69,7 @@ class Prod:
 Expr = Dim | Sum | Prod
 Axes = tuple[Expr, ...]
 UNIT = Prod(())
+_DEEP = 100  # levels of Dims bound to Dims that are resolved by plain recursion
 
 
 def concat(*terms: Expr) -> Expr:
@@ -130,23 +131,41 @@ class Space:
             self._frozen[new] = frozen
         return new
 
-    def resolve(self, expr: Expr) -> Expr:
+    def resolve(self, expr: Expr, depth: int = 0) -> Expr:
         """The normal form of an expression under all that has been unified so far."""
         if isinstance(expr, Dim):
             bound = self._bound.get(expr)
             if bound is None:
                 return expr
-            resolved = self.resolve(bound)
+            if depth > _DEEP:
+                self._settle(bound)
+                bound = self._bound[expr]
+            resolved = self.resolve(bound, depth + 1)
             if resolved is not bound:
                 self._bound[expr] = resolved
             return resolved
         if isinstance(expr, Sum):
-            terms = [self.resolve(t) for t in expr.terms]
+            terms = [self.resolve(t, depth + 1) for t in expr.terms]
             same = all(a is b for a, b in zip(terms, expr.terms, strict=True))
             return expr if same else concat(*terms)
-        factors = [self.resolve(f) for f in expr.factors]
+        factors = [self.resolve(f, depth + 1) for f in expr.factors]
         same = all(a is b for a, b in zip(factors, expr.factors, strict=True))
         return expr if same else product(*factors)
+
+    def _settle(self, expr: Expr) -> None:
+        """Resolve the bound Dims below an expression, last ones first: chains can be longer than Python's stack."""
+        order: list[Dim] = []
+        stack = [d for d in leaves(expr) if d in self._bound]
+        seen = set(stack)
+        while stack:
+            dim = stack.pop()
+            order.append(dim)
+            for below in leaves(self._bound[dim]):
+                if below in self._bound and below not in seen:
+                    seen.add(below)
+                    stack.append(below)
+        for dim in reversed(order):
+            self.resolve(dim)
 
     def is_frozen(self, expr: Expr) -> bool:
         """Whether no index of the expression may be removed."""
@@ -307,13 +326,13 @@ class Space:
 
     # -- showing -------------------------------------------------------------------------------------------------
 
-    def show(self, expr: Expr, names: Mapping[Dim, str] | Callable[[Dim], str] | None = None) -> str:
+    def show(self, expr: Expr, names: Mapping[Dim, str] | Callable[[Dim], str | None] | None = None) -> str:
         """The expression as text; a Dim without a name is shown as its size."""
-        label = names.get if isinstance(names, Mapping) else (names or (lambda d: None))
+        known = names or {}
 
         def text(e: Expr) -> str:
             if isinstance(e, Dim):
-                return label(e) or str(e.size)
+                return (known.get(e) if isinstance(known, Mapping) else known(e)) or str(e.size)
             if isinstance(e, Sum):
                 return "+".join(text(t) for t in e.terms) or "0"
             return "(" + " ".join(text(f) if not isinstance(f, Sum) else f"({text(f)})" for f in e.factors) + ")"

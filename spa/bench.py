@@ -157,15 +157,13 @@ def bench(
     chosen = _sizes_of_each(models, names, sizes or {})
     # Memory first: a model on which onnxruntime crashes then takes down the other process, and is named.
     recipes = [
-        _recipe(model, name, threads, batch, seed, own)
-        for model, name, own in zip(models, names, chosen, strict=True)
+        _recipe(model, name, threads, batch, seed, own) for model, name, own in zip(models, names, chosen, strict=True)
     ]
     feeds = [recipe.feeds(seed) for recipe in recipes]
     memory: list[int | None] = [None] * len(models)
     if isolate_memory:
         memory = [
-            _peak_memory(model, name, arrays, threads)
-            for model, name, arrays in zip(models, names, feeds, strict=True)
+            _peak_memory(model, name, arrays, threads) for model, name, arrays in zip(models, names, feeds, strict=True)
         ]
     steps = [
         _step(load_session(model, threads=threads, optimise=True, name=name), arrays, name)
@@ -205,9 +203,7 @@ def bench(
 # -- latency -----------------------------------------------------------------------------------------------
 
 
-def _take_turns(
-    steps: Sequence[Callable[[], object]], *, runs: int | None, seconds: float, warmup: int
-) -> np.ndarray:
+def _take_turns(steps: Sequence[Callable[[], object]], *, runs: int | None, seconds: float, warmup: int) -> np.ndarray:
     """Time `steps` in turn, run by run.
 
     Args:
@@ -264,9 +260,7 @@ def _recipe(model: Model, name: str, threads: int, batch: int, seed: int, sizes:
     return recipe
 
 
-def _sizes_of_each(
-    models: Sequence[Model], names: Sequence[str], sizes: Mapping[str, int]
-) -> list[dict[str, int]]:
+def _sizes_of_each(models: Sequence[Model], names: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
     """The sizes that concern each model: with several models, not every axis is in every one."""
     if not sizes:
         return [{} for _ in models]

@@ -14,8 +14,8 @@ from math import gcd, lcm
 import numpy as np
 
 from spa.axes import Dim, Expr, Prod, Sum
-from spa.coupling import Analysis, Group
 from spa.cost import Cost, CostModel
+from spa.coupling import Analysis, Group
 from spa.errors import PlanError
 
 RANKINGS = ("global", "uniform", "isomorphic")
@@ -45,7 +45,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise PlanError(f"ratio is {self.ratio:g}, the fraction to remove. Choose one between 0 and 1, ends excluded.")
+            raise PlanError(
+                f"ratio is {self.ratio:g}, the fraction to remove. Choose one between 0 and 1, ends excluded."
+            )
         for what, given, known in (("of", self.of, UNITS), ("ranking", self.ranking, RANKINGS)):
             if given not in known:
                 raise PlanError(f"unknown {what} {given!r}. Choose one of {', '.join(known)}.")
@@ -108,9 +110,7 @@ def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.
     reached = removed_by(taken)
     notes = _check(budget, reached, removed_by(chunks))
     widths = _widths(costs.sizes, taken)
-    kept = {
-        g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size
-    }
+    kept = {g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size}
     return Choice(kept, dense, costs.evaluate(widths), reached, notes)
 
 

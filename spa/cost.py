@@ -160,5 +160,7 @@ def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
 
 def count_parameters(graph: Graph) -> tuple[int, int]:
     """(elements, bytes) of all weights that a graph really stores."""
-    sizes = [(prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS]
+    sizes = [
+        (prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS
+    ]
     return sum(n for n, _ in sizes), int(sum(n * b for n, b in sizes))

@@ -177,7 +177,7 @@ class Analysis:
                 if (name, i) in self.points.first.open_axes or (name, i) in self.points.second.open_axes:
                     op.freeze(expr, "its size depends on data, in")
 
-    def _check(self, node: Node, name: str, axes: Axes, shape: tuple[int, ...] | None) -> None:
+    def _check(self, node: Node, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
         if tuple(e.size for e in axes) != shape:
             raise InvariantError(
                 f"{node.label}: its rule says {tuple(e.size for e in axes)} for {name!r}, shape inference {shape}. "

@@ -39,6 +39,4 @@ class InvariantError(SpaError):
     exit_code = 70
 
     def __init__(self, message: str) -> None:
-        super().__init__(
-            f"{message} This is a bug in spa; please report it with the model or its architecture."
-        )
+        super().__init__(f"{message} This is a bug in spa; please report it with the model or its architecture.")

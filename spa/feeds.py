@@ -318,9 +318,7 @@ def resolve_sizes(
     """
     guess = guess or _GUESSES[0]
     sizes = dict(sizes or {})
-    dynamic = [
-        (spec, axis, dim) for spec in specs for axis, dim in enumerate(spec.shape) if not isinstance(dim, int)
-    ]
+    dynamic = [(spec, axis, dim) for spec in specs for axis, dim in enumerate(spec.shape) if not isinstance(dim, int)]
     _check_sizes(sizes, dynamic)
     # Plain names first: an expression such as `past + sequence` is computed from them.
     values = {name: size for name, size in sizes.items() if "[" not in name}
@@ -448,9 +446,7 @@ def _describe(
 def _length(spec: TensorSpec, shape: tuple[int, ...]) -> int:
     """The most that an input with lengths may state, going by one other input."""
     named = [
-        size
-        for dim, size in zip(spec.shape, shape, strict=True)
-        if isinstance(dim, str) and _SEQUENCE.search(dim)
+        size for dim, size in zip(spec.shape, shape, strict=True) if isinstance(dim, str) and _SEQUENCE.search(dim)
     ]
     return min(named or shape[:2])
 
@@ -598,9 +594,7 @@ class _Tracer:
             sign = 1 if node.op_type == "Add" else -1
             for here, other in ((0, 1), (1, 0)) if sign > 0 else ((0, 1),):
                 constant = self.constants.get(node.input[other])
-                for name, added in (
-                    self.reach.get(node.input[here], {}).items() if constant is not None else ()
-                ):
+                for name, added in self.reach.get(node.input[here], {}).items() if constant is not None else ():
                     sources[name] = added + sign * (constant or 0)
         elif node.op_type in _CARRIERS:
             # Where wraps negative indices, `Where(i < 0, i + rows, i)`: the branch that adds less is the one

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,24 @@ def outer_uses(graph: GraphProto) -> Iterator[str]:
             yield output.name
 
 
+def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
+    """All tensors stored in a graph: initializers and attributes, subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+            for sub in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                yield from tensors_of(sub)
+
+
 class Graph:
     """The main graph of a model as lists and dictionaries.
 
     Args:
         model: the message.
+        base: the folder of its external data.
         initializers: to use in place of the message's own (a message under surgery has none yet).
 
     Attributes:
@@ -118,8 +132,11 @@ class Graph:
         captured: names that a node's subgraphs read, by node index.
     """
 
-    def __init__(self, model: ModelProto, initializers: Mapping[str, TensorProto] | None = None) -> None:
+    def __init__(
+        self, model: ModelProto, base: Path | None = None, initializers: Mapping[str, TensorProto] | None = None
+    ) -> None:
         self.model = model
+        self.base = base
         graph = model.graph
         versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
         self.opset = versions.get("", 1)
@@ -160,23 +177,37 @@ class Graph:
             ModelError: the tensor's data is missing or malformed.
         """
         if name not in self._arrays:
-            self._arrays[name] = tensor_array(self.constants[name])
+            self._arrays[name] = tensor_array(self.constants[name], self.base)
         return self._arrays[name]
 
 
-def tensor_array(tensor: TensorProto) -> np.ndarray:
-    """A tensor's value as an array; raw data is viewed, not copied.
+def tensor_array(tensor: TensorProto, base: Path | None = None) -> np.ndarray:
+    """A tensor's value as an array; raw data is viewed and external data memory-mapped, not copied.
 
     Raises:
         ModelError: the tensor's data is missing or malformed.
     """
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return _external_array(tensor, base)
         if tensor.HasField("raw_data") and tensor.data_type not in _SUBBYTE:
             return np.frombuffer(tensor.raw_data, dtype=dtype).reshape(tuple(tensor.dims))
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"initializer {tensor.name!r}: {error}. Export the model again.") from error
+
+
+def _external_array(tensor: TensorProto, base: Path | None) -> np.ndarray:
+    entries = {e.key: e.value for e in tensor.external_data}
+    if base is None:
+        raise ValueError("its data lies in another file, whose folder is not known")
+    offset, length = int(entries.get("offset", 0) or 0), int(entries.get("length", 0) or 0)
+    data = np.memmap(base / entries["location"], mode="r", dtype=np.uint8, offset=offset, shape=(length,) if length else None)
+    if tensor.data_type in _SUBBYTE:
+        inline = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data.tobytes())
+        return np.asarray(numpy_helper.to_array(inline))
+    return data.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
 
 _SUBBYTE = {

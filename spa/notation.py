@@ -53,7 +53,9 @@ class Pattern:
 
 _OPERAND = re.compile(r"\s*(?P<name>\w+)(?P<optional>\?)?\s*(?:\[(?P<axes>[^\]]*)\])?\s*(?:,|$)")
 _TERM = r"(?:\([^()]*\)|\w+)"
-_AXIS = re.compile(rf"\s*(?P<cross>~)?(?:\*(?P<star>\w+)|(?P<dots>\.\.\.)|(?P<sum>{_TERM}(?:\+{_TERM})*))(?P<read>!)?\s*")
+_AXIS = re.compile(
+    rf"\s*(?P<cross>~)?(?:\*(?P<star>\w+)|(?P<dots>\.\.\.)|(?P<sum>{_TERM}(?:\+{_TERM})*))(?P<read>!)?\s*"
+)
 
 
 def _axes(text: str) -> tuple[Axis, ...]:
@@ -174,7 +176,10 @@ class _Binder:
 
     def _places(self) -> list[tuple[Operand, tuple[int, ...]]]:
         places = []
-        for operands, shapes in ((self.pattern.inputs, self.op.shapes), (self.pattern.outputs, self.op.out_shapes)):
+        for operands, shapes in (
+            (self.pattern.inputs, self.op.shapes),
+            (self.pattern.outputs, self.op.out_shapes),
+        ):
             for operand, shape in zip(operands, shapes, strict=False):
                 if operand.axes is not None and shape is not None:
                     places.append((operand, shape))
@@ -186,7 +191,8 @@ class _Binder:
         for operand, shape in places:
             equations += self._equations(operand, shape)
         for _ in range(len(equations) + 1):
-            if not any([self._step(axis, size) for axis, size in equations]):
+            learnt = [self._step(axis, size) for axis, size in equations]
+            if not any(learnt):
                 break
         for axis, size in equations:
             if self._evaluate(axis) != size:
@@ -204,7 +210,10 @@ class _Binder:
             raise Barrier(f"{operand.name} has {len(shape)} axes, expected at least {star + tail}")
         name = axes[star].star or ""
         self.star_shapes.setdefault(name, shape[star : len(shape) - tail])
-        return [*zip(axes[:star], shape[:star], strict=True), *zip(axes[star + 1 :], shape[len(shape) - tail :], strict=True)]
+        return [
+            *zip(axes[:star], shape[:star], strict=True),
+            *zip(axes[star + 1 :], shape[len(shape) - tail :], strict=True),
+        ]
 
     def _step(self, axis: Axis, size: int) -> bool:
         """Learn the one unknown letter of an axis, where all its other letters are known."""

@@ -178,9 +178,7 @@ def load_graph(model: Model, *, name: str | None = None) -> onnx.ModelProto:
     except OSError as error:
         raise ModelError(f"{name} cannot be read: {error.strerror or error}.") from error
     except DecodeError as error:
-        raise ModelError(
-            f"{name} is not an ONNX model, or is cut short: protobuf cannot parse it."
-        ) from error
+        raise ModelError(f"{name} is not an ONNX model, or is cut short: protobuf cannot parse it.") from error
 
 
 def input_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -225,18 +223,14 @@ def to_ort(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> di
     """
     bfloat16 = {spec.name for spec in input_specs(session) if spec.element == "bfloat16"}
     return {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            array.view(np.uint16), onnx.TensorProto.BFLOAT16
-        )
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
         if name in bfloat16
         else ort.OrtValue.ortvalue_from_numpy(array)
         for name, array in feeds.items()
     }
 
 
-def run(
-    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, name: str = "the model"
-) -> list[Any]:
+def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, name: str = "the model") -> list[Any]:
     """Run a session once.
 
     Args:
@@ -314,9 +308,7 @@ def _source(model: Model, name: str) -> str | bytes:
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        return TensorSpec(
-            value.name, {"sequence_type": "seq", "optional_type": "optional"}.get(kind or "", "map"), ()
-        )
+        return TensorSpec(value.name, {"sequence_type": "seq", "optional_type": "optional"}.get(kind or "", "map"), ())
     tensor = value.type.tensor_type
     word = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     shape: list[int | str | None] = [

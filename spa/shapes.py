@@ -21,6 +21,7 @@ from spa.graph import Graph, Node, schema_of
 from spa.shape_values import FOLDERS
 
 Shape = tuple[int, ...]
+Found = tuple[int, "Shape | None"]  # element type and shape of an output
 
 VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
 FLOAT_LIMIT = 8  # elements of a float vector computed from shapes (scales, sizes)
@@ -28,7 +29,16 @@ _INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 
 # (batch and unnamed sizes, sequence-like sizes, image sizes) to try, in order, until two walks succeed.
-_SIZES = ((2, 16, 224), (3, 24, 256), (2, 16, 64), (3, 32, 96), (1, 8, 32), (2, 7, 640), (1, 512, 512), (4, 64, 128))
+_SIZES = (
+    (2, 16, 224),
+    (3, 24, 256),
+    (2, 16, 64),
+    (3, 32, 96),
+    (1, 8, 32),
+    (2, 7, 640),
+    (1, 512, 512),
+    (4, 64, 128),
+)
 
 
 @dataclass
@@ -72,7 +82,7 @@ class Walker:
     """Walks graphs; remembers what schema inference said, since real networks repeat their blocks."""
 
     def __init__(self) -> None:
-        self._memo: dict[Any, list[tuple[int, Shape, bool]]] = {}
+        self._memo: dict[Any, list[Found] | None] = {}
 
     def walk(
         self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009, override: Override | None = None
@@ -140,9 +150,7 @@ class Walker:
                     walk.computed.add(name)
         return True
 
-    def _infer(
-        self, graph: Graph, node: Node, walk: Walk, unknown: int, values: Mapping[int, np.ndarray]
-    ) -> None:
+    def _infer(self, graph: Graph, node: Node, walk: Walk, unknown: int, values: Mapping[int, np.ndarray]) -> None:
         shapes = [
             tuple(values[i].shape) if i in values else walk.shape.get(name) if name else None
             for i, name in enumerate(node.inputs)
@@ -154,7 +162,7 @@ class Walker:
         found = self._memoised(node, shapes, dtypes, given, walk)
         if found is None:
             found = _declared(graph, node)
-        for name, (dtype, shape, _) in zip(node.outputs, found, strict=False):
+        for name, (dtype, shape) in zip(node.outputs, found, strict=False):
             if name and shape is not None:
                 walk.dtype[name] = dtype
                 walk.open_axes.update((name, i) for i, size in enumerate(shape) if size < 0)
@@ -167,7 +175,7 @@ class Walker:
         dtypes: list[int],
         values: list[np.ndarray | None],
         walk: Walk,
-    ) -> list[tuple[int, Shape, bool]] | None:
+    ) -> list[Found] | None:
         known = tuple(None if v is None else (v.dtype.str, v.shape, v.tobytes()) for v in values)
         attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
         key = (node.key, node.version, tuple(shapes), tuple(dtypes), known, attributes, len(node.outputs))
@@ -176,7 +184,7 @@ class Walker:
         if key not in self._memo:
             found = None if node.key in _CONTRIB else _schema_outputs(node, shapes, dtypes, values, walk)
             if node.key in _CONTRIB:
-                found = [(d, s, True) for d, s in _CONTRIB[node.key](node, shapes, dtypes)]
+                found = list(_CONTRIB[node.key](node, shapes, dtypes))
             self._memo[key] = found
         return self._memo[key]
 
@@ -193,7 +201,7 @@ def _tensor_type(dtype: int, shape: Shape) -> TypeProto:
 
 def _schema_outputs(
     node: Node, shapes: list[Shape | None], dtypes: list[int], values: list[np.ndarray | None], walk: Walk
-) -> list[tuple[int, Shape, bool]] | None:
+) -> list[Found] | None:
     """What ONNX's own schema says of the node's outputs; None where there is no schema."""
     schema = schema_of(node)
     if schema is None:
@@ -218,14 +226,14 @@ def _schema_outputs(
     except (InferenceError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(f"{node.label}: {reason}. Check the model with onnx.checker.") from error
-    outputs = []
+    outputs: list[Found] = []
     for name in node.outputs:
         tensor = found[name].tensor_type if name in found else None
         if tensor is None or not tensor.HasField("shape"):
-            outputs.append((tensor.elem_type if tensor is not None else 0, None, False))
+            outputs.append((tensor.elem_type if tensor is not None else 0, None))
             continue
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-        outputs.append((tensor.elem_type, dims, True))
+        outputs.append((tensor.elem_type, dims))
     return outputs
 
 
@@ -236,16 +244,16 @@ def _bare(node: Node) -> onnx.NodeProto:
     return bare
 
 
-def _declared(graph: Graph, node: Node) -> list[tuple[int, Shape | None, bool]]:
+def _declared(graph: Graph, node: Node) -> list[Found]:
     """What the file itself declares of an operator's outputs that nobody else knows; only if all static."""
     infos = {i.name: i for i in (*graph.model.graph.value_info, *graph.model.graph.output)}
-    found: list[tuple[int, Shape | None, bool]] = []
+    found: list[Found] = []
     for name in node.outputs:
         tensor = infos[name].type.tensor_type if name in infos else None
         if tensor is None or not tensor.HasField("shape"):
-            found.append((0, None, False))
+            found.append((0, None))
             continue
-        found.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim), True))
+        found.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim)))
     return found
 
 
@@ -300,9 +308,7 @@ class TwoPoints:
     def again(self, graph: Graph, overrides: Sequence[Override]) -> list[Walk]:
         """Walk another graph of the same interface (the pruned one) at the same points."""
         unknown = (1009, 2003)
-        return [
-            self.walker.walk(graph, self.sizes[i], unknown[i], override) for i, override in enumerate(overrides)
-        ]
+        return [self.walker.walk(graph, self.sizes[i], unknown[i], override) for i, override in enumerate(overrides)]
 
     @property
     def walks(self) -> list[Walk]:
@@ -344,5 +350,3 @@ def two_points(graph: Graph) -> TwoPoints:
             walk.computed.discard(name)
             walk.value.pop(name, None)
     return TwoPoints(walks[0], second, (sizes[0], sizes[-1]), walker)
-
-

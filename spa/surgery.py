@@ -102,10 +102,8 @@ class _Surgeon:
         taken = captured or name in self.graph.outputs or bool(everyone - by_use.keys())
         variants: list[tuple[np.ndarray, str]] = []
         for (index, operand), value in sorted(by_use.items(), key=lambda item: item[0]):
-            for other, alias in variants:
-                if other is value or (other.shape == value.shape and other.tobytes() == value.tobytes()):
-                    break
-            else:
+            alias = next((a for other, a in variants if other is value or _same(other, value)), "")
+            if not alias:
                 alias = self.fresh(f"{name}_pruned") if taken else name
                 taken = True
                 variants.append((value, alias))
@@ -172,7 +170,7 @@ class _Surgeon:
         """Walk the pruned graph; find computed integers that differ from what the algebra expects."""
         found: dict[Key, _Mend] = {}
         walks = self.analysis.points.walks
-        graph = Graph(self.model, self.graph.initializers | self.new)
+        graph = Graph(self.model, self.graph.base, self.graph.initializers | self.new)
         checks = [self._checker(before, point, found) for point, before in enumerate(walks)]
         after = self.analysis.points.again(graph, checks)
         self._check_shapes(after[0])
@@ -309,6 +307,10 @@ class _Surgeon:
         self._put()
 
 
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def _restated(tie: Tie, kept: Kept, old: np.ndarray) -> np.ndarray:
     value = np.asarray(tie.restate(kept, old))
     return value.astype(old.dtype).reshape(old.shape if value.size == old.size else value.shape)
@@ -364,5 +366,3 @@ def _dead(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
             for sub in (attribute.g, *attribute.graphs):
                 needed.update(outer_uses(sub))
     return dead
-
-

@@ -195,9 +195,7 @@ class _Reference:
     each is computed when it is asked for. Inputs are made anew for each run, so that one set is in memory.
     """
 
-    def __init__(
-        self, model: Model, name: str, options: _Options, specs: Sequence[TensorSpec] | None = None
-    ) -> None:
+    def __init__(self, model: Model, name: str, options: _Options, specs: Sequence[TensorSpec] | None = None) -> None:
         session = load_session(model, threads=options.threads, name=name)
         self.name = name
         self.inputs, self.outputs = input_specs(session), output_specs(session)
@@ -329,8 +327,7 @@ def _narrow(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> tuple[TensorSpe
                 if size_a:
                     fixed[size_a] = size_b
     return tuple(
-        replace(spec, shape=tuple(fixed.get(size, size) if size else size for size in shapes[spec.name]))
-        for spec in a
+        replace(spec, shape=tuple(fixed.get(size, size) if size else size for size in shapes[spec.name])) for spec in a
     )
 
 
@@ -354,14 +351,10 @@ class _Difference:
         shapes = _shape(value_a, leaves_a), _shape(value_b, leaves_b)
         if self.shapes is None or (shapes[0] != shapes[1] and self.shapes[0] == self.shapes[1]):
             self.shapes = shapes
-        dtypes = tuple(
-            " ".join(dict.fromkeys(str(leaf.dtype) for leaf in leaves)) for leaves in (leaves_a, leaves_b)
-        )
+        dtypes = tuple(" ".join(dict.fromkeys(str(leaf.dtype) for leaf in leaves)) for leaves in (leaves_a, leaves_b))
         self.dtypes = (dtypes[0], dtypes[1])
         self.within &= dtypes[0] == dtypes[1]
-        if len(leaves_a) != len(leaves_b) or any(
-            x.shape != y.shape for x, y in zip(leaves_a, leaves_b, strict=True)
-        ):
+        if len(leaves_a) != len(leaves_b) or any(x.shape != y.shape for x, y in zip(leaves_a, leaves_b, strict=True)):
             self.comparable = self.within = False
             return
         for x, y in zip(leaves_a, leaves_b, strict=True):
@@ -390,9 +383,7 @@ class _Difference:
             # Above 2^53 neighbours fall together in float64.
             difference = np.maximum(difference, piece_a != piece_b)
         self.largest = max(self.largest, float(difference.max(initial=0.0)))
-        with np.errstate(
-            over="ignore"
-        ):  # float64 outputs near its limit: the square is infinite, and said so.
+        with np.errstate(over="ignore"):  # float64 outputs near its limit: the square is infinite, and said so.
             self.squares += float(difference @ difference)
             self.squares_a += float(x @ x)
             self.squares_b += float(y @ y)
@@ -437,9 +428,7 @@ def _leaves(value: Any) -> list[np.ndarray]:
     if isinstance(value, list):
         return [leaf for item in value for leaf in _leaves(item)]
     if isinstance(value, dict):
-        raise UnsupportedError(
-            "An output is a map (ZipMap), which is not compared. Export the model without it."
-        )
+        raise UnsupportedError("An output is a map (ZipMap), which is not compared. Export the model without it.")
     return [np.asarray(value)]
 
 

@@ -39,10 +39,7 @@ FAMILIES = {
     ),
 }
 # These exist a second time, as `NAME_dynamo`, written by PyTorch's newer exporter with its default options.
-DYNAMO = (
-    "resnet_basic mobilenet_v2 convnext unet yolo diffusion_unet vit swin bert gpt2 llama whisper_encoder"
-    " lstm"
-)
+DYNAMO = "resnet_basic mobilenet_v2 convnext unet yolo diffusion_unet vit swin bert gpt2 llama whisper_encoder lstm"
 # And these as `NAME_dynamo_raw`: without the exporter's own optimiser, the way `spa.importers.pytorch` does.
 RAW = "resnet_basic vit llama"
 # The TorchScript exporter with its default options, which fold BatchNorm and constants: `NAME_folded`.

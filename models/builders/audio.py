@@ -30,8 +30,7 @@ class WhisperLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
         q, k, v = (
-            p(y).view(*y.shape[:2], self.heads, -1).permute(0, 2, 1, 3)
-            for p in (self.query, self.key, self.value)
+            p(y).view(*y.shape[:2], self.heads, -1).permute(0, 2, 1, 3) for p in (self.query, self.key, self.value)
         )
         weighted = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(weighted.permute(0, 2, 1, 3).flatten(2))
@@ -85,9 +84,7 @@ class WaveNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.start = nn.Conv1d(1, 10, 1)
-        self.blocks = nn.ModuleList(
-            [Gated(10, gate, 14, 2**i, fused=i % 2 == 1) for i, gate in enumerate((9, 11, 13))]
-        )
+        self.blocks = nn.ModuleList([Gated(10, gate, 14, 2**i, fused=i % 2 == 1) for i, gate in enumerate((9, 11, 13))])
         self.end1, self.end2 = nn.Conv1d(14, 17, 1), nn.Conv1d(17, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,6 +104,4 @@ def conv1d() -> Network:
     """Keyword spotting: strided convolutions with BatchNorm, InstanceNorm and a flatten."""
     layers = [nn.Conv1d(4, 11, 7, 2, 3), nn.BatchNorm1d(11), nn.ELU(), nn.Conv1d(11, 15, 5, 2, 2)]
     layers += [nn.InstanceNorm1d(15, affine=True), nn.LeakyReLU(0.1), nn.Conv1d(15, 19, 3), nn.MaxPool1d(2)]
-    return Network(
-        nn.Sequential(*layers, nn.Flatten(), nn.Linear(19 * 3, 6)), {"input": torch.randn(2, 4, 32)}
-    )
+    return Network(nn.Sequential(*layers, nn.Flatten(), nn.Linear(19 * 3, 6)), {"input": torch.randn(2, 4, 32)})

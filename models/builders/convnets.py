@@ -61,9 +61,7 @@ def vgg() -> Network:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: projected, identical, or padded with zeros (option A)."""
 
-    def __init__(
-        self, inner: int, outer: int, stride: int = 1, middle: int | None = None, pad: bool = False
-    ) -> None:
+    def __init__(self, inner: int, outer: int, stride: int = 1, middle: int | None = None, pad: bool = False) -> None:
         super().__init__()
         middle = middle or outer
         self.conv1 = conv_bn(inner, middle, 3, stride)
@@ -89,9 +87,7 @@ class Bottleneck(nn.Module):
         self.conv1 = conv_bn(inner, middle, 1)
         self.conv2 = conv_bn(middle, middle, 3, stride, groups)
         self.conv3 = conv_bn(middle, outer, 1, act=None)
-        self.downsample = (
-            conv_bn(inner, outer, 1, stride, act=None) if stride != 1 or inner != outer else None
-        )
+        self.downsample = conv_bn(inner, outer, 1, stride, act=None) if stride != 1 or inner != outer else None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -102,9 +102,7 @@ class C2f(nn.Module):
         self.cv2 = conv_bn((2 + depth) * half, outer, 1, act=nn.SiLU)
         self.m = nn.ModuleList(
             [
-                nn.Sequential(
-                    conv_bn(half, half + 2 + i, act=nn.SiLU), conv_bn(half + 2 + i, half, act=nn.SiLU)
-                )
+                nn.Sequential(conv_bn(half, half + 2 + i, act=nn.SiLU), conv_bn(half + 2 + i, half, act=nn.SiLU))
                 for i in range(depth)
             ]
         )

@@ -106,9 +106,7 @@ def handmade_residual_fp16() -> onnx.ModelProto:
 
 def handmade_grouped() -> onnx.ModelProto:
     """Grouped, depthwise (two outputs per input) and transposed grouped convolutions, PRelu, AveragePool."""
-    weights = Weights(2).weight(
-        w1=(15, 3, 3, 3), w2=(20, 3, 3, 3), w3=(40, 1, 3, 3), w4=(40, 7, 2, 2), w5=(14, 6)
-    )
+    weights = Weights(2).weight(w1=(15, 3, 3, 3), w2=(20, 3, 3, 3), w3=(40, 1, 3, 3), w4=(40, 7, 2, 2), w5=(14, 6))
     weights.bias(b1=15, b2=20, b3=40, b4=14, b5=6).scale(slope=15)
     weights.tensors["slope"] = (weights.tensors["slope"] - 0.4).reshape(15, 1, 1)
     return weights.model(
@@ -201,9 +199,7 @@ rms_attention (int64[batch, sequence] tokens, int64[batch, sequence] positions)
 
 def handmade_contrib() -> onnx.ModelProto:
     """A BERT layer as onnxruntime's transformer optimizer leaves it: com.microsoft's fused operators."""
-    weights = Weights(5).weight(
-        embedding=(29, 24), w_qkv=(24, 72), wo=(24, 24), w1=(24, 42), w2=(42, 24), head=(24, 5)
-    )
+    weights = Weights(5).weight(embedding=(29, 24), w_qkv=(24, 72), wo=(24, 24), w1=(24, 42), w2=(42, 24), head=(24, 5))
     weights.bias(b_qkv=72, bo=24, b1=42, b2=24, b_head=5, n0b=24, n1b=24, n2b=24).scale(n0=24, n1=24, n2=24)
     weights.tensors["embedding"] *= 4
     return weights.model(
@@ -325,9 +321,7 @@ Residual <alpha> (x, w, b) => (y) {
 
 def handmade_if() -> onnx.ModelProto:
     """An If whose branches read the outer graph's tensors and weights; the flag is an input."""
-    weights = Weights(8).weight(
-        w1=(10, 3, 3, 3), w2=(14, 10, 3, 3), w3=(14, 10, 1, 1), w4=(14, 6), w5=(12, 10, 3, 3)
-    )
+    weights = Weights(8).weight(w1=(10, 3, 3, 3), w2=(14, 10, 3, 3), w3=(14, 10, 1, 1), w4=(14, 6), w5=(12, 10, 3, 3))
     weights.weight(w6=(14, 12, 1, 1)).bias(b1=10, b2=14, b3=14, b4=6, b5=12, b6=14)
     return weights.model(
         """
@@ -359,9 +353,7 @@ branches (float[batch, 3, 10, 10] input, bool flag) => (float[batch, 6] logits) 
 
 def handmade_loop() -> onnx.ModelProto:
     """A Loop that applies one residual layer three times and collects what it saw."""
-    weights = (
-        Weights(9).weight(w1=(5, 14), w2=(14, 19), w3=(19, 14), w4=(14, 6)).bias(b1=14, b2=19, b3=14, b4=6)
-    )
+    weights = Weights(9).weight(w1=(5, 14), w2=(14, 19), w3=(19, 14), w4=(14, 6)).bias(b1=14, b2=19, b3=14, b4=6)
     weights.tensors |= {"times": np.array(3, np.int64), "always": np.array(True)}
     return weights.model(
         """

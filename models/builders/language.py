@@ -53,13 +53,9 @@ class Bert(nn.Module):
         self.layer = nn.ModuleList([BertLayer(dim, heads, 46), BertLayer(dim, heads, 58)])
         self.pooler, self.classifier = nn.Linear(dim, dim), nn.Linear(dim, 5)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         positions = self.position_embeddings(self.position_ids[:, : input_ids.shape[1]])
-        x = self.norm(
-            self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
-        )
+        x = self.norm(self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions)
         mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * LOWEST
         for layer in self.layer:
             x = layer(x, mask)
@@ -101,8 +97,7 @@ class Gpt2Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, _ = x.shape
         q, k, v = (
-            part.view(n, t, self.heads, -1).transpose(1, 2)
-            for part in self.c_attn(self.ln_1(x)).split(self.dim, 2)
+            part.view(n, t, self.heads, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(self.dim, 2)
         )
         scores = q @ k.transpose(-1, -2) / (self.dim // self.heads) ** 0.5
         weights = torch.where(self.causal[:, :, :t, :t], scores, LOWEST).softmax(-1)
@@ -171,9 +166,7 @@ class LlamaLayer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         n, t, _ = x.shape
         y = self.input_layernorm(x)
-        q, k, v = (
-            p(y).view(n, t, -1, self.head).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(y).view(n, t, -1, self.head).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
         k, v = repeat_kv(k, self.repeats), repeat_kv(v, self.repeats)
         weights = (q @ k.transpose(2, 3) * self.head**-0.5 + mask).softmax(-1)
@@ -250,9 +243,7 @@ class T5Layer(nn.Module):
         self.wi_0, self.wi_1 = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
         self.wo = nn.Linear(hidden, dim, bias=False)
 
-    def forward(
-        self, x: Tensor, bias: Tensor, memory: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         y = self.norm1(x)
         x = x + self.attention(y, y, bias)
         if memory is not None and mask is not None:

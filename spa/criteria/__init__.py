@@ -45,7 +45,12 @@ def names() -> list[str]:
 
 
 def score(
-    analysis: Analysis, groups: Sequence[Group], criterion: str, norm: str = "mean", agg: str = "mean", seed: int = 0
+    analysis: Analysis,
+    groups: Sequence[Group],
+    criterion: str,
+    norm: str = "mean",
+    agg: str = "mean",
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Score every channel of some groups.
 

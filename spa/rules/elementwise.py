@@ -4,22 +4,25 @@ from spa.op import Op
 from spa.rules import rule
 
 
-@rule(
-    *("Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid").split(),
-    *("HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign").split(),
-    *("Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu BitCast").split(),
-    *("com.microsoft::Gelu com.microsoft::QuickGelu").split(),
-)
+UNARY = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu com.microsoft::Gelu com.microsoft::QuickGelu
+""".split()
+
+BROADCASTING = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min
+Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasAdd com.microsoft::BiasGelu com.microsoft::FastGelu
+""".split()
+
+
+@rule(*UNARY)
 def unary(op: Op) -> None:
     """An element-wise function: the output's axes are the input's. Spec: the operators' pages, "element-wise"."""
     op.set(0, op.axes(0))
 
 
-@rule(
-    *("Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less").split(),
-    *("LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor").split(),
-    *("com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::BiasAdd").split(),
-)
+@rule(*BROADCASTING)
 def broadcasting(op: Op) -> None:
     """Broadcasting: trailing axes are the same. Spec: onnx/docs/Broadcasting.md; scalars and bounds broadcast, too."""
     given = [i for i in range(len(op.inputs)) if op.has(i)]

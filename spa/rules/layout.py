@@ -123,7 +123,11 @@ def split(op: Op) -> None:
     for i, piece in enumerate(pieces):
         op.set(i, [*axes[:axis], piece, *axes[axis + 1 :]])
     if op.has(1) or "split" in op.node.attributes:
-        op.tie(lambda kept, old: np.asarray([kept.size(p) for p in pieces], np.int64), operand=1, attribute="split")
+        op.tie(
+            lambda kept, old: np.asarray([kept.size(p) for p in pieces], np.int64),
+            operand=1,
+            attribute="split",
+        )
     else:  # equal pieces by count: they stay equal
         for piece in pieces[1:]:
             if piece.size == pieces[0].size:
@@ -332,7 +336,8 @@ def pad(op: Op) -> None:
     sized = [w if pads[i] > 0 else None for i, w in enumerate(widths)]
     op.tie(
         lambda kept, old: np.asarray(
-            [v if w is None else kept.size(w) for v, w in zip(np.ravel(old).tolist(), sized, strict=True)], np.int64
+            [v if w is None else kept.size(w) for v, w in zip(np.ravel(old).tolist(), sized, strict=True)],
+            np.int64,
         ),
         operand=1,
         attribute="pads",
@@ -435,4 +440,3 @@ def trilu(op: Op) -> None:
     for e in axes[-2:]:
         op.freeze(e, "cut to a triangle by")
     op.set(0, axes)
-

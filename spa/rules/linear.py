@@ -151,4 +151,3 @@ def fused_gemm(op: Op) -> None:
     if op.has(2):
         op.unify(op.axes(2)[0], result[-1])
     op.set(0, result)
-
