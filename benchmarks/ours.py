@@ -119,7 +119,10 @@ def bench(paths: list[Path], seconds: float) -> dict[str, Any]:
     """Time models in onnxruntime, alternating."""
     from spa.bench import bench as run
 
-    return run(paths, seconds=seconds, threads=common.THREADS).to_dict()
+    data = run(paths, seconds=seconds, threads=common.THREADS).to_dict()
+    for entry in data["models"]:
+        entry["name"] = Path(entry["name"]).name  # results name no folders of this machine
+    return data
 
 
 def main() -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
+
+if TYPE_CHECKING:
+    import onnx
 
 CLASSES = 10
 IMAGE = 8
@@ -24,8 +27,7 @@ def residual(blocks: int, channels: int, path: Path) -> dict[str, int]:
         Its numbers of nodes and bytes.
     """
     import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     rng = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
@@ -60,13 +62,16 @@ def residual(blocks: int, channels: int, path: Path) -> dict[str, int]:
         x = add("Relu", [add("Add", [x, inner], f"{index}.add")], f"{index}.out")
     x = add("Flatten", [add("GlobalAveragePool", [x], "pool")], "flat")
     add("Gemm", [x, weight("head.weight", channels, CLASSES), weight("head.bias", CLASSES)], "output")
-    graph = helper.make_graph(
-        nodes,
-        "residual",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", CLASSES])],
-        weights,
-    )
+    return _write(nodes, weights, path)
+
+
+def _write(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], path: Path) -> dict[str, int]:
+    import onnx
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])
+    scores = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", CLASSES])
+    graph = helper.make_graph(nodes, "residual", [image], [scores], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)

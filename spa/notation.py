@@ -144,6 +144,8 @@ def apply(op: Op, text: str, sizes: Mapping[str, int] | None = None) -> dict[str
     pattern = parse(text)
     bound = _Binder(op, pattern, dict(sizes or {}))
     for position, operand in enumerate(pattern.inputs):
+        if not op.has(position) and not operand.optional:
+            raise Barrier(f"operand {operand.name} is missing")
         if operand.axes is None or not op.has(position):
             continue
         for have, want in zip(op.axes(position), bound.expand(operand, position), strict=True):

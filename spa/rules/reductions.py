@@ -63,62 +63,6 @@ def cumulate(op: Op) -> None:
     op.set(0, axes)
 
 
-REDUCTIONS = """
-ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
-""".split()
-
-
-@rule(*REDUCTIONS)
-def reduce(op: Op) -> None:
-    """Reduced axes become one index or vanish. A sum reads them (a removed index is a zero); a statistic crosses."""
-    axes = op.axes(0)
-    given = op.ints("axes", 1)
-    if not given and op.attr("noop_with_empty_axes"):
-        op.set(0, axes)
-        return
-    gone = {op.positive(a, len(axes)) for a in given} if given else set(range(len(axes)))
-    for i in gone:
-        if op.node.op in SUMS:
-            op.reads.append(Read(axes[i], 0, i))
-        else:
-            op.cross(axes[i])
-    keep = op.attr("keepdims", 1)
-    op.set(0, [UNIT if i in gone else e for i, e in enumerate(axes) if keep or i not in gone])
-
-
-@rule("ArgMax", "ArgMin")
-def arg(op: Op) -> None:
-    """The position of an extreme: the axis must keep its indices."""
-    axes = op.axes(0)
-    axis = op.positive(op.attr("axis", 0), len(axes))
-    op.freeze(axes[axis], "positions found by")
-    keep = op.attr("keepdims", 1)
-    op.set(0, [UNIT if i == axis else e for i, e in enumerate(axes) if keep or i != axis])
-
-
-@rule("TopK")
-def top_k(op: Op) -> None:
-    """Values and positions of extremes along `axis`."""
-    axes = op.axes(0)
-    axis = op.positive(op.attr("axis", -1), len(axes))
-    op.freeze(axes[axis], "positions found by")
-    shape = op.out_shapes[0] or tuple(e.size for e in axes)
-    out = [op.opaque(shape[i]) if i == axis else e for i, e in enumerate(axes)]
-    op.set(0, out)
-    op.set(1, out)
-
-
-@rule("CumSum", "CumProd")
-def cumulate(op: Op) -> None:
-    """A running sum along `axis`: removing an index changes those after it."""
-    axes = op.axes(0)
-    value = op.values[1]
-    for i, e in enumerate(axes):
-        if value is None or op.positive(int(value.reshape(-1)[0]), len(axes)) == i:
-            op.freeze(e, "accumulated over by")
-    op.set(0, axes)
-
-
 @rule(*["AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
 def pool(op: Op) -> None:
     """Batch and channels pass; positions are pooled."""
