@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from spa.axes import UNIT, Expr
 from spa.notation import apply
 from spa.op import Barrier, Op
 from spa.rules import rule
 
 
-def convolution(op: Op, line: str, weights: int = 1, swept: int | None = None) -> None:
+def convolution(
+    op: Op, line: str, weights: int = 1, swept: int | None = None, sizes: Mapping[str, int] | None = None
+) -> dict[str, Expr]:
     """Any convolution by its line of notation, in the letters n, g, i, o.
 
     Args:
@@ -16,12 +20,17 @@ def convolution(op: Op, line: str, weights: int = 1, swept: int | None = None) -
         line: the law.
         weights: the operand with the kernels.
         swept: the operand whose positions each kernel is applied to; the output by default.
+        sizes: of further letters that the shapes alone do not tell.
+
+    Returns:
+        Each letter's dimension.
     """
-    letters = apply(op, line, {"g": op.attr("group", 1)})
+    letters = apply(op, line, {"g": op.attr("group", 1), **(sizes or {})})
     if "group" in op.node.attributes:
         op.tie_attribute("group", letters["g"])
     swept_axes = (op.outputs[0] or ()) if swept is None else op.axes(swept)
     op.count_macs(letters["n"], letters["g"], letters["i"], letters["o"], *swept_axes[2:], *op.axes(weights)[2:])
+    return letters
 
 
 CONV = "X[n (g i) *s], W[(g o) i *k], B?[(g o)] -> Y[n (g o) *t]"

@@ -1,0 +1,1 @@
+"""Pruned models to files and frameworks; installed as ``spa.exporters``."""

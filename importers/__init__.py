@@ -1,0 +1,1 @@
+"""Framework models to ONNX; installed as ``spa.importers``. One framework per file, imported only inside its own file."""

@@ -1,0 +1,198 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spa._version import __version__
+from spa.errors import SpaError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Structured pruning of any network, on its ONNX graph.\n\n"
+    "Exit codes: 0 done, 1 cannot write or models differ, 2 wrong command line, 3 impossible request, "
+    "4 malformed model, 5 model not covered, 70 a bug in spa, 130 interrupted.",
+)
+
+Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
+Size = Annotated[list[str] | None, typer.Option(help="Size of a dynamic axis, NAME=N; repeatable.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the program itself."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    ratio: Annotated[float, typer.Option(help="Fraction to remove, between 0 and 1.")] = 0.5,
+    of: Annotated[str, typer.Option(help="Of what: macs, params or channels.")] = "macs",
+    ranking: Annotated[str, typer.Option(help="global, uniform or isomorphic.")] = "global",
+    criterion: Annotated[str, typer.Option(help="l1, l2, bn_scale, fpgm, lamp or random.")] = "l2",
+    norm: Annotated[str, typer.Option(help="Within a parameter: none, sum, mean, max or standardise.")] = "mean",
+    agg: Annotated[str, typer.Option(help="Over a group's parameters: sum, mean, max, prod or l2.")] = "mean",
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave alone what matches; repeatable.")] = None,
+    round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 8,
+    min_width: Annotated[int, typer.Option(help="No group becomes narrower.")] = 1,
+    cross_norm: Annotated[bool, typer.Option("--cross-norm", help="Prune through normalisations, too.")] = False,
+    seed: Seed = 0,
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of choosing.")] = None,
+    plan_out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Allow the output to be the input.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every group.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove channels from MODEL until the budget is met, and write the smaller network."""
+    from spa import api
+    from spa.plan import Plan
+
+    given = Plan.load(plan) if plan else None
+    result = api.prune(
+        model,
+        ratio=ratio,
+        of=of,
+        ranking=ranking,
+        criterion=criterion,
+        norm=norm,
+        agg=agg,
+        ignore=ignore or (),
+        round_to=round_to,
+        min_width=min_width,
+        cross_norm=cross_norm,
+        seed=seed,
+        plan=given,
+    )
+    result.save(output, force=force)
+    if plan_out:
+        _write_text(plan_out, result.plan.to_json())
+    if report:
+        from spa.report.html import page
+
+        _write_text(report, page(result.report, str(model), str(output)))
+    if as_json:
+        _print_json(result.report.to_dict() | {"output": str(output)})
+    else:
+        from spa.report.text import show_report
+
+        show_report(result.report, str(model), str(output), verbose)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    every: Annotated[bool, typer.Option("--all", help="Show every group, not the largest twenty.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups of MODEL, what is frozen and why, and where parameters and MACs are."""
+    from spa import api
+    from spa.report.inspection import inspection
+
+    found = inspection(api.analyze(model))
+    if as_json:
+        _print_json(found)
+    else:
+        from spa.report.text import show_inspection
+
+        show_inspection(found, str(model), None if every else 20)
+
+
+@app.command()
+def verify(
+    a: Model,
+    b: Model,
+    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
+    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
+    from spa.verify import verify as compare
+
+    found = compare(
+        str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=_sizes(size)
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from spa.report.text import show_verification
+
+        show_verification(found)
+    if not found.same_interface or found.equal is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="One or more .onnx files.", show_default=False)],
+    seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time for each model.")] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency, throughput and memory in onnxruntime, the models in turns."""
+    from spa.bench import bench as measure
+
+    found = measure(
+        [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=_sizes(size)
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from spa.report.text import show_bench
+
+        show_bench(found)
+
+
+def _sizes(given: list[str] | None) -> dict[str, int] | None:
+    sizes = {}
+    for item in given or ():
+        name, equals, number = item.rpartition("=")
+        if not equals or not number.isdigit() or int(number) < 1:
+            raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint="--size")
+        sizes[name] = int(number)
+    return sizes or None
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpaError(f"cannot write {str(path)!r}: {error.strerror}. Choose another place.") from error
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1, default=str))
+
+
+def main() -> None:
+    """Run the program; errors are one message on standard error and a documented exit code."""
+    try:
+        app()
+    except SpaError as error:
+        sys.stderr.write(f"spa: error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What `spa inspect` shows, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spa.coupling import Analysis, Group
+from spa.cost import CostModel, group_shares, measure
+
+
+def inspection(analysis: Analysis) -> dict[str, Any]:
+    """Groups by their share of parameters, frozen ones with their reasons, barriers, and what crossings would add.
+
+    Returns:
+        ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``, ``reach``: the share
+        of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
+    """
+    shares = group_shares(analysis)
+
+    def row(group: Group) -> dict[str, Any]:
+        params, macs = shares.get(group.name, (0.0, 0.0))
+        return {
+            "name": group.name,
+            "channels": group.size,
+            "params": params,
+            "macs": macs,
+            "operators": [analysis.graph.nodes[i].label for i in group.operators],
+            "readers": [analysis.graph.nodes[i].label for i in group.readers],
+            "writers": [analysis.graph.nodes[i].label for i in group.writers],
+            "crossings": list(group.crossings),
+            "frozen": group.frozen,
+        }
+
+    rows = sorted((row(g) for g in analysis.groups if g.size > 1), key=lambda r: (-r["params"], r["name"]))
+    return {
+        "cost": measure(analysis).to_dict(),
+        "groups": [r for r in rows if r["frozen"] is None],
+        "frozen": [r for r in rows if r["frozen"] is not None],
+        "barriers": [{"operator": o, "reason": r} for o, r in sorted(analysis.barriers.items())],
+        "reach": {"free": _reach(analysis, analysis.free), "with crossings": _reach(analysis, analysis.prunable)},
+    }
+
+
+def _reach(analysis: Analysis, groups: tuple[Group, ...]) -> float:
+    """The fraction of all parameters that would go if half of every one of these groups went."""
+    costs = CostModel(analysis, [g.dim for g in groups])
+    dense = costs.evaluate(costs.sizes).params
+    halved = costs.evaluate([(n + 1) // 2 for n in costs.sizes]).params
+    return 1 - halved / dense if dense else 0.0

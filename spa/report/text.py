@@ -1,0 +1,104 @@
+"""Reports on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spa.bench import BenchReport
+from spa.report import Report
+from spa.verify import VerifyReport
+
+
+def count(number: float) -> str:
+    """A number with a unit prefix: 4.09 G."""
+    for factor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= factor:
+            return f"{number / factor:.2f}{prefix}"
+    return f"{number:.0f}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(c)) for c in cells))
+
+
+def show_report(report: Report, source: str, target: str, verbose: bool = False) -> None:
+    """Before and after; with ``verbose`` every group."""
+    console = Console()
+    table = _table(f"{source} → {target}", "", "before", "after", "removed")
+    for name in ("macs", "params", "bytes", "channels"):
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        removed = f"{1 - after / before:.1%}" if before else "-"
+        _row(table, {"macs": "MACs", "params": "parameters"}.get(name, name), count(before), count(after), removed)
+    console.print(table)
+    if verbose:
+        groups = _table("groups", "group", "channels", "kept", "of params", "of MACs")
+        for g in report.groups:
+            _row(groups, g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}")
+        console.print(groups)
+    for note in report.notes:
+        console.print(Text(f"note: {note}."))
+    if report.skipped:
+        console.print(Text(f"left out on request: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: "
+                           f"{report.skipped[0][2]}"))
+    for label, reason in report.barriers:
+        console.print(Text(f"barrier: {label}: {reason}"))
+
+
+def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:
+    """Groups, frozen groups, barriers and reach."""
+    console = Console()
+    cost = found["cost"]
+    console.print(Text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
+    table = _table("groups, by share of the parameters", "group", "channels", "params", "MACs", "crosses")
+    for g in found["groups"][:most]:
+        crosses = g["crossings"][0] if g["crossings"] else ""
+        _row(table, g["name"], g["channels"], f"{g['params']:.1%}", f"{g['macs']:.1%}", crosses)
+    console.print(table)
+    if most is not None and len(found["groups"]) > most:
+        console.print(Text(f"... and {len(found['groups']) - most} more (--all)"))
+    frozen = _table("frozen", "group", "channels", "params", "why")
+    for g in found["frozen"][:most]:
+        _row(frozen, g["name"], g["channels"], f"{g['params']:.1%}", g["frozen"])
+    console.print(frozen)
+    for b in found["barriers"]:
+        console.print(Text(f"barrier: {b['operator']}: {b['reason']}"))
+    free, crossing = found["reach"]["free"], found["reach"]["with crossings"]
+    console.print(Text(f"half of every free group is {free:.1%} of the parameters; with --cross-norm {crossing:.1%}"))
+
+
+def show_verification(found: VerifyReport) -> None:
+    """Interface and differences."""
+    console = Console()
+    console.print(Text("same interface" if found.same_interface else "different interfaces:"))
+    for sentence in found.interface:
+        console.print(Text(f"  {sentence}"))
+    table = _table("outputs", "output", "shape", "largest difference", "cosine", "equal")
+    for o in found.outputs:
+        cosine = "-" if o.cosine is None else f"{o.cosine:.6f}"
+        largest = "-" if o.max_abs_diff is None else f"{o.max_abs_diff:.3g}"
+        equal = "-" if o.equal is None else "yes" if o.equal else "no"
+        _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
+    console.print(table)
+
+
+def show_bench(found: BenchReport) -> None:
+    """Latency, throughput and memory, with ratios against the first model."""
+    console = Console()
+    title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} runs in turns"
+    table = _table(title, "model", "median ms", "p10", "p90", "samples/s", "speed-up", "file MB", "peak MB")
+    for m in found.models:
+        peak = "-" if m.peak_memory_bytes is None else f"{m.peak_memory_bytes / 1e6:.0f}"
+        cells = [f"{m.median_ms:.3f}", f"{m.p10_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.throughput:.1f}", f"{m.speedup:.2f}x"]
+        _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
+    console.print(table)
