@@ -70,8 +70,9 @@ def _mask_nodes(
         zero = f"{stem}_zero"
         scalar = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
         model.graph.initializer.append(numpy_helper.from_array(scalar, zero))
-    elif walk.shape[zero] and walk.shape[zero] != (1,):  # per-channel zero points lie along axis 0 of the weights
-        spread = np.asarray([-1] + [1] * (rank - 1), np.int64)
+    elif walk.shape[zero] and walk.shape[zero] != (1,):
+        spread = np.ones(rank, np.int64)
+        spread[read.zero_axis] = -1
         model.graph.initializer.append(numpy_helper.from_array(spread, f"{stem}_spread"))
         made.append(helper.make_node("Reshape", [zero, f"{stem}_spread"], [f"{stem}_zero"]))
         zero = f"{stem}_zero"

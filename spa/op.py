@@ -6,6 +6,7 @@ which axes are the same, and sets the axes of the outputs. It knows the algebra 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class Read:
         axis: the axis of that operand.
         others: the (operand, axis) pairs on the other side of the contraction.
         zero: the operand that holds the value standing for zero (a zero point), for integer operators.
+        zero_axis: the reading operand's axis along which a vector of zero points lies.
     """
 
     expr: Expr
@@ -35,6 +37,7 @@ class Read:
     axis: int
     others: tuple[tuple[int, int], ...] = ()
     zero: int | None = None
+    zero_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,14 @@ class Op:
             self.ties.append(Tie(operand, None, restate))
         elif attribute is not None and attribute in self.node.attributes:
             self.ties.append(Tie(None, attribute, restate))
+
+    def tie_scale(self, d: Expr, name: str = "scale") -> None:
+        """State that an attribute is by default one over the root of an axis' size, which must not change with it."""
+
+        def restate(kept: Kept, old: Any) -> Any:
+            return old if old or kept.size(d) == d.size else 1 / math.sqrt(d.size)
+
+        self.ties.append(Tie(None, name, restate))
 
     def count_macs(self, *axes: Expr) -> None:
         """Add multiply–accumulates: the product of the sizes of the axes."""

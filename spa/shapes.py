@@ -214,7 +214,7 @@ def _schema_outputs(
     if node.subgraphs:
         types |= {name: _tensor_type(walk.dtype[name], shape) for name, shape in walk.shape.items()}
     data = {
-        name: numpy_helper.from_array(np.ascontiguousarray(value), name)
+        name: numpy_helper.from_array(np.asarray(value, order="C"), name)
         for name, value in zip(node.inputs, values, strict=True)
         if value is not None
     }

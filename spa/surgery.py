@@ -81,7 +81,9 @@ class _Surgeon:
                 demands.setdefault(name, {}).update(dict.fromkeys(keys, value))
         for law in self.analysis.laws.values():
             for tie in law.ties:
-                if tie.operand is not None and (name := law.node.inputs[tie.operand]) in self.graph.constants:
+                if tie.operand is None or tie.operand >= len(law.node.inputs):
+                    continue
+                if (name := law.node.inputs[tie.operand]) in self.graph.constants:
                     old = self.graph.array(name)
                     value = _restated(tie, self.kept, old)
                     if value.shape != old.shape or not np.array_equal(value, old):
@@ -219,7 +221,7 @@ class _Surgeon:
         first, last = mend.expected[0], mend.expected[-1]
         if first.shape == last.shape and np.array_equal(first, last):
             name = self.fresh(base)
-            self.new[name] = numpy_helper.from_array(np.ascontiguousarray(first), name)
+            self.new[name] = numpy_helper.from_array(np.asarray(first, order="C"), name)
         else:
             name = self._composed(mend, base)
         self.nodes[mend.node.index].input[mend.operand] = name

@@ -45,6 +45,7 @@ def unsupported(key: str, reason: str) -> None:
 
 @cache
 def _load() -> None:
+    import_module("spa.contrib_shapes")
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     for entry in entry_points(group="spa.rules"):

@@ -165,8 +165,10 @@ def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Ex
         head, rest = op.space.cut(expr, chosen[0])
         body, _ = op.space.cut(rest, len(chosen))
         return body, head, body
-    if step > 1 and len(chosen) > 1 and chosen[0] + len(chosen) * step <= n:
-        head, rest = op.space.cut(expr, chosen[0])
+    # Rows of `step` indices, of which one place is taken; the first row may begin before the first index taken.
+    base = min(chosen[0], n - len(chosen) * step) if step > 1 and len(chosen) > 1 else -1
+    if base >= 0 and chosen[0] - base < step:
+        head, rest = op.space.cut(expr, base)
         body, _ = op.space.cut(rest, len(chosen) * step)
         taken = op.dim(len(chosen))
         op.unify(body, product(taken, op.dim(step, f"stepped over by {op.node.label}")))
@@ -305,6 +307,8 @@ def tensor_scatter(op: Op) -> None:
             op.freeze(b, "written by")
         else:
             op.unify(a, b)
+    if op.has(2):
+        op.unify(op.axes(2)[0], cache[0])
     op.set(0, cache)
 
 
@@ -317,7 +321,7 @@ def pad(op: Op) -> None:
         raise Barrier("pads are missing")
     where = op.ints("axes", 3) or list(range(len(axes)))
     count = len(where)
-    places: list[tuple[Expr, Expr]] = [(UNIT, UNIT)] * count
+    places: list[tuple[Expr | None, Expr | None]] = [(None, None)] * count
     mode = op.attr("mode", "constant")
     for i, axis in enumerate(where):
         axis = op.positive(axis, len(axes))
@@ -333,7 +337,7 @@ def pad(op: Op) -> None:
         axes[axis] = concat(head, axes[axis], tail)
     op.set(0, axes)
     widths = [p[0] for p in places] + [p[1] for p in places]
-    sized = [w if pads[i] > 0 else None for i, w in enumerate(widths)]
+    sized = [w if n > 0 else None for n, w in zip(pads, widths, strict=True)]
     op.tie(
         lambda kept, old: np.asarray(
             [v if w is None else kept.size(w) for v, w in zip(np.ravel(old).tolist(), sized, strict=True)],
@@ -411,16 +415,32 @@ def resize(op: Op) -> None:
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
-    result = []
-    for e, size in zip(axes, shape, strict=True):
-        if e.size != size:
-            op.freeze(e, "resampled by")
-        result.append(e if e.size == size else op.opaque(size))
+    moved = _resampled(op, [e.size for e in axes], shape)
+    for i in moved:
+        op.freeze(axes[i], "resampled by")
+    result = [op.opaque(n) if i in moved else e for i, (e, n) in enumerate(zip(axes, shape, strict=True))]
     op.set(0, result)
     given = op.attr("axes")
     sized = [result[op.positive(a, len(axes))] for a in given] if given else result
     if len(op.inputs) > 3 and op.has(3):
         op.tie(sizes_of(sized, ()), operand=3)
+
+
+def _resampled(op: Op, before: Sequence[int], after: Sequence[int]) -> set[int]:
+    """The axes whose size changes, or whose positions do: a scale that is nearly one, a region, a kept ratio."""
+    given = [op.positive(a, len(before)) for a in op.attr("axes") or range(len(before))]
+    moved = {i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b}
+    if op.node.op == "Upsample" or op.node.version < 11:
+        scales = op.values[1] if op.has(1) else op.attr("scales")
+    else:
+        scales = op.values[2] if op.has(2) else ()
+    if scales is None:
+        return set(range(len(before)))
+    moved |= {i for i, scale in zip(given, np.ravel(scales).tolist(), strict=False) if scale != 1}
+    region = op.attr("coordinate_transformation_mode") == "tf_crop_and_resize"
+    if region or (moved and op.attr("keep_aspect_ratio_policy", "stretch") != "stretch"):
+        moved |= set(given)
+    return moved
 
 
 @rule("ReverseSequence")

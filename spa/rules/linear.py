@@ -48,17 +48,25 @@ def conv_transpose(op: Op) -> None:
     convolution(op, "X[n (g i) *s], W[(g i) o *k], B?[(g o)] -> Y[n (g o) *t]", swept=0)
 
 
+def gemm_axes(op: Op, left: int, right: int) -> tuple[Expr, Expr, Expr]:
+    """A matrix product of two matrices; transA and transB swap letters. Returns rows, columns and the inner axis."""
+    a, b = op.axes(left), op.axes(right)
+    at_a, at_b = (0 if op.attr("transA", 0) else 1), (1 if op.attr("transB", 0) else 0)
+    op.contract((left, at_a), (right, at_b))
+    rows, columns, inner = a[1 - at_a], b[1 - at_b], a[at_a]
+    op.count_macs(rows, columns, inner)
+    return rows, columns, inner
+
+
 @rule("Gemm")
 def gemm(op: Op) -> None:
-    """A matrix product with bias; transA and transB swap letters."""
-    a = "k m" if op.attr("transA", 0) else "m k"
-    b = "n k" if op.attr("transB", 0) else "k n"
-    letters = apply(op, f"A[{a}], B[{b}] -> Y[m n]")
+    """A matrix product with bias, which broadcasts. Spec: onnx__Gemm.html."""
+    rows, columns, _ = gemm_axes(op, 0, 1)
     if op.has(2):
-        for have, want in zip(op.axes(2)[::-1], (letters["n"], letters["m"]), strict=False):
+        for have, want in zip(op.axes(2)[::-1], (columns, rows), strict=False):
             if have.size != 1:
                 op.unify(have, want)
-    op.count_macs(letters["m"], letters["n"], letters["k"])
+    op.set(0, (rows, columns))
 
 
 def matmul_axes(op: Op, left: int, right: int, trans: tuple[bool, bool] = (False, False)) -> list[Expr]:

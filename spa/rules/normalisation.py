@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from spa.notation import apply, rule_of
+from spa.notation import apply
 from spa.op import Op
 from spa.rules import rule
 
-rule("BatchNormalization")(
-    rule_of(
+@rule("BatchNormalization")
+def batch_norm(op: Op) -> None:
+    """An affine map of each channel; in training mode, statistics over all other axes."""
+    apply(
+        op,
         "X[n c *s], scale[c], B[c], input_mean[c], input_var[c]"
-        " -> Y[n c *s], running_mean[c], running_var[c], saved_mean[c], saved_var[c]"
+        " -> Y[n c *s], running_mean[c], running_var[c], saved_mean[c], saved_var[c]",
     )
-)
+    if op.attr("training_mode", 0):
+        batch, _, *positions = op.axes(0)
+        for e in (batch, *positions):
+            op.cross(e)
 
 
 @rule("InstanceNormalization")

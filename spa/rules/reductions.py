@@ -65,8 +65,11 @@ def cumulate(op: Op) -> None:
 
 @rule(*["AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
 def pool(op: Op) -> None:
-    """Batch and channels pass; positions are pooled."""
+    """Batch and channels pass; positions are pooled. MaxPool's Indices count through all channels."""
     axes = op.axes(0)
+    if len(op.outputs) > 1 and op.out_shapes[1] is not None:
+        for e in axes[:2]:
+            op.freeze(e, "counted through by Indices of")
     for e in axes[2:]:
         op.freeze(e, "spatial axis of")
     for output, shape in enumerate(op.out_shapes):
@@ -90,6 +93,8 @@ def roi(op: Op) -> None:
 def grid_sample(op: Op) -> None:
     """Channels pass; positions are sampled at a grid."""
     axes = op.axes(0)
-    for e in (*axes[2:], *op.axes(1)):
+    batch, *grid = op.axes(1)
+    for e in (*axes[2:], *grid):
         op.freeze(e, "sampled by")
-    op.set(0, [*axes[:2], *op.axes(1)[1:-1]])
+    op.unify(axes[0], batch)
+    op.set(0, [*axes[:2], *grid[:-1]])

@@ -51,6 +51,8 @@ def deform_conv(op: Op) -> None:
         "X[n (g i) *s], W[(g o) i *k], offset[n (u a) *t], B?[(g o)], mask?[n (u b) *t] -> Y[n (g o) *t]",
         sizes={"u": groups},
     )
+    for e in op.axes(2)[2:]:
+        op.freeze(e, "spatial axis of")
     channels = op.axes(0)[1]
     op.unify(channels, product(letters["u"], op.dim(channels.size // groups)))
     if "offset_group" in op.node.attributes:

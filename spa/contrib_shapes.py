@@ -1,0 +1,161 @@
+"""Shapes of operators that ONNX has no schema for. Spec: onnxruntime/docs/ContribOperators.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from spa.graph import Node
+from spa.shapes import Shape, contrib_shape
+
+Shapes = Sequence["Shape | None"]
+Outputs = list[tuple[int, Shape]]
+
+
+def _of(shapes: Shapes, operand: int) -> Shape:
+    shape = shapes[operand] if operand < len(shapes) else None
+    return shape or ()
+
+
+MS = "com.microsoft::"
+
+
+@contrib_shape(
+    *(MS + n for n in ["Gelu", "QuickGelu", "FastGelu", "BiasGelu", "RotaryEmbedding", "GroupNorm", "QLinearSigmoid"]),
+    *(MS + n for n in ["QLinearLeakyRelu", "QLinearSoftmax"]),
+    "SimplifiedLayerNormalization",
+)
+def like_first(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Outputs like the first operand."""
+    return [(dtypes[0], _of(shapes, 0))]
+
+
+@contrib_shape(MS + "BiasAdd", MS + "QLinearAdd", MS + "QLinearMul")
+def broadcast(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Broadcasting; the quantised forms have B as operand 3."""
+    operands = (0, 1, 2) if node.op == "BiasAdd" else (0, 3)
+    return [(dtypes[0], tuple(np.broadcast_shapes(*(_of(shapes, i) for i in operands))))]
+
+
+@contrib_shape(MS + "SkipLayerNormalization", MS + "SkipSimplifiedLayerNormalization")
+def skip_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Normalised sum, statistics, and the sum."""
+    x = _of(shapes, 0)
+    return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:-1], 1)), (TensorProto.FLOAT, (*x[:-1], 1)), (dtypes[0], x)]
+
+
+@contrib_shape(MS + "EmbedLayerNormalization")
+def embed_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[b s c], [b], [b s c]."""
+    ids, width = _of(shapes, 0), _of(shapes, 2)[-1]
+    return [(dtypes[2], (*ids, width)), (TensorProto.INT32, ids[:1]), (dtypes[2], (*ids, width))]
+
+
+@contrib_shape(MS + "QuantizeLinear", MS + "DequantizeLinear")
+def quantise(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """The type is the zero point's, or the scale's."""
+    given = dtypes[2] if len(dtypes) > 2 and dtypes[2] else TensorProto.UINT8
+    return [(given if node.op == "QuantizeLinear" else dtypes[1], _of(shapes, 0))]
+
+
+def _matmul(a: Shape, b: Shape) -> Shape:
+    left, right = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
+    rows = () if len(a) == 1 else left[-2:-1]
+    columns = () if len(b) == 1 else right[-1:]
+    return (*np.broadcast_shapes(left[:-2], right[:-2]), *rows, *columns)
+
+
+def _swapped(shape: Shape, swap: bool) -> Shape:
+    return (*shape[:-2], shape[-1], shape[-2]) if swap and len(shape) > 1 else shape
+
+
+@contrib_shape(MS + "FusedMatMul", MS + "TransposeMatMul", MS + "GemmFastGelu", MS + "MatMulIntegerToFloat")
+@contrib_shape(MS + "DynamicQuantizeMatMul")
+def matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """numpy.matmul, operands transposed on request."""
+    a = _swapped(_of(shapes, 0), bool(node.attributes.get("transA", 0)))
+    b = _swapped(_of(shapes, 1), bool(node.attributes.get("transB", 0)))
+    return [(dtypes[2] if node.op == "MatMulIntegerToFloat" else dtypes[0], _matmul(a, b))]
+
+
+@contrib_shape(MS + "FusedGemm", MS + "QGemm")
+def gemm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """A matrix product; B is operand 3 of QGemm, whose result is float without an output scale."""
+    quantised = node.op == "QGemm"
+    a = _swapped(_of(shapes, 0), bool(node.attributes.get("transA", 0)))
+    b = _swapped(_of(shapes, 3 if quantised else 1), bool(node.attributes.get("transB", 0)))
+    scaled = len(dtypes) > 7 and dtypes[7]
+    return [(dtypes[0] if scaled or not quantised else TensorProto.FLOAT, (a[0], b[1]))]
+
+
+@contrib_shape(MS + "FusedConv")
+def fused_conv(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """The extent of each axis: (size + pads - dilated kernel) / stride + 1, or rounded up for SAME."""
+    x, w = _of(shapes, 0), _of(shapes, 1)
+    rank = len(x) - 2
+    a = node.attributes
+    strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
+    pads = a.get("pads") or [0] * (2 * rank)
+    same = str(a.get("auto_pad", "NOTSET")).startswith("SAME")
+    extents = []
+    for i in range(rank):
+        kernel = (w[2 + i] - 1) * dilations[i] + 1
+        padded = x[2 + i] + pads[i] + pads[i + rank]
+        extents.append(-(-x[2 + i] // strides[i]) if same else (padded - kernel) // strides[i] + 1)
+    return [(dtypes[0], (x[0], w[0], *extents))]
+
+
+@contrib_shape(MS + "QLinearGlobalAveragePool")
+def global_pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """All positions become one."""
+    x = _of(shapes, 0)
+    ones = (1,) * (len(x) - 2)
+    return [(dtypes[0], (x[0], *ones, x[-1]) if node.attributes.get("channels_last", 0) else (*x[:2], *ones))]
+
+
+@contrib_shape(MS + "QLinearConcat")
+def concat(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """The sum along `axis` of operands 2, 5, 8 ..."""
+    given = [_of(shapes, i) for i in range(2, len(shapes), 3)]
+    axis = node.attributes["axis"]
+    result = list(given[0])
+    result[axis] = sum(s[axis] for s in given)
+    return [(dtypes[2], tuple(result))]
+
+
+@contrib_shape(MS + "MultiHeadAttention")
+def multi_head(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[b s (h e)] and the caches, for separate three-axis projections."""
+    q, k, v = (_of(shapes, i) for i in (0, 1, 2))
+    if len(q) != 3 or len(k) != 3 or len(v) != 3:
+        return [(dtypes[0], q[:2] + (int(np.prod(q[2:])),))]
+    heads = node.attributes["num_heads"]
+    past = _of(shapes, 6)
+    steps = k[1] + (past[2] if past else 0)
+    return [
+        (dtypes[0], (q[0], q[1], v[2])),
+        (dtypes[0], (q[0], heads, steps, k[2] // heads)),
+        (dtypes[0], (q[0], heads, steps, v[2] // heads)),
+    ]
+
+
+@contrib_shape(MS + "Attention")
+def packed_attention(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[b s (h e)]."""
+    x, weights = _of(shapes, 0), _of(shapes, 1)
+    sizes = node.attributes.get("qkv_hidden_sizes") or [weights[1] // 3] * 3
+    return [(dtypes[0], (x[0], x[1], sizes[2]))]
+
+
+@contrib_shape(MS + "GroupQueryAttention")
+def group_query(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[b s (k r d)] and the caches, which grow by the new steps."""
+    q, past = _of(shapes, 0), _of(shapes, 3)
+    heads, kv = node.attributes["num_heads"], node.attributes["kv_num_heads"]
+    packed = not _of(shapes, 1)
+    size = q[2] // (heads + 2 * kv if packed else heads)
+    steps = q[1] + (past[2] if past else 0)
+    cache = (dtypes[0], (q[0], kv, steps, size))
+    return [(dtypes[0], (q[0], q[1], heads * size)), cache, cache]
