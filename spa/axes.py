@@ -335,10 +335,11 @@ class Space:
                 return (known.get(e) if isinstance(known, Mapping) else known(e)) or str(e.size)
             if isinstance(e, Sum):
                 return "+".join(text(t) for t in e.terms) or "0"
+            if e == UNIT:
+                return "1"
             return "(" + " ".join(text(f) if not isinstance(f, Sum) else f"({text(f)})" for f in e.factors) + ")"
 
-        resolved = self.resolve(expr)
-        return "1" if resolved == UNIT else text(resolved)
+        return text(self.resolve(expr))
 
 
 class Kept:

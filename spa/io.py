@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
 from spa.graph import tensors_of
+from spa.normalise import normalise
 
 OLDEST_OPSET, NEWEST_OPSET = 7, 26  # the newest that onnxruntime 1.31 runs
 
@@ -55,7 +56,7 @@ def load(source: Any) -> Source:
         raise ModelError(f"cannot read a {type(source).__name__}. Give a path, bytes, a ModelProto or a gs.Graph.")
     base = path.parent if path else None
     _check(model, name, base)
-    return Source(_normalised(model, own=source is not model), path, base)
+    return Source(normalise(model, own=source is not model), path, base)
 
 
 def _read(path: Path) -> bytes:
@@ -127,30 +128,3 @@ def _check_order(model: ModelProto, name: str) -> None:
     lost = next((o.name for o in graph.output if o.name not in known), None)
     if lost is not None:
         raise ModelError(f"{name}: nothing makes the output {lost!r}. Check the model with onnx.checker.")
-
-
-def _normalised(model: ModelProto, own: bool) -> ModelProto:
-    """Local functions inlined and duplicate node names made unique, on a copy unless the model is ours."""
-    if model.functions:
-        from onnx import inliner
-
-        model, own = inliner.inline_local_functions(model), True
-    names: set[str] = set()
-    duplicates = []
-    for index, node in enumerate(model.graph.node):
-        if node.name and node.name in names:
-            duplicates.append(index)
-        names.add(node.name)
-    if duplicates and not own:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        model = copy
-    for index in duplicates:
-        node, count = model.graph.node[index], 2
-        while f"{node.name}_{count}" in names:
-            count += 1
-        node.name = f"{node.name}_{count}"
-        names.add(node.name)
-    return model
-
-

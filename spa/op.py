@@ -190,6 +190,10 @@ class Op:
 
         self.ties.append(Tie(None, name, restate))
 
+    def tie_new(self, restate: Restate, operand: int | None, attribute: str | None) -> None:
+        """State what an operand or attribute that the node lacks must be; None where it may stay away."""
+        self.ties.append(Tie(operand, attribute, restate))
+
     def count_macs(self, *axes: Expr) -> None:
         """Add multiply–accumulates: the product of the sizes of the axes."""
         self.macs.append(tuple(axes))

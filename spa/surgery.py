@@ -138,6 +138,17 @@ class _Surgeon:
                     value = value.tolist() if isinstance(value, np.ndarray) else value
                     if value != old:
                         _set_attribute(self.nodes[index], tie.attribute, value)
+                elif tie.operand is not None and tie.operand >= len(law.node.inputs):
+                    self._append(index, tie)
+
+    def _append(self, index: int, tie: Tie) -> None:
+        """Give a node an operand that it lacks, where it now needs one."""
+        value = tie.restate(self.kept, None)
+        node = self.nodes[index]
+        if value is not None and tie.operand == len(node.input):
+            name = self.fresh(f"{node.output[0]}_{tie.operand}")
+            self.new[name] = numpy_helper.from_array(value, name)
+            node.input.append(name)
 
     def _interface(self) -> None:
         """Restate declared shapes; drop those that contradict the walk."""

@@ -80,11 +80,18 @@ def transpose(op: Op) -> None:
 
 @rule("Squeeze")
 def squeeze(op: Op) -> None:
-    """Axes of one index are dropped."""
+    """Axes of one index are dropped: those named, or all; then they are named where pruning leaves one more."""
     axes = op.axes(0)
     drop = op.ints("axes", 1)
     gone = {op.positive(a, len(axes)) for a in drop} if drop else {i for i, e in enumerate(axes) if e.size == 1}
-    op.set(0, [e for i, e in enumerate(axes) if i not in gone])
+    left = [e for i, e in enumerate(axes) if i not in gone]
+    op.set(0, left)
+    if not drop and left:
+
+        def name(kept: Kept, old: Any) -> Any:
+            return np.asarray(sorted(gone), np.int64) if any(kept.size(e) == 1 for e in left) else old
+
+        op.tie_new(name, *((1, None) if op.node.version >= 13 else (None, "axes")))
 
 
 @rule("Unsqueeze")
@@ -150,41 +157,42 @@ def slice_(op: Op) -> None:
     for axis, start, end, step in zip(where, starts, ends, steps, strict=True):
         axis = op.positive(axis, len(axes))
         before = axes[axis]
-        axes[axis], head, body = _slice_axis(op, before, start, end, step)
-        cuts.append((before, head, body))
+        axes[axis], head, body, phase = _slice_axis(op, before, start, end, step)
+        cuts.append((before, head, body, phase))
     op.set(0, axes)
     op.tie(_restate_bounds(cuts, 0), operand=1, attribute="starts")
     op.tie(_restate_bounds(cuts, 1), operand=2, attribute="ends")
 
 
-def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Expr, Expr, Expr]:
-    """(the piece taken, what lies before it, what it is taken from)."""
+def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Expr, Expr, Expr, int]:
+    """(the piece taken, what lies before it, what it is taken from, the first place taken in there)."""
     n = expr.size
     chosen = range(n)[slice(start, None if step < 0 and end < -n else end, step)]
-    if step == 1 and chosen:
-        head, rest = op.space.cut(expr, chosen[0])
-        body, _ = op.space.cut(rest, len(chosen))
-        return body, head, body
-    # Rows of `step` indices, of which one place is taken; the first row may begin before the first index taken.
-    base = min(chosen[0], n - len(chosen) * step) if step > 1 and len(chosen) > 1 else -1
-    if base >= 0 and chosen[0] - base < step:
+    count, first = len(chosen), chosen[0] if chosen else 0
+    if step == 1 and count:
+        head, rest = op.space.cut(expr, first)
+        body, _ = op.space.cut(rest, count)
+        return body, head, body, 0
+    # Rows of `step` indices, one place of each taken; [1::2] starts within its first row.
+    base = next((b for b in (first - first % step, first) if b + count * step <= n), None) if step > 1 else None
+    if base is not None and count > 1:
         head, rest = op.space.cut(expr, base)
-        body, _ = op.space.cut(rest, len(chosen) * step)
-        taken = op.dim(len(chosen))
+        body, _ = op.space.cut(rest, count * step)
+        taken = op.dim(count)
         op.unify(body, product(taken, op.dim(step, f"stepped over by {op.node.label}")))
-        return taken, head, body
+        return taken, head, body, first - base
     op.freeze(expr, "reversed or unevenly stepped over by" if step != 1 else "emptied by")
-    return op.opaque(len(chosen)), expr, expr
+    return op.opaque(count), expr, expr, 0
 
 
-def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr]], end: int) -> Any:
+def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr, int]], end: int) -> Any:
     def restate(kept: Kept, old: Any) -> np.ndarray:
         new = []
-        for value, (expr, head, body) in zip(np.ravel(old).tolist(), cuts, strict=True):
+        for value, (expr, head, body, phase) in zip(np.ravel(old).tolist(), cuts, strict=True):
             if kept.size(expr) == expr.size or value >= expr.size:
                 new.append(value)  # untouched, or open-ended
                 continue
-            bound = kept.size(head) + (kept.size(body) if end else 0)
+            bound = kept.size(head) + (kept.size(body) if end else phase)
             new.append(bound - kept.size(expr) if value < 0 and bound < kept.size(expr) else bound)
         return np.asarray(new, dtype=np.int64)
 
