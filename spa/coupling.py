@@ -168,6 +168,9 @@ class Analysis:
         if isinstance(rule, str):
             raise Barrier(rule)
         rule(op)
+        for name, shape in zip(node.outputs, op.out_shapes, strict=True):
+            if shape is None and (name in self.graph.users or name in self.graph.outputs):
+                raise Barrier(f"the shape of its output {name!r} is not known")
         for i, axes in enumerate(inputs):
             if i not in op.seen:
                 for expr in axes or ():

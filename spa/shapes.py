@@ -257,9 +257,9 @@ def _declared(graph: Graph, node: Node) -> list[Found]:
     return found
 
 
-@contrib_shape("GroupNormalization")
+@contrib_shape("GroupNormalization", "MeanVarianceNormalization")
 def _group_norm(node: Node, shapes: Sequence[Shape | None], dtypes: Sequence[int]) -> list[tuple[int, Shape]]:
-    """ONNX has no shape inference for it, being a function: the output is like the input."""
+    """ONNX has no shape inference for them, being functions: the output is like the input."""
     return [(dtypes[0], shapes[0] or ())]
 
 

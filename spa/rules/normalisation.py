@@ -42,14 +42,15 @@ def layer_norm(op: Op) -> None:
 
 @rule("GroupNormalization")
 def group_norm(op: Op) -> None:
-    """Statistics within each of num_groups groups: whole groups go exactly, places in a group cross.
+    """Statistics within each of num_groups groups: whole groups go exactly, places in a group and positions cross.
 
     Spec: onnx__GroupNormalization.html; scale and bias are per group before opset 21, per channel since.
     """
     groups = op.attr("num_groups")
     scale = "[g]" if op.node.version < 21 else "[(g c)]"
     letters = apply(op, f"X[n (g c) *s], scale{scale}, bias{scale} -> Y[n (g c) *s]", {"g": groups})
-    op.cross(letters["c"])
+    for e in (letters["c"], *op.axes(0)[2:]):
+        op.cross(e)
     op.tie_attribute("num_groups", letters["g"])
 
 
