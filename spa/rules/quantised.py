@@ -65,22 +65,24 @@ def _per_channel(op: Op, operands: list[int], channels: Expr) -> None:
                 op.unify(given[-1], channels)
 
 
-@rule("QLinearConv", "ConvInteger")
+@rule("ConvInteger")
 def integer_conv(op: Op) -> None:
-    """Convolution of integers; the weights' scales and zero points may differ by output channel."""
-    if op.node.op == "ConvInteger":
-        convolution(op, "x[n (g i) *s], w[(g o) i *k] -> y[n (g o) *t]")
-        _zero_points(op, {0: 2, 1: 3})
-        vectors = [3]
-    else:
-        line = (
-            "x[n (g i) *s], x_scale, x_zero_point, w[(g o) i *k], w_scale, w_zero_point, y_scale, y_zero_point, "
-            "B?[(g o)] -> y[n (g o) *t]"
-        )
-        convolution(op, line, weights=3)
-        _zero_points(op, {0: 2, 3: 5})
-        vectors = [4, 5]
-    _per_channel(op, vectors, (op.outputs[0] or ())[1])
+    """Convolution of integers; the weights' zero points may differ by output channel."""
+    convolution(op, "x[n (g i) *s], w[(g o) i *k] -> y[n (g o) *t]")
+    _zero_points(op, {0: 2, 1: 3})
+    _per_channel(op, [3], (op.outputs[0] or ())[1])
+
+
+@rule("QLinearConv")
+def quantised_conv(op: Op) -> None:
+    """Convolution of quantised tensors; the weights' scales and zero points may differ by output channel."""
+    line = (
+        "x[n (g i) *s], x_scale, x_zero_point, w[(g o) i *k], w_scale, w_zero_point, y_scale, y_zero_point, "
+        "B?[(g o)] -> y[n (g o) *t]"
+    )
+    convolution(op, line, weights=3)
+    _zero_points(op, {0: 2, 3: 5})
+    _per_channel(op, [4, 5], (op.outputs[0] or ())[1])
 
 
 @rule(*["QLinearMatMul", "MatMulInteger", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::DynamicQuantizeMatMul"])
