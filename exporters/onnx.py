@@ -27,12 +27,13 @@ def write(
     base: Path | None = None,
     source: Path | None = None,
     force: bool = False,
+    external: bool = False,
 ) -> Path:
     """Check a model and write it.
 
     The model goes to a temporary file beside the target, is checked there (``onnx.checker``, loaded and run in onnxruntime)
     and takes the target's name in one step. Weights go to ``NAME.data`` beside it where the source kept them
-    outside, or where the model is too large for one file.
+    outside (``external``), or where the model is too large for one file.
 
     Args:
         model: what to write; not changed.
@@ -40,6 +41,7 @@ def write(
         base: the folder of the model's external data.
         source: the file that the model was made from.
         force: allow the target to be the source.
+        external: keep large weights in a file of their own.
 
     Returns:
         The target.
@@ -54,7 +56,7 @@ def write(
         raise PlanError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
     if target.is_dir():
         raise SpaError(f"cannot write {str(target)!r}: it is a folder. Name a file in it.")
-    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
+    outside = external or any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
     size = sum(len(t.raw_data) for t in tensors_of(model.graph))
     try:
         with _temporary_folder(target) as folder:

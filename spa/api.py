@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from spa import criteria, surgery
 from spa.budget import Budget, choose
@@ -55,7 +55,10 @@ class Result:
         """
         from spa.exporters.onnx import write
 
-        write(self.model, path, base=self.source.base, source=self.source.path, force=force)
+        external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
+        write(
+            self.model, path, base=self.source.base, source=self.source.path, force=force, external=external
+        )
 
     def to_graphsurgeon(self) -> gs.Graph:
         """The pruned model as an onnx-graphsurgeon graph."""
@@ -197,9 +200,11 @@ def _nothing(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str
     if skipped:
         name, _, reason = skipped[0]
         return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
-    frozen = [g for g in analysis.groups if g.frozen]
-    why = f" The first, {frozen[0].name!r}, is frozen: {frozen[0].frozen}." if frozen else ""
-    return f"the model has no group that can be pruned.{why} 'spa inspect' lists them all."
+    if analysis.barriers:
+        operator, reason = next(iter(analysis.barriers.items()))
+        return f"the model has no group that can be pruned: {operator}: {reason}. Give it a rule; 'spa inspect' shows more."
+    why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
+    return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."
 
 
 def _report(
@@ -231,7 +236,7 @@ def _report(
         ),
         tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
         tuple(skipped),
-        tuple(sorted(analysis.barriers.items())),
+        tuple(analysis.barriers.items()),
         notes,
         seconds,
     )

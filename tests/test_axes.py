@@ -43,9 +43,7 @@ def explain(expr: Expr, mask: np.ndarray, found: dict[Dim, np.ndarray]) -> bool:
     outer = np.ones((), bool)
     for part in parts:
         outer = np.logical_and.outer(outer, part)
-    return np.array_equal(outer, table) and all(
-        explain(f, m, found) for f, m in zip(expr.factors, parts, strict=True)
-    )
+    return np.array_equal(outer, table) and all(explain(f, m, found) for f, m in zip(expr.factors, parts, strict=True))
 
 
 def every_mask(size: int) -> list[np.ndarray]:

@@ -150,9 +150,7 @@ def test_what_is_timed_is_optimised_and_what_finds_the_inputs_is_not(monkeypatch
 
 def test_bfloat16_is_timed():
     nodes = [helper.make_node("Cast", ["x"], ["f"], to=F)]
-    graph = helper.make_graph(
-        nodes, "half", [value("x", TensorProto.BFLOAT16, ["n", 3])], [value("f", F, ["n", 3])]
-    )
+    graph = helper.make_graph(nodes, "half", [value("x", TensorProto.BFLOAT16, ["n", 3])], [value("f", F, ["n", 3])])
     half = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     (one,) = quick(half, isolate_memory=True, batch=2).models
     assert one.batch == 2
@@ -161,9 +159,7 @@ def test_bfloat16_is_timed():
 
 # -- memory ----------------------------------------------------------------------------------------------
 
-needs_memory = pytest.mark.skipif(
-    sys.platform == "win32", reason="Windows has no resource module: memory is None"
-)
+needs_memory = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module: memory is None")
 
 
 @needs_memory
@@ -197,14 +193,10 @@ def test_a_model_that_crashes_the_runtime_is_named(monkeypatch, tmp_path):
     fake.write_text(f"#!/bin/sh\nkill -{int(signal.SIGSEGV)} $$\n")
     fake.chmod(0o755)
     monkeypatch.setattr(spa.bench.sys, "executable", str(fake))
-    with pytest.raises(
-        ModelError, match=r"^onnxruntime crashes on wide8 with its optimisations on \(SIGSEGV\)\."
-    ):
+    with pytest.raises(ModelError, match=r"^onnxruntime crashes on wide8 with its optimisations on \(SIGSEGV\)\."):
         quick(wide(8), isolate_memory=True)
     fake.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
-    with pytest.raises(
-        InvariantError, match=r"measures the memory of wide8 failed: broken This is a bug in spa"
-    ):
+    with pytest.raises(InvariantError, match=r"measures the memory of wide8 failed: broken This is a bug in spa"):
         quick(wide(8), isolate_memory=True)
 
 

@@ -40,9 +40,7 @@ def table(rows: int, width: int = 5) -> np.ndarray:
 def embedding(*before: onnx.NodeProto, ids: str = "ids", dtype: int = I64, rows: int = 7, **more: np.ndarray):
     """`ids` → `before` → Gather on a table with `rows` rows; the last of `before` writes "at"."""
     nodes = [*before, helper.make_node("Gather", ["table", "at" if before else ids], ["y"])]
-    return model(
-        nodes, [value(ids, dtype, ["batch", "seq"])], [value("y", F, None)], {"table": table(rows), **more}
-    )
+    return model(nodes, [value(ids, dtype, ["batch", "seq"])], [value("y", F, None)], {"table": table(rows), **more})
 
 
 # -- types and seeds -------------------------------------------------------------------------------------
@@ -71,9 +69,7 @@ def test_every_type_is_fed_as_itself_and_is_not_constant(onnx_type, numpy_type):
 
 
 def test_strings_are_refused_by_name():
-    with pytest.raises(
-        UnsupportedError, match=r"^Input 'words': no values can be made up for type tensor\(stri"
-    ):
+    with pytest.raises(UnsupportedError, match=r"^Input 'words': no values can be made up for type tensor\(stri"):
         make_feeds(only_inputs(value("words", TensorProto.STRING, [2])))
 
 
@@ -163,9 +159,7 @@ def test_batch_and_sizes_override_the_guesses():
 
 def test_a_size_for_an_axis_that_is_not_dynamic_is_refused_with_the_list():
     specs = input_specs(only_inputs(value("x", F, ["batch", 3, None])))
-    with pytest.raises(
-        PlanError, match=r"^sizes: 'hieght' is no dynamic axis\. Dynamic are: batch, x\[2\]\.$"
-    ):
+    with pytest.raises(PlanError, match=r"^sizes: 'hieght' is no dynamic axis\. Dynamic are: batch, x\[2\]\.$"):
         resolve_sizes(specs, sizes={"hieght": 3})
     with pytest.raises(PlanError, match=r"^sizes: 'batch' is 0, must be at least 1\.$"):
         resolve_sizes(specs, sizes={"batch": 0})
@@ -263,9 +257,7 @@ def test_the_smallest_of_several_tables_counts():
         helper.make_node("Gather", ["turned", "ids"], ["z"]),
     ]
     inputs, outputs = [value("ids", I64, ["batch", "seq"])], [value("y", F, None), value("z", F, None)]
-    assert input_ranges(model(nodes, inputs, outputs, {"table": table(7), "small": table(5, 3)})) == {
-        "ids": 3
-    }
+    assert input_ranges(model(nodes, inputs, outputs, {"table": table(7), "small": table(5, 3)})) == {"ids": 3}
 
 
 def test_the_gathered_axis_counts_and_not_the_first():
@@ -362,9 +354,7 @@ def test_another_batch_is_tried_unless_it_was_given():
     m = model(nodes, [value("x", F, ["n", 3])], [value("y", F, None)], {"shape": np.array([1, 3])})
     session = load_session(m)
     assert working_feeds(session)["x"].shape == (1, 3)
-    with pytest.raises(
-        ModelError, match=r"inputs tried: x\[4, 3\]\)\. Give the sizes of its dynamic axes: n\.$"
-    ):
+    with pytest.raises(ModelError, match=r"inputs tried: x\[4, 3\]\)\. Give the sizes of its dynamic axes: n\.$"):
         working_feeds(session, batch=4)
 
 
@@ -372,9 +362,7 @@ def test_giving_up_quotes_the_first_reason_and_says_what_was_tried():
     with pytest.raises(ModelError) as caught:
         working_feeds(load_session(flattened(7)), name="odd.onnx")
     text = str(caught.value)
-    assert text.startswith(
-        "onnxruntime cannot run odd.onnx: Non-zero status code returned while running MatMul"
-    )
+    assert text.startswith("onnxruntime cannot run odd.onnx: Non-zero status code returned while running MatMul")
     assert "MatMul dimension mismatch" in text or "dimension" in text
     assert "inputs tried: x[2, 1, 64, 64]; x[1, 1, 64, 64];" in text
     assert text.endswith("Give the sizes of its dynamic axes: batch, height, width.")
@@ -436,9 +424,7 @@ def test_a_model_that_does_not_load_is_refused_with_a_clean_reason(make, reason)
 def test_reading_a_file_that_is_no_model_is_refused(tmp_path):
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"garbage" * 9)
-    with pytest.raises(
-        ModelError, match=r"bad\.onnx is not an ONNX model, or is cut short: protobuf cannot parse"
-    ):
+    with pytest.raises(ModelError, match=r"bad\.onnx is not an ONNX model, or is cut short: protobuf cannot parse"):
         load_graph(bad)
     with pytest.raises(ModelError, match=r"none\.onnx cannot be read: No such file or directory\.$"):
         load_graph(tmp_path / "none.onnx")
@@ -465,9 +451,7 @@ def test_failures_say_nothing_on_standard_error():
         "try: load_session(b'garbage' * 9)\n"
         "except SpaError: pass\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -178,7 +178,9 @@ def test_a_recurrent_operand_reads_its_own_dimension() -> None:
         ([(2,), (9, 2, 3)], {"g": 3}, "X has 1 axes, expected at least 2"),
     ],
 )
-def test_shapes_that_do_not_fit_are_a_barrier(shapes: list[tuple[int, ...]], sizes: dict[str, int], reason: str) -> None:
+def test_shapes_that_do_not_fit_are_a_barrier(
+    shapes: list[tuple[int, ...]], sizes: dict[str, int], reason: str
+) -> None:
     if shapes[0] == (2, 6):  # an empty star is an axis pattern, too, and fits
         apply(make(shapes, [(2, 9)]), CONV, sizes)
         return

@@ -28,9 +28,7 @@ def model(nodes, inputs, outputs, initializers=()) -> onnx.ModelProto:
 WEIGHT = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 
 
-def linear(
-    weight: np.ndarray = WEIGHT, *, x: str = "x", y: str = "y", rows: int | str = "batch"
-) -> onnx.ModelProto:
+def linear(weight: np.ndarray = WEIGHT, *, x: str = "x", y: str = "y", rows: int | str = "batch") -> onnx.ModelProto:
     nodes = [helper.make_node("MatMul", [x, "w"], [y])]
     return model(nodes, [value(x, F, [rows, 3])], [value(y, F, [rows, weight.shape[1]])], {"w": weight})
 
@@ -332,9 +330,7 @@ def test_a_second_model_that_does_not_run_is_named_with_the_reason(tmp_path):
     bad.graph.output[0].CopyFrom(value("z", F, ["batch", 5]))
     good = linear(y="z")
     onnx.save(bad, tmp_path / "bad.onnx")
-    with pytest.raises(
-        ModelError, match=r"^onnxruntime cannot run .*bad\.onnx: Non-zero status code .* Reshape node"
-    ):
+    with pytest.raises(ModelError, match=r"^onnxruntime cannot run .*bad\.onnx: Non-zero status code .* Reshape node"):
         verify(good, tmp_path / "bad.onnx")
 
 

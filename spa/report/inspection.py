@@ -36,7 +36,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
         "cost": measure(analysis).to_dict(),
         "groups": [r for r in rows if r["frozen"] is None],
         "frozen": [r for r in rows if r["frozen"] is not None],
-        "barriers": [{"operator": o, "reason": r} for o, r in sorted(analysis.barriers.items())],
+        "barriers": [{"operator": o, "reason": r} for o, r in analysis.barriers.items()],
         "reach": {"free": _reach(analysis, analysis.free), "with crossings": _reach(analysis, analysis.prunable)},
     }
 

@@ -1,0 +1,292 @@
+"""The command line from end to end: what it prints, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from spa.io import load
+
+MODELS = Path(__file__).parent.parent / "models"
+RESNET = MODELS / "digits_resnet.onnx"
+
+
+def spa(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "spa.cli", *map(str, arguments)]
+    root = str(Path(__file__).parent.parent)
+    env = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "PYTHONPATH": root}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One clear message on standard error, the documented exit code, no traceback."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copy(RESNET, tmp_path / "model.onnx"))
+
+
+def test_prune_writes_a_smaller_model_and_leaves_the_input_as_it_was(model: Path, tmp_path: Path) -> None:
+    before = model.read_bytes()
+    result = spa("prune", model, "-o", tmp_path / "small.onnx", "--ratio", 0.3)
+    assert result.returncode == 0, result.stderr
+    assert "MACs" in result.stdout
+    assert model.read_bytes() == before
+    assert (tmp_path / "small.onnx").stat().st_size < 0.8 * len(before)
+    onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "small.onnx"]
+
+
+def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        assert spa("prune", model, "-o", tmp_path / name, "--criterion", "random", "--seed", 3).returncode == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_plan_written_and_applied_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert spa("prune", model, "-o", tmp_path / "a.onnx", "--ratio", 0.4, "--plan-out", plan).returncode == 0
+    assert spa("prune", model, "-o", tmp_path / "b.onnx", "--plan", plan).returncode == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert json.loads(plan.read_text())["kept"]
+
+
+def test_json_reports_what_was_asked_for_and_what_was_reached(model: Path, tmp_path: Path) -> None:
+    result = spa("prune", model, "-o", tmp_path / "small.onnx", "--ratio", 0.4, "--of", "params", "--json")
+    report = json.loads(result.stdout)
+    assert report["requested"]["ratio"] == 0.4
+    assert abs(report["reached"] - 0.4) <= 0.01
+    stored = sum(int(np.prod(t.dims)) for t in onnx.load(tmp_path / "small.onnx").graph.initializer)
+    assert report["after"]["params"] == stored
+
+
+def test_the_html_report_names_both_files_and_every_group(model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert spa("prune", model, "-o", tmp_path / "small.onnx", "--report", page).returncode == 0
+    text = page.read_text(encoding="utf-8")
+    assert "small.onnx" in text
+    assert "stem.conv.weight" in text or "conv" in text
+
+
+def test_inspect_lists_groups_frozen_axes_and_reach() -> None:
+    found = json.loads(spa("inspect", MODELS / "digits_vit.onnx", "--json").stdout)
+    assert any(g["crossings"] for g in found["groups"])
+    assert any("graph output 'logits'" in g["frozen"] for g in found["frozen"])
+    assert 0 < found["reach"]["free"] < found["reach"]["with crossings"] < 1
+    text = spa("inspect", MODELS / "digits_vit.onnx").stdout
+    assert "graph output 'logits'" in text
+    assert "--cross-norm" in text
+
+
+def test_verify_says_how_far_apart_two_models_are(model: Path, tmp_path: Path) -> None:
+    same = spa("verify", model, RESNET, "--atol", 1e-6)
+    assert same.returncode == 0
+    assert "same interface" in same.stdout
+    assert spa("prune", model, "-o", tmp_path / "small.onnx").returncode == 0
+    assert spa("verify", model, tmp_path / "small.onnx").returncode == 0
+    assert spa("verify", model, tmp_path / "small.onnx", "--atol", 1e-6).returncode == 1
+    assert spa("verify", model, MODELS / "digits_lstm.onnx", "--size", "batch=2").returncode in (0, 1)
+
+
+def test_bench_prints_ratios_against_the_first(model: Path) -> None:
+    found = json.loads(spa("bench", model, MODELS / "digits_lstm.onnx", "--seconds", 0.05, "--json").stdout)
+    assert found["models"][0]["speedup"] == 1
+    assert found["models"][1]["median_ms"] > 0
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    refused(spa("prune", tmp_path / "no.onnx", "-o", tmp_path / "o.onnx"), 4, "no.onnx", "No such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage \xff\xfe garbage", RESNET.read_bytes()[:5000]])
+def test_garbage_and_truncated_files_are_said(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    refused(spa("prune", tmp_path / "bad.onnx", "-o", tmp_path / "o.onnx"), 4, "bad.onnx", "Export or copy it again")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(("ratio", "words"), [(0, "between 0 and 1"), (1, "between 0 and 1"), (-2, "between 0 and 1")])
+def test_a_ratio_outside_its_range_is_refused(model: Path, tmp_path: Path, ratio: float, words: str) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", f"--ratio={ratio}"), 3, words)
+
+
+def test_an_impossible_ratio_is_refused_with_what_is_reachable(model: Path, tmp_path: Path) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", "--ratio", 0.999), 3, "at most", "%")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("option", ["--of", "--ranking", "--criterion", "--norm", "--agg"])
+def test_an_unknown_choice_is_refused_with_the_known_ones(model: Path, tmp_path: Path, option: str) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", option, "nonsense"), 3, "'nonsense'", "Choose one of")
+
+
+def test_nothing_to_prune_is_said_and_nothing_written(model: Path, tmp_path: Path) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", "--ignore", "*"), 3, "ignored by '*'")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_the_input_is_not_overwritten_without_force(model: Path) -> None:
+    before = model.read_bytes()
+    refused(spa("prune", model, "-o", model), 3, "is the input", "--force")
+    assert model.read_bytes() == before
+    assert spa("prune", model, "-o", model, "--force").returncode == 0
+    assert len(model.read_bytes()) < len(before)
+
+
+def test_an_output_folder_that_is_not_there_is_said(model: Path, tmp_path: Path) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "none" / "o.onnx"), 1, "cannot write")
+
+
+def test_a_full_device_leaves_the_old_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import spa as package
+    from spa.errors import SpaError
+
+    target = tmp_path / "o.onnx"
+    target.write_bytes(b"old")
+    result = package.prune(model)
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SpaError, match="No space left on device"):
+        result.save(target)
+    assert target.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "o.onnx"]
+
+
+def linear(domain_op: str = "Relu", opset: int = 17) -> ModelProto:
+    domain, _, op = domain_op.rpartition("::")
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((7, 7)).astype(np.float32), n) for n in ("a", "b")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node(op, ["h"], ["r"], name="odd", domain=domain),
+        helper.make_node("MatMul", ["r", "b"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 7]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize(("opset", "word"), [(6, "newer"), (99, "older")])
+def test_an_opset_out_of_range_is_refused(tmp_path: Path, opset: int, word: str) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(linear(opset=opset).SerializeToString())
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 5, f"opset {opset}", word)
+
+
+def test_an_unknown_operator_is_a_barrier_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(linear("my.domain::Odd").SerializeToString())
+    found = json.loads(spa("inspect", path, "--json").stdout)
+    assert found["barriers"][0]["operator"] == "Odd 'odd'"
+    assert "no rule for operator my.domain::Odd" in found["barriers"][0]["reason"]
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 3, "my.domain::Odd")
+
+
+def test_a_model_that_onnxruntime_cannot_load_is_said_with_its_reason(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.node.append(helper.make_node("Odd", ["x"], ["z"], domain="my.domain"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 7]))
+    model.opset_import.append(helper.make_opsetid("my.domain", 1))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx", "--round-to", 1), 4, "onnxruntime cannot load", "my.domain")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+# -- external data --------------------------------------------------------------------------------------------------
+
+
+def external(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "m.onnx"
+    path.parent.mkdir()
+    onnx.save(onnx.load(RESNET), path, save_as_external_data=True, location="m.data", size_threshold=1024)
+    return path
+
+
+def test_external_data_is_pruned_and_stays_external(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    assert spa("prune", path, "-o", tmp_path / "o.onnx").returncode == 0
+    assert spa("prune", RESNET, "-o", tmp_path / "embedded.onnx").returncode == 0
+    assert (tmp_path / "o.onnx.data").stat().st_size > 10 * (tmp_path / "o.onnx").stat().st_size
+    ours, theirs = onnx.load(tmp_path / "o.onnx"), onnx.load(tmp_path / "embedded.onnx")
+    for a, b in zip(ours.graph.initializer, theirs.graph.initializer, strict=True):
+        np.testing.assert_array_equal(numpy_helper.to_array(a), numpy_helper.to_array(b))
+
+
+def test_missing_and_truncated_external_data_are_said(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    data = path.parent / "m.data"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:1000])
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 4, "m.data", "truncated")
+    data.unlink()
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 4, "m.data", "missing")
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname"])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    path = external(tmp_path)
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000_000))
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 4, location, "outside the model's folder")
+
+
+def test_external_data_behind_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    shutil.move(path.parent / "m.data", tmp_path / "elsewhere.bin")
+    (path.parent / "m.data").symlink_to(tmp_path / "elsewhere.bin")
+    refused(spa("prune", path, "-o", tmp_path / "o.onnx"), 4, "outside the model's folder")
+
+
+# -- doors ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_door_gives_the_same_plan() -> None:
+    import onnx_graphsurgeon as gs
+
+    import spa as package
+
+    sources = [RESNET, str(RESNET), RESNET.read_bytes(), onnx.load(RESNET), gs.import_onnx(onnx.load(RESNET))]
+    plans = [package.prune(s, ratio=0.3).plan for s in sources]
+    assert all(p.kept == plans[0].kept for p in plans)
+    assert isinstance(package.prune(RESNET, ratio=0.3).to_graphsurgeon(), gs.Graph)
+
+
+def test_a_thing_that_is_no_model_is_refused_by_type() -> None:
+    from spa.errors import ModelError
+
+    with pytest.raises(ModelError, match="cannot read a int"):
+        load(5)
+
+
+def test_importing_spa_imports_no_framework() -> None:
+    code = "import spa, sys; spa.prune; print([m for m in ('torch', 'tensorflow', 'jax', 'networkx') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
