@@ -56,9 +56,7 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        write(
-            self.model, path, base=self.source.base, source=self.source.path, force=force, external=external
-        )
+        write(self.model, path, base=self.source.base, source=self.source.path, force=force, external=external)
 
     def to_graphsurgeon(self) -> gs.Graph:
         """The pruned model as an onnx-graphsurgeon graph."""

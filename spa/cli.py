@@ -127,9 +127,7 @@ def verify(
     """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
     from spa.verify import verify as compare
 
-    found = compare(
-        str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=_sizes(size)
-    )
+    found = compare(str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=_sizes(size))
     if as_json:
         _print_json(found.to_dict())
     else:

@@ -203,7 +203,9 @@ def _external_array(tensor: TensorProto, base: Path | None) -> np.ndarray:
     if base is None:
         raise ValueError("its data lies in another file, whose folder is not known")
     offset, length = int(entries.get("offset", 0) or 0), int(entries.get("length", 0) or 0)
-    data = np.memmap(base / entries["location"], mode="r", dtype=np.uint8, offset=offset, shape=(length,) if length else None)
+    data = np.memmap(
+        base / entries["location"], mode="r", dtype=np.uint8, offset=offset, shape=(length,) if length else None
+    )
     if tensor.data_type in _SUBBYTE:
         inline = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data.tobytes())
         return np.asarray(numpy_helper.to_array(inline))

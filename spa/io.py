@@ -110,7 +110,9 @@ def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
         ) from error
     end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
     if end > available:
-        raise ModelError(f"{name}: the external data file {location!r} is truncated at tensor {tensor.name!r}. Copy it again.")
+        raise ModelError(
+            f"{name}: the external data file {location!r} is truncated at tensor {tensor.name!r}. Copy it again."
+        )
 
 
 def _check_order(model: ModelProto, name: str) -> None:

@@ -146,7 +146,9 @@ def test_random_scores_follow_the_seed() -> None:
 
 def test_bn_scale_reads_the_scales_of_batch_normalization() -> None:
     analysis = spa.analyze(RESNET)
-    group = next(g for g in analysis.free if [p.tensor for p in g.places if "bn" in p.tensor][0:1] == ["layer1.0.bn1.weight"])
+    group = next(
+        g for g in analysis.free if [p.tensor for p in g.places if "bn" in p.tensor][0:1] == ["layer1.0.bn1.weight"]
+    )
     scores = score(analysis, [group], "bn_scale", norm="none")[group.name]
     np.testing.assert_allclose(scores, np.abs(analysis.graph.array("layer1.0.bn1.weight")), rtol=1e-6)
 

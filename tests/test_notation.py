@@ -130,7 +130,7 @@ def test_stars_take_any_number_of_axes() -> None:
     for rank in range(4):
         op = make([(2, 3, *(5,) * rank)], [(3, 2, *(5,) * rank)])
         apply(op, "X[a b *s] -> Y[b a *s]")
-        assert len((op.outputs[0] or ())) == rank + 2
+        assert len(op.outputs[0] or ()) == rank + 2
         assert show(op) == " ".join("abcdef"[: rank + 2])
 
 
@@ -145,7 +145,7 @@ def test_dots_pass_all_leading_axes_through() -> None:
 def test_a_sum_of_equal_parts_is_one_dimension_twice() -> None:
     op = make([(6,)], [(3,)])
     apply(op, "X[h+h] -> Y[h]")
-    assert op.space.show(op.axes(0)[0], {d: "h" for d in leaves(op.space.resolve(op.axes(0)[0]))}) == "h+h"
+    assert op.space.show(op.axes(0)[0], dict.fromkeys(leaves(op.space.resolve(op.axes(0)[0])), "h")) == "h+h"
 
 
 def test_an_opaque_letter_is_frozen_with_the_operator_as_reason() -> None:

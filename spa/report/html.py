@@ -35,7 +35,9 @@ def page(report: Report, source: str, target: str) -> str:
         _table(("option", "value"), report.requested.items()),
         _table(("stage", "seconds"), report.seconds.items()),
     ]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>spa: {escape(source)}</title><style>{_STYLE}</style>"
+    head = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>spa: {escape(source)}</title><style>{_STYLE}</style>"
+    )
     return head + "\n".join(parts) + "\n</html>\n"
 
 

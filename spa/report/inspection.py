@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spa.coupling import Analysis, Group
 from spa.cost import CostModel, group_shares, measure
+from spa.coupling import Analysis, Group
 
 
 def inspection(analysis: Analysis) -> dict[str, Any]:

@@ -49,8 +49,12 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
     for note in report.notes:
         console.print(Text(f"note: {note}."))
     if report.skipped:
-        console.print(Text(f"left out on request: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: "
-                           f"{report.skipped[0][2]}"))
+        console.print(
+            Text(
+                f"left out on request: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: "
+                f"{report.skipped[0][2]}"
+            )
+        )
     for label, reason in report.barriers:
         console.print(Text(f"barrier: {label}: {reason}"))
 

@@ -77,7 +77,7 @@ def _count(op: Op, batch: Expr, heads: Expr, rows: Expr, columns: Expr, d: Expr,
 
 
 def _rotated(op: Op, d: Expr, half: Expr, interleaved: bool) -> None:
-    """d is a run of pairs, or two halves, that rotate together; what lies behind them passes."""
+    """D is a run of pairs, or two halves, that rotate together; what lies behind them passes."""
     pairs = product(half, op.opaque(2, "a pair of")) if interleaved else concat(half, half)
     op.unify(d, concat(pairs, op.dim(d.size - pairs.size)) if pairs.size < d.size else pairs)
 

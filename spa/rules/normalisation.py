@@ -6,6 +6,7 @@ from spa.notation import apply
 from spa.op import Op
 from spa.rules import rule
 
+
 @rule("BatchNormalization")
 def batch_norm(op: Op) -> None:
     """An affine map of each channel; in training mode, statistics over all other axes."""

@@ -85,7 +85,9 @@ def quantised_conv(op: Op) -> None:
     _per_channel(op, [4, 5], (op.outputs[0] or ())[1])
 
 
-@rule(*["QLinearMatMul", "MatMulInteger", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::DynamicQuantizeMatMul"])
+@rule(
+    *["QLinearMatMul", "MatMulInteger", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::DynamicQuantizeMatMul"]
+)
 def integer_matmul(op: Op) -> None:
     """MatMul of integers; the right operand's scales, zero points and bias may differ by column."""
     right, zeros, vectors = {

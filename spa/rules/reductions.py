@@ -6,7 +6,6 @@ from spa.axes import UNIT
 from spa.op import Op, Read
 from spa.rules import rule
 
-
 # A zero adds nothing to these, so removing an index is the same as masking it; for the others it is not.
 SUMS = ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"]
 STATISTICS = ["ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"]
