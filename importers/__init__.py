@@ -1,1 +1,1 @@
-"""Framework models to ONNX; installed as ``spa.importers``. One framework per file, imported only inside its own file."""
+"""Framework models to ONNX; installed as ``spa.importers``. One framework per file, imported only in its own file."""

@@ -200,7 +200,8 @@ def _nothing(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str
         return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
     if analysis.barriers:
         operator, reason = next(iter(analysis.barriers.items()))
-        return f"the model has no group that can be pruned: {operator}: {reason}. Give it a rule; 'spa inspect' shows more."
+        what = f"{operator}: {reason}. Give it a rule; 'spa inspect' shows more."
+        return f"the model has no group that can be pruned: {what}"
     why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
     return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."
 

@@ -130,7 +130,7 @@ def multi_head(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     """[b s (h e)] and the caches, for separate three-axis projections."""
     q, k, v = (_of(shapes, i) for i in (0, 1, 2))
     if len(q) != 3 or len(k) != 3 or len(v) != 3:
-        return [(dtypes[0], q[:2] + (int(np.prod(q[2:])),))]
+        return [(dtypes[0], (*q[:2], int(np.prod(q[2:]))))]
     heads = node.attributes["num_heads"]
     past = _of(shapes, 6)
     steps = k[1] + (past[2] if past else 0)

@@ -149,12 +149,13 @@ class Analysis:
             for expr in self._tensor_axes(name, -1, 0) or ():
                 self.space.freeze(expr, f"read inside {node.label}")
         for i, name in enumerate(node.outputs):
-            if name and shapes[i] is not None:
+            shape = shapes[i]
+            if name and shape is not None:
                 axes = op.outputs[i]
                 if axes is None or law.barrier:
-                    axes = tuple(self.space.dim(n, f"{node.label}: {law.barrier or 'not traced'}") for n in shapes[i])
+                    axes = tuple(self.space.dim(n, f"{node.label}: {law.barrier or 'not traced'}") for n in shape)
                     op.outputs[i] = axes
-                self._check(node, name, axes, shapes[i])
+                self._check(node, name, axes, shape)
                 self.axes[name] = axes
         if node.inputs and all(n in self._constant for n in node.inputs if n) and not node.subgraphs:
             self._constant.update(node.outputs)

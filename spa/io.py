@@ -105,9 +105,8 @@ def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
     try:
         available = file.stat().st_size
     except OSError as error:
-        raise ModelError(
-            f"{name}: the external data file {location!r} of tensor {tensor.name!r} is missing. Put it beside the model."
-        ) from error
+        what = f"the external data file {location!r} of tensor {tensor.name!r} is missing"
+        raise ModelError(f"{name}: {what}. Put it beside the model.") from error
     end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
     if end > available:
         raise ModelError(

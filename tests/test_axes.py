@@ -164,11 +164,10 @@ def test_sums_and_products_are_flat_and_without_units(data: st.DataObject, total
         if isinstance(e, Sum):
             return len(e.terms) > 1 and all(not isinstance(t, Sum) and flat(t) for t in e.terms)
         if isinstance(e, Prod):
-            return (
-                e == UNIT
-                or (len(e.factors) > 1
+            return e == UNIT or (
+                len(e.factors) > 1
                 and not isinstance(e.factors[0], Sum)
-                and all(not isinstance(f, Prod) and f.size != 1 and flat(f) for f in e.factors))
+                and all(not isinstance(f, Prod) and f.size != 1 and flat(f) for f in e.factors)
             )
         return e.size > 1
 

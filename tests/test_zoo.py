@@ -1,7 +1,7 @@
 """Every architecture prunes, 30 % of every free group, and matches the masked original.
 
-What stays frozen, and why, is counted in ``frozen.json``; make it anew with ``python -m tests.test_zoo`` and look at the
-difference: an entry that is gone is freedom gained.
+What stays frozen, and why, is counted in ``frozen.json``; make it anew with ``python -m tests.test_zoo`` and look
+at the difference: an entry that is gone is freedom gained.
 """
 
 from __future__ import annotations

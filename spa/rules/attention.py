@@ -148,7 +148,8 @@ def _only_first(op: Op, expr: Expr, others: int) -> Expr:
 def packed_attention(op: Op) -> None:
     """Projection to queries, keys and values by one weight [i (h d)+(h d)+(h e)], then attention.
 
-    Spec: ContribOperators.md#com.microsoft.Attention. Masking a head dimension means masking the query's columns of weight and bias.
+    Spec: ContribOperators.md#com.microsoft.Attention. Masking a head dimension means masking the query's columns of
+    weight and bias.
     """
     if op.has(4):
         raise Barrier("it carries a cache of past keys")
