@@ -32,8 +32,8 @@ def write(
     """Check a model and write it.
 
     The model goes to a temporary file beside the target, is checked there (``onnx.checker``, loaded and run in
-    onnxruntime) and takes the target's name in one step. Weights go to ``NAME.data`` beside it where the source kept them
-    outside (``external``), or where the model is too large for one file.
+    onnxruntime) and takes the target's name in one step. Weights go to ``NAME.data`` beside it where the source kept
+    them outside (``external``), or where the model is too large for one file.
 
     Args:
         model: what to write; not changed.

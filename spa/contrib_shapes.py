@@ -127,26 +127,25 @@ def concat(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "MultiHeadAttention")
 def multi_head(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (h e)] and the caches, for separate three-axis projections."""
-    q, k, v = (_of(shapes, i) for i in (0, 1, 2))
-    if len(q) != 3 or len(k) != 3 or len(v) != 3:
-        return [(dtypes[0], (*q[:2], int(np.prod(q[2:]))))]
+    """[b s (h e)], the caches [b h steps d] and [b h steps e], and the scores [b h s steps]."""
+    q, k, v, past = (_of(shapes, i) for i in (0, 1, 2, 6))
     heads = node.attributes["num_heads"]
-    past = _of(shapes, 6)
-    steps = k[1] + (past[2] if past else 0)
-    return [
-        (dtypes[0], (q[0], q[1], v[2])),
-        (dtypes[0], (q[0], heads, steps, k[2] // heads)),
-        (dtypes[0], (q[0], heads, steps, v[2] // heads)),
-    ]
+    batch, rows = q[:2]
+    d = q[4] if len(q) == 5 else q[2] // heads
+    e = v[3] if len(v) == 4 else v[2] // heads if v else d
+    steps = (k[2] if len(k) == 4 else k[1] if k else rows) + (past[2] if past else 0)
+    found = [(batch, rows, heads * e), (batch, heads, steps, d), (batch, heads, steps, e), (batch, heads, rows, steps)]
+    return [(dtypes[0], shape) for shape in found]
 
 
 @contrib_shape(MS + "Attention")
 def packed_attention(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (h e)]."""
-    x, weights = _of(shapes, 0), _of(shapes, 1)
+    """[b s (h e)] and the cache [2 b h steps d]."""
+    x, weights, past = _of(shapes, 0), _of(shapes, 1), _of(shapes, 4)
     sizes = node.attributes.get("qkv_hidden_sizes") or [weights[1] // 3] * 3
-    return [(dtypes[0], (x[0], x[1], sizes[2]))]
+    heads = node.attributes["num_heads"]
+    steps = x[1] + (past[3] if past else 0)
+    return [(dtypes[0], (x[0], x[1], sizes[2])), (dtypes[0], (2, x[0], heads, steps, sizes[0] // heads))]
 
 
 @contrib_shape(MS + "GroupQueryAttention")

@@ -12,7 +12,7 @@ opaque: frozen. A bare operand (``shape`` without brackets) carries no axes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -297,4 +297,43 @@ def rule_of(text: str, sizes: Callable[[Op], Mapping[str, int]] | None = None) -
     def law(op: Op) -> None:
         apply(op, text, sizes(op) if sizes else None)
 
+    law.notation = text  # type: ignore[attr-defined] # read where an operator has no schema to infer shapes from
     return law
+
+
+def output_shapes(text: str, shapes: Sequence[tuple[int, ...] | None]) -> list[tuple[int, ...] | None]:
+    """The shapes of a line's outputs, as far as its inputs tell them.
+
+    >>> output_shapes("X[n c *s], S[c] -> Y[n c *s], Z[c]", [(2, 3, 5), (3,)])
+    [(2, 3, 5), (3,)]
+    """
+    pattern = parse(text)
+    sizes: dict[str, int] = {}
+    stars: dict[str, tuple[int, ...]] = {}
+    for operand, shape in zip(pattern.inputs, shapes, strict=False):
+        axes = operand.axes or ()
+        if operand.axes is None or shape is None:
+            continue
+        star = next((i for i, a in enumerate(axes) if a.star), len(axes))
+        tail = max(len(axes) - star - 1, 0)
+        if star < len(axes):
+            stars[axes[star].star or ""] = shape[star : len(shape) - tail]
+        places = [*zip(axes[:star], shape, strict=False)]
+        places += zip(axes[len(axes) - tail :], shape[len(shape) - tail :], strict=False) if tail else []
+        for axis, size in places:
+            if len(axis.terms) == 1 and len(axis.terms[0]) == 1 and isinstance(axis.terms[0][0], str):
+                sizes[axis.terms[0][0]] = size
+    found: list[tuple[int, ...] | None] = []
+    for operand in pattern.outputs:
+        result: list[int] | None = []
+        for axis in operand.axes or ():
+            factors = [f for term in axis.terms for f in term if isinstance(f, str)]
+            if any(f not in sizes for f in factors) or (axis.star and axis.star not in stars):
+                result = None
+                break
+            if axis.star:
+                result += stars[axis.star]
+            else:
+                result.append(sum(prod(f if isinstance(f, int) else sizes[f] for f in t) for t in axis.terms))
+        found.append(None if result is None else tuple(result))
+    return found

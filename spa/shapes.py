@@ -161,7 +161,7 @@ class Walker:
         given = [values.get(i, walk.value.get(name)) for i, name in enumerate(node.inputs)]
         found = self._memoised(node, shapes, dtypes, given, walk)
         if found is None:
-            found = _declared(graph, node)
+            found = _noted(node, shapes, dtypes) or _declared(graph, node)
         for name, (dtype, shape) in zip(node.outputs, found, strict=False):
             if name and shape is not None:
                 walk.dtype[name] = dtype
@@ -242,6 +242,15 @@ def _bare(node: Node) -> onnx.NodeProto:
     bare = onnx.NodeProto(op_type=node.op, domain=node.domain, input=node.inputs, output=node.outputs)
     bare.attribute.extend(node.proto.attribute)
     return bare
+
+
+def _noted(node: Node, shapes: Sequence[Shape | None], dtypes: Sequence[int]) -> list[Found] | None:
+    """What the notation of an operator's own rule says of its outputs; they are taken to be of the first's type."""
+    from spa.notation import output_shapes
+    from spa.rules import find
+
+    text = getattr(find(node.key), "notation", None)
+    return [(dtypes[0], shape) for shape in output_shapes(text, shapes)] if text and dtypes else None
 
 
 def _declared(graph: Graph, node: Node) -> list[Found]:

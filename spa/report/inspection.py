@@ -12,8 +12,8 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
     """Groups by their share of parameters, frozen ones with their reasons, barriers, and what crossings would add.
 
     Returns:
-        ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the share
-        of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
+        ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the
+        share of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
     """
     shares = group_shares(analysis)
 

@@ -16,10 +16,15 @@ _UNSUPPORTED: dict[str, str] = {}
 
 
 def rule(*keys: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of operators, each named ``Op`` or ``domain::Op``.
+    """Register a rule for operators, each named ``Op`` or ``domain::Op``.
+
+    As a decorator it registers a function of :class:`spa.op.Op`. With a line of notation as its last argument it
+    registers that line, and there is nothing to decorate:
+
+        spa.rule("my.domain::MyScale", "X[n c *s], S[c] -> Y[n c *s]")
 
     Raises:
-        ValueError: an operator has a rule already.
+        ValueError: an operator has a rule already, or the line is not in the notation.
     """
 
     def register(function: Rule) -> Rule:
@@ -29,6 +34,11 @@ def rule(*keys: str) -> Callable[[Rule], Rule]:
             _RULES[key] = function
         return function
 
+    if keys and "->" in keys[-1]:
+        from spa.notation import rule_of
+
+        line, keys = keys[-1], keys[:-1]
+        register(rule_of(line))
     return register
 
 

@@ -1,10 +1,16 @@
-"""Attention: heads are coupled through all projections, head dimensions of queries and keys with each other."""
+"""Attention: heads are coupled through all projections, head dimensions of queries and keys with each other.
+
+All forms state softmax(Q Kᵀ scale + mask) V: d is contracted between queries and keys, e passes from the values, and
+statistics are taken over the keys. Masking a head dimension means masking the queries.
+"""
 
 from __future__ import annotations
 
 from spa.axes import Axes, Expr, concat, product
 from spa.op import Barrier, Op, Read
 from spa.rules import rule
+
+_PLACES = "told apart by their places in"
 
 
 def _heads(op: Op, axes: Axes, heads: Expr, size: int) -> Expr:
@@ -26,11 +32,69 @@ def _joined(heads: Expr, e: Expr, like: Axes) -> Axes:
     return (like[0], like[1], product(heads, e)) if len(like) == 3 else (like[0], heads, like[2], e)
 
 
+def _same_batch(op: Op, batch: Expr, *operands: int) -> None:
+    for operand in operands:
+        if op.has(operand):
+            op.unify(op.axes(operand)[0], batch)
+
+
+def _bias(op: Op, operand: int, *wanted: Expr) -> None:
+    """A mask or bias [.. batch heads rows columns] that broadcasts; one of other sizes is padded, which fixes both."""
+    if op.has(operand):
+        for have, want in zip(op.axes(operand)[::-1], wanted[::-1], strict=False):
+            if have.size == want.size:
+                op.unify(have, want)
+            elif have.size != 1:
+                op.freeze(have, _PLACES)
+                op.freeze(want, _PLACES)
+
+
+def _key_mask(op: Op, operand: int, batch: Expr, rows: Expr, steps: Expr) -> None:
+    """Masks of keys: lengths [b] or positions in a row; or marks [b steps], [b rows steps]."""
+    if not op.has(operand):
+        return
+    axes = op.axes(operand)
+    if 1 < len(axes) < 4:
+        _bias(op, operand, *((batch, rows, steps) if len(axes) == 3 else (batch, steps)))
+        return
+    op.freeze(steps, _PLACES)
+    op.freeze(rows, _PLACES)
+    if axes[0].size == batch.size:
+        op.unify(axes[0], batch)
+    else:
+        for e in (*axes, batch):
+            op.freeze(e, "lengths of")
+
+
+def _cached(op: Op, past: tuple[int, int], batch: Expr, heads: Expr, d: Expr, e: Expr, steps: Expr) -> Expr:
+    """All keys: those of the cache [b heads past d], [b heads past e], then the new ones."""
+    if not (op.has(past[0]) and op.has(past[1])):
+        return steps
+    past_k, past_v = op.axes(past[0]), op.axes(past[1])
+    for axes, size in ((past_k, d), (past_v, e)):
+        op.unify(axes[0], batch)
+        op.unify(axes[1], heads)
+        op.unify(axes[3], size)
+    op.unify(past_k[2], past_v[2])
+    return concat(past_k[2], steps)
+
+
+def _places_matter(op: Op, *exprs: Expr) -> None:
+    for expr in exprs:
+        op.freeze(expr, _PLACES)
+
+
+def _count(op: Op, batch: Expr, heads: Expr, rows: Expr, columns: Expr, d: Expr, e: Expr) -> None:
+    op.count_macs(batch, heads, rows, columns, d)
+    op.count_macs(batch, heads, rows, columns, e)
+
+
 @rule("Attention")
 def attention(op: Op) -> None:
     """softmax(Q Kᵀ scale + mask) V; query heads (k r) share k key–value heads; d is contracted, e passes.
 
-    Spec: https://onnx.ai/onnx/operators/onnx__Attention.html.
+    Spec: https://onnx.ai/onnx/operators/onnx__Attention.html. softcap, softmax_precision and qk_matmul_output_mode
+    treat all scores alike.
     """
     q, k, v = op.axes(0), op.axes(1), op.axes(2)
     flat = len(q) == 3
@@ -42,58 +106,46 @@ def attention(op: Op) -> None:
     op.unify(d, _heads(op, k, kv, d.size))
     e = _heads(op, v, kv, v[-1].size // (kv_heads if flat else 1))
     op.unify(_length(k), _length(v))
+    _same_batch(op, q[0], 1, 2, 6)
     op.reads.append(Read(q[-1], 0, len(q) - 1))
-    steps = _length(k)
-    if op.has(4) and op.has(5):
-        past_k, past_v = op.axes(4), op.axes(5)
-        for axes, size in ((past_k, d), (past_v, e)):
-            op.unify(axes[1], kv)
-            op.unify(axes[3], size)
-        steps = concat(past_k[2], steps)
+    rows, steps = _length(q), _cached(op, (4, 5), q[0], kv, d, e, _length(k))
     op.cross(steps)
-    _mask(op, 3, heads, _length(q), steps)
+    if op.attr("is_causal", 0) or op.has(6):
+        _places_matter(op, rows, steps)
+    _bias(op, 3, q[0], heads, rows, steps)
     op.set(0, _joined(heads, e, q))
-    op.set(1, (k[0], kv, steps, d))
-    op.set(2, (k[0], kv, steps, e))
-    op.set(3, (q[0], heads, _length(q), steps))
+    op.set(1, (q[0], kv, steps, d))
+    op.set(2, (q[0], kv, steps, e))
+    op.set(3, (q[0], heads, rows, steps))
     if flat:
         op.tie_attribute("q_num_heads", heads)
         op.tie_attribute("kv_num_heads", kv)
     op.tie_scale(d)
-    _count(op, q[0], heads, _length(q), steps, d, e)
-
-
-def _mask(op: Op, operand: int, heads: Expr, rows: Expr, columns: Expr) -> None:
-    """A mask or bias [.. heads rows columns] that broadcasts."""
-    if op.has(operand):
-        for have, want in zip(op.axes(operand)[::-1], (columns, rows, heads), strict=False):
-            if have.size == want.size != 1:
-                op.unify(have, want)
-
-
-def _count(op: Op, batch: Expr, heads: Expr, rows: Expr, columns: Expr, d: Expr, e: Expr) -> None:
-    op.count_macs(batch, heads, rows, columns, d)
-    op.count_macs(batch, heads, rows, columns, e)
-
-
-def _rotated(op: Op, d: Expr, half: Expr, interleaved: bool) -> None:
-    """D is a run of pairs, or two halves, that rotate together; what lies behind them passes."""
-    pairs = product(half, op.opaque(2, "a pair of")) if interleaved else concat(half, half)
-    op.unify(d, concat(pairs, op.dim(d.size - pairs.size)) if pairs.size < d.size else pairs)
+    _count(op, q[0], heads, rows, steps, d, e)
 
 
 @rule("RotaryEmbedding", "com.microsoft::RotaryEmbedding")
 def rotary(op: Op) -> None:
-    """Rotates pairs of a head's dimensions by angles from two caches [.. half].
+    """Rotates pairs of a head's dimensions by angles from two caches [.. half]; what lies behind them passes.
 
     Spec: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html; the contrib operator has the positions second.
     """
-    cos, sin = (2, 3) if op.node.domain else (1, 2)
+    cos, sin, ids = (2, 3, 1) if op.node.domain else (1, 2, 3)
+    if op.attr("is_packed_batching", 0):
+        raise Barrier("its batch is packed")
     x, half = op.axes(0), op.axes(cos)[-1]
-    op.unify(half, op.axes(sin)[-1])
+    for a, b in zip(op.axes(cos), op.axes(sin), strict=True):
+        op.unify(a, b)
     if len(op.axes(cos)) == 2:
         op.freeze(op.axes(cos)[0], "looked up by")
-        op.freeze(op.axes(sin)[0], "looked up by")
+    else:
+        op.unify(op.axes(cos)[0], x[0])
+        op.unify(op.axes(cos)[1], _length(x))
+    if op.has(ids) and len(op.axes(ids)) == 2:
+        op.unify(op.axes(ids)[0], x[0])
+        op.unify(op.axes(ids)[1], _length(x))
+    elif op.has(ids):
+        op.freeze(_length(x), _PLACES)
     size = x[-1].size
     if len(x) == 3:
         count = op.attr("num_heads", 0) or size // (2 * half.size)
@@ -102,41 +154,60 @@ def rotary(op: Op) -> None:
         op.tie(lambda kept, old: kept.size(heads) if old else old, attribute="num_heads")
     else:
         d = x[3]
-    _rotated(op, d, half, bool(op.attr("interleaved", 0)))
+    pairs = product(half, op.opaque(2, "a pair of")) if op.attr("interleaved", 0) else concat(half, half)
+    op.unify(d, concat(pairs, op.dim(d.size - pairs.size)) if pairs.size < d.size else pairs)
     op.tie(lambda kept, old: 2 * kept.size(half) if old else old, attribute="rotary_embedding_dim")
     op.set(0, x)
 
 
 @rule("com.microsoft::MultiHeadAttention")
 def multi_head(op: Op) -> None:
-    """Attention of separate projections with one packed bias. Spec: ContribOperators.md."""
-    if not (op.has(1) and op.has(2)) or any(len(op.axes(i)) != 3 for i in (0, 1, 2)):
-        raise Barrier("its projections are packed or carry heads as an axis")
-    q, k, v = op.axes(0), op.axes(1), op.axes(2)
-    count = op.attr("num_heads")
-    heads = op.dim(count)
-    d = _heads(op, q, heads, q[2].size // count)
-    op.unify(d, _heads(op, k, heads, d.size))
-    e = _heads(op, v, heads, v[2].size // count)
-    op.unify(k[1], v[1])
-    op.reads.append(Read(q[2], 0, 2))
+    """Attention of projections that are separate, or packed as q[b s h 3 d] or k[b t h 2 d], with one bias for all.
+
+    Spec: ContribOperators.md#com.microsoft.MultiHeadAttention.
+    """
+    if op.has(8) or op.has(9):
+        raise Barrier("its cache is shared with its output")
+    q, heads = op.axes(0), op.dim(op.attr("num_heads"))
+    batch, rows = q[0], q[1]
+    if len(q) == 5:
+        op.unify(q[2], heads)
+        d = e = q[4]
+        new = rows
+        op.reads.append(Read(d, 0, 4))
+    else:
+        d = _heads(op, q, heads, q[2].size // heads.size)
+        k = op.axes(1)
+        op.unify(k[0], batch)
+        op.reads.append(Read(q[2], 0, 2))
+        if len(k) == 5:
+            op.unify(k[2], heads)
+            op.unify(k[4], d)
+            e, new = d, k[1]
+        else:
+            v = op.axes(2)
+            op.unify(v[0], batch)
+            op.unify(d, _heads(op, k, heads, d.size))
+            e = _heads(op, v, heads, v[-1].size // (heads.size if len(v) == 3 else 1))
+            new = _length(k)
+            op.unify(new, _length(v))
+    queries, values = product(heads, d), product(heads, e)
     if op.has(3):
-        op.unify(op.axes(3)[0], concat(q[2], k[2], v[2]))
-        op.reads.append(Read(_only_first(op, q[2], k[2].size + v[2].size), 3, 0))
-    steps = k[1]
-    if op.has(6) and op.has(7):
-        for operand, size in ((6, d), (7, e)):
-            op.unify(op.axes(operand)[1], heads)
-            op.unify(op.axes(operand)[3], size)
-        steps = concat(op.axes(6)[2], steps)
+        op.unify(op.axes(3)[0], concat(queries, queries, values))
+        op.reads.append(Read(_only_first(op, queries, queries.size + values.size), 3, 0))
+    steps = _cached(op, (6, 7), batch, heads, d, e, new)
     op.cross(steps)
-    _mask(op, 5, heads, q[1], steps)
-    op.set(0, (q[0], q[1], product(heads, e)))
-    op.set(1, (q[0], heads, steps, d))
-    op.set(2, (q[0], heads, steps, e))
+    if op.attr("unidirectional", 0):
+        _places_matter(op, rows, steps)
+    _key_mask(op, 4, batch, rows, steps)
+    _bias(op, 5, batch, heads, rows, steps)
+    op.set(0, (batch, rows, values))
+    op.set(1, (batch, heads, steps, d))
+    op.set(2, (batch, heads, steps, e))
+    op.set(3, (batch, heads, rows, steps))
     op.tie_attribute("num_heads", heads)
     op.tie_scale(d)
-    _count(op, q[0], heads, q[1], steps, d, e)
+    _count(op, batch, heads, rows, steps, d, e)
 
 
 def _only_first(op: Op, expr: Expr, others: int) -> Expr:
@@ -149,16 +220,14 @@ def packed_attention(op: Op) -> None:
     """Projection to queries, keys and values by one weight [i (h d)+(h d)+(h e)], then attention.
 
     Spec: ContribOperators.md#com.microsoft.Attention. Masking a head dimension means masking the query's columns of
-    weight and bias.
+    weight and bias. The cache [2 b h t d] holds keys and values alike.
     """
-    if op.has(4):
-        raise Barrier("it carries a cache of past keys")
+    if op.has(6):
+        raise Barrier("its cache is shared with its output")
     x, weights = op.axes(0), op.axes(1)
     sizes = op.attr("qkv_hidden_sizes") or [weights[1].size // 3] * 3
     count = op.attr("num_heads")
     heads, d, e = op.dim(count), op.dim(sizes[0] // count), op.dim(sizes[2] // count)
-    if "qkv_hidden_sizes" not in op.node.attributes:
-        op.unify(d, e)
     queries, values = product(heads, d), product(heads, e)
     op.unify(weights[1], concat(queries, queries, values))
     op.contract((1, 0), (0, 2))
@@ -166,39 +235,70 @@ def packed_attention(op: Op) -> None:
     if op.has(2):
         op.unify(op.axes(2)[0], weights[1])
         op.reads.append(Read(_only_first(op, queries, sizes[1] + sizes[2]), 2, 0))
-    op.cross(x[1])
+    steps = x[1]
+    cached = op.has(4) or (len(op.out_shapes) > 1 and op.out_shapes[1] is not None)
+    if cached or "qkv_hidden_sizes" not in op.node.attributes:
+        op.unify(d, e)
+    if op.has(4):
+        past = op.axes(4)
+        for have, want in ((past[1], x[0]), (past[2], heads), (past[4], d)):
+            op.unify(have, want)
+        steps = concat(past[3], steps)
+    op.cross(steps)
+    if op.attr("unidirectional", 0):
+        _places_matter(op, x[1], steps)
+    if op.attr("do_rotary", 0):
+        op.freeze(d, "rotated by")
+        _places_matter(op, x[1], steps)
+    _key_mask(op, 3, x[0], x[1], steps)
+    _bias(op, 5, x[0], heads, x[1], steps)
     op.set(0, (x[0], x[1], values))
+    op.set(1, (op.opaque(2, "keys and values of"), x[0], heads, steps, d))
     op.tie_attribute("num_heads", heads)
     op.tie(lambda kept, old: [kept.size(queries)] * 2 + [kept.size(values)], attribute="qkv_hidden_sizes")
     op.tie_scale(d)
     op.count_macs(x[0], x[1], x[2], weights[1])
-    _count(op, x[0], heads, x[1], x[1], d, e)
+    _count(op, x[0], heads, x[1], steps, d, e)
 
 
 @rule("com.microsoft::GroupQueryAttention")
 def group_query(op: Op) -> None:
-    """Query heads (k r) share k key–value heads; a removed one takes its r query heads along.
+    """Query heads (k r) share k key–value heads, packed as [b s (k r d)+(k d)+(k d)] where keys are no operand.
 
     Spec: ContribOperators.md#com.microsoft.GroupQueryAttention. The head size must stay a multiple of 8, so it stays.
     """
-    if not (op.has(1) and op.has(2)):
-        raise Barrier("its projections are packed")
-    q, k, v = op.axes(0), op.axes(1), op.axes(2)
-    q_heads, kv_heads = op.attr("num_heads"), op.attr("kv_num_heads")
+    if op.has(12) or op.has(13):
+        raise Barrier("its cache is quantised")
+    q, q_heads, kv_heads = op.axes(0), op.attr("num_heads"), op.attr("kv_num_heads")
+    packed = not op.has(1)
     kv, r = op.dim(kv_heads), op.dim(q_heads // kv_heads)
     heads = product(kv, r)
-    d = _heads(op, q, heads, q[2].size // q_heads)
-    for axes in (k, v):
-        op.unify(d, _heads(op, axes, kv, d.size))
-    op.freeze(d, "the head size of")
+    d = op.opaque(q[2].size // (q_heads + 2 * kv_heads if packed else q_heads), "the head size of")
+    queries, keys = product(heads, d), product(kv, d)
+    op.unify(q[2], concat(queries, keys, keys) if packed else queries)
+    for operand in (1, 2) if not packed else ():
+        for have, want in zip(op.axes(operand), (q[0], q[1], keys), strict=True):
+            op.unify(have, want)
+    _places_matter(op, q[1])
     for operand in (3, 4):
         if op.has(operand):
-            op.unify(op.axes(operand)[1], kv)
+            past = op.axes(operand)
+            op.freeze(past[2], _PLACES)
+            for have, want in ((past[0], q[0]), (past[1], kv), (past[3], d)):
+                op.unify(have, want)
+    _same_batch(op, q[0], 5)
+    if op.has(9):
+        _bias(op, 9, q[0], q[1])
+    shape = next((s for s in op.out_shapes[1:3] if s is not None), None)
+    if op.has(10):
+        op.freeze(op.axes(10)[3], _PLACES)
+        _bias(op, 10, q[0], heads, q[1], op.axes(10)[3])
+    if op.has(11):
+        op.unify(op.axes(11)[0], heads)
     for output in (1, 2):
-        shape = op.out_shapes[output] if output < len(op.out_shapes) else None
         if shape is not None:
             op.set(output, (q[0], kv, op.opaque(shape[2]), d))
-    op.set(0, q)
+    op.set(0, (q[0], q[1], queries))
     op.tie_attribute("num_heads", heads)
     op.tie_attribute("kv_num_heads", kv)
-    _count(op, q[0], heads, q[1], k[1], d, d)
+    _count(op, q[0], heads, q[1], q[1], d, d)

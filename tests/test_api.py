@@ -1,0 +1,116 @@
+"""The public functions: what they return, what they leave alone, how users extend them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import spa
+from spa import rules
+
+RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
+
+
+@pytest.fixture
+def own_rule() -> Iterator[str]:
+    key = "my.domain::MyScale"
+    spa.rule(key, "X[n c *s], S[c] -> Y[n c *s]")
+    yield key
+    del rules._RULES[key]
+
+
+def scaled() -> ModelProto:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (7, 11), "s": (11,), "b": (11, 5)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("MyScale", ["h", "s"], ["t"], name="mine", domain="my.domain"),
+        helper.make_node("MatMul", ["t", "b"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", w]) for n, w in (("x", 7), ("y", 5))]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.domain", 1)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_without_a_rule_a_users_operator_is_a_barrier() -> None:
+    analysis = spa.analyze(scaled())
+    assert analysis.barriers["MyScale 'mine'"] == "no rule for operator my.domain::MyScale"
+    assert analysis.prunable == ()
+
+
+def test_one_line_of_notation_makes_a_users_operator_prunable(own_rule: str) -> None:
+    result = spa.prune(scaled(), ratio=0.4, of="channels", round_to=1)
+    sizes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    assert sizes == {"a": (7, 7), "s": (7,), "b": (7, 5)}
+
+
+def test_a_line_that_is_no_notation_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot read"):
+        spa.rule("my.domain::Bad", "X[n (] -> Y[n]")
+
+
+def test_the_input_model_is_not_changed() -> None:
+    model = onnx.load(RESNET)
+    before = model.SerializeToString(deterministic=True)
+    spa.prune(model, ratio=0.3)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_groups_say_where_they_are_and_who_reads_and_writes_them() -> None:
+    analysis = spa.analyze(RESNET)
+    group = next(g for g in analysis.free if len(g.readers) == len(g.writers) == 1)
+    writer, reader = (analysis.graph.nodes[i] for i in (*group.writers, *group.readers))
+    assert writer.op == "Conv"
+    assert reader.op in ("Conv", "Gemm", "MatMul")
+    assert {p.tensor for p in group.places} >= {writer.inputs[1], reader.inputs[1]}
+
+
+def test_the_operator_graph_can_be_asked_with_networkx() -> None:
+    analysis = spa.analyze(RESNET)
+    graph = analysis.operator_graph
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.number_of_nodes() == len(analysis.graph.nodes)
+    group = analysis.free[0]
+    assert all(group.name in graph.nodes[i]["groups"] for i in group.operators)
+    assert nx.has_path(graph, group.writers[0], group.readers[0])
+
+
+def test_the_public_names_are_few_and_all_there() -> None:
+    public = [n for n in spa.__all__ if not n.startswith("_")]
+    assert len(public) <= 13
+    assert all(getattr(spa, n) is not None for n in public)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        spa.nonsense  # noqa: B018 - reading it is the test
+
+
+def test_a_plan_survives_its_json_and_refuses_another_model(tmp_path: Path) -> None:
+    plan = spa.prune(RESNET, ratio=0.3).plan
+    again = spa.Plan.from_json(plan.to_json())
+    assert again == plan
+    with pytest.raises(spa.PlanError, match="no group of that name"):
+        spa.prune(RESNET.parent / "digits_vit.onnx", plan=plan)
+    with pytest.raises(spa.PlanError, match="this is no plan"):
+        spa.Plan.from_json("{}")
+    with pytest.raises(spa.PlanError, match="cannot read the plan"):
+        spa.Plan.load(tmp_path / "none.json")
+
+
+def test_a_plan_may_not_empty_or_thaw_a_group() -> None:
+    analysis = spa.analyze(RESNET)
+    frozen = next(g for g in analysis.groups if g.frozen and g.size > 1)
+    free = analysis.free[0]
+    for group, kept, words in (
+        (frozen, (0,), "is frozen"),
+        (free, (), "keep 1 or more"),
+        (free, (999,), "keep 1 or more"),
+    ):
+        with pytest.raises(spa.PlanError, match=words):
+            spa.Plan({group.name: kept}, {group.name: group.size}, {}).masks(analysis)
