@@ -323,17 +323,20 @@ def output_shapes(text: str, shapes: Sequence[tuple[int, ...] | None]) -> list[t
         for axis, size in places:
             if len(axis.terms) == 1 and len(axis.terms[0]) == 1 and isinstance(axis.terms[0][0], str):
                 sizes[axis.terms[0][0]] = size
-    found: list[tuple[int, ...] | None] = []
-    for operand in pattern.outputs:
-        result: list[int] | None = []
-        for axis in operand.axes or ():
-            factors = [f for term in axis.terms for f in term if isinstance(f, str)]
-            if any(f not in sizes for f in factors) or (axis.star and axis.star not in stars):
-                result = None
-                break
-            if axis.star:
-                result += stars[axis.star]
-            else:
-                result.append(sum(prod(f if isinstance(f, int) else sizes[f] for f in t) for t in axis.terms))
-        found.append(None if result is None else tuple(result))
-    return found
+    return [_shape_of(operand.axes or (), sizes, stars) for operand in pattern.outputs]
+
+
+def _shape_of(
+    axes: Sequence[Axis], sizes: Mapping[str, int], stars: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    result: list[int] = []
+    for axis in axes:
+        if axis.star:
+            if axis.star not in stars:
+                return None
+            result += stars[axis.star]
+            continue
+        if any(isinstance(f, str) and f not in sizes for term in axis.terms for f in term):
+            return None
+        result.append(sum(prod(f if isinstance(f, int) else sizes[f] for f in t) for t in axis.terms))
+    return tuple(result)
