@@ -82,6 +82,9 @@ class Walker:
     """Walks graphs; remembers what schema inference said, since real networks repeat their blocks."""
 
     def __init__(self) -> None:
+        from spa.rules import load
+
+        load()  # shape functions come with the rules of their operators
         self._memo: dict[Any, list[Found] | None] = {}
 
     def walk(

@@ -141,7 +141,7 @@ def test_a_wrong_group_attribute_fails() -> None:
         weights = arrays["grouped"]
         # As many channels and weights, but shared by other groups.
         assert attribute.i > 1
-        outputs, each = weights.shape[:2]
+        each = weights.shape[1]
         arrays["grouped"] = np.tile(weights, (1, attribute.i, 1, 1))[:, : each * attribute.i]
         attribute.i = 1
 

@@ -54,7 +54,8 @@ def unsupported(key: str, reason: str) -> None:
 
 
 @cache
-def _load() -> None:
+def load() -> None:
+    """Import all rules and shape functions, those of installed packages included."""
     import_module("spa.contrib_shapes")
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
@@ -64,17 +65,17 @@ def _load() -> None:
 
 def find(key: str) -> Rule | str:
     """The rule of an operator, or the reason why it has none."""
-    _load()
+    load()
     return _RULES.get(key) or _UNSUPPORTED.get(key) or f"no rule for operator {key}"
 
 
 def supported() -> dict[str, Rule]:
     """All rules by operator, sorted."""
-    _load()
+    load()
     return dict(sorted(_RULES.items()))
 
 
 def barriers() -> dict[str, str]:
     """The operators listed as unsupported, each with its reason, sorted."""
-    _load()
+    load()
     return dict(sorted(_UNSUPPORTED.items()))

@@ -172,6 +172,7 @@ def multi_head(op: Op) -> None:
     batch, rows = q[0], q[1]
     if len(q) == 5:
         op.unify(q[2], heads)
+        op.freeze(q[3], "queries, keys and values of")
         d = e = q[4]
         new = rows
         op.reads.append(Read(d, 0, 4))
@@ -182,6 +183,7 @@ def multi_head(op: Op) -> None:
         op.reads.append(Read(q[2], 0, 2))
         if len(k) == 5:
             op.unify(k[2], heads)
+            op.freeze(k[3], "keys and values of")
             op.unify(k[4], d)
             e, new = d, k[1]
         else:
@@ -195,6 +197,8 @@ def multi_head(op: Op) -> None:
     if op.has(3):
         op.unify(op.axes(3)[0], concat(queries, queries, values))
         op.reads.append(Read(_only_first(op, queries, queries.size + values.size), 3, 0))
+    if op.has(6) or (op.has(1) and len(op.axes(1)) == 4):
+        op.unify(d, e)  # onnxruntime wants keys and values of one size here
     steps = _cached(op, (6, 7), batch, heads, d, e, new)
     op.cross(steps)
     if op.attr("unidirectional", 0):
@@ -235,13 +239,13 @@ def packed_attention(op: Op) -> None:
     if op.has(2):
         op.unify(op.axes(2)[0], weights[1])
         op.reads.append(Read(_only_first(op, queries, sizes[1] + sizes[2]), 2, 0))
-    steps = x[1]
+    steps, two = x[1], op.opaque(2, "keys and values of")
     cached = op.has(4) or (len(op.out_shapes) > 1 and op.out_shapes[1] is not None)
     if cached or "qkv_hidden_sizes" not in op.node.attributes:
         op.unify(d, e)
     if op.has(4):
         past = op.axes(4)
-        for have, want in ((past[1], x[0]), (past[2], heads), (past[4], d)):
+        for have, want in ((past[0], two), (past[1], x[0]), (past[2], heads), (past[4], d)):
             op.unify(have, want)
         steps = concat(past[3], steps)
     op.cross(steps)
@@ -253,7 +257,7 @@ def packed_attention(op: Op) -> None:
     _key_mask(op, 3, x[0], x[1], steps)
     _bias(op, 5, x[0], heads, x[1], steps)
     op.set(0, (x[0], x[1], values))
-    op.set(1, (op.opaque(2, "keys and values of"), x[0], heads, steps, d))
+    op.set(1, (two, x[0], heads, steps, d))
     op.tie_attribute("num_heads", heads)
     op.tie(lambda kept, old: [kept.size(queries)] * 2 + [kept.size(values)], attribute="qkv_hidden_sizes")
     op.tie_scale(d)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from spa.rules import rule
 
 def view(op: Op, source: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
     """The axes of a row-major view: whichever runs of axes have equal products are equal as products."""
+    if prod(e.size for e in source) != prod(shape):
+        raise Barrier("its output shape depends on data")
+    if prod(e.size for e in source) != prod(shape):
+        raise Barrier("its sizes depend on data")
     result: list[Expr] = []
     left, i, j = list(source), 0, 0
     while i < len(left) or j < len(shape):

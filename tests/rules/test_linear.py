@@ -65,7 +65,7 @@ CASES: Cases = {
     "matmul bcast": ("2 3 5 7 | 3 7 11 | 2 3 5 11", lambda: wrap("MatMul", Data(2, 3, 5, 7), Data(3, 7, 11))),
     "matmul bcast1": ("2 1 5 7 | 3 7 11 | 2 3 5 11", lambda: wrap("MatMul", Data(2, 1, 5, 7), Data(3, 7, 11))),
     "matmul vec right": ("2 5 7 | 2 5", lambda: wrap("MatMul", Data(2, 5, 7), weight(7))),
-    "matmul vec left": ("7 | 2 7 3 | 2 3", lambda: wrap("MatMul", Datscalar(7), Data(2, 7, 3))),
+    "matmul vec left": ("7 | 2 7 3 | 2 3", lambda: wrap("MatMul", Data(7), Data(2, 7, 3))),
     "matmul opset7": ("2 5 7 | 2 5 3", lambda: wrap("MatMul", Data(2, 5, 7), weight(7, 3), opset=7)),
     "einsum w": ("2 5 7 | 2 5 3 11", lambda: wrap("Einsum", Data(2, 5, 7), weight(7, 3, 11), equation="abc,cde->abde")),
     "det": ("5 3! 3! | 5", lambda: wrap("Det", Data(5, 3, 3))),
