@@ -32,11 +32,11 @@ def like_first(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     return [(dtypes[0], _of(shapes, 0))]
 
 
-@contrib_shape(MS + "BiasAdd", MS + "QLinearAdd", MS + "QLinearMul")
+@contrib_shape(*(MS + n for n in ["BiasAdd", "QLinearAdd", "QLinearMul", "QLinearWhere"]))
 def broadcast(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Broadcasting; the quantised forms have B as operand 3."""
-    operands = (0, 1, 2) if node.op == "BiasAdd" else (0, 3)
-    return [(dtypes[0], tuple(np.broadcast_shapes(*(_of(shapes, i) for i in operands))))]
+    """Broadcasting; quantised operands are followed by their scales and zero points."""
+    operands = {"BiasAdd": (0, 1, 2), "QLinearWhere": (0, 1, 4)}.get(node.op, (0, 3))
+    return [(dtypes[operands[1]], tuple(np.broadcast_shapes(*(_of(shapes, i) for i in operands))))]
 
 
 @contrib_shape(MS + "SkipLayerNormalization", MS + "SkipSimplifiedLayerNormalization")
@@ -90,21 +90,64 @@ def gemm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     return [(dtypes[0] if scaled or not quantised else TensorProto.FLOAT, (a[0], b[1]))]
 
 
+@contrib_shape(MS + "MatMulNBits")
+def packed_matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[.. n]; the walk over a pruned graph finds n in the weights."""
+    return [(dtypes[0], (*_of(shapes, 0)[:-1], _of(shapes, 1)[0]))]
+
+
+def _extents(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """(size + pads - dilated kernel) / stride + 1 per axis, up where `ceil_mode` says so; or rounded for SAME, VALID."""
+    rank, a = len(sizes), node.attributes
+    strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
+    pads, up = a.get("pads") or [0] * (2 * rank), a.get("ceil_mode", 0)
+    mode = a.get("auto_pad", "NOTSET")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    extents = []
+    for i, size in enumerate(sizes):
+        reach = (kernel[i] - 1) * dilations[i] + 1
+        padded = size + (pads[i] + pads[i + rank] if mode == "NOTSET" else 0)
+        steps = -((reach - padded) // strides[i]) if up else (padded - reach) // strides[i]
+        if up and steps * strides[i] >= size + pads[i]:
+            steps -= 1  # a window must start inside
+        extents.append(-(-size // strides[i]) if mode.startswith("SAME") else steps + 1)
+    return extents
+
+
 @contrib_shape(MS + "FusedConv")
 def fused_conv(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """The extent of each axis: (size + pads - dilated kernel) / stride + 1, or rounded up for SAME."""
+    """[n o *t]."""
     x, w = _of(shapes, 0), _of(shapes, 1)
-    rank = len(x) - 2
-    a = node.attributes
-    strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
-    pads = a.get("pads") or [0] * (2 * rank)
-    same = str(a.get("auto_pad", "NOTSET")).startswith("SAME")
-    extents = []
-    for i in range(rank):
-        kernel = (w[2 + i] - 1) * dilations[i] + 1
-        padded = x[2 + i] + pads[i] + pads[i + rank]
-        extents.append(-(-x[2 + i] // strides[i]) if same else (padded - kernel) // strides[i] + 1)
-    return [(dtypes[0], (x[0], w[0], *extents))]
+    return [(dtypes[0], (x[0], w[0], *_extents(node, x[2:], w[2:])))]
+
+
+@contrib_shape(MS + "NhwcConv", MS + "NhwcFusedConv", MS + "QLinearConv")
+def conv_last(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[n *t o]; QLinearConv only where `channels_last` says so."""
+    quantised = node.op == "QLinearConv"
+    x, w = _of(shapes, 0), _of(shapes, 3 if quantised else 1)
+    dtype = dtypes[7] if quantised else dtypes[0]
+    if quantised and not node.attributes.get("channels_last", 0):
+        return [(dtype, (x[0], w[0], *_extents(node, x[2:], w[2:])))]
+    return [(dtype, (x[0], *_extents(node, x[1:-1], w[2:]), w[0]))]
+
+
+@contrib_shape(MS + "QLinearAveragePool", MS + "NhwcMaxPool")
+def pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Pooled positions."""
+    x, kernel = _of(shapes, 0), node.attributes["kernel_shape"]
+    if node.op == "NhwcMaxPool" or node.attributes.get("channels_last", 0):
+        return [(dtypes[0], (x[0], *_extents(node, x[1:-1], kernel), x[-1]))]
+    return [(dtypes[0], (*x[:2], *_extents(node, x[2:], kernel)))]
+
+
+@contrib_shape(MS + "QLinearReduceMean")
+def mean(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Axes that are reduced to one, or vanish."""
+    x = _of(shapes, 0)
+    gone = {a % len(x) for a in node.attributes.get("axes") or range(len(x))}
+    keep = node.attributes.get("keepdims", 1)
+    return [(dtypes[0], tuple(1 if i in gone else n for i, n in enumerate(x) if keep or i not in gone))]
 
 
 @contrib_shape(MS + "QLinearGlobalAveragePool")

@@ -352,7 +352,7 @@ def test_marks_survive_every_later_unification(data: st.DataObject, total: int) 
     axes = [data.draw(anything(space, total)) for _ in range(3)]
     space.cross(axes[0], "Softmax 's'")
     space.freeze(axes[1], "a graph output")
-    marked = [d for d in leaves(axes[0])]
+    marked = list(leaves(axes[0]))
     space.unify(axes[0], axes[2])
     for dim in marked:
         assert all("Softmax 's'" in space.crossings(d) for d in leaves(space.resolve(dim)))

@@ -48,7 +48,6 @@ def group_norm_last(op: Op) -> None:
 
 
 for key, reason in {
-    "MatMulNBits": "its weights are packed in blocks of bits",
     "MatMulBnb4": "its weights are packed in blocks of bits",
     "GatherBlockQuantized": "its weights are packed in blocks of bits",
     "QMoE": "its weights are packed in blocks of bits",
@@ -60,7 +59,6 @@ for key, reason in {
     "SparseAttention": "its blocks are addressed by data",
     "SkipGroupNorm": "its fused sum is not traced",
     "NhwcConv": "its layout is onnxruntime's own; export before layout optimisation",
-    "NhwcMaxPool": "its layout is onnxruntime's own; export before layout optimisation",
     "NhwcFusedConv": "its layout is onnxruntime's own; export before layout optimisation",
     "BeamSearch": "channels are not traced through its subgraphs",
     "GreedySearch": "channels are not traced through its subgraphs",

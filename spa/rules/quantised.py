@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from spa.axes import Expr, concat, product
-from spa.op import Op
+from spa.axes import UNIT, Expr, concat, product
+from spa.notation import apply
+from spa.op import Barrier, Op, Read
 from spa.rules import rule
 from spa.rules.linear import convolution, gemm_axes, matmul_axes
 from spa.rules.reductions import pool
@@ -85,20 +87,49 @@ def quantised_conv(op: Op) -> None:
     _per_channel(op, [4, 5], (op.outputs[0] or ())[1])
 
 
+@rule("com.microsoft::QLinearConv")
+def quantised_conv_last(op: Op) -> None:
+    """QLinearConv, with the channels of data last where `channels_last` says so; its kernels lie as ever.
+
+    Spec: ContribOperators.md#com.microsoft.QLinearConv.
+    """
+    if not op.attr("channels_last", 0):
+        quantised_conv(op)
+        return
+    line = (
+        "x[n *s (g i)], x_scale, x_zero_point, w[(g o) i *k], w_scale, w_zero_point, y_scale, y_zero_point, "
+        "B?[(g o)] -> y[n *t (g o)]"
+    )
+    letters = apply(op, line, {"g": op.attr("group", 1)})
+    if "group" in op.node.attributes:
+        op.tie_attribute("group", letters["g"])
+    _zero_points(op, {0: 2, 3: 5})
+    result = op.outputs[0] or ()
+    _per_channel(op, [4, 5], result[-1])
+    op.count_macs(*result, letters["i"], *op.axes(3)[2:])
+
+
 @rule(
     *["QLinearMatMul", "MatMulInteger", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::DynamicQuantizeMatMul"]
 )
 def integer_matmul(op: Op) -> None:
-    """MatMul of integers; the right operand's scales, zero points and bias may differ by column."""
-    right, zeros, vectors = {
-        "QLinearMatMul": (3, {0: 2, 3: 5}, [4, 5]),
-        "MatMulInteger": (1, {0: 2, 1: 3}, [3]),
-        "MatMulIntegerToFloat": (1, {0: 4, 1: 5}, [3, 5, 6]),
-        "DynamicQuantizeMatMul": (1, {1: 3}, [2, 3, 4]),
+    """MatMul of integers; scales and zero points may differ by row on the left and by column on the right.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html.
+    """
+    right, zeros, rows, columns = {
+        "QLinearMatMul": (3, {0: 2, 3: 5}, [1, 2], [4, 5]),
+        "MatMulInteger": (1, {0: 2, 1: 3}, [2], [3]),
+        "MatMulIntegerToFloat": (1, {0: 4, 1: 5}, [2, 4], [3, 5, 6]),
+        "DynamicQuantizeMatMul": (1, {1: 3}, [], [2, 3, 4]),
     }[op.node.op]
     result = matmul_axes(op, 0, right)
     _zero_points(op, zeros, along=-1)
-    _per_channel(op, vectors, result[-1])
+    op.reads = [replace(r, zero_axis=-2) if r.operand == 0 else r for r in op.reads]
+    if len(op.axes(right)) > 1:
+        _per_channel(op, columns, result[-1])
+    if len(op.axes(0)) > 1:
+        _per_channel(op, [i for i in rows if len(op.inputs[i] or ()) == 1], op.axes(0)[-2])
     if op.node.op == "DynamicQuantizeMatMul":
         for e in op.axes(0):
             op.cross(e)
@@ -111,13 +142,57 @@ def quantised_gemm(op: Op) -> None:
     rows, columns, _ = gemm_axes(op, 0, 3)
     _zero_points(op, {0: 2, 3: 5}, along=0 if op.attr("transB", 0) else -1)
     _per_channel(op, [4, 5, 6], columns)
+    if op.has(6) and len(op.axes(6)) == 2 and op.axes(6)[0].size != 1:
+        op.unify(op.axes(6)[0], rows)
     op.set(0, (rows, columns))
 
 
-@rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul")
+@rule("com.microsoft::MatMulNBits")
+def packed_matmul(op: Op) -> None:
+    """A[.. k] times weights packed as B[n blocks bytes]: rows n go one by one, k in whole blocks.
+
+    Spec: ContribOperators.md#com.microsoft.MatMulNBits; accuracy_level and bits do not matter. Zero points of less than
+    a byte share bytes, so that they fix the blocks.
+    """
+    if op.attr("weight_prepacked", 0):
+        raise Barrier("its weights are packed for one kind of device")
+    x, (n, blocks, packed) = op.axes(0), op.axes(1)
+    op.freeze(packed, "bytes of a block of")
+    size = op.attr("block_size")
+    if x[-1].size == blocks.size * size and not op.has(4):
+        op.unify(x[-1], product(blocks, op.opaque(size, "a block of")))
+        op.reads.append(Read(x[-1], 0, len(x) - 1))
+    else:
+        op.freeze(x[-1], "regrouped by")
+        op.freeze(blocks, "regrouped by")
+    for operand in (2, 3):
+        if op.has(operand):
+            _along_rows(op, op.axes(operand), n, blocks)
+    if op.has(5):
+        op.unify(op.axes(5)[0], n)
+    op.set(0, (*x[:-1], n))
+    op.tie_attribute("N", n)
+    op.tie_attribute("K", x[-1])
+    op.count_macs(*x, n)
+
+
+def _along_rows(op: Op, given: tuple[Expr, ...], n: Expr, blocks: Expr) -> None:
+    """Scales or zero points [n blocks] or [(n blocks)]; those that share bytes fix the blocks."""
+    each = math.prod(e.size for e in given) // n.size
+    if each != blocks.size:
+        op.freeze(blocks, "packed with their zero points by")
+        blocks = op.opaque(each, "zero points packed by")
+    if len(given) == 1:
+        op.unify(given[0], product(n, blocks))
+    else:
+        op.unify(given[0], n)
+        op.unify(given[1], blocks)
+
+
+@rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", "com.microsoft::QLinearWhere")
 def quantised_broadcast(op: Op) -> None:
-    """Broadcasting of A (operand 0) and B (operand 3), each with its scale and zero point."""
-    op.broadcast([0, 3])
+    """Broadcasting of A (operand 0) and B (operand 3), each with its scale and zero point; Where has a condition."""
+    op.broadcast([0, 1, 4] if op.node.op == "QLinearWhere" else [0, 3])
 
 
 @rule(*["com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"])
@@ -128,17 +203,28 @@ def quantised_unary(op: Op) -> None:
 
 @rule("com.microsoft::QLinearSoftmax")
 def quantised_softmax(op: Op) -> None:
-    """Normalises over `axis`."""
+    """Normalises over `axis`; as the standard's before opset 13 over all axes from it on."""
     axes = op.axes(0)
-    for e in axes[op.positive(op.attr("axis", -1), len(axes)) :]:
+    axis = op.positive(op.attr("axis", -1), len(axes))
+    for e in [axes[axis]] if op.attr("opset") >= 13 else axes[axis:]:
         op.cross(e)
     op.set(0, axes)
 
 
-@rule("com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearAveragePool")
+@rule("com.microsoft::QLinearReduceMean")
+def quantised_mean(op: Op) -> None:
+    """A statistic over `axes`, or over all."""
+    axes = op.axes(0)
+    gone = {op.positive(a, len(axes)) for a in op.attr("axes") or range(len(axes))}
+    for i in gone:
+        op.cross(axes[i])
+    op.set(0, [UNIT if i in gone else e for i, e in enumerate(axes) if op.attr("keepdims") or i not in gone])
+
+
+@rule(*["com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearAveragePool", "com.microsoft::NhwcMaxPool"])
 def quantised_pool(op: Op) -> None:
-    """Batch and channels pass; positions are pooled. The channels are last where `channels_last` says so."""
-    if not op.attr("channels_last", 0):
+    """Batch and channels pass; positions are pooled. The channels are last where `channels_last` or the name says so."""
+    if op.node.op != "NhwcMaxPool" and not op.attr("channels_last", 0):
         pool(op)
         return
     axes = op.axes(0)

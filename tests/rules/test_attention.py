@@ -266,7 +266,7 @@ GROUPED: Cases = {
         ),
     ),
     "packed, rotary, with a sink": (
-        "2 5! (2 3 16!)+(2 16!)+(2 16!) | 2 (2 3) 5! 5! | 2 5! (2 3 16!)",
+        "2 5! (2 3 16!)+(2 16!)+(2 16!) | 2 5! (2 3 16!)",
         lambda: contrib(
             "GroupQueryAttention",
             *(Data(2, 5, 160), None, None, None, None, LENGTHS, TOTAL, weight(11, 8), weight(11, 8), None),
