@@ -38,9 +38,7 @@ STANDARD: Cases = {
     ),
     "mask with heads": (
         "2 (2 3) 5 7 | 2 2 11~ 7 | 2 2 11~ 3 | 2 (2 3) 5 11~ | 2 (2 3) 5 3",
-        lambda: wrap(
-            "Attention", Data(2, 6, 5, 7), Data(2, 2, 11, 7), Data(2, 2, 11, 3), Data(2, 6, 5, 11), opset=23
-        ),
+        lambda: wrap("Attention", Data(2, 6, 5, 7), Data(2, 2, 11, 7), Data(2, 2, 11, 3), Data(2, 6, 5, 11), opset=23),
     ),
     "mask without heads": (
         "2 3 5 7 | 2 3 11~ 7 | 2 3 11~ 3 | 5 11~ | 2 3 5 3",
@@ -203,9 +201,7 @@ MULTI_HEAD: Cases = {
 PACKED: Cases = {
     "plain": (
         "2 5~ 13 | 2 5~ (3 7)",
-        lambda: contrib(
-            "Attention", Data(2, 5, 13), weight(13, 63), weight(63), num_heads=3, shapes=[(2, 5, 21)]
-        ),
+        lambda: contrib("Attention", Data(2, 5, 13), weight(13, 63), weight(63), num_heads=3, shapes=[(2, 5, 21)]),
     ),
     "values of another size": (
         "2 5! 13 | 2 5! (3 11)",
