@@ -102,7 +102,6 @@ def _extents(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[in
     strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
     pads, up = a.get("pads") or [0] * (2 * rank), a.get("ceil_mode", 0)
     mode = a.get("auto_pad", "NOTSET")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
     extents = []
     for i, size in enumerate(sizes):
         reach = (kernel[i] - 1) * dilations[i] + 1

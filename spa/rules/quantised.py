@@ -129,7 +129,7 @@ def integer_matmul(op: Op) -> None:
     if len(op.axes(right)) > 1:
         _per_channel(op, columns, result[-1])
     if len(op.axes(0)) > 1:
-        _per_channel(op, [i for i in rows if len(op.inputs[i] or ()) == 1], op.axes(0)[-2])
+        _per_channel(op, [i for i in rows if op.has(i) and len(op.axes(i)) == 1], op.axes(0)[-2])
     if op.node.op == "DynamicQuantizeMatMul":
         for e in op.axes(0):
             op.cross(e)

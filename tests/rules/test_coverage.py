@@ -105,14 +105,18 @@ def lines(rule: Any) -> Iterator[str]:
             yield text
 
 
-CASES = sorted((key, line) for key, rule in supported().items() for line in set(lines(rule)))
+def in_the_standard(key: str) -> bool:
+    """Contributed operators have no schema to compare with."""
+    domain, _, op = key.rpartition("::")
+    return bool(onnx.defs.has(op, domain))
+
+
+CASES = sorted((k, line) for k, rule in supported().items() if in_the_standard(k) for line in set(lines(rule)))
 
 
 @pytest.mark.parametrize(("key", "line"), CASES, ids=[k for k, _ in CASES])
 def test_operands_bear_the_formal_names_of_the_schema(key: str, line: str) -> None:
     domain, _, op = key.rpartition("::")
-    if not onnx.defs.has(op, domain):
-        pytest.skip("a contributed operator: no schema in the standard")
     pattern = parse(line)
     newest = onnx.defs.get_schema(op, max_inclusive_version=10**6, domain=domain)
     history = [
