@@ -24,19 +24,22 @@ MS = "com.microsoft::"
 
 @contrib_shape(
     *(MS + n for n in ["Gelu", "QuickGelu", "FastGelu", "BiasGelu", "RotaryEmbedding", "GroupNorm", "QLinearSigmoid"]),
-    *(MS + n for n in ["QLinearLeakyRelu", "QLinearSoftmax"]),
-    "SimplifiedLayerNormalization",
+    *(MS + n for n in ["QLinearLeakyRelu", "QLinearSoftmax", "GatedRMSNorm", "ScaledSiLU", "BiasSoftmax"]),
+    *(MS + n for n in ["BiasDropout", "SkipGroupNorm"]),
 )
 def like_first(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Outputs like the first operand."""
-    return [(dtypes[0], _of(shapes, 0))]
+    """Outputs like the first operand; BiasDropout's mask, too."""
+    first = (dtypes[0], _of(shapes, 0))
+    return [first, (TensorProto.BOOL, first[1]) if node.op == "BiasDropout" else first]
 
 
-@contrib_shape(*(MS + n for n in ["BiasAdd", "QLinearAdd", "QLinearMul", "QLinearWhere"]))
+@contrib_shape(*(MS + n for n in ["BiasAdd", "QLinearAdd", "QLinearMul", "QLinearWhere", "GatedAdd", "MulInteger"]))
 def broadcast(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     """Broadcasting; quantised operands are followed by their scales and zero points."""
-    operands = {"BiasAdd": (0, 1, 2), "QLinearWhere": (0, 1, 4)}.get(node.op, (0, 3))
-    return [(dtypes[operands[1]], tuple(np.broadcast_shapes(*(_of(shapes, i) for i in operands))))]
+    operands = {"BiasAdd": (0, 1, 2), "GatedAdd": (0, 1, 2), "QLinearWhere": (0, 1, 4), "MulInteger": (0, 2)}
+    given = operands.get(node.op, (0, 3))
+    dtype = TensorProto.INT32 if node.op == "MulInteger" else dtypes[given[1]]
+    return [(dtype, tuple(np.broadcast_shapes(*(_of(shapes, i) for i in given))))]
 
 
 @contrib_shape(MS + "SkipLayerNormalization", MS + "SkipSimplifiedLayerNormalization")
@@ -46,11 +49,33 @@ def skip_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Output
     return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:-1], 1)), (TensorProto.FLOAT, (*x[:-1], 1)), (dtypes[0], x)]
 
 
-@contrib_shape(MS + "EmbedLayerNormalization")
+@contrib_shape("SimplifiedLayerNormalization")
+def simplified_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Like X, and one statistic for each row."""
+    x = _of(shapes, 0)
+    axis = node.attributes.get("axis", -1) % len(x)
+    return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:axis], *(1 for _ in x[axis:])))]
+
+
+@contrib_shape(MS + "EmbedLayerNormalization", MS + "QEmbedLayerNormalization")
 def embed_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     """[b s c], [b], [b s c]."""
     ids, width = _of(shapes, 0), _of(shapes, 2)[-1]
-    return [(dtypes[2], (*ids, width)), (TensorProto.INT32, ids[:1]), (dtypes[2], (*ids, width))]
+    dtype = dtypes[8] if node.op == "QEmbedLayerNormalization" else dtypes[2]
+    return [(dtype, (*ids, width)), (TensorProto.INT32, ids[:1]), (dtype, (*ids, width))]
+
+
+@contrib_shape(MS + "BiasSplitGelu")
+def bias_split_gelu(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Half of the channels."""
+    x = _of(shapes, 0)
+    return [(dtypes[0], (*x[:-1], x[-1] // 2))]
+
+
+@contrib_shape(MS + "CDist")
+def distances(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[m n]."""
+    return [(dtypes[0], (_of(shapes, 0)[0], _of(shapes, 1)[0]))]
 
 
 @contrib_shape(MS + "QuantizeLinear", MS + "DequantizeLinear")
@@ -180,14 +205,15 @@ def multi_head(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     return [(dtypes[0], shape) for shape in found]
 
 
-@contrib_shape(MS + "Attention")
+@contrib_shape(MS + "Attention", MS + "QAttention")
 def packed_attention(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (h e)] and the cache [2 b h steps d]."""
-    x, weights, past = _of(shapes, 0), _of(shapes, 1), _of(shapes, 4)
+    """[b s (h e)] and the cache [2 b h steps d]; floats like the bias of QAttention."""
+    quantised = node.op == "QAttention"
+    x, weights, past = _of(shapes, 0), _of(shapes, 1), _of(shapes, 8 if quantised else 4)
     sizes = node.attributes.get("qkv_hidden_sizes") or [weights[1] // 3] * 3
-    heads = node.attributes["num_heads"]
+    heads, dtype = node.attributes["num_heads"], dtypes[2] if quantised else dtypes[0]
     steps = x[1] + (past[3] if past else 0)
-    return [(dtypes[0], (x[0], x[1], sizes[2])), (dtypes[0], (2, x[0], heads, steps, sizes[0] // heads))]
+    return [(dtype, (x[0], x[1], sizes[2])), (dtype, (2, x[0], heads, steps, sizes[0] // heads))]
 
 
 @contrib_shape(MS + "GroupQueryAttention")

@@ -139,8 +139,10 @@ class Analysis:
         try:
             self._apply_rule(op, inputs)
             law.reads, law.ties, law.macs = op.reads, op.ties, op.macs
-        except (Barrier, InvariantError) as barrier:
-            law.barrier = str(barrier)
+        except (Barrier, InvariantError, LookupError, TypeError, ValueError, AttributeError) as barrier:
+            # A node that its rule did not foresee (an attribute that is missing, say) is a barrier, never a guess.
+            expected = isinstance(barrier, Barrier | InvariantError)
+            law.barrier = str(barrier) if expected else f"its rule does not fit it ({barrier!r})"
             self.barriers[node.label] = law.barrier
             for axes in inputs:
                 for expr in axes or ():

@@ -6,6 +6,8 @@ statistics are taken over the keys. Masking a head dimension means masking the q
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spa.axes import Axes, Expr, concat, product
 from spa.op import Barrier, Op, Read
 from spa.rules import rule
@@ -219,14 +221,17 @@ def _only_first(op: Op, expr: Expr, others: int) -> Expr:
     return concat(expr, op.opaque(others, "not read by"))
 
 
-@rule("com.microsoft::Attention")
+@rule("com.microsoft::Attention", "com.microsoft::QAttention")
 def packed_attention(op: Op) -> None:
     """Projection to queries, keys and values by one weight [i (h d)+(h d)+(h e)], then attention.
 
     Spec: ContribOperators.md#com.microsoft.Attention. Masking a head dimension means masking the query's columns of
-    weight and bias. The cache [2 b h t d] holds keys and values alike.
+    weight and bias. The cache [2 b h t d] holds keys and values alike. QAttention's weights are integers, with scales
+    (operand 4) and zero points (operand 7) of all or of each column.
     """
-    if op.has(6):
+    quantised = op.node.op == "QAttention"
+    marks, bias, cache, zero = (5, None, 8, 7) if quantised else (3, 5, 4, None)
+    if op.attr("past_present_share_buffer", 0):
         raise Barrier("its cache is shared with its output")
     x, weights = op.axes(0), op.axes(1)
     sizes = op.attr("qkv_hidden_sizes") or [weights[1].size // 3] * 3
@@ -234,35 +239,40 @@ def packed_attention(op: Op) -> None:
     heads, d, e = op.dim(count), op.dim(sizes[0] // count), op.dim(sizes[2] // count)
     queries, values = product(heads, d), product(heads, e)
     op.unify(weights[1], concat(queries, queries, values))
+    for operand in (4, 7) if quantised else ():
+        if op.has(operand) and op.axes(operand) and op.axes(operand)[0].size != 1:
+            op.unify(op.axes(operand)[0], weights[1])
     op.contract((1, 0), (0, 2))
-    op.reads.append(Read(_only_first(op, queries, sizes[1] + sizes[2]), 1, 1))
+    only = _only_first(op, queries, sizes[1] + sizes[2])
+    op.reads.append(Read(only, 1, 1))
+    op.reads = [replace(r, zero=zero if r.operand == 1 else 6 if quantised else None, zero_axis=1) for r in op.reads]
     if op.has(2):
         op.unify(op.axes(2)[0], weights[1])
-        op.reads.append(Read(_only_first(op, queries, sizes[1] + sizes[2]), 2, 0))
-    steps, two = x[1], op.opaque(2, "keys and values of")
-    cached = op.has(4) or (len(op.out_shapes) > 1 and op.out_shapes[1] is not None)
-    if cached or "qkv_hidden_sizes" not in op.node.attributes:
+        op.reads.append(Read(only, 2, 0))
+    rows = steps = x[1]
+    two = op.opaque(2, "keys and values of")
+    if op.has(cache) or (len(op.out_shapes) > 1 and op.out_shapes[1] is not None) or not op.attr("qkv_hidden_sizes"):
         op.unify(d, e)
-    if op.has(4):
-        past = op.axes(4)
+    if op.has(cache):
+        past = op.axes(cache)
         for have, want in ((past[0], two), (past[1], x[0]), (past[2], heads), (past[4], d)):
             op.unify(have, want)
         steps = concat(past[3], steps)
     op.cross(steps)
-    if op.attr("unidirectional", 0):
-        _places_matter(op, x[1], steps)
+    if op.attr("unidirectional", 0) or op.attr("do_rotary", 0):
+        _places_matter(op, rows, steps)
     if op.attr("do_rotary", 0):
         op.freeze(d, "rotated by")
-        _places_matter(op, x[1], steps)
-    _key_mask(op, 3, x[0], x[1], steps)
-    _bias(op, 5, x[0], heads, x[1], steps)
-    op.set(0, (x[0], x[1], values))
+    _key_mask(op, marks, x[0], rows, steps)
+    if bias is not None:
+        _bias(op, bias, x[0], heads, rows, steps)
+    op.set(0, (x[0], rows, values))
     op.set(1, (two, x[0], heads, steps, d))
     op.tie_attribute("num_heads", heads)
     op.tie(lambda kept, old: [kept.size(queries)] * 2 + [kept.size(values)], attribute="qkv_hidden_sizes")
     op.tie_scale(d)
-    op.count_macs(x[0], x[1], x[2], weights[1])
-    _count(op, x[0], heads, x[1], steps, d, e)
+    op.count_macs(x[0], rows, x[2], weights[1])
+    _count(op, x[0], heads, rows, steps, d, e)
 
 
 @rule("com.microsoft::GroupQueryAttention")

@@ -223,7 +223,7 @@ def quantised_mean(op: Op) -> None:
 
 @rule(*["com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearAveragePool", "com.microsoft::NhwcMaxPool"])
 def quantised_pool(op: Op) -> None:
-    """Batch and channels pass; positions are pooled. The channels are last where `channels_last` or the name says so."""
+    """Batch and channels pass; positions are pooled. `channels_last` or the name says where channels are."""
     if op.node.op != "NhwcMaxPool" and not op.attr("channels_last", 0):
         pool(op)
         return

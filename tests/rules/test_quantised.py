@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from spa.coupling import couple
-from spa.graph import Graph
 from tests.oracle import Data, Net, _produced, check, freedom, random_array, verify, weight
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
