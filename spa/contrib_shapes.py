@@ -122,7 +122,7 @@ def packed_matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 
 def _extents(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """(size + pads - dilated kernel) / stride + 1 per axis, up where `ceil_mode` says so; or rounded for SAME, VALID."""
+    """(size + pads - dilated kernel) / stride + 1 per axis, up where `ceil_mode` says so; rounded for SAME, VALID."""
     rank, a = len(sizes), node.attributes
     strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
     pads, up = a.get("pads") or [0] * (2 * rank), a.get("ceil_mode", 0)

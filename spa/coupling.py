@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # siamese encoders). Smaller ones are often constants that an exporter merged because they were equal: each use
 # is coupled by itself, and equal copies are merged again on saving.
 TIED_ELEMENTS = 1024
-_CONTROL = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
+_CONTROL = {TensorProto.INT64, TensorProto.STRING}
 
 Use = tuple[str, int, int]  # (constant, node index, operand); node index -1 where all uses are tied
 

@@ -39,9 +39,10 @@ def simplified_layer_norm(op: Op) -> None:
 @rule(MS + "EmbedLayerNormalization")
 def embed_layer_norm(op: Op) -> None:
     """The sum of three embeddings, normalised. Output 1 is a mask index, output 2 the sum."""
+    rows = "a" if op.has(8) and op.axes(8)[0].size == 1 else "b"
     line = (
         "input_ids[b s], segment_ids?[b s], word_embedding[v ~c], position_embedding[p c], segment_embedding?[q c], "
-        "gamma[c], beta[c], mask?[b s], position_ids?[a s] -> output[b s c], mask_index?[b], embedding_sum?[b s c]"
+        f"gamma[c], beta[c], mask?[b s], position_ids?[{rows} s] -> output[b s c], mask_index?[b], embedding_sum?[b s c]"
     )
     _looked_up(op, line)
 
@@ -142,7 +143,10 @@ def conv_last(op: Op) -> None:
     letters = apply(op, line, {"g": op.attr("group", 1)})
     if "group" in op.node.attributes:
         op.tie_attribute("group", letters["g"])
-    op.count_macs(*(op.outputs[0] or ()), letters["i"], *op.axes(1)[2:])
+    result = op.outputs[0] or ()
+    for e in result[1:-1]:
+        op.freeze(e, "spatial axis of")
+    op.count_macs(*result, letters["i"], *op.axes(1)[2:])
 
 
 _BITS = "its weights are packed in blocks of bits"

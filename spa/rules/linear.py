@@ -148,6 +148,8 @@ def determinant(op: Op) -> None:
 def fused_conv(op: Op) -> None:
     """Conv with an activation and an optional sum: Z has the output's axes. Spec: ContribOperators.md."""
     convolution(op, "X[n (g i) *s], W[(g o) i *k], B?[(g o)], Z?[n (g o) *t] -> Y[n (g o) *t]")
+    for e in (op.outputs[0] or ())[2:]:
+        op.freeze(e, "spatial axis of")
 
 
 @rule("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")

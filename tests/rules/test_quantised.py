@@ -414,10 +414,9 @@ def test_a_dynamic_scale_crosses_the_whole_tensor(op: str, shape: tuple[int, ...
     net = Net()
     data = Data(2, 5, 7) if op == "MatMulInteger" else Data(2, 7, 5)
     q, scale, zero = net.node("DynamicQuantizeLinear", _produced(net, data, 0), outputs=3)
-    product = net.node(op, q, net.constant(ints(*shape, dtype=U8, low=0, high=60)), zero, net.constant(U8(30)))
+    net.node(op, q, net.constant(ints(*shape, dtype=U8, low=0, high=60)), zero, net.constant(U8(30)))
     net.nodes[-1].output[0] = "Y0"
     y = net.node("Mul", net.node("Cast", "Y0", to=TensorProto.FLOAT), scale)
-    del product
     for axis in range(3):
         y = net.project(y, axis, 3, (2, 5, 3)[axis] if op == "MatMulInteger" else (2, 3, 5)[axis], 2)
     expected = "2~ 5~ 7~ | 2~ 5~ 3" if op == "MatMulInteger" else "2~ 7~ 5! | 2~ 3 5!"
