@@ -18,7 +18,7 @@ from spa.graph import Graph
 from spa.plan import make_plan
 from spa.rules import barriers, supported
 from spa.surgery import apply
-from tests.oracle import Data, Indices, Net, _produced, freedom, random_keeps, verify, weight, wrap
+from tests.oracle import Data, Net, _produced, freedom, random_keeps, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
 
