@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ MS = "com.microsoft::"
 @contrib_shape(
     *(MS + n for n in ["Gelu", "QuickGelu", "FastGelu", "BiasGelu", "RotaryEmbedding", "GroupNorm", "QLinearSigmoid"]),
     *(MS + n for n in ["QLinearLeakyRelu", "QLinearSoftmax", "GatedRMSNorm", "ScaledSiLU", "BiasSoftmax"]),
-    *(MS + n for n in ["BiasDropout", "SkipGroupNorm"]),
+    *(MS + n for n in ["BiasDropout", "SkipGroupNorm", "MoE", "QMoE", "LongformerAttention", "BranchwiseRMSNorm"]),
+    *(MS + n for n in ["MRotaryEmbedding", "QOrderedGelu", "QOrderedLayerNormalization"]),
 )
 def like_first(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     """Outputs like the first operand; BiasDropout's mask, too."""
@@ -47,6 +49,13 @@ def skip_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Output
     """Normalised sum, statistics, and the sum."""
     x = _of(shapes, 0)
     return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:-1], 1)), (TensorProto.FLOAT, (*x[:-1], 1)), (dtypes[0], x)]
+
+
+@contrib_shape(MS + "BitmaskBiasDropout")
+def bitmask(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Like the first operand, and a mask of one bit for each element."""
+    x = _of(shapes, 0)
+    return [(dtypes[0], x), (TensorProto.UINT32, (-(-math.prod(x) // 32),))]
 
 
 @contrib_shape("SimplifiedLayerNormalization")
@@ -113,6 +122,31 @@ def gemm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
     b = _swapped(_of(shapes, 3 if quantised else 1), bool(node.attributes.get("transB", 0)))
     scaled = len(dtypes) > 7 and dtypes[7]
     return [(dtypes[0] if scaled or not quantised else TensorProto.FLOAT, (a[0], b[1]))]
+
+
+@contrib_shape(MS + "MatMulBnb4")
+def packed_matmul_by_attribute(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """[.. N], or K of the transposed weights."""
+    columns = node.attributes["N" if node.attributes.get("transB", 1) else "K"]
+    return [(dtypes[0], (*_of(shapes, 0)[:-1], columns))]
+
+
+@contrib_shape(MS + "GatherBlockQuantized")
+def packed_gather(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Gather of data whose last axis may hold several numbers in a byte."""
+    data, a = list(_of(shapes, 0)), node.attributes
+    if dtypes[0] == TensorProto.UINT8:
+        data[-1] *= 8 // a.get("bits", 4)
+    axis = a.get("gather_axis", 0) % len(data)
+    return [(dtypes[2], (*data[:axis], *_of(shapes, 1), *data[axis + 1 :]))]
+
+
+@contrib_shape(MS + "DynamicQuantizeLSTM")
+def quantised_lstm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Y[s d b h], Y_h[d b h], Y_c[d b h]."""
+    (steps, batch, _), directions = _of(shapes, 0), _of(shapes, 1)[0]
+    last = (directions, batch, node.attributes["hidden_size"])
+    return [(dtypes[0], (steps, *last)), (dtypes[0], last), (dtypes[0], last)]
 
 
 @contrib_shape(MS + "MatMulNBits")

@@ -42,7 +42,8 @@ def embed_layer_norm(op: Op) -> None:
     rows = "a" if op.has(8) and op.axes(8)[0].size == 1 else "b"
     line = (
         "input_ids[b s], segment_ids?[b s], word_embedding[v ~c], position_embedding[p c], segment_embedding?[q c], "
-        f"gamma[c], beta[c], mask?[b s], position_ids?[{rows} s] -> output[b s c], mask_index?[b], embedding_sum?[b s c]"
+        f"gamma[c], beta[c], mask?[b s], position_ids?[{rows} s] "
+        "-> output[b s c], mask_index?[b], embedding_sum?[b s c]"
     )
     _looked_up(op, line)
 

@@ -244,6 +244,24 @@ UNRUN: Cases = {
             shapes=[(2, 5, 5, 6)],
         ),
     ),
+    "GemmFastGelu": (
+        "2 5 7 | 2 5 3",
+        lambda: unrun("GemmFastGelu", Data(2, 5, 7), weight(7, 3), weight(3), shapes=[(2, 5, 3)]),
+    ),
+    "BitmaskBiasDropout": (
+        "2 5 7 | 2 5 7",
+        lambda: unrun("BitmaskBiasDropout", Data(2, 5, 7), weight(7), shapes=[(2, 5, 7)]),
+    ),
+    "MulInteger": (
+        "2 5 7",
+        lambda: unrun(
+            "MulInteger",
+            np.arange(70, dtype=np.uint8).reshape(2, 5, 7),
+            np.uint8(3),
+            np.ones((5, 7), np.uint8),
+            shapes=[(2, 5, 7)],
+        ),
+    ),
     "QEmbedLayerNormalization": (
         "2 5! 7~",
         lambda: unrun(
@@ -286,6 +304,37 @@ def test_what_is_covered_or_listed_exists() -> None:
     known = {f"{s.domain}::{s.name}" for s in onnxruntime_state.get_all_operator_schema()}
     ours = {key for key in {*supported(), *barriers()} if key.startswith("com.microsoft::")}
     assert sorted(ours - known) == []
+
+
+BARRIERS: dict[str, Callable[[], ModelProto]] = {
+    "its experts are picked by data": lambda: unrun(
+        "MoE",
+        *(Data(5, 7), Data(5, 3), weight(3, 7, 11), None, weight(3, 11, 7)),
+        shapes=[(5, 7)],
+    ),
+    "its weights are packed in blocks of bits": lambda: unrun(
+        "GatherBlockQuantized",
+        *(np.zeros((11, 16), np.uint8), np.asarray([[1, 2, 0]]), weight(11, 2)),
+        quantize_axis=1,
+        block_size=16,
+        shapes=[(1, 3, 32)],
+    ),
+    "its packed integer gates are not traced": lambda: unrun(
+        "DynamicQuantizeLSTM",
+        *(Data(5, 2, 3), np.zeros((1, 3, 28), np.int8), np.zeros((1, 7, 28), np.int8)),
+        *(None, None, None, None, None, np.float32([0.1]), np.int8([0]), np.float32([0.1]), np.int8([0])),
+        hidden_size=7,
+        shapes=[(5, 1, 2, 7), (1, 2, 7), (1, 2, 7)],
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", BARRIERS)
+def test_a_barrier_freezes_what_it_touches_and_no_more(reason: str) -> None:
+    analysis = couple(Graph(BARRIERS[reason]()))
+    assert analysis.barriers == {next(iter(analysis.barriers)): reason}
+    free = {n for words in freedom(analysis).values() for n in words.split() if n != "1" and not n.endswith("!")}
+    assert free == set()
 
 
 def test_a_barrier_says_why() -> None:

@@ -38,9 +38,15 @@ def scales(*shape: int) -> np.ndarray:
 
 
 def quantised(
-    op: str, *operands: Any, shape: Sequence[int], domain: str = "", out: Any = U8, **attributes: Any
+    op: str,
+    *operands: Any,
+    shape: Sequence[int],
+    domain: str = "",
+    out: Any = U8,
+    outputs: int = 1,
+    **attributes: Any,
 ) -> ModelProto:
-    """As :func:`wrap`, but Quantised operands are quantised and the output is made float before it is read."""
+    """As :func:`wrap`, but Quantised operands are quantised and the first output is made float before it is read."""
     net = Net(**({"com_microsoft": 1} if domain else {}))
     names = []
     for position, operand in enumerate(operands):
@@ -53,7 +59,9 @@ def quantised(
             names.append(name)
         else:
             names.append(net.constant(operand, f"C{position}"))
-    net.nodes.append(helper.make_node(op, names, ["Y0"], name="tested", domain=domain, **attributes))
+    net.nodes.append(
+        helper.make_node(op, names, [f"Y{i}" for i in range(outputs)], name="tested", domain=domain, **attributes)
+    )
     if out in (U8, I8):
         y = net.node("DequantizeLinear", "Y0", net.constant(F(0.1)), net.constant(out(9)))
     else:
@@ -303,6 +311,29 @@ PRODUCTS: Cases = {
             *(Data(2, 5, 7), ints(7, 3), scales(3), ints(3), weight(3)),
             shape=(2, 5, 3),
             out=F,
+        ),
+    ),
+    "QAttention": (
+        "2 5~ 13 | 2 5~ (3 7)",
+        lambda: contrib(
+            "QAttention",
+            *(Quantised(2, 5, 13), ints(13, 63), weight(63), F(0.03), scales(63), None, U8(113), np.zeros(63, I8)),
+            shape=(2, 5, 21),
+            out=F,
+            num_heads=3,
+        ),
+    ),
+    "QAttention with a cache": (
+        "2 5! 13 | 2! 2 3 4! 7 | 2 5! (3 7)",
+        lambda: contrib(
+            "QAttention",
+            *(Quantised(2, 5, 13), ints(13, 63), weight(63), F(0.03), F(0.02), np.asarray([9, 7], I32)),
+            *(U8(113), I8(3), Data(2, 2, 3, 4, 7)),
+            shape=(2, 5, 21),
+            out=F,
+            num_heads=3,
+            unidirectional=1,
+            outputs=2,
         ),
     ),
 }
