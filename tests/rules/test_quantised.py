@@ -324,7 +324,7 @@ PRODUCTS: Cases = {
         ),
     ),
     "QAttention with a cache": (
-        "2 5! 13 | 2! 2 3 4! 7 | 2 5! (3 7)",
+        "2 5! 13 | 2! 2 3 4! 7 | 2 5! (3 7) | 2! 2 3 4!+5! 7",
         lambda: contrib(
             "QAttention",
             *(Quantised(2, 5, 13), ints(13, 63), weight(63), F(0.03), F(0.02), np.asarray([9, 7], I32)),
