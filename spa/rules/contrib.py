@@ -165,7 +165,6 @@ for key, reason in {
     **dict.fromkeys(["MatMulNBitsQkv", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight"], _BITS),
     **dict.fromkeys(["DequantizeBFP", "QuantizeBFP"], _BITS),
     "MoE": "its experts are picked by data",
-    "DynamicQuantizeLSTM": "its packed integer gates are not traced",
     **dict.fromkeys(["PackedAttention", "PackedMultiHeadAttention", "PagedAttention", "SparsePagedAttention"], _TOKENS),
     **dict.fromkeys(["RemovePadding", "RestorePadding", "PackedSparseAttentionIndexer"], _TOKENS),
     **dict.fromkeys(["SparseAttention", "SparseAttentionIndexer", "DynamicSparseAttention"], _DATA),
@@ -187,3 +186,10 @@ for key, reason in {
     **dict.fromkeys(["ComplexMul", "ComplexMulConj", "BifurcationDetector"], _ELEMENTS),
 }.items():
     unsupported(MS + key, reason)
+
+_BLOCKED = "its channels are laid out in blocks for one kind of device; save the model at a lower optimisation level"
+for key in [
+    *["AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput"],
+    "Upsample",
+]:
+    unsupported(f"com.microsoft.nchwc::{key}", _BLOCKED)

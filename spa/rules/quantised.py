@@ -189,6 +189,27 @@ def _along_rows(op: Op, given: tuple[Expr, ...], n: Expr, blocks: Expr) -> None:
         op.unify(given[1], blocks)
 
 
+@rule("com.microsoft::DynamicQuantizeLSTM")
+def quantised_lstm(op: Op) -> None:
+    """LSTM of transposed integer weights; data and hidden units are quantised at each step by their extremes.
+
+    Spec: ContribOperators.md#com.microsoft.DynamicQuantizeLSTM; scales lie along directions, or gates, too.
+    """
+    w, r = ("[d (4 h)]" if op.has(i) and len(op.axes(i)) == 2 else "[d]" for i in (8, 10))
+    line = (
+        "X[s ~b ~i], W[d i (4 h)], R[d ~h! (4 h)], B?[d (8 h)], sequence_lens?[b], initial_h?[d b h], "
+        f"initial_c?[d b h], P?[d (3 h)], W_scale{w}, W_zero_point{w}, R_scale{r}, R_zero_point{r} "
+        "-> Y[s d b h], Y_h[d b h], Y_c[d b h]"
+    )
+    letters = apply(op, line)
+    op.freeze(letters["d"], "a direction of")
+    op.freeze(letters["s"], "a step of")
+    if "hidden_size" in op.node.attributes:
+        op.tie_attribute("hidden_size", letters["h"])
+    for read in ("i", "h"):
+        op.count_macs(letters["s"], letters["b"], letters["d"], op.dim(4), letters["h"], letters[read])
+
+
 @rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", "com.microsoft::QLinearWhere")
 def quantised_broadcast(op: Op) -> None:
     """Broadcasting of A (operand 0) and B (operand 3), each with its scale and zero point; Where has a condition."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tests.oracle import Data, Net, _produced, check, freedom, random_array, verify, weight
+from tests.oracle import Data, Net, _produced, check, freedom, random_array, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
 F, U8, I8, I32 = np.float32, np.uint8, np.int8, np.int32
@@ -452,6 +452,21 @@ def test_a_dynamic_scale_crosses_the_whole_tensor(op: str, shape: tuple[int, ...
         y = net.project(y, axis, 3, (2, 5, 3)[axis] if op == "MatMulInteger" else (2, 3, 5)[axis], 2)
     expected = "2~ 5~ 7~ | 2~ 5~ 3" if op == "MatMulInteger" else "2~ 7~ 5! | 2~ 3 5!"
     verify(net.model(y), expected)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_quantised_lstm_crosses_data_and_units(each: bool) -> None:
+    h, lengths = 7, (1, 28) if each else (1,)
+    model = wrap(
+        "DynamicQuantizeLSTM",
+        *(Data(5, 2, 3), ints(1, 3, 4 * h), ints(1, h, 4 * h), weight(1, 8 * h), None, None, None, weight(1, 3 * h)),
+        *(scales(*lengths), np.zeros(lengths, I8), scales(*lengths), np.zeros(lengths, I8)),
+        domain="com.microsoft",
+        hidden_size=h,
+        outputs=3,
+        shapes=[(5, 1, 2, h), (1, 2, h), (1, 2, h)],
+    )
+    verify(model, "5! 2~ 3~ | 5! 1 2~ 7~ | 1 2~ 7~ | 1 2~ 7~")
 
 
 # -- whole chains ---------------------------------------------------------------------------------------------------
