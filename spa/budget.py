@@ -108,7 +108,7 @@ def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.
 
     taken = _nearest(removed_by, chunks, budget.ratio)
     reached = removed_by(taken)
-    notes = _check(budget, reached, removed_by(chunks))
+    notes = check(budget, reached, removed_by(chunks))
     widths = _widths(costs.sizes, taken)
     kept = {g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size}
     return Choice(kept, dense, costs.evaluate(widths), reached, notes)
@@ -139,7 +139,7 @@ def _nearest(removed: Callable[[Sequence[_Chunk]], float], chunks: Sequence[_Chu
     return min(candidates, key=miss)
 
 
-def _check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
+def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
     if abs(reached - budget.ratio) <= TOLERANCE:
         return ()
     if budget.ratio > most:

@@ -180,6 +180,16 @@ class Graph:
             self._arrays[name] = tensor_array(self.constants[name], self.base)
         return self._arrays[name]
 
+    def forget(self, name: str) -> None:
+        """Read a constant's value anew the next time: its message was changed."""
+        self._arrays.pop(name, None)
+
+    def adopt(self, node: Node, tensor: TensorProto) -> None:
+        """Take in an initializer that a node's message has got as its last operand."""
+        node.inputs = tuple(node.proto.input)
+        self.initializers[tensor.name] = self.constants[tensor.name] = tensor
+        self.users[tensor.name] = [(node, len(node.inputs) - 1)]
+
 
 def tensor_array(tensor: TensorProto, base: Path | None = None) -> np.ndarray:
     """A tensor's value as an array; raw data is viewed and external data memory-mapped, not copied.

@@ -1,0 +1,123 @@
+"""Widths of all groups together, so that the estimated distortion is least for what is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from spa.budget import Budget, Choice, alignment, check
+from spa.cost import CostModel
+from spa.coupling import Analysis, Group
+from spa.obspa.curves import Curve
+
+Array = np.ndarray
+STEPS = 24  # how often costs are linearised again on the way to the budget
+
+
+def allocate(analysis: Analysis, groups: Sequence[Group], curves: Mapping[str, Curve], budget: Budget) -> Choice:
+    """Choose widths by a Lagrangian search over the groups' loss curves.
+
+    Distortions are assumed to add up. Costs of coupled groups are products of widths, so they are linearised about
+    the current widths and the search goes in steps (RD, ICCV 2023; SPDY, arXiv 2201.13096).
+
+    Args:
+        analysis: the model.
+        groups: the groups that may be pruned; those without a curve keep everything.
+        curves: by group name.
+        budget: what to remove; ``ranking`` is not used.
+
+    Raises:
+        PlanError: the ratio cannot be reached.
+    """
+    groups = [g for g in groups if g.name in curves]
+    costs = CostModel(analysis, [g.dim for g in groups])
+    dense = costs.evaluate(costs.sizes)
+    total = getattr(dense, budget.of)
+
+    def removed(widths: Sequence[int]) -> float:
+        return 1 - getattr(costs.evaluate(widths), budget.of) / total if total else 0.0
+
+    steps = alignment(analysis, groups, budget.round_to)
+    ladders = [_ladder(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    losses = [curves[g.name].loss[g.size - np.asarray(r)] for g, r in zip(groups, ladders, strict=True)]
+    most = removed([r[-1] for r in ladders])
+    rung = [0] * len(groups)
+    for step in range(1, STEPS + 1):
+        _descend(rung, ladders, losses, removed, budget.ratio * step / STEPS)
+    widths = [r[i] for r, i in zip(ladders, rung, strict=True)]
+    reached = removed(widths)
+    notes = check(budget, reached, most)
+    kept = {
+        g.name: np.sort(curves[g.name].order[g.size - w :]) for g, w in zip(groups, widths, strict=True) if w != g.size
+    }
+    return Choice(kept, dense, costs.evaluate(widths), reached, notes)
+
+
+def _ladder(size: int, step: int, least: int) -> list[int]:
+    """The widths that a group may have, from the whole down."""
+    widths = [size]
+    while (smaller := (widths[-1] - 1) // step * step) >= max(least, 1):
+        widths.append(smaller)
+    return widths
+
+
+def _descend(
+    rung: list[int],
+    ladders: Sequence[Sequence[int]],
+    losses: Sequence[Array],
+    removed: Callable[[Sequence[int]], float],
+    goal: float,
+) -> None:
+    """Go down the ladders, cheapest loss per cost first, until the goal is met; changes ``rung``."""
+    now = [r[i] for r, i in zip(ladders, rung, strict=True)]
+    before = removed(now)
+    if before >= goal:
+        return
+    moves: list[tuple[float, int, int]] = []
+    for g, (ladder, loss) in enumerate(zip(ladders, losses, strict=True)):
+        at = rung[g]
+        if at + 1 >= len(ladder):
+            continue
+        probe = list(now)
+        probe[g] = ladder[at + 1]
+        unit = (removed(probe) - before) / (now[g] - ladder[at + 1])
+        if unit > 0:
+            moves += [(slope / unit, g, to) for slope, to in _hull(np.asarray(ladder[at:]), loss[at:], at)]
+    low = 0
+    moves.sort()
+    # Moves of one group come in order of growing slope, so any prefix is a valid state.
+    high = len(moves)
+    while low < high:
+        middle = (low + high) // 2
+        if removed(_after(rung, ladders, moves[:middle])) < goal:
+            low = middle + 1
+        else:
+            high = middle
+    for _, g, to in moves[:low]:
+        rung[g] = max(rung[g], to)
+
+
+def _after(rung: Sequence[int], ladders: Sequence[Sequence[int]], moves: Sequence[tuple[float, int, int]]) -> list[int]:
+    state = list(rung)
+    for _, g, to in moves:
+        state[g] = max(state[g], to)
+    return [r[i] for r, i in zip(ladders, state, strict=True)]
+
+
+def _hull(widths: Array, loss: Array, base: int) -> list[tuple[float, int]]:
+    """The lower convex hull of a loss curve: (loss per channel, rung at the segment's end)."""
+    gone = widths[0] - widths
+    points = [0]
+    for i in range(1, len(widths)):
+        while len(points) > 1:
+            a, b = points[-2], points[-1]
+            if (loss[b] - loss[a]) * (gone[i] - gone[b]) >= (loss[i] - loss[b]) * (gone[b] - gone[a]):
+                points.pop()
+            else:
+                break
+        points.append(i)
+    return [
+        (float((loss[b] - loss[a]) / (gone[b] - gone[a])), base + b)
+        for a, b in zip(points[:-1], points[1:], strict=True)
+    ]

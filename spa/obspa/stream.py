@@ -1,0 +1,117 @@
+"""A network run in steps, batch by batch: only the tensors that later nodes read are held between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from spa.graph import Graph, Node
+from spa.runtime import load_session, run
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class Stream:
+    """A network and the live tensors of all calibration batches at one place of its node order.
+
+    Args:
+        model: the network; its message is edited where weights are replaced.
+        base: the folder of its external data.
+        batches: the inputs, one mapping per batch.
+        threads: of onnxruntime.
+
+    Attributes:
+        graph: the network's view.
+        at: the index of the next node to run.
+        live: for each batch the tensors that nodes from ``at`` on may read.
+    """
+
+    def __init__(self, model: ModelProto, base: Path | None, batches: Sequence[Feeds], threads: int = 2) -> None:
+        self.graph = Graph(model, base)
+        self.threads = threads
+        self.at = 0
+        self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
+        self._last: dict[str, int] = {}
+        for node in self.graph.nodes:
+            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
+                self._last[name] = node.index
+        self._last.update(dict.fromkeys(self.graph.outputs, len(self.graph.nodes)))
+
+    def before(self, node: Node) -> None:
+        """Run every node before this one."""
+        self._run(node.index)
+
+    def after(self, node: Node) -> None:
+        """Run every node up to this one; its inputs and outputs are held until the next step."""
+        self._run(node.index)
+        self._run(node.index + 1, (*node.inputs, *node.outputs))
+
+    def finish(self) -> list[dict[str, np.ndarray]]:
+        """Run the rest; the outputs of each batch."""
+        self._run(len(self.graph.nodes))
+        return [{n: b[n] for n in self.graph.outputs} for b in self.live]
+
+    def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
+        nodes = [n for n in self.graph.nodes[self.at : end] if n.outputs and n.outputs[0] not in self.graph.constants]
+        wanted = set(wanted)
+        if nodes:
+            made = {o for n in nodes for o in n.outputs if o}
+            outputs = [o for n in nodes for o in n.outputs if o and (self._last.get(o, -1) >= end or o in wanted)]
+            inputs = self._inputs(nodes, made)
+            if outputs:
+                session = load_session(self._part(nodes, inputs, outputs), threads=self.threads)
+                for batch in self.live:
+                    values = run(session, {n: batch[n] for n in inputs})
+                    batch.update(zip(outputs, values, strict=True))
+        self.at = max(self.at, end)
+        for batch in self.live:
+            for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
+                del batch[name]
+
+    def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
+        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
+        return [n for n in used if n not in made and n not in self.graph.constants]
+
+    def _part(self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
+        graph = self.graph
+        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
+        weights = []
+        for name in used:
+            if name in graph.initializers:
+                weights.append(graph.initializers[name])
+            elif name in graph.constants:
+                tensor = TensorProto()
+                tensor.CopyFrom(graph.constants[name])
+                tensor.name = name
+                weights.append(tensor)
+        first = self.live[0]
+        infos = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(first[n].dtype), [None] * first[n].ndim)
+            for n in inputs
+        ]
+        results = [helper.make_empty_tensor_value_info(n) for n in outputs]
+        part = helper.make_graph([n.proto for n in nodes], "part", infos, results, weights)
+        model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
+        model.ir_version = graph.model.ir_version
+        return model
+
+    def replace(self, name: str, value: np.ndarray) -> None:
+        """Give a constant another value, here and in the message."""
+        tensor = self.graph.constants[name]
+        new = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+        tensor.CopyFrom(new)
+        self.graph.forget(name)
+
+    def append_bias(self, node: Node, width: int) -> str:
+        """Give a Conv or Gemm that has none a bias of zeros; its name."""
+        name = f"{node.outputs[0]}_bias"
+        while name in self.graph.users or name in self.graph.constants or name in self.graph.producer:
+            name += "_"
+        self.graph.model.graph.initializer.append(numpy_helper.from_array(np.zeros(width, np.float32), name))
+        del node.proto.input[2:]
+        node.proto.input.append(name)
+        self.graph.adopt(node, self.graph.model.graph.initializer[-1])
+        return name
