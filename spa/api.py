@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from onnx import ModelProto, TensorProto
 
 from spa import criteria, surgery
-from spa.budget import Budget, choose
+from spa.budget import Budget, Choice, choose
 from spa.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling import Analysis, Group, couple
 from spa.errors import PlanError
@@ -23,6 +24,16 @@ from spa.report import GroupReport, Report
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+    from spa.calibration.data import Calibration
+    from spa.obspa.pipeline import Calibrated
+
+OBSPA = "obspa"
+Progress = Callable[[str, float], None]
+
+
+def silent(stage: str, share: float) -> None:
+    """No progress display."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,13 @@ def prune(
     ratio: float = 0.5,
     of: str = "macs",
     ranking: str = "global",
-    criterion: str = "l2",
+    criterion: str = "obspa",
+    data: Any = None,
+    samples: int = 512,
+    labels: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    reconstruct: bool | None = None,
     norm: str = "mean",
     agg: str = "mean",
     ignore: Sequence[str] = (),
@@ -93,7 +110,9 @@ def prune(
     min_width: int = 1,
     cross_norm: bool = False,
     seed: int = 0,
+    threads: int = 2,
     plan: Plan | None = None,
+    progress: Progress = silent,
 ) -> Result:
     """Remove channels from a model.
 
@@ -102,15 +121,25 @@ def prune(
         ratio: the fraction to remove, between 0 and 1.
         of: of what: ``macs``, ``params`` or ``channels``.
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
-        criterion: how channels are scored (see :func:`spa.criteria.names`).
+        criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
+            up for it, or one of :func:`spa.criteria.names`, by the weights alone.
+        data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
+            them up (see :func:`spa.calibration.data.read_data`).
+        samples: how many inputs to use at most.
+        labels: the name of the labels in the data; they are used for nothing but the reported accuracy.
+        mean: what is subtracted from images (of a folder, or made up), per channel.
+        std: what they are then divided by.
+        reconstruct: refit what remains so that it does what went; by default with ``obspa`` alone.
         norm: how scores are normalised within a parameter.
         agg: how the scores of a group's parameters are combined.
         ignore: shell patterns; groups are left alone where a parameter, a node or an operator matches.
         round_to: widths become multiples of this, which runtimes like.
         min_width: no group becomes narrower.
         cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
-        seed: of the criterion ``random``.
-        plan: keep exactly what this plan says; the options above are then ignored.
+        seed: of everything random.
+        threads: of onnxruntime, while calibrating.
+        plan: keep exactly what this plan says; the options above that choose are then ignored.
+        progress: called with the stage and the share of it that is done, while calibrating.
 
     Returns:
         The pruned model, the plan and a report.
@@ -127,32 +156,105 @@ def prune(
     clock("analyse")
     chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
     notes: tuple[str, ...] = ()
+    if criterion != OBSPA and criterion not in criteria.names():
+        known = ", ".join([OBSPA, *criteria.names()])
+        raise PlanError(f"unknown criterion {criterion!r}. Choose one of {known}.")
+    refit = (criterion == OBSPA and plan is None) if reconstruct is None else reconstruct
     requested: dict[str, Any] = {"plan": True}
+    budget = Budget(ratio, of, ranking, round_to, min_width)
     if plan is None:
-        budget = Budget(ratio, of, ranking, round_to, min_width)
-        requested = {
-            "ratio": ratio,
-            "of": of,
-            "ranking": ranking,
-            "criterion": criterion,
-            "round_to": round_to,
-        }
+        requested = {"ratio": ratio, "of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
         requested |= {"cross_norm": cross_norm, "seed": seed}
         if not chosen:
             raise PlanError(_nothing(analysis, skipped))
-        scores = criteria.score(analysis, chosen, criterion, norm, agg, seed)
-        clock("score")
-        choice = choose(analysis, chosen, scores, budget)
-        notes = choice.notes
-        plan = make_plan(analysis, choice.kept)
-        clock("choose")
     else:
         chosen, skipped = list(analysis.prunable), []
+    calibrated = given = None
+    if refit or (plan is None and criterion == OBSPA):
+        requested |= {"reconstruct": refit}
+        given = _inputs(source.model, data, labels, samples, seed, mean, std)
+        notes += given.notes
+        from spa.obspa.pipeline import Calibrated, accuracy
+
+        calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
+        clock("calibrate")
+    losses: dict[str, float] = {}
+    if plan is None:
+        choice, losses = _choose(analysis, chosen, calibrated, criterion, norm, agg, budget, seed)
+        clock("choose")
+        notes += choice.notes
+        plan = make_plan(analysis, choice.kept)
     pruned = surgery.apply(analysis, plan)
     clock("prune")
+    calibration = None
+    if calibrated is not None and given is not None:
+        calibration = {"source": given.source, "samples": given.samples, "before": calibrated.distortion(pruned)}
+        if refit:
+            calibrated.reconstruct(plan, pruned)
+            clock("reconstruct")
+        calibration["after"] = calibrated.distortion(pruned)
+        if given.labels is not None:
+            calibration["accuracy"] = [accuracy(m, source.base, given, threads) for m in (source.model, pruned)]
+        clock("measure")
     report = _report(analysis, chosen, skipped, plan, pruned, source, requested, notes, clock.seconds)
+    report = replace(
+        report,
+        calibration=calibration,
+        groups=tuple(replace(g, loss=losses.get(g.name)) for g in report.groups),
+    )
     return Result(pruned, plan, report, analysis, source)
+
+
+def _inputs(
+    model: ModelProto,
+    data: Any,
+    labels: str | None,
+    samples: int,
+    seed: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Calibration:
+    """Calibration inputs, given or made up."""
+    from spa.calibration.data import Calibration, read_data
+    from spa.calibration.synthetic import synthesise
+
+    if samples < 1:
+        raise PlanError(f"samples is {samples}. Choose 1 or more.")
+    if data is not None:
+        return read_data(data, model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
+    batches = synthesise(model, samples, seed=seed, mean=mean, std=std)
+    count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
+    return Calibration(batches, None, count, "synthetic", ())
+
+
+def _choose(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    calibrated: Calibrated | None,
+    criterion: str,
+    norm: str,
+    agg: str,
+    budget: Budget,
+    seed: int,
+) -> tuple[Choice, dict[str, float]]:
+    """The channels to keep, and the estimated loss of each group where there is an estimate."""
+    if calibrated is None or criterion != OBSPA:
+        scores = criteria.score(analysis, groups, criterion, norm, agg, seed)
+        return choose(analysis, groups, scores, budget), {}
+    from spa.obspa.allocate import allocate
+
+    curves = calibrated.curves(groups)
+    if budget.ranking == "global":
+        choice = allocate(analysis, groups, curves, budget)
+    else:
+        scores = {}
+        for name, curve in curves.items():
+            scores[name] = np.empty(curve.order.size)
+            scores[name][curve.order] = np.diff(curve.loss)
+        choice = choose(analysis, groups, scores, budget)
+    gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in groups}
+    return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
 
 
 class _Clock:

@@ -140,6 +140,11 @@ def _nearest(removed: Callable[[Sequence[_Chunk]], float], chunks: Sequence[_Chu
 
 
 def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
+    """Notes on a budget that is met only nearly; ``most`` is the largest fraction that can go.
+
+    Raises:
+        PlanError: the budget asks for more than that.
+    """
     if abs(reached - budget.ratio) <= TOLERANCE:
         return ()
     if budget.ratio > most:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spa._version import __version__
 from spa.errors import SpaError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +48,17 @@ def prune(
     ratio: Annotated[float, typer.Option(help="Fraction to remove, between 0 and 1.")] = 0.5,
     of: Annotated[str, typer.Option(help="Of what: macs, params or channels.")] = "macs",
     ranking: Annotated[str, typer.Option(help="global, uniform or isomorphic.")] = "global",
-    criterion: Annotated[str, typer.Option(help="l1, l2, bn_scale, fpgm, lamp or random.")] = "l2",
+    criterion: Annotated[str, typer.Option(help="obspa, l1, l2, bn_scale, fpgm, lamp or random.")] = "obspa",
+    data: Annotated[
+        Path | None, typer.Option(help="Inputs to learn from: .npz, .npy or a folder; none needed.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many inputs to use at most.")] = 512,
+    labels: Annotated[str | None, typer.Option(help="Name of the labels in the data, to report accuracy.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted from images, per channel: 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="What images are then divided by, per channel.")] = None,
+    reconstruct: Annotated[
+        bool | None, typer.Option(help="Refit what remains; by default with obspa alone.", show_default=False)
+    ] = None,
     norm: Annotated[str, typer.Option(help="Within a parameter: none, sum, mean, max or standardise.")] = "mean",
     agg: Annotated[str, typer.Option(help="Over a group's parameters: sum, mean, max, prod or l2.")] = "mean",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave alone what matches; repeatable.")] = None,
@@ -51,6 +66,7 @@ def prune(
     min_width: Annotated[int, typer.Option(help="No group becomes narrower.")] = 1,
     cross_norm: Annotated[bool, typer.Option("--cross-norm", help="Prune through normalisations, too.")] = False,
     seed: Seed = 0,
+    threads: Threads = 2,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of choosing.")] = None,
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
@@ -63,21 +79,30 @@ def prune(
     from spa.plan import Plan
 
     given = Plan.load(plan) if plan else None
-    result = api.prune(
-        model,
-        ratio=ratio,
-        of=of,
-        ranking=ranking,
-        criterion=criterion,
-        norm=norm,
-        agg=agg,
-        ignore=ignore or (),
-        round_to=round_to,
-        min_width=min_width,
-        cross_norm=cross_norm,
-        seed=seed,
-        plan=given,
-    )
+    with _progress(not as_json) as progress:
+        result = api.prune(
+            model,
+            ratio=ratio,
+            of=of,
+            ranking=ranking,
+            criterion=criterion,
+            data=data,
+            samples=samples,
+            labels=labels,
+            mean=_numbers(mean, "--mean"),
+            std=_numbers(std, "--std"),
+            reconstruct=reconstruct,
+            norm=norm,
+            agg=agg,
+            ignore=ignore or (),
+            round_to=round_to,
+            min_width=min_width,
+            cross_norm=cross_norm,
+            seed=seed,
+            threads=threads,
+            plan=given,
+            progress=progress,
+        )
     result.save(output, force=force)
     if plan_out:
         _write_text(plan_out, result.plan.to_json())
@@ -170,6 +195,35 @@ def _sizes(given: list[str] | None) -> dict[str, int] | None:
             raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint="--size")
         sizes[name] = int(number)
     return sizes or None
+
+
+def _numbers(given: str | None, option: str) -> list[float] | None:
+    """Comma-separated numbers."""
+    if given is None:
+        return None
+    try:
+        return [float(part) for part in given.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=option) from error
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar for each stage with the time left, on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, share: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0)
+            bars.update(tasks[stage], completed=share)
+
+        yield show
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -117,7 +118,4 @@ def _hull(widths: Array, loss: Array, base: int) -> list[tuple[float, int]]:
             else:
                 break
         points.append(i)
-    return [
-        (float((loss[b] - loss[a]) / (gone[b] - gone[a])), base + b)
-        for a, b in zip(points[:-1], points[1:], strict=True)
-    ]
+    return [(float((loss[b] - loss[a]) / (gone[b] - gone[a])), base + b) for a, b in pairwise(points)]

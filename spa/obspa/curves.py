@@ -58,7 +58,7 @@ def greedy(readers: Sequence[Reader], channels: int, rounds: int = 64, damping: 
     loss = [0.0]
     step = max(1, channels // rounds)
     while alive.size:
-        scores = sum(s.scores(alive) for s in states)
+        scores = np.sum([s.scores(alive) for s in states], axis=0)
         ranked = np.argsort(scores, kind="stable")[:step]
         gone = alive[ranked]
         cost = sum(s.remove(gone) for s in states)

@@ -111,7 +111,8 @@ def _unfolding(
     at = np.unravel_index(chosen, out)
     start = sum(p * stride * step for p, stride, step in zip(at, strides, steps, strict=True))
     offsets = [
-        sum(k * d * s for k, d, s in zip(place, dilations, steps, strict=True)) for place in product(*map(range, kernel))
+        sum(k * d * s for k, d, s in zip(place, dilations, steps, strict=True))
+        for place in product(*map(range, kernel))
     ]
     return np.asarray(start)[:, None] + np.asarray(offsets)[None], pads
 

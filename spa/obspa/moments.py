@@ -94,13 +94,19 @@ def damped(h: Array, damping: float) -> tuple[Array, Array]:
     base = h + np.where(dead, scale[:, None], 0.0)[:, :, None] * eye
     for _ in range(12):
         matrix = base + (damping * scale)[:, None, None] * eye
-        try:
-            np.linalg.cholesky(matrix)
-        except np.linalg.LinAlgError:
-            damping = max(damping, 1e-8) * 10
-            continue
-        return matrix, damping * scale
+        if _factors(matrix):
+            return matrix, damping * scale
+        damping = max(damping, 1e-9) * 10
     raise InvariantError("the activation statistics cannot be factored: they hold values that are not finite.")
+
+
+def _factors(matrix: Array) -> bool:
+    """Whether Cholesky succeeds with pivots that are not all rounding."""
+    try:
+        pivots = np.square(np.diagonal(np.linalg.cholesky(matrix), axis1=1, axis2=2))
+    except np.linalg.LinAlgError:
+        return False
+    return bool((pivots.min(axis=1) > 1e-13 * pivots.max(axis=1)).all())
 
 
 def least_squares(moments: Moments, prior: Array, damping: float) -> Array:

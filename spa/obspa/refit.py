@@ -7,10 +7,10 @@ branch has lost. Each fit is a closed-form least squares with the mean moved int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto
 
 from spa.axes import Axes, Kept
 from spa.coupling import Analysis
@@ -32,8 +32,9 @@ def reconstruct(
     threads: int = 2,
     seed: int = 0,
     damping: float = 1e-3,
+    nodes: Set[int] | None = None,
     progress: Callable[[str, float], None] = lambda stage, share: None,
-) -> list[str]:
+) -> Stream:
     """Refit the layers of a pruned model in place.
 
     Args:
@@ -44,29 +45,28 @@ def reconstruct(
         threads: of onnxruntime.
         seed: of the places that the fits see.
         damping: λ of the fits, a fraction of the mean input variance; pulls towards the dense weights.
+        nodes: the only nodes (by index in the dense network) to refit; all by default.
         progress: called with a stage and the share that is done.
 
     Returns:
-        The names of the nodes that were refitted.
+        The pruned network's stream, which knows every edit.
     """
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     small = Stream(pruned, analysis.graph.base, batches, threads)
     rng = np.random.default_rng(seed)
-    done = []
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         twin = small.graph.producer.get(node.outputs[0])
         target = linear(dense.graph, node)
         lin = None if twin is None else linear(small.graph, twin)
-        if lin is None or target is None:
+        if lin is None or target is None or (nodes is not None and index not in nodes):
             continue
         progress("reconstruct", index / len(dense.graph.nodes))
         dense.after(node)
         small.before(lin.node)
         _refit(analysis, kept, dense, small, target, lin, rng, damping)
-        done.append(node.label)
-    return done
+    return small
 
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from spa.errors import InvariantError, UnsupportedError
 from spa.graph import Graph, Node
 from spa.runtime import load_session, run
 
+MEMORY = 1 << 30
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -22,16 +25,28 @@ class Stream:
         base: the folder of its external data.
         batches: the inputs, one mapping per batch.
         threads: of onnxruntime.
+        memory: bytes of live tensors that may stay in memory; what exceeds it lies in unnamed temporary files.
 
     Attributes:
         graph: the network's view.
         at: the index of the next node to run.
         live: for each batch the tensors that nodes from ``at`` on may read.
+        edits: what was added to constants so far, by name.
+        biases: names of the biases that nodes were given, by the node's first output.
     """
 
-    def __init__(self, model: ModelProto, base: Path | None, batches: Sequence[Feeds], threads: int = 2) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        base: Path | None,
+        batches: Sequence[Feeds],
+        threads: int = 2,
+        memory: int = MEMORY,
+    ) -> None:
         self.graph = Graph(model, base)
-        self.threads = threads
+        self.threads, self.memory = threads, memory
+        self.edits: dict[str, np.ndarray] = {}
+        self.biases: dict[str, str] = {}
         self.at = 0
         self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
         self._last: dict[str, int] = {}
@@ -65,11 +80,24 @@ class Stream:
                 session = load_session(self._part(nodes, inputs, outputs), threads=self.threads)
                 for batch in self.live:
                     values = run(session, {n: batch[n] for n in inputs})
-                    batch.update(zip(outputs, values, strict=True))
+                    for name, value in zip(outputs, values, strict=True):
+                        batch[name] = self._stored(value)
         self.at = max(self.at, end)
         for batch in self.live:
             for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
                 del batch[name]
+
+    def _stored(self, value: np.ndarray) -> np.ndarray:
+        """The value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
+        if not isinstance(value, np.ndarray):
+            raise UnsupportedError("a sequence or an optional passes through the network. Use --criterion l2, say.")
+        held = sum(v.nbytes for b in self.live for v in b.values() if not isinstance(v, np.memmap))
+        if not value.nbytes or held + value.nbytes <= self.memory:
+            return value
+        with tempfile.TemporaryFile() as file:
+            copy = np.memmap(file, dtype=value.dtype, shape=value.shape, mode="w+")
+        copy[...] = value
+        return copy
 
     def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
@@ -101,6 +129,8 @@ class Stream:
     def replace(self, name: str, value: np.ndarray) -> None:
         """Give a constant another value, here and in the message."""
         tensor = self.graph.constants[name]
+        change = value.astype(np.float64) - self.graph.array(name)
+        self.edits[name] = self.edits.get(name, 0.0) + change
         new = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
         tensor.CopyFrom(new)
         self.graph.forget(name)
@@ -113,5 +143,16 @@ class Stream:
         self.graph.model.graph.initializer.append(numpy_helper.from_array(np.zeros(width, np.float32), name))
         del node.proto.input[2:]
         node.proto.input.append(name)
+        self.biases[node.outputs[0]] = name
         self.graph.adopt(node, self.graph.model.graph.initializer[-1])
         return name
+
+    def repeat(self, other: Stream) -> None:
+        """Make the same edits to this network as were made to a twin of it, which differs only in constants."""
+        producer = self.graph.producer
+        for output, name in other.biases.items():
+            if self.append_bias(producer[output], other.edits[name].size) != name:
+                raise InvariantError(f"the twin of {producer[output].label} has another bias.")
+        for name, change in other.edits.items():
+            old = self.graph.array(name)
+            self.replace(name, (old + change).astype(old.dtype))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from spa.report import Report
-from spa.report.text import count
+from spa.report.text import calibrated, count
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }
@@ -21,13 +21,17 @@ def page(report: Report, source: str, target: str) -> str:
     for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes"), ("channels", "channels")):
         before, after = getattr(report.before, name), getattr(report.after, name)
         costs.append((title, count(before), count(after), f"{1 - after / before:.1%}" if before else "-"))
-    groups = [(g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}") for g in report.groups]
+    groups = [
+        (g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}", "-" if g.loss is None else f"{g.loss:.2g}")
+        for g in report.groups
+    ]
     parts = [
         f"<h1>{escape(source)} → {escape(target)}</h1>",
         _table(("", "before", "after", "removed"), costs),
+        f"<p>{escape(calibrated(report.calibration))}.</p>" if report.calibration else "",
         "".join(f"<p>{escape(note)}.</p>" for note in report.notes),
         "<h2>Groups</h2>",
-        _table(("group", "channels", "kept", "of parameters", "of MACs"), groups),
+        _table(("group", "channels", "kept", "of parameters", "of MACs", "loss"), groups),
         "<h2>Left alone</h2>",
         _table(("group", "channels", "why"), (*report.skipped, *report.frozen)),
         "<h2>Barriers</h2>" + _table(("operator", "why"), report.barriers) if report.barriers else "",

@@ -46,6 +46,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         for g in report.groups:
             _row(groups, g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}")
         console.print(groups)
+    if report.calibration:
+        console.print(calibrated(report.calibration))
     for note in report.notes:
         console.print(Text(f"note: {note}."))
     if report.skipped:
@@ -57,6 +59,16 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         )
     for label, reason in report.barriers:
         console.print(Text(f"barrier: {label}: {reason}"))
+
+
+def calibrated(found: dict[str, Any]) -> str:
+    """What calibration did, in one line."""
+    text = f"{found['samples']} {found['source']} inputs"
+    if found["before"] is not None:
+        text += f"; output change {found['before']:.3f} as cut, {found['after']:.3f} in the end"
+    if "accuracy" in found:
+        text += "; accuracy {:.1f} % before, {:.1f} % now".format(*found["accuracy"])
+    return text
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:

@@ -1,0 +1,1 @@
+"""Inputs to learn from: given, or made up."""

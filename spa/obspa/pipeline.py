@@ -1,0 +1,120 @@
+"""Calibration, scores, reconstruction and what they did to the outputs, as one object that pruning holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
+
+from spa import criteria, surgery
+from spa.api import Progress, silent
+from spa.coupling import Analysis, Group, couple
+from spa.errors import PlanError
+from spa.graph import Graph
+from spa.obspa.curves import Curve
+from spa.obspa.refit import reconstruct
+from spa.obspa.score import curves
+from spa.obspa.statistics import with_batch_statistics
+from spa.obspa.stream import Feeds, Stream
+from spa.plan import Plan
+
+if TYPE_CHECKING:
+    from spa.calibration.data import Calibration
+
+Array = np.ndarray
+MEASURED = 256  # samples on which outputs are compared
+
+
+@dataclass
+class Calibrated:
+    """A model with inputs to learn from.
+
+    Attributes:
+        analysis: the dense model.
+        batches: the inputs.
+        synthetic: whether they were made up; BatchNormalizations then use their statistics while calibrating.
+        threads: of onnxruntime.
+        seed: of the places that fits see.
+        progress: called with a stage and the share of it that is done.
+    """
+
+    analysis: Analysis
+    batches: Sequence[Feeds]
+    synthetic: bool
+    threads: int = 2
+    seed: int = 0
+    progress: Progress = silent
+    _twin: Analysis = field(init=False)
+
+    def __post_init__(self) -> None:
+        graph = self.analysis.graph
+        model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
+        self._twin = self.analysis if model is None else couple(Graph(model, graph.base))
+
+    def curves(self, groups: Sequence[Group]) -> dict[str, Curve]:
+        """Loss curves of groups; those that only other operators read are ranked by their squared weights."""
+        twins = {g.name: g for g in self._twin.groups}
+        wanted = [twins[g.name] for g in groups]
+        found = curves(self._twin, wanted, self.batches, self.threads, self.seed, progress=self.progress)
+        rest = [g for g in groups if g.name not in found]
+        return found | {n: by_scores(s) for n, s in criteria.score(self.analysis, rest, "l2", "mean").items()}
+
+    def reconstruct(self, plan: Plan, pruned: ModelProto) -> None:
+        """Refit the pruned model in place."""
+        if self._twin is self.analysis:
+            reconstruct(self.analysis, plan, pruned, self.batches, self.threads, self.seed, progress=self.progress)
+            return
+        twin = surgery.apply(self._twin, plan)
+        learnt = reconstruct(
+            self._twin, plan, twin, self.batches, self.threads, self.seed, damping=1e-2, progress=self.progress
+        )
+        Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
+
+    def distortion(self, pruned: ModelProto) -> float | None:
+        """Mean squared change of the float outputs over their variance, on some inputs; None without such outputs."""
+        batches: list[Feeds] = []
+        for batch in self.batches:
+            if sum(len(next(iter(b.values()))) for b in batches) < MEASURED:
+                batches.append(batch)
+        graph = self.analysis.graph
+        dense = Stream(graph.model, graph.base, batches, self.threads).finish()
+        small = Stream(pruned, graph.base, batches, self.threads).finish()
+        shares = [_relative(dense, small, n) for n in graph.outputs if dense[0][n].dtype.kind == "f"]
+        return float(np.mean(shares)) if shares else None
+
+
+def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: int = 2) -> float:
+    """Top-1 accuracy in percent: the first output's highest entry along its last axis is the label.
+
+    Raises:
+        PlanError: the first output is not one row of scores per sample.
+    """
+    outputs = Stream(model, base, data.batches, threads).finish()
+    name = model.graph.output[0].name
+    scores = np.concatenate([b[name] for b in outputs])
+    labels = np.asarray(data.labels)
+    if scores.ndim != 2 or len(scores) != len(labels):
+        raise PlanError(
+            f"output {name!r} has shape {scores.shape}, not one row of class scores per sample. Leave the labels out."
+        )
+    return float((scores.argmax(axis=1) == labels).mean() * 100)
+
+
+def by_scores(scores: Array) -> Curve:
+    """A loss curve from scores of single channels: the share of the sum that has gone."""
+    order = np.argsort(scores, kind="stable")
+    lowest = min(float(scores.min(initial=0.0)), 0.0)
+    shares = np.cumsum(scores[order] - lowest)
+    return Curve(order, np.concatenate([[0.0], shares / shares[-1] if shares.size and shares[-1] > 0 else shares]))
+
+
+def _relative(dense: Sequence[Mapping[str, Array]], small: Sequence[Mapping[str, Array]], name: str) -> float:
+    error = sum(float(np.square(a[name].astype(np.float64) - b[name]).sum()) for a, b in zip(dense, small, strict=True))
+    count = sum(a[name].shape[0] for a in dense)
+    mean = sum(a[name].astype(np.float64).sum(axis=0) for a in dense) / count
+    energy = sum(float(np.square(a[name] - mean).sum()) for a in dense)
+    return error / energy if energy > 0 else error

@@ -1,0 +1,48 @@
+"""Batch statistics: the dense network as it would normalise synthetic inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import ModelProto
+
+from spa.graph import Graph
+from spa.obspa.stream import Feeds, Stream
+
+
+def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> ModelProto | None:
+    """A copy of a network whose BatchNormalizations carry the statistics of some inputs.
+
+    Inputs that are made up drive activations far from where real ones lie. Normalised by their own statistics they
+    leave each BatchNormalization with the mean and variance that real inputs had there.
+
+    Returns:
+        The copy, or None where the network has no BatchNormalization with constants of its own.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(graph.model)
+    stream = Stream(copy, graph.base, batches, threads)
+    found = False
+    for node in stream.graph.nodes:
+        if node.op != "BatchNormalization" or node.domain or len(node.inputs) < 5:
+            continue
+        names = node.inputs[3:5]
+        if any(n not in stream.graph.constants or len(stream.graph.users[n]) != 1 for n in names):
+            continue
+        stream.before(node)
+        count, mean, square = 0, np.zeros(()), np.zeros(())
+        for batch in stream.live:
+            x = batch[node.inputs[0]]
+            axes = (0, *range(2, x.ndim))
+            mean = mean + x.sum(axis=axes, dtype=np.float64)
+            square = square + np.square(x).sum(axis=axes, dtype=np.float64)
+            count += x.size // x.shape[1]
+        mean = mean / count
+        variance = np.maximum(square / count - mean**2, 0)
+        if not np.isfinite(variance).all():
+            continue
+        for name, value in zip(names, (mean, variance), strict=True):
+            stream.replace(name, value.astype(stream.graph.array(name).dtype))
+        found = True
+    return copy if found else None
