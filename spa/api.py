@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from spa import criteria, surgery
 from spa.budget import Budget, Choice, choose
 from spa.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling import Analysis, Group, couple
-from spa.errors import PlanError
+from spa.errors import ModelError, PlanError
 from spa.graph import Graph
 from spa.io import Source, load
 from spa.plan import Plan, make_plan
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spa.obspa.pipeline import Calibrated
 
 OBSPA = "obspa"
+WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
 Progress = Callable[[str, float], None]
 
 
@@ -156,9 +157,7 @@ def prune(
     clock("analyse")
     chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
     notes: tuple[str, ...] = ()
-    if criterion != OBSPA and criterion not in criteria.names():
-        known = ", ".join([OBSPA, *criteria.names()])
-        raise PlanError(f"unknown criterion {criterion!r}. Choose one of {known}.")
+    criteria.check(criterion, norm, agg, extra=(OBSPA,))
     refit = (criterion == OBSPA and plan is None) if reconstruct is None else reconstruct
     requested: dict[str, Any] = {"plan": True}
     budget = Budget(ratio, of, ranking, round_to, min_width)
@@ -173,7 +172,7 @@ def prune(
     calibrated = given = None
     if refit or (plan is None and criterion == OBSPA):
         requested |= {"reconstruct": refit}
-        given = _inputs(source.model, data, labels, samples, seed, mean, std)
+        given = _inputs(analysis.graph, data, labels, samples, seed, mean, std)
         notes += given.notes
         from spa.obspa.pipeline import Calibrated, accuracy
 
@@ -207,7 +206,7 @@ def prune(
 
 
 def _inputs(
-    model: ModelProto,
+    graph: Graph,
     data: Any,
     labels: str | None,
     samples: int,
@@ -222,8 +221,18 @@ def _inputs(
     if samples < 1:
         raise PlanError(f"samples is {samples}. Choose 1 or more.")
     if data is not None:
-        return read_data(data, model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
-    batches = synthesise(model, samples, seed=seed, mean=mean, std=std)
+        return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
+    model = graph.model
+    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+        model = ModelProto()
+        model.CopyFrom(graph.model)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(numpy_helper.from_array(graph.array(tensor.name), tensor.name))
+    try:
+        batches = synthesise(model, samples, seed=seed, mean=mean, std=std)
+    except ModelError as error:
+        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
     return Calibration(batches, None, count, "synthetic", ())
 

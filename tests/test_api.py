@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import spa
 from spa import rules
+from spa.errors import ModelError
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
 
@@ -47,9 +48,14 @@ def test_without_a_rule_a_users_operator_is_a_barrier() -> None:
 
 
 def test_one_line_of_notation_makes_a_users_operator_prunable(own_rule: str) -> None:
-    result = spa.prune(scaled(), ratio=0.4, of="channels", round_to=1)
+    result = spa.prune(scaled(), ratio=0.4, of="channels", round_to=1, criterion="l2")
     sizes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
     assert sizes == {"a": (7, 7), "s": (7,), "b": (7, 5)}
+
+
+def test_an_operator_that_onnxruntime_cannot_run_is_said_with_the_criteria_that_need_no_run(own_rule: str) -> None:
+    with pytest.raises(ModelError, match=r"MyScale.*Criteria that look at the weights alone \(l2, say\) need no run"):
+        spa.prune(scaled(), ratio=0.4, of="channels", round_to=1)
 
 
 def test_a_line_that_is_no_notation_is_refused() -> None:

@@ -28,9 +28,9 @@ VIT = MODELS / "digits_vit.onnx"
 @pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5, 0.8])
 def test_a_budget_is_met_within_one_per_cent_or_the_miss_is_said(of: str, ranking: str, ratio: float) -> None:
     for path in (RESNET, VIT):
-        exact = spa.prune(path, ratio=ratio, of=of, ranking=ranking, round_to=1).report
+        exact = spa.prune(path, ratio=ratio, of=of, ranking=ranking, round_to=1, criterion="l2").report
         assert abs(exact.reached - ratio) <= 0.01
-        rounded = spa.prune(path, ratio=ratio, of=of, ranking=ranking).report
+        rounded = spa.prune(path, ratio=ratio, of=of, ranking=ranking, criterion="l2").report
         assert abs(rounded.reached - ratio) <= 0.01 or "nearest reachable" in rounded.notes[0]
 
 
@@ -38,7 +38,7 @@ def test_a_budget_is_met_within_one_per_cent_or_the_miss_is_said(of: str, rankin
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_a_larger_ratio_never_keeps_more(ranking: str, round_to: int) -> None:
     reached = [
-        spa.prune(RESNET, ratio=r, ranking=ranking, round_to=round_to).report.after.macs
+        spa.prune(RESNET, ratio=r, ranking=ranking, round_to=round_to, criterion="l2").report.after.macs
         for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     ]
     assert reached == sorted(reached, reverse=True)
@@ -46,13 +46,16 @@ def test_a_larger_ratio_never_keeps_more(ranking: str, round_to: int) -> None:
 
 def test_densenet_is_monotonic_where_skipping_whole_groups_is_not() -> None:
     model = ZOO["densenet"]()
-    after = [spa.prune(model, ratio=r, of="params", round_to=1).report.after.params for r in (0.5, 0.6, 0.7, 0.8)]
+    after = [
+        spa.prune(model, ratio=r, of="params", round_to=1, criterion="l2").report.after.params
+        for r in (0.5, 0.6, 0.7, 0.8)
+    ]
     assert after == sorted(after, reverse=True)
     assert len(set(after)) == 4
 
 
 def test_what_the_report_says_is_what_the_file_stores() -> None:
-    result = spa.prune(VIT, ratio=0.4, of="params")
+    result = spa.prune(VIT, ratio=0.4, of="params", criterion="l2")
     tensors = [*result.model.graph.initializer, *(a.t for n in result.model.graph.node for a in n.attribute)]
     stored = sum(int(np.prod(t.dims)) for t in tensors if t.data_type == onnx.TensorProto.FLOAT)
     assert result.report.after.params == stored
@@ -61,7 +64,7 @@ def test_what_the_report_says_is_what_the_file_stores() -> None:
 
 @pytest.mark.parametrize("multiple", [4, 8, 16])
 def test_widths_of_weights_become_multiples(multiple: int) -> None:
-    result = spa.prune(RESNET, ratio=0.4, round_to=multiple)
+    result = spa.prune(RESNET, ratio=0.4, round_to=multiple, criterion="l2")
     before = {t.name: tuple(t.dims) for t in onnx.load(RESNET).graph.initializer}
     for tensor in result.model.graph.initializer:
         for size, old in zip(tensor.dims, before[tensor.name], strict=True):
@@ -157,7 +160,7 @@ def test_bn_scale_reads_the_scales_of_batch_normalization() -> None:
 @given(ratio=st.floats(0.05, 0.9), round_to=st.sampled_from([1, 2, 4, 8]), ranking=st.sampled_from(RANKINGS))
 def test_any_budget_is_met_refused_or_noted(ratio: float, round_to: int, ranking: str) -> None:
     try:
-        report = spa.prune(RESNET, ratio=ratio, round_to=round_to, ranking=ranking).report
+        report = spa.prune(RESNET, ratio=ratio, round_to=round_to, ranking=ranking, criterion="l2").report
     except PlanError as error:
         assert "at most" in str(error)
         return

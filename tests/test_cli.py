@@ -60,7 +60,12 @@ def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> 
 
 def test_a_plan_written_and_applied_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    assert spa("prune", model, "-o", tmp_path / "a.onnx", "--ratio", 0.4, "--plan-out", plan).returncode == 0
+    assert (
+        spa(
+            "prune", model, "-o", tmp_path / "a.onnx", "--ratio", 0.4, "--plan-out", plan, "--no-reconstruct"
+        ).returncode
+        == 0
+    )
     assert spa("prune", model, "-o", tmp_path / "b.onnx", "--plan", plan).returncode == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert json.loads(plan.read_text())["kept"]

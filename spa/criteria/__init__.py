@@ -44,6 +44,21 @@ def names() -> list[str]:
     return sorted([*CRITERIA, "random"])
 
 
+def check(criterion: str, norm: str, agg: str, extra: Sequence[str] = ()) -> None:
+    """Refuse unknown choices; ``extra`` are criteria beyond those of this package.
+
+    Raises:
+        PlanError: the criterion, NORM or AGG is unknown.
+    """
+    for what, given, known in (
+        ("criterion", criterion, [*extra, *names()]),
+        ("norm", norm, list(NORMS)),
+        ("agg", agg, list(AGGREGATES)),
+    ):
+        if given not in known:
+            raise PlanError(f"unknown {what} {given!r}. Choose one of {', '.join(known)}.")
+
+
 def score(
     analysis: Analysis,
     groups: Sequence[Group],
@@ -68,13 +83,7 @@ def score(
     Raises:
         PlanError: the criterion, NORM or AGG is unknown.
     """
-    for what, given, known in (
-        ("criterion", criterion, names()),
-        ("norm", norm, list(NORMS)),
-        ("agg", agg, list(AGGREGATES)),
-    ):
-        if given not in known:
-            raise PlanError(f"unknown {what} {given!r}. Choose one of {', '.join(known)}.")
+    check(criterion, norm, agg)
     if criterion == "random":
         random = np.random.default_rng(seed)
         return {g.name: random.random(g.size) for g in groups}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spa.calibration.data import Calibration
 
 Array = np.ndarray
+DAMPING = 0.1  # of fits to inputs that were made up: they are to stay nearer to the dense weights
 MEASURED = 256  # samples on which outputs are compared
 
 
@@ -70,7 +71,7 @@ class Calibrated:
             return
         twin = surgery.apply(self._twin, plan)
         learnt = reconstruct(
-            self._twin, plan, twin, self.batches, self.threads, self.seed, damping=1e-2, progress=self.progress
+            self._twin, plan, twin, self.batches, self.threads, self.seed, damping=DAMPING, progress=self.progress
         )
         Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
 

@@ -108,13 +108,8 @@ class Stream:
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
         weights = []
         for name in used:
-            if name in graph.initializers:
-                weights.append(graph.initializers[name])
-            elif name in graph.constants:
-                tensor = TensorProto()
-                tensor.CopyFrom(graph.constants[name])
-                tensor.name = name
-                weights.append(tensor)
+            if name in graph.constants:
+                weights.append(self._inline(name))
         first = self.live[0]
         infos = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(first[n].dtype), [None] * first[n].ndim)
@@ -125,6 +120,18 @@ class Stream:
         model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
         model.ir_version = graph.model.ir_version
         return model
+
+    def _inline(self, name: str) -> TensorProto:
+        """A constant as an initializer that holds its own data."""
+        tensor = self.graph.constants[name]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return numpy_helper.from_array(self.graph.array(name), name)
+        if tensor.name == name:
+            return tensor
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = name
+        return copy
 
     def replace(self, name: str, value: np.ndarray) -> None:
         """Give a constant another value, here and in the message."""
