@@ -169,14 +169,19 @@ def prune(
             raise PlanError(_nothing(analysis, skipped))
     else:
         chosen, skipped = list(analysis.prunable), []
-    calibrated = given = None
+    calibrated = given = dense_accuracy = None
     if refit or (plan is None and criterion == OBSPA):
         requested |= {"reconstruct": refit}
         given = _inputs(analysis.graph, data, labels, samples, seed, mean, std)
         notes += given.notes
         from spa.obspa.pipeline import Calibrated, accuracy
 
-        calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
+        try:
+            if given.labels is not None:
+                dense_accuracy = accuracy(source.model, source.base, given, threads)
+            calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
+        except ModelError as error:
+            raise ModelError(f"{error} {WITHOUT_RUNS}") from error
         clock("calibrate")
     losses: dict[str, float] = {}
     if plan is None:
@@ -194,7 +199,7 @@ def prune(
             clock("reconstruct")
         calibration["after"] = calibrated.distortion(pruned)
         if given.labels is not None:
-            calibration["accuracy"] = [accuracy(m, source.base, given, threads) for m in (source.model, pruned)]
+            calibration["accuracy"] = [dense_accuracy, accuracy(pruned, source.base, given, threads)]
         clock("measure")
     report = _report(analysis, chosen, skipped, plan, pruned, source, requested, notes, clock.seconds)
     report = replace(

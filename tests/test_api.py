@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import spa
 from spa import rules
-from spa.errors import ModelError
+from spa.errors import ModelError, PlanError
+from spa.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
 
@@ -120,3 +121,74 @@ def test_a_plan_may_not_empty_or_thaw_a_group() -> None:
     ):
         with pytest.raises(spa.PlanError, match=words):
             spa.Plan({group.name: kept}, {group.name: group.size}, {}).masks(analysis)
+
+
+TRAINING = RESNET.parent / "digits_train.npz"
+NETWORKS = ["digits_resnet", "digits_vit", "digits_lstm"]
+
+
+def correct(model: ModelProto) -> float:
+    with np.load(RESNET.parent / "digits_test.npz") as test:
+        logits = run(load_session(model), {"input": test["input"]})[0]
+        return float((logits.argmax(axis=1) == test["label"]).mean())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_of_the_macs_go_for_at_most_three_points_with_training_images(name: str) -> None:
+    result = spa.prune(RESNET.parent / f"{name}.onnx", ratio=0.5, data=TRAINING)
+    found = result.report.calibration
+    assert found is not None
+    assert found["after"] < 0.5 * found["before"]
+    dense, pruned = found["accuracy"]
+    assert 90 < pruned <= 100 and dense - pruned < 3
+    assert correct(result.model) > correct(onnx.load(RESNET.parent / f"{name}.onnx")) - 0.03
+    assert sum(g.loss is not None for g in result.report.groups) == len(result.report.groups)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_data_reconstruction_is_better_than_cutting_alone(name: str) -> None:
+    path = RESNET.parent / f"{name}.onnx"
+    cut = spa.prune(path, ratio=0.5, reconstruct=False)
+    mended = spa.prune(path, plan=cut.plan, reconstruct=True)
+    assert mended.plan == cut.plan
+    assert correct(mended.model) > correct(cut.model)
+    assert correct(mended.model) > 0.9
+
+
+def test_reconstruction_stands_on_any_criterion_and_is_deterministic() -> None:
+    first, second = (
+        spa.prune(RESNET, ratio=0.5, criterion="l2", reconstruct=True, data=TRAINING, samples=128) for _ in range(2)
+    )
+    assert first.model.SerializeToString() == second.model.SerializeToString()
+    assert correct(first.model) > correct(spa.prune(RESNET, ratio=0.5, criterion="l2").model)
+
+
+@pytest.mark.parametrize("ranking", ["uniform", "isomorphic"])
+def test_obspa_takes_the_other_rankings(ranking: str) -> None:
+    report = spa.prune(RESNET, ratio=0.4, ranking=ranking, data=TRAINING, samples=64).report
+    assert abs(report.reached - 0.4) < 0.03 or report.notes
+
+
+def test_labels_that_no_score_answers_to_are_refused() -> None:
+    data = [{"x": np.ones((40, 6, 7), np.float32)}]
+    tall = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6, 7])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6, 5])],
+            [
+                numpy_helper.from_array(np.eye(7, 11, dtype=np.float32), "a"),
+                numpy_helper.from_array(np.eye(11, 5, dtype=np.float32), "b"),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    with pytest.raises(PlanError, match="not one row of class scores per sample"):
+        spa.prune(tall, ratio=0.4, round_to=1, data=[(data[0], np.zeros(40, np.int64))])
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(PlanError, match="samples is 0"):
+        spa.prune(RESNET, samples=0)

@@ -279,9 +279,9 @@ def test_every_door_gives_the_same_plan() -> None:
     import spa as package
 
     sources = [RESNET, str(RESNET), RESNET.read_bytes(), onnx.load(RESNET), gs.import_onnx(onnx.load(RESNET))]
-    plans = [package.prune(s, ratio=0.3).plan for s in sources]
+    plans = [package.prune(s, ratio=0.3, criterion="l2").plan for s in sources]
     assert all(p.kept == plans[0].kept for p in plans)
-    assert isinstance(package.prune(RESNET, ratio=0.3).to_graphsurgeon(), gs.Graph)
+    assert isinstance(package.prune(RESNET, ratio=0.3, criterion="l2").to_graphsurgeon(), gs.Graph)
 
 
 def test_a_thing_that_is_no_model_is_refused_by_type() -> None:
