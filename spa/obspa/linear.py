@@ -24,6 +24,7 @@ class Linear:
         bias: the name of the constant that is added to each output channel, or None.
         blocks: how many independent products (the groups of a convolution).
         channel_axis: the axis of the output that carries the channels.
+        by_rows: whether a matrix product's weights have a row, not a column, for each output.
     """
 
     node: Node
@@ -31,6 +32,7 @@ class Linear:
     bias: str | None
     blocks: int
     channel_axis: int
+    by_rows: bool = True
 
     @property
     def is_convolution(self) -> bool:
@@ -42,7 +44,7 @@ class Linear:
         w = graph.array(self.weight).astype(np.float64)
         if self.is_convolution:
             return w.reshape(self.blocks, w.shape[0] // self.blocks, -1)
-        return (w if self.node.op == "Gemm" and self.node.attributes.get("transB", 0) else w.T)[None]
+        return (w if self.by_rows else w.T)[None]
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
         """The inverse of :meth:`matrix`, in the weights' own shape and type."""
@@ -50,8 +52,7 @@ class Linear:
         if self.is_convolution:
             return matrix.reshape(old.shape).astype(old.dtype)
         flat = matrix[0]
-        keep = self.node.op == "Gemm" and self.node.attributes.get("transB", 0)
-        return np.ascontiguousarray(flat if keep else flat.T, dtype=old.dtype)
+        return np.ascontiguousarray(flat if self.by_rows else flat.T, dtype=old.dtype)
 
     def kernel_places(self, graph: Graph) -> int:
         """How many inputs of the matrix each input channel has."""
@@ -121,11 +122,11 @@ def linear(graph: Graph, node: Node) -> Linear | None:
     """The node as a matrix product, or None where it is none that can be refitted.
 
     It must be a Conv, a Gemm (alpha and beta 1, no transA) or a MatMul with a matrix on its right, with float weights
-    that no other node reads.
+    that no other node reads; a Transpose may stand before a matrix.
     """
     if node.domain or node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
         return None
-    weight = node.inputs[1]
+    weight, turned = _untransposed(graph, node.inputs[1])
     tensor = graph.constants.get(weight)
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(graph.users[weight]) != 1:
         return None
@@ -133,10 +134,24 @@ def linear(graph: Graph, node: Node) -> Linear | None:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
     if node.op == "Conv":
-        return Linear(node, weight, bias, node.attributes.get("group", 1), 1)
+        return None if turned else Linear(node, weight, bias, node.attributes.get("group", 1), 1)
     if len(tensor.dims) != 2:
         return None
     a = node.attributes
     if node.op == "Gemm" and (a.get("alpha", 1.0) != 1 or a.get("beta", 1.0) != 1 or a.get("transA", 0)):
         return None
-    return Linear(node, weight, bias, 1, -1)
+    by_rows = bool(node.op == "Gemm" and a.get("transB", 0)) != turned
+    return Linear(node, weight, bias, 1, -1, by_rows)
+
+
+def _untransposed(graph: Graph, name: str) -> tuple[str, bool]:
+    """The constant behind a Transpose of a matrix that one node reads, and whether there was one."""
+    before = graph.producer.get(name)
+    if before is None or before.op != "Transpose" or before.domain or name in graph.outputs:
+        return name, False
+    source = before.inputs[0]
+    if len(graph.users[name]) != 1 or source not in graph.constants or len(graph.constants[source].dims) != 2:
+        return name, False
+    if before.attributes.get("perm", [1, 0]) != [1, 0]:
+        return name, False
+    return source, True

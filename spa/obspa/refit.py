@@ -115,8 +115,13 @@ def _refit(
         moments.add(lin.inputs(little[lin.node.inputs[0]], y.shape, small.graph, chosen), t)
     shift = _Shift.place(small, lin, after)
     used = moments if shift is not None else moments.without_mean()
-    fitted = least_squares(used, matrix, damping)
-    small.replace(lin.weight, lin.weights_from(fitted, small.graph))
+    # Fewer rows than unknowns would fit noise: the pull towards the given weights grows with their ratio.
+    fitted = least_squares(used, matrix, damping * (1 + 10 * matrix.shape[2] / moments.count))
+    weights = lin.weights_from(fitted, small.graph)
+    small.replace(lin.weight, weights)
+    if (turned := lin.node.inputs[1]) != lin.weight:  # the Transpose before the node has run already
+        for batch in small.live:
+            batch[turned] = weights.T
     if shift is not None:
         constant = moments.mean_t - np.einsum("goi,gi->go", fitted, moments.mean_x)
         shift.set(constant.reshape(-1))
@@ -162,10 +167,8 @@ class _Shift:
         if after.bias is not None:
             return cls(stream, after.bias, 1.0, graph.array(after.bias).reshape(-1))
         if lin.node.op in ("Conv", "Gemm"):
-            width = graph.constants[lin.weight].dims[0]
-            if lin.node.op == "Gemm" and not lin.node.attributes.get("transB", 0):
-                width = graph.constants[lin.weight].dims[1]
-            return cls(stream, stream.append_bias(lin.node, width), 1.0, np.zeros(()))
+            width = lin.matrix(graph).shape[:2]
+            return cls(stream, stream.append_bias(lin.node, width[0] * width[1]), 1.0, np.zeros(()))
         return None
 
     def set(self, constant: Array) -> None:
