@@ -40,6 +40,7 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int) -> Tail:
     scale = np.ones(channels)
     mean = bias = None
     name, first = node.outputs[0], True
+    from_right = len(graph.constants[node.inputs[1]].dims) - 1 if channel_axis == 1 else 1
     while True:
         users = graph.users.get(name, ())
         if len(users) != 1 or name in graph.outputs:
@@ -56,7 +57,7 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int) -> Tail:
             other = user.inputs[1 - operand]
             if other not in graph.constants:
                 return Tail(scale, other if user.op == "Add" else None, mean, bias)
-            vector = _per_channel(graph.array(other), channels, channel_axis)
+            vector = _per_channel(graph.array(other), channels, from_right)
             if vector is None:
                 return Tail(scale, None, mean, bias)
             if user.op == "Mul":
@@ -68,12 +69,10 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int) -> Tail:
         name, first = user.outputs[0], False
 
 
-def _per_channel(value: Array, channels: int, axis: int) -> Array | None:
-    """A constant that broadcasts as one number per channel, as a vector."""
+def _per_channel(value: Array, channels: int, from_right: int) -> Array | None:
+    """A constant that broadcasts as one number per channel, as a vector; channels are counted from the last axis."""
     if value.size == 1:
         return np.full(channels, float(value.reshape(-1)[0]))
-    shape = value.shape if axis == -1 else value.shape[-(value.ndim - 1) :] if value.ndim == 4 else value.shape
-    at = value.ndim - 1 if axis == -1 else max(value.ndim - 3, 0) if value.ndim >= 3 else -1
-    if at < 0 or value.size != channels or value.shape[at] != channels or not shape:
+    if value.size != channels or value.ndim < from_right or value.shape[-from_right] != channels:
         return None
     return value.reshape(-1).astype(np.float64)

@@ -45,8 +45,9 @@ def allocate(analysis: Analysis, groups: Sequence[Group], curves: Mapping[str, C
     most = removed([r[-1] for r in ladders])
     rung = [0] * len(groups)
     for step in range(1, STEPS + 1):
+        before = list(rung)
         _descend(rung, ladders, losses, removed, budget.ratio * step / STEPS)
-    widths = [r[i] for r, i in zip(ladders, rung, strict=True)]
+    widths = _nearest(before, rung, ladders, removed, budget.ratio)
     reached = removed(widths)
     notes = check(budget, reached, most)
     kept = {
@@ -61,6 +62,24 @@ def _ladder(size: int, step: int, least: int) -> list[int]:
     while (smaller := (widths[-1] - 1) // step * step) >= max(least, 1):
         widths.append(smaller)
     return widths
+
+
+def _nearest(
+    before: Sequence[int],
+    rung: Sequence[int],
+    ladders: Sequence[Sequence[int]],
+    removed: Callable[[Sequence[int]], float],
+    ratio: float,
+) -> list[int]:
+    """The widths reached or, where they overshoot, those nearest to the ratio with some last moves taken back."""
+    best = [r[i] for r, i in zip(ladders, rung, strict=True)]
+    for g, (ladder, low, high) in enumerate(zip(ladders, before, rung, strict=True)):
+        for i in range(low, high):
+            other = [*best[:g], ladder[i], *best[g + 1 :]]
+            if abs(removed(other) - ratio) < abs(removed(best) - ratio):
+                best = other
+                break
+    return best
 
 
 def _descend(
