@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from spa import criteria, surgery
 from spa.budget import Budget, Choice, choose
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
     from spa.calibration.data import Calibration
+    from spa.latency import LatencyModel
     from spa.obspa.pipeline import Calibrated
 
 OBSPA = "obspa"
@@ -94,8 +95,9 @@ def analyze(model: Any) -> Analysis:
 def prune(
     model: Any,
     *,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     of: str = "macs",
+    latency_ms: float | None = None,
     ranking: str = "global",
     criterion: str = "obspa",
     data: Any = None,
@@ -112,6 +114,8 @@ def prune(
     cross_norm: bool = False,
     seed: int = 0,
     threads: int = 2,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
     plan: Plan | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -119,8 +123,9 @@ def prune(
 
     Args:
         model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; not changed.
-        ratio: the fraction to remove, between 0 and 1.
-        of: of what: ``macs``, ``params`` or ``channels``.
+        ratio: the fraction to remove, between 0 and 1; 0.5 by default.
+        of: of what: ``macs``, ``params``, ``channels`` or ``latency``, in onnxruntime on this machine.
+        latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
             up for it, or one of :func:`spa.criteria.names`, by the weights alone.
@@ -138,7 +143,9 @@ def prune(
         min_width: no group becomes narrower.
         cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
         seed: of everything random.
-        threads: of onnxruntime, while calibrating.
+        threads: of onnxruntime, while calibrating and timing.
+        batch: the size of open batch axes while timing.
+        sizes: of other open axes while timing (see :func:`spa.bench.bench`).
         plan: keep exactly what this plan says; the options above that choose are then ignored.
         progress: called with the stage and the share of it that is done, while calibrating.
 
@@ -160,9 +167,12 @@ def prune(
     criteria.check(criterion, norm, agg, extra=(OBSPA,))
     refit = (criterion == OBSPA and plan is None) if reconstruct is None else reconstruct
     requested: dict[str, Any] = {"plan": True}
-    budget = Budget(ratio, of, ranking, round_to, min_width)
+    if latency_ms is not None:
+        of = _unit_of_milliseconds(latency_ms, ratio, of)
+    budget = Budget(0.5 if ratio is None else ratio, of, ranking, round_to, min_width)
     if plan is None:
-        requested = {"ratio": ratio, "of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
+        asked = {"ratio": budget.ratio} if latency_ms is None else {"latency_ms": latency_ms}
+        requested = {**asked, "of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
         requested |= {"cross_norm": cross_norm, "seed": seed}
         if not chosen:
@@ -184,10 +194,22 @@ def prune(
             raise ModelError(f"{error} {WITHOUT_RUNS}") from error
         clock("calibrate")
     losses: dict[str, float] = {}
+    timed: dict[str, Any] | None = None
     if plan is None:
-        choice, losses = _choose(analysis, chosen, calibrated, criterion, norm, agg, budget, seed)
+
+        def pick(budget: Budget, latency: LatencyModel | None = None) -> tuple[Choice, dict[str, float]]:
+            return _choose(analysis, chosen, calibrated, criterion, norm, agg, budget, seed, latency)
+
+        if of == "latency":
+            from spa import latency
+
+            watch = latency.Stopwatch(threads, batch, sizes or {})
+            choice, losses, timed, said = latency.choose(analysis, chosen, budget, latency_ms, pick, watch, progress)
+            notes += said
+        else:
+            choice, losses = pick(budget)
+            notes += choice.notes
         clock("choose")
-        notes += choice.notes
         plan = make_plan(analysis, choice.kept)
     pruned = surgery.apply(analysis, plan)
     clock("prune")
@@ -205,9 +227,22 @@ def prune(
     report = replace(
         report,
         calibration=calibration,
+        latency=timed,
+        reached=report.reached if timed is None else 1 - timed["measured"] / timed["dense"],
         groups=tuple(replace(g, loss=losses.get(g.name)) for g in report.groups),
     )
     return Result(pruned, plan, report, analysis, source)
+
+
+def _unit_of_milliseconds(latency_ms: float, ratio: float | None, of: str) -> str:
+    """The budget's unit where a latency is asked for, which nothing else must contradict."""
+    if ratio is not None:
+        raise PlanError(f"both ratio {ratio:g} and a latency of {latency_ms:g} ms are asked for. Choose one.")
+    if of not in ("macs", "latency"):  # macs is the default
+        raise PlanError(f"a latency of {latency_ms:g} ms is no budget of {of}. Leave one of the two out.")
+    if not 0 < latency_ms < float("inf"):
+        raise PlanError(f"latency_ms is {latency_ms:g}, the milliseconds to arrive at. Choose more than 0.")
+    return "latency"
 
 
 def _inputs(
@@ -227,15 +262,8 @@ def _inputs(
         raise PlanError(f"samples is {samples}. Choose 1 or more.")
     if data is not None:
         return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
-    model = graph.model
-    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
-        model = ModelProto()
-        model.CopyFrom(graph.model)
-        for tensor in model.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                tensor.CopyFrom(numpy_helper.from_array(graph.array(tensor.name), tensor.name))
     try:
-        batches = synthesise(model, samples, seed=seed, mean=mean, std=std)
+        batches = synthesise(graph.self_contained(), samples, seed=seed, mean=mean, std=std)
     except ModelError as error:
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
@@ -251,22 +279,23 @@ def _choose(
     agg: str,
     budget: Budget,
     seed: int,
+    latency: LatencyModel | None = None,
 ) -> tuple[Choice, dict[str, float]]:
     """The channels to keep, and the estimated loss of each group where there is an estimate."""
     if calibrated is None or criterion != OBSPA:
         scores = criteria.score(analysis, groups, criterion, norm, agg, seed)
-        return choose(analysis, groups, scores, budget), {}
+        return choose(analysis, groups, scores, budget, latency), {}
     from spa.obspa.allocate import allocate
 
     curves = calibrated.curves(groups)
     if budget.ranking == "global":
-        choice = allocate(analysis, groups, curves, budget)
+        choice = allocate(analysis, groups, curves, budget, latency)
     else:
         scores = {}
         for name, curve in curves.items():
             scores[name] = np.empty(curve.order.size)
             scores[name][curve.order] = np.diff(curve.loss)
-        choice = choose(analysis, groups, scores, budget)
+        choice = choose(analysis, groups, scores, budget, latency)
     gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in groups}
     return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
 
@@ -339,7 +368,7 @@ def _report(
     before = Cost(*_stored(analysis.graph, before))
     after = Cost(*_stored(Graph(pruned, source.base), after))
     unit = requested.get("of", "macs")
-    dense = getattr(before, unit)
+    dense = getattr(before, unit, 0)  # a latency is measured, not counted
     shares = group_shares(analysis)
     return Report(
         before,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd, lcm
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +20,11 @@ from spa.cost import Cost, CostModel
 from spa.coupling import Analysis, Group
 from spa.errors import PlanError
 
+if TYPE_CHECKING:
+    from spa.latency import LatencyModel
+
 RANKINGS = ("global", "uniform", "isomorphic")
-UNITS = ("macs", "params", "channels")
+UNITS = ("macs", "params", "channels", "latency")
 TOLERANCE = 0.01  # a budget counts as met within this fraction of the dense cost
 
 
@@ -29,7 +34,7 @@ class Budget:
 
     Attributes:
         ratio: the fraction to remove, in (0, 1).
-        of: ``macs``, ``params`` or ``channels``.
+        of: ``macs``, ``params``, ``channels`` or ``latency``.
         ranking: ``global`` (scores of all groups compared), ``uniform`` (the same ratio in every group) or
             ``isomorphic`` (scores compared among groups of the same structure, the same ratio in each such set;
             Fang et al., ECCV 2024).
@@ -84,7 +89,13 @@ class _Chunk:
     width: int
 
 
-def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.ndarray], budget: Budget) -> Choice:
+def choose(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scores: Mapping[str, np.ndarray],
+    budget: Budget,
+    latency: LatencyModel | None = None,
+) -> Choice:
     """Choose the channels to keep.
 
     Args:
@@ -92,26 +103,25 @@ def choose(analysis: Analysis, groups: Sequence[Group], scores: Mapping[str, np.
         groups: the groups that may be pruned.
         scores: by group name one score per channel; the lowest go first.
         budget: what to remove.
+        latency: where the budget is one of latency.
 
     Raises:
         PlanError: the ratio cannot be reached; the message says what can.
     """
-    costs = CostModel(analysis, [g.dim for g in groups])
+    costs = CostModel(analysis, [g.dim for g in groups], latency)
     order = [np.argsort(scores[g.name], kind="stable") for g in groups]
     steps = alignment(analysis, groups, budget.round_to)
     chunks = _sequence(groups, scores, order, steps, budget)
-    dense = costs.evaluate(costs.sizes)
 
     def removed_by(taken: Sequence[_Chunk]) -> float:
-        before = getattr(dense, budget.of)
-        return 1 - getattr(costs.evaluate(_widths(costs.sizes, taken)), budget.of) / before if before else 0.0
+        return costs.removed(_widths(costs.sizes, taken), budget.of)
 
     taken = _nearest(removed_by, chunks, budget.ratio)
     reached = removed_by(taken)
     notes = check(budget, reached, removed_by(chunks))
     widths = _widths(costs.sizes, taken)
     kept = {g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size}
-    return Choice(kept, dense, costs.evaluate(widths), reached, notes)
+    return Choice(kept, costs.evaluate(costs.sizes), costs.evaluate(widths), reached, notes)
 
 
 def _nearest(removed: Callable[[Sequence[_Chunk]], float], chunks: Sequence[_Chunk], ratio: float) -> Sequence[_Chunk]:
@@ -177,26 +187,30 @@ def _sequence(
     chunks: list[_Chunk] = []
     for position, (group, indices, step) in enumerate(zip(groups, order, steps, strict=True)):
         sorted_scores = scores[group.name][indices]
-        highest, width = -np.inf, group.size
-        while True:
-            smaller = (width - 1) // step * step
-            if smaller < max(budget.min_width, 1):
-                break
+        highest = -np.inf
+        for width, smaller in pairwise(allowed_widths(group.size, step, budget.min_width)):
             removed = slice(group.size - width, group.size - smaller)
             highest = max(highest, float(sorted_scores[removed].mean()))
             key = highest if budget.ranking != "uniform" else 1 - smaller / group.size
             chunks.append(_Chunk(key, position, smaller))
-            width = smaller
     if budget.ranking == "isomorphic":
         chunks = _by_quantile(groups, chunks)
     return sorted(chunks, key=lambda c: (c.key, c.group, -c.width))
+
+
+def allowed_widths(size: int, step: int, least: int) -> list[int]:
+    """The widths that a group may have, from the whole down."""
+    widths = [size]
+    while (smaller := (widths[-1] - 1) // step * step) >= max(least, 1):
+        widths.append(smaller)
+    return widths
 
 
 def _by_quantile(groups: Sequence[Group], chunks: Sequence[_Chunk]) -> list[_Chunk]:
     """Replace each chunk's key by the fraction of its isomorphic set's channels that has gone with it."""
     sets: dict[object, list[_Chunk]] = {}
     for chunk in chunks:
-        sets.setdefault(_structure(groups[chunk.group]), []).append(chunk)
+        sets.setdefault(structure(groups[chunk.group]), []).append(chunk)
     result = []
     for members in sets.values():
         total = sum(groups[g].size for g in {c.group for c in members})
@@ -209,7 +223,7 @@ def _by_quantile(groups: Sequence[Group], chunks: Sequence[_Chunk]) -> list[_Chu
     return result
 
 
-def _structure(group: Group) -> object:
+def structure(group: Group) -> object:
     """What makes two groups isomorphic: the same axes of the same operands, whatever the sizes."""
     return tuple(sorted((p.axis, p.use[2]) for p in group.places)), len(group.readers), len(group.writers)
 

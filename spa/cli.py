@@ -45,8 +45,13 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 def prune(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
-    ratio: Annotated[float, typer.Option(help="Fraction to remove, between 0 and 1.")] = 0.5,
-    of: Annotated[str, typer.Option(help="Of what: macs, params or channels.")] = "macs",
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction to remove, between 0 and 1; 0.5 by default.", show_default=False)
+    ] = None,
+    of: Annotated[str, typer.Option(help="Of what: macs, params, channels or latency.")] = "macs",
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds the pruned model may take, instead of a ratio.")
+    ] = None,
     ranking: Annotated[str, typer.Option(help="global, uniform or isomorphic.")] = "global",
     criterion: Annotated[str, typer.Option(help="obspa, l1, l2, bn_scale, fpgm, lamp or random.")] = "obspa",
     data: Annotated[
@@ -67,6 +72,8 @@ def prune(
     cross_norm: Annotated[bool, typer.Option("--cross-norm", help="Prune through normalisations, too.")] = False,
     seed: Seed = 0,
     threads: Threads = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run while timing.")] = 1,
+    size: Size = None,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of choosing.")] = None,
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
@@ -84,6 +91,7 @@ def prune(
             model,
             ratio=ratio,
             of=of,
+            latency_ms=latency_ms,
             ranking=ranking,
             criterion=criterion,
             data=data,
@@ -100,6 +108,8 @@ def prune(
             cross_norm=cross_norm,
             seed=seed,
             threads=threads,
+            batch=batch,
+            sizes=_sizes(size),
             plan=given,
             progress=progress,
         )

@@ -180,6 +180,30 @@ class Graph:
             self._arrays[name] = tensor_array(self.constants[name], self.base)
         return self._arrays[name]
 
+    def inlined(self, name: str) -> TensorProto:
+        """A constant as a tensor of that name that holds its own data."""
+        tensor = self.constants[name]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return numpy_helper.from_array(self.array(name), name)
+        if tensor.name == name:
+            return tensor
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = name
+        return copy
+
+    def self_contained(self) -> ModelProto:
+        """The model itself or, where data lies in other files, a copy that holds all of it."""
+        outside = [t.name for t in self.model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+        if not outside:
+            return self.model
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(self.inlined(tensor.name))
+        return model
+
     def forget(self, name: str) -> None:
         """Read a constant's value anew the next time: its message was changed."""
         self._arrays.pop(name, None)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spa.budget import Budget, Choice, alignment, check
+from spa.budget import Budget, Choice, alignment, allowed_widths, check
 from spa.cost import CostModel
 from spa.coupling import Analysis, Group
 from spa.obspa.curves import Curve
+
+if TYPE_CHECKING:
+    from spa.latency import LatencyModel
 
 Array = np.ndarray
 STEPS = 24  # how often costs are linearised again on the way to the budget
 
 
-def allocate(analysis: Analysis, groups: Sequence[Group], curves: Mapping[str, Curve], budget: Budget) -> Choice:
+def allocate(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    curves: Mapping[str, Curve],
+    budget: Budget,
+    latency: LatencyModel | None = None,
+) -> Choice:
     """Choose widths by a Lagrangian search over the groups' loss curves.
 
     Distortions are assumed to add up. Costs of coupled groups are products of widths, so they are linearised about
@@ -27,20 +37,19 @@ def allocate(analysis: Analysis, groups: Sequence[Group], curves: Mapping[str, C
         groups: the groups that may be pruned; those without a curve keep everything.
         curves: by group name.
         budget: what to remove; ``ranking`` is not used.
+        latency: where the budget is one of latency.
 
     Raises:
         PlanError: the ratio cannot be reached.
     """
     groups = [g for g in groups if g.name in curves]
-    costs = CostModel(analysis, [g.dim for g in groups])
-    dense = costs.evaluate(costs.sizes)
-    total = getattr(dense, budget.of)
+    costs = CostModel(analysis, [g.dim for g in groups], latency)
 
     def removed(widths: Sequence[int]) -> float:
-        return 1 - getattr(costs.evaluate(widths), budget.of) / total if total else 0.0
+        return costs.removed(widths, budget.of)
 
     steps = alignment(analysis, groups, budget.round_to)
-    ladders = [_ladder(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
     losses = [curves[g.name].loss[g.size - np.asarray(r)] for g, r in zip(groups, ladders, strict=True)]
     most = removed([r[-1] for r in ladders])
     rung = [0] * len(groups)
@@ -53,15 +62,7 @@ def allocate(analysis: Analysis, groups: Sequence[Group], curves: Mapping[str, C
     kept = {
         g.name: np.sort(curves[g.name].order[g.size - w :]) for g, w in zip(groups, widths, strict=True) if w != g.size
     }
-    return Choice(kept, dense, costs.evaluate(widths), reached, notes)
-
-
-def _ladder(size: int, step: int, least: int) -> list[int]:
-    """The widths that a group may have, from the whole down."""
-    widths = [size]
-    while (smaller := (widths[-1] - 1) // step * step) >= max(least, 1):
-        widths.append(smaller)
-    return widths
+    return Choice(kept, costs.evaluate(costs.sizes), costs.evaluate(widths), reached, notes)
 
 
 def _nearest(

@@ -50,6 +50,7 @@ class Calibrated:
     seed: int = 0
     progress: Progress = silent
     _twin: Analysis = field(init=False)
+    _curves: dict[tuple[str, ...], dict[str, Curve]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.analysis.graph
@@ -57,7 +58,16 @@ class Calibrated:
         self._twin = self.analysis if model is None else couple(Graph(model, graph.base))
 
     def curves(self, groups: Sequence[Group]) -> dict[str, Curve]:
-        """Loss curves of groups; those that only other operators read are ranked by their squared weights."""
+        """Loss curves of groups; those that only other operators read are ranked by their squared weights.
+
+        Computed once for the same groups: a budget may take several choices.
+        """
+        key = tuple(g.name for g in groups)
+        if key not in self._curves:
+            self._curves[key] = self._found(groups)
+        return self._curves[key]
+
+    def _found(self, groups: Sequence[Group]) -> dict[str, Curve]:
         twins = {g.name: g for g in self._twin.groups}
         wanted = [twins[g.name] for g in groups]
         found = curves(self._twin, wanted, self.batches, self.threads, self.seed, progress=self.progress)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from spa.errors import InvariantError, UnsupportedError
 from spa.graph import Graph, Node
@@ -106,10 +106,7 @@ class Stream:
     def _part(self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
         graph = self.graph
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
-        weights = []
-        for name in used:
-            if name in graph.constants:
-                weights.append(self._inline(name))
+        weights = [graph.inlined(name) for name in used if name in graph.constants]
         first = self.live[0]
         infos = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(first[n].dtype), [None] * first[n].ndim)
@@ -120,18 +117,6 @@ class Stream:
         model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
         model.ir_version = graph.model.ir_version
         return model
-
-    def _inline(self, name: str) -> TensorProto:
-        """A constant as an initializer that holds its own data."""
-        tensor = self.graph.constants[name]
-        if tensor.data_location == TensorProto.EXTERNAL:
-            return numpy_helper.from_array(self.graph.array(name), name)
-        if tensor.name == name:
-            return tensor
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
-        copy.name = name
-        return copy
 
     def replace(self, name: str, value: np.ndarray) -> None:
         """Give a constant another value, here and in the message."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from spa.report import Report
-from spa.report.text import calibrated, count
+from spa.report.text import calibrated, count, timed
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }
@@ -29,6 +29,7 @@ def page(report: Report, source: str, target: str) -> str:
         f"<h1>{escape(source)} → {escape(target)}</h1>",
         _table(("", "before", "after", "removed"), costs),
         f"<p>{escape(calibrated(report.calibration))}.</p>" if report.calibration else "",
+        f"<p>{escape(timed(report.latency))}.</p>" if report.latency else "",
         "".join(f"<p>{escape(note)}.</p>" for note in report.notes),
         "<h2>Groups</h2>",
         _table(("group", "channels", "kept", "of parameters", "of MACs", "loss"), groups),

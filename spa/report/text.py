@@ -48,6 +48,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         console.print(groups)
     if report.calibration:
         console.print(calibrated(report.calibration))
+    if report.latency:
+        console.print(Text(timed(report.latency)))
     for note in report.notes:
         console.print(Text(f"note: {note}."))
     if report.skipped:
@@ -69,6 +71,15 @@ def calibrated(found: dict[str, Any]) -> str:
     if "accuracy" in found:
         text += "; accuracy {:.1f} % before, {:.1f} % now".format(*found["accuracy"])
     return text
+
+
+def timed(found: dict[str, Any]) -> str:
+    """The latency before and after, in one line."""
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
+    return (
+        f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
+        f"({found['threads']} threads; {inputs})"
+    )
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:
