@@ -75,7 +75,7 @@ class LatencyModel:
 # -- timing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stopwatch:
     """Times operators and networks in onnxruntime on this machine.
 
@@ -83,14 +83,19 @@ class Stopwatch:
         threads: of onnxruntime.
         batch: the size of open batch axes.
         sizes: of other open axes (see :func:`spa.bench.bench`).
+        seconds: for timing a network.
+        part_seconds: for timing a part.
+        fewest: runs of a part that are timed at least.
+        warmup: runs of a part before those.
     """
 
     threads: int = 2
     batch: int = 1
     sizes: Mapping[str, int] = field(default_factory=dict)
-    seconds = 1.0  # for a network
-    part_seconds = 0.03
-    fewest, warmup = 8, 3
+    seconds: float = 2.0
+    part_seconds: float = 0.03
+    fewest: int = 8
+    warmup: int = 3
 
     @property
     def context(self) -> str:
@@ -98,7 +103,10 @@ class Stopwatch:
         return f"onnxruntime {ort.__version__}, {cpu_name()}, {self.threads} threads"
 
     def networks(self, models: Sequence[ModelProto]) -> tuple[list[float], Mapping[str, tuple[int, ...]]]:
-        """Median milliseconds of models that take turns, and the shapes that the first was fed.
+        """Milliseconds of models that take turns, and the shapes that the first was fed.
+
+        The first's are the median; the others' follow from the median of the ratios run by run, which is steadier on a
+        busy machine.
 
         Raises:
             ModelError: onnxruntime cannot run one.
@@ -111,7 +119,7 @@ class Stopwatch:
             sizes=self.sizes,
             isolate_memory=False,
         )
-        return [m.median_ms for m in found.models], found.inputs[0]
+        return [found.models[0].median_ms / m.speedup for m in found.models], found.inputs[0]
 
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
         """The least milliseconds that a part's operators take in a run, by onnxruntime's own profile.
@@ -434,8 +442,8 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
     """Widths of all groups at each point: the dense network, and others in which the groups shrink unlike each other.
 
     The points are a lattice: in point k group g is (k m_g mod p) / (p - 1) of the way down, p being the number of
-    points, a prime. Groups of one structure and size share m and thereby most of their timings, but for every second
-    one, as they often feed each other.
+    points, a prime; m stays below p / 2, as m and p - m are mirror images. Groups of one structure and size share m and
+    thereby most of their timings, but for every second one, as they often feed each other.
     """
     steps = alignment(analysis, groups, budget.round_to)
     ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
@@ -446,7 +454,7 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
         kind = structure(group), group.size
         rank = ranks.setdefault(kind, len(ranks))
         seen[kind] = seen.get(kind, -1) + 1
-        multipliers.append(1 + (2 * rank + seen[kind] % 2) % (POINTS - 1))
+        multipliers.append(1 + (2 * rank + seen[kind] % 2) % (POINTS // 2))
     return [
         [r[round(k * m % POINTS / (POINTS - 1) * (len(r) - 1))] for r, m in zip(ladders, multipliers, strict=True)]
         for k in range(POINTS)
