@@ -56,12 +56,12 @@ def page(data: dict[str, Any]) -> str:
     rows = [row(name, ratio, cell) for name, cells in data["cells"].items() for ratio, cell in cells.items()]
     return f"""# Budgets of latency
 
-A share of the latency removed by `of="latency"`: the milliseconds to arrive at, the estimate for the widths taken in the
-end, what was measured beside the original, how many choices that took, and the seconds for timing and choosing (what
-earlier rows timed is known already). The last three columns are a second measurement of three networks in turns: the
-original, that one, and one from which the same share of the MACs was removed. L2, global ranking, the original's time
-differs between rows as the machine was shared; onnxruntime, CPU provider, {common.THREADS} threads, batch 1, all its optimisations (made by
-`benchmarks/latency_budget.py`, {data["exporter"]} exports).
+A share of the latency removed by `of="latency"`: the milliseconds to arrive at, the estimate for the widths taken
+in the end, what was measured beside the original, how many choices that took, and the seconds for timing and
+choosing (what earlier rows timed is known already). The last three columns are a second measurement of three
+networks in turns: the original, that one, and one from which the same share of the MACs was removed. L2, global
+ranking; onnxruntime, CPU provider, {common.THREADS} threads, batch 1, all its optimisations (made by
+`benchmarks/latency_budget.py`, {data["exporter"]} exports). The machine was shared: the original's time shows how much.
 
 {common.table(header, rows)}
 

@@ -32,6 +32,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa import surgery
+from spa.api import Progress, silent
 from spa.axes import Axes
 from spa.bench import bench
 from spa.budget import Budget, Choice, alignment, allowed_widths, structure
@@ -39,7 +40,7 @@ from spa.cost import CostModel, Sizes, Term
 from spa.coupling import Analysis, Group
 from spa.errors import ModelError, PlanError
 from spa.graph import Graph, Node
-from spa.plan import make_plan
+from spa.plan import Plan, make_plan
 from spa.runtime import ORT_ERRORS, load_session, to_ort
 from spa.shapes import Walk
 
@@ -133,9 +134,9 @@ class Stopwatch:
             session = load_session(
                 model, threads=self.threads, optimise=True, profiling=os.path.join(folder, "profile"), name="a part"
             )
-            values = to_ort(session, feeds)
             runs, end = 0, time.perf_counter() + self.part_seconds
             try:
+                values = to_ort(session, feeds)
                 while runs < self.warmup + self.fewest or time.perf_counter() < end:
                     session.run_with_ort_values(None, values)
                     runs += 1
@@ -385,7 +386,7 @@ def measure(
     budget: Budget,
     stopwatch: Stopwatch,
     cache: Cache,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> LatencyModel:
     """Time a network and its parts, and fit the model.
 
@@ -411,16 +412,16 @@ def measure(
     terms = [[[sizes.term(axes) for axes in f] for f in part] for part in features]
     moving = [any(t.axes for f in part for t in f) for part in terms]
     points = _design(analysis, groups, budget)
-    times: list[list[float | None]] = [[None] * len(points) for _ in parts]
+    times: list[list[float | None]] = [[] for _ in parts]
     kinds: list[str] = []
     for k, widths in enumerate(points):
         narrow = graph.model if k == 0 else surgery.apply(analysis, _narrowed(analysis, groups, widths))
         network = _Network(narrow, graph.base, inputs, analysis)
         for i, nodes in enumerate(parts):
-            if k == 0:
-                kinds.append(network.cut(nodes).key(""))
             if k == 0 or (moving[i] and times[i][0] is not None):
-                times[i][k] = network.cut(nodes).time(stopwatch, cache)
+                cut = network.cut(nodes)
+                times[i].append(cut.time(stopwatch, cache))
+                kinds += [cut.key("")] if k == 0 else []
             progress("latency", (k + (i + 1) / len(parts)) / len(points))
         cache.save()
     block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
@@ -461,7 +462,7 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
     ]
 
 
-def _narrowed(analysis: Analysis, groups: Sequence[Group], widths: Sequence[int]) -> Any:
+def _narrowed(analysis: Analysis, groups: Sequence[Group], widths: Sequence[int]) -> Plan:
     """The plan that keeps the first channels of every group."""
     return make_plan(analysis, {g.name: np.arange(w) for g, w in zip(groups, widths, strict=True)})
 
@@ -478,7 +479,7 @@ def _fit(
 
     Args:
         terms: by part and feature the terms whose sum is the feature.
-        times: by part and point.
+        times: by part and point; a part that nothing changes has the first alone.
         kinds: by part what is equal for equal parts.
         sizes: by point and block the sizes of axes.
     """
@@ -486,7 +487,7 @@ def _fit(
     for block in BLOCKS:
         rows: dict[str, list[tuple[list[float], float]]] = {}
         for part, measured, kind in zip(terms, times, kinds, strict=True):
-            for at, ms in zip(sizes, measured, strict=True):
+            for at, ms in zip(sizes, measured, strict=False):
                 if ms:
                     values = [float(sum(t.value(at[block]) for t in feature)) for feature in part]
                     rows.setdefault(kind, []).append((values, ms))
@@ -525,7 +526,7 @@ def choose(
     ms: float | None,
     pick: Callable[[Budget, LatencyModel], tuple[Choice, Picked]],
     stopwatch: Stopwatch,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> tuple[Choice, Picked, dict[str, Any], tuple[str, ...]]:
     """Choose the channels to keep so that the pruned network's measured latency is what is asked for.
 
