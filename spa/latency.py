@@ -568,7 +568,7 @@ def choose(
         goal = (1 - budget.ratio) * dense if ms is None else ms
         miss = abs(measured / goal - 1)
         if best is None or miss < best[0]:
-            found = {"goal": goal, "estimated": (1 - choice.reached) * model.dense_ms, "measured": measured}
+            found = {"goal": goal, "estimated": (1 - choice.reached) * dense, "measured": measured}
             best = miss, choice, picked, found | {"dense": dense}
         best[3]["choices"] = attempt
         ratio = 1 - (1 - choice.reached) * goal / measured
