@@ -342,7 +342,9 @@ def test_flap_loses_less_accuracy_with_its_compensation() -> None:
     found = []
     for how in ("bias", "none"):
         results = [
-            spa.prune(RESNET.parent / f"{n}.onnx", ratio=0.3, criterion="flap", data=TRAINING, reconstruct=how)
+            spa.prune(
+                RESNET.parent / f"{n}.onnx", ratio=0.3, criterion="flap", data=TRAINING, samples=256, reconstruct=how
+            )
             for n in NETWORKS
         ]
         found.append(float(np.mean([correct(r.model) for r in results])))

@@ -292,8 +292,6 @@ def test_a_thing_that_is_no_model_is_refused_by_type() -> None:
 
 
 def test_importing_spa_imports_no_framework() -> None:
-    code = (
-        "import spa, sys; spa.prune; print([m for m in ('torch', 'tensorflow', 'jax', 'networkx') if m in sys.modules])"
-    )
+    code = "import spa, sys; spa.prune; print([m for m in ('torch', 'tensorflow', 'jax', 'networkx', 'threadpoolctl') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
