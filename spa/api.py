@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from spa.obspa.pipeline import Calibrated
 
 OBSPA = "obspa"
+RECONSTRUCTIONS = ("auto", "full", "bias", "none")
+BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
 Progress = Callable[[str, float], None]
 
@@ -105,7 +108,7 @@ def prune(
     labels: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    reconstruct: bool | None = None,
+    reconstruct: str | bool | None = None,
     norm: str = "mean",
     agg: str = "mean",
     ignore: Sequence[str] = (),
@@ -128,22 +131,25 @@ def prune(
         latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
-            up for it, or one of :func:`spa.criteria.names`, by the weights alone.
+            up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
+            or one of :func:`spa.criteria.names`, by the weights alone.
         data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
             them up (see :func:`spa.calibration.data.read_data`).
         samples: how many inputs to use at most.
         labels: the name of the labels in the data; they are used for nothing but the reported accuracy.
         mean: what is subtracted from images (of a folder, or made up), per channel.
         std: what they are then divided by.
-        reconstruct: refit what remains so that it does what went; by default with ``obspa`` alone.
-        norm: how scores are normalised within a parameter.
+        reconstruct: how what remains is made to do what went: ``full`` (or True) refits all layers, ``bias`` moves
+            their means alone, ``none`` (or False) leaves them as they were; ``auto`` (or None) is ``full`` with
+            ``obspa``, ``bias`` with ``flap``, else ``none``.
+        norm: how scores are normalised within a parameter; ``flap`` always standardises them.
         agg: how the scores of a group's parameters are combined.
         ignore: shell patterns; groups are left alone where a parameter, a node or an operator matches.
         round_to: widths become multiples of this, which runtimes like.
         min_width: no group becomes narrower.
         cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
         seed: of everything random.
-        threads: of onnxruntime, while calibrating and timing.
+        threads: of onnxruntime and of linear algebra, while calibrating and timing.
         batch: the size of open batch axes while timing.
         sizes: of other open axes while timing (see :func:`spa.bench.bench`).
         plan: keep exactly what this plan says; the options above that choose are then ignored.
@@ -165,7 +171,7 @@ def prune(
     chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
     notes: tuple[str, ...] = ()
     criteria.check(criterion, norm, agg, extra=(OBSPA,))
-    refit = (criterion == OBSPA and plan is None) if reconstruct is None else reconstruct
+    how = _reconstruction(reconstruct, criterion if plan is None else None)
     requested: dict[str, Any] = {"plan": True}
     if latency_ms is not None:
         of = _unit_of_milliseconds(latency_ms, ratio, of)
@@ -180,18 +186,16 @@ def prune(
     else:
         chosen, skipped = list(analysis.prunable), []
     calibrated = given = dense_accuracy = None
-    if refit or (plan is None and criterion == OBSPA):
-        requested |= {"reconstruct": refit}
+    if how != "none" or (plan is None and criterion in (OBSPA, *criteria.activation_names())):
+        requested |= {"reconstruct": how}
         given = _inputs(analysis.graph, data, labels, samples, seed, mean, std)
         notes += given.notes
         from spa.obspa.pipeline import Calibrated, accuracy
 
-        try:
+        with _running():
             if given.labels is not None:
                 dense_accuracy = accuracy(source.model, source.base, given, threads)
             calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
-        except ModelError as error:
-            raise ModelError(f"{error} {WITHOUT_RUNS}") from error
         clock("calibrate")
     losses: dict[str, float] = {}
     timed: dict[str, Any] | None = None
@@ -216,8 +220,9 @@ def prune(
     calibration = None
     if calibrated is not None and given is not None:
         calibration = {"source": given.source, "samples": given.samples, "before": calibrated.distortion(pruned)}
-        if refit:
-            calibrated.reconstruct(plan, pruned)
+        if how != "none":
+            with _running():
+                calibrated.reconstruct(plan, pruned, how)
             clock("reconstruct")
         calibration["after"] = calibrated.distortion(pruned)
         if given.labels is not None:
@@ -245,6 +250,23 @@ def _unit_of_milliseconds(latency_ms: float, ratio: float | None, of: str) -> st
     return "latency"
 
 
+def _reconstruction(given: str | bool | None, criterion: str | None) -> str:
+    """Which reconstruction is meant, ``full``, ``bias`` or ``none``; no criterion stands for a given plan."""
+    how = given if isinstance(given, str) else {None: "auto", True: "full", False: "none"}.get(given, "unknown")
+    if how not in RECONSTRUCTIONS:
+        raise PlanError(f"unknown reconstruction {given!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
+    return BY_DEFAULT.get(criterion or "", "none") if how == "auto" else how
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Say, with each refusal of a model that does not run, what needs no run."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+
+
 def _inputs(
     graph: Graph,
     data: Any,
@@ -262,10 +284,8 @@ def _inputs(
         raise PlanError(f"samples is {samples}. Choose 1 or more.")
     if data is not None:
         return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
-    try:
+    with _running():
         batches = synthesise(graph.self_contained(), samples, seed=seed, mean=mean, std=std)
-    except ModelError as error:
-        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
     return Calibration(batches, None, count, "synthetic", ())
 
@@ -282,12 +302,17 @@ def _choose(
     latency: LatencyModel | None = None,
 ) -> tuple[Choice, dict[str, float]]:
     """The channels to keep, and the estimated loss of each group where there is an estimate."""
+    if calibrated is not None and criterion in criteria.activation_names():
+        with _running():
+            scores = calibrated.scores(groups, criterion, norm, agg)
+        return choose(analysis, groups, scores, budget), {}
     if calibrated is None or criterion != OBSPA:
         scores = criteria.score(analysis, groups, criterion, norm, agg, seed)
         return choose(analysis, groups, scores, budget, latency), {}
     from spa.obspa.allocate import allocate
 
-    curves = calibrated.curves(groups)
+    with _running():
+        curves = calibrated.curves(groups)
     if budget.ranking == "global":
         choice = allocate(analysis, groups, curves, budget, latency)
     else:

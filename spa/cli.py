@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from spa._version import __version__
 from spa.errors import SpaError
@@ -17,7 +18,20 @@ from spa.errors import SpaError
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+
+class _Commands(TyperGroup):
+    """The commands, which an interrupt ends with a message and not with a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # typer's own context is click's
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            sys.stderr.write("spa: interrupted; no half-written file is left\n")
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,7 +67,9 @@ def prune(
         float | None, typer.Option(help="Milliseconds the pruned model may take, instead of a ratio.")
     ] = None,
     ranking: Annotated[str, typer.Option(help="global, uniform or isomorphic.")] = "global",
-    criterion: Annotated[str, typer.Option(help="obspa, l1, l2, bn_scale, fpgm, lamp or random.")] = "obspa",
+    criterion: Annotated[
+        str, typer.Option(help="obspa, wanda, flap, activation_l2, l1, l2, bn_scale, fpgm, lamp or random.")
+    ] = "obspa",
     data: Annotated[
         Path | None, typer.Option(help="Inputs to learn from: .npz, .npy or a folder; none needed.")
     ] = None,
@@ -62,8 +78,8 @@ def prune(
     mean: Annotated[str | None, typer.Option(help="Subtracted from images, per channel: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="What images are then divided by, per channel.")] = None,
     reconstruct: Annotated[
-        bool | None, typer.Option(help="Refit what remains; by default with obspa alone.", show_default=False)
-    ] = None,
+        str, typer.Option(help="full, bias, none or auto: full with obspa, bias with flap, else none.")
+    ] = "auto",
     norm: Annotated[str, typer.Option(help="Within a parameter: none, sum, mean, max or standardise.")] = "mean",
     agg: Annotated[str, typer.Option(help="Over a group's parameters: sum, mean, max, prod or l2.")] = "mean",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave alone what matches; repeatable.")] = None,

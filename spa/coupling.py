@@ -296,6 +296,10 @@ class Analysis:
         """The full expression of the axis that a place names."""
         return self.space.resolve(self.uses[place.use][place.axis])
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is computed from constants alone."""
+        return name in self._constant
+
     def kept(self, masks: dict[Dim, np.ndarray]) -> Kept:
         """Evaluate expressions under masks of kept indices."""
         return Kept(self.space, masks)

@@ -32,7 +32,8 @@ def network(nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: list[
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 17)]
+        helper.make_graph(nodes, "g", [x], [y], tensors),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
     )
     model.ir_version = 8
     return onnx.shape_inference.infer_shapes(model)

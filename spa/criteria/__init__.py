@@ -1,20 +1,25 @@
 """Criteria: one score per channel of each group; channels with the lowest scores go first.
 
-A criterion scores each parameter of a group (:mod:`spa.criteria.magnitude`); the scores are normalised within the
-parameter (NORM) and combined over the group's parameters (AGG). Source: Structurally Prune Anything,
-arXiv 2403.18955, section 3.2.
+A criterion scores each parameter of a group, by the weights alone (:mod:`spa.criteria.magnitude`) or by what is
+multiplied with them, too (:mod:`spa.criteria.activation`); the scores are normalised within the parameter (NORM) and
+combined over the group's parameters (AGG). Source: Structurally Prune Anything, arXiv 2403.18955, section 3.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spa.coupling import Analysis, Group, Place
+from spa.criteria import activation
 from spa.criteria.magnitude import CRITERIA, Parameter
 from spa.criteria.places import channel_of
 from spa.errors import PlanError
+
+if TYPE_CHECKING:
+    from spa.obspa.stream import Stream
 
 Array = np.ndarray
 
@@ -44,6 +49,11 @@ def names() -> list[str]:
     return sorted([*CRITERIA, "random"])
 
 
+def activation_names() -> list[str]:
+    """The criteria that need inputs to run on, too."""
+    return sorted(activation.CRITERIA)
+
+
 def check(criterion: str, norm: str, agg: str, extra: Sequence[str] = ()) -> None:
     """Refuse unknown choices; ``extra`` are criteria beyond those of this package.
 
@@ -51,7 +61,7 @@ def check(criterion: str, norm: str, agg: str, extra: Sequence[str] = ()) -> Non
         PlanError: the criterion, NORM or AGG is unknown.
     """
     for what, given, known in (
-        ("criterion", criterion, [*extra, *names()]),
+        ("criterion", criterion, [*extra, *names(), *activation_names()]),
         ("norm", norm, list(NORMS)),
         ("agg", agg, list(AGGREGATES)),
     ):
@@ -66,34 +76,51 @@ def score(
     norm: str = "mean",
     agg: str = "mean",
     seed: int = 0,
+    stream: Stream | None = None,
+    progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Array]:
     """Score every channel of some groups.
 
     Args:
         analysis: the model.
         groups: the groups to score.
-        criterion: one of :func:`names`.
-        norm: how scores are made comparable within each parameter: none, sum, mean, max or standardise.
+        criterion: one of :func:`names` or :func:`activation_names`.
+        norm: how scores are made comparable within each parameter: none, sum, mean, max or standardise, which
+            ``flap`` always does.
         agg: how the scores of a group's parameters are combined: sum, mean, max, prod or l2.
         seed: of the criterion ``random``.
+        stream: the model with inputs, for the criteria of :func:`activation_names`; groups that meet no activations
+            are scored by ``l2``.
+        progress: called with a stage and the share of it that is done, while inputs run.
 
     Returns:
         By group name an array of shape (channels,), float64; higher is more important.
 
     Raises:
-        PlanError: the criterion, NORM or AGG is unknown.
+        PlanError: the criterion, NORM or AGG is unknown, or the criterion needs inputs.
+        ModelError: onnxruntime cannot run the model on the inputs.
     """
     check(criterion, norm, agg)
     if criterion == "random":
         random = np.random.default_rng(seed)
         return {g.name: random.random(g.size) for g in groups}
-    select, evaluate = CRITERIA[criterion]
+    rows: Mapping[str, list[Array]] = {}
+    if criterion in activation.CRITERIA:
+        if stream is None:
+            raise PlanError(f"criterion {criterion!r} looks at activations. Give it a stream of inputs.")
+        rows = activation.rows(analysis, groups, criterion, stream, progress)
+    normalise = NORMS["standardise" if criterion == "flap" else norm]
     scores = {}
     for group in groups:
-        parameters = [_parameter(analysis, group, p) for p in group.places]
-        rows = [NORMS[norm](evaluate(p)) for p in select(parameters)]
-        scores[group.name] = AGGREGATES[agg](np.stack(rows)) if rows else np.zeros(group.size)
+        found = [normalise(r) for r in rows.get(group.name) or _of_parameters(analysis, group, criterion)]
+        scores[group.name] = AGGREGATES[agg](np.stack(found)) if found else np.zeros(group.size)
     return scores
+
+
+def _of_parameters(analysis: Analysis, group: Group, criterion: str) -> list[Array]:
+    """The scores in each parameter of a group, by the weights alone."""
+    select, evaluate = CRITERIA.get(criterion, CRITERIA["l2"])
+    return [evaluate(p) for p in select([_parameter(analysis, group, p) for p in group.places])]
 
 
 def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:

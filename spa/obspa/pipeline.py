@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from onnx import ModelProto
@@ -15,6 +16,7 @@ from spa.api import Progress, silent
 from spa.coupling import Analysis, Group, couple
 from spa.errors import PlanError
 from spa.graph import Graph
+from spa.obspa.compensate import compensate
 from spa.obspa.curves import Curve
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
@@ -26,8 +28,27 @@ if TYPE_CHECKING:
     from spa.calibration.data import Calibration
 
 Array = np.ndarray
+P = ParamSpec("P")
+T = TypeVar("T")
 DAMPING = 0.1  # of fits to inputs that were made up: they are to stay nearer to the dense weights
 MEASURED = 256  # samples on which outputs are compared
+
+
+def _bounded(
+    method: Callable[Concatenate[Calibrated, P], T],
+) -> Callable[Concatenate[Calibrated, P], T]:
+    """Run a method with at most its object's number of threads in linear algebra, too."""
+
+    @wraps(method)
+    def bounded(self: Calibrated, *args: P.args, **options: P.kwargs) -> T:
+        from threadpoolctl import ThreadpoolController
+
+        pools = ThreadpoolController()
+        most = min([self.threads, *(p["num_threads"] for p in pools.info() if p["user_api"] == "blas")])
+        with pools.limit(limits=most, user_api="blas"):
+            return method(self, *args, **options)
+
+    return bounded
 
 
 @dataclass
@@ -38,7 +59,7 @@ class Calibrated:
         analysis: the dense model.
         batches: the inputs.
         synthetic: whether they were made up; BatchNormalizations then use their statistics while calibrating.
-        threads: of onnxruntime.
+        threads: of onnxruntime, and of linear algebra at most.
         seed: of the places that fits see.
         progress: called with a stage and the share of it that is done.
     """
@@ -52,11 +73,13 @@ class Calibrated:
     _twin: Analysis = field(init=False)
     _curves: dict[tuple[str, ...], dict[str, Curve]] = field(init=False, default_factory=dict)
 
+    @_bounded
     def __post_init__(self) -> None:
         graph = self.analysis.graph
         model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
         self._twin = self.analysis if model is None else couple(Graph(model, graph.base))
 
+    @_bounded
     def curves(self, groups: Sequence[Group]) -> dict[str, Curve]:
         """Loss curves of groups; those that only other operators read are ranked by their squared weights.
 
@@ -74,17 +97,30 @@ class Calibrated:
         rest = [g for g in groups if g.name not in found]
         return found | {n: by_scores(s) for n, s in criteria.score(self.analysis, rest, "l2", "mean").items()}
 
-    def reconstruct(self, plan: Plan, pruned: ModelProto) -> None:
-        """Refit the pruned model in place."""
-        if self._twin is self.analysis:
-            reconstruct(self.analysis, plan, pruned, self.batches, self.threads, self.seed, progress=self.progress)
-            return
-        twin = surgery.apply(self._twin, plan)
-        learnt = reconstruct(
-            self._twin, plan, twin, self.batches, self.threads, self.seed, damping=DAMPING, progress=self.progress
-        )
-        Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
+    @_bounded
+    def scores(self, groups: Sequence[Group], criterion: str, norm: str, agg: str) -> dict[str, Array]:
+        """Scores of groups by a criterion that looks at activations (see :func:`spa.criteria.score`)."""
+        twins = {g.name: g for g in self._twin.groups}
+        stream = Stream(self._twin.graph.model, self._twin.graph.base, self.batches, self.threads)
+        wanted = [twins[g.name] for g in groups]
+        return criteria.score(self._twin, wanted, criterion, norm, agg, stream=stream, progress=self.progress)
 
+    @_bounded
+    def reconstruct(self, plan: Plan, pruned: ModelProto, how: str = "full") -> None:
+        """Mend the pruned model in place: ``full`` refits its layers, ``bias`` moves their means alone."""
+        own = self._twin is self.analysis
+        twin = pruned if own else surgery.apply(self._twin, plan)
+        if how == "bias":
+            learnt = compensate(self._twin, plan, twin, self.batches, self.threads, self.progress)
+        else:
+            damping = 1e-3 if own else DAMPING
+            learnt = reconstruct(
+                self._twin, plan, twin, self.batches, self.threads, self.seed, damping, progress=self.progress
+            )
+        if not own:
+            Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
+
+    @_bounded
     def distortion(self, pruned: ModelProto) -> float | None:
         """Mean squared change of the float outputs over their variance, on some inputs; None without such outputs."""
         batches: list[Feeds] = []

@@ -7,7 +7,7 @@ branch has lost. Each fit is a closed-form least squares with the mean moved int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
 from onnx import ModelProto
@@ -55,6 +55,24 @@ def reconstruct(
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     small = Stream(pruned, analysis.graph.base, batches, threads)
     rng = np.random.default_rng(seed)
+    for target, lin in layers(analysis, kept, dense, small, progress, nodes):
+        _refit(analysis, kept, dense, small, target, lin, rng, damping)
+    return small
+
+
+def layers(
+    analysis: Analysis,
+    kept: Kept,
+    dense: Stream,
+    small: Stream,
+    progress: Callable[[str, float], None],
+    nodes: Set[int] | None = None,
+) -> Iterator[tuple[Linear, Linear]]:
+    """The linear layers that read something which pruning has changed, in the dense and in the pruned network.
+
+    Both networks run in lockstep: the dense one up to and with the layer, the pruned one up to it. Of ``nodes``, where
+    they are given, no others.
+    """
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         twin = small.graph.producer.get(node.outputs[0])
@@ -65,8 +83,7 @@ def reconstruct(
         progress("reconstruct", index / len(dense.graph.nodes))
         dense.after(node)
         small.before(lin.node)
-        _refit(analysis, kept, dense, small, target, lin, rng, damping)
-    return small
+        yield target, lin
 
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
@@ -113,7 +130,7 @@ def _refit(
         t = lin.outputs(y, chosen)
         t = t + _owed(kept, analysis, lin, after, big, little, chosen, y.shape)
         moments.add(lin.inputs(little[lin.node.inputs[0]], y.shape, small.graph, chosen), t)
-    shift = _Shift.place(small, lin, after)
+    shift = Shift.place(small, lin, after)
     used = moments if shift is not None else moments.without_mean()
     # Fewer rows than unknowns would fit noise: the pull towards the given weights grows with their ratio.
     fitted = least_squares(used, matrix, damping * (1 + 10 * matrix.shape[2] / moments.count))
@@ -149,14 +166,22 @@ def _owed(
     return lin.outputs(lost, chosen) * inverse.reshape(lin.blocks, 1, -1)
 
 
-class _Shift:
-    """Where a layer's constant goes: its bias, the mean of the BatchNormalization behind it, or a new bias."""
+class Shift:
+    """Where a layer's constant goes: its bias, the mean of the BatchNormalization behind it, or a new bias.
+
+    Attributes:
+        stream: the network.
+        name: of the constant vector.
+        sign: with which it enters the layer's output.
+        base: what it is where the layer's own constant is zero.
+    """
 
     def __init__(self, stream: Stream, name: str, sign: float, base: Array) -> None:
         self.stream, self.name, self.sign, self.base = stream, name, sign, base
 
     @classmethod
-    def place(cls, stream: Stream, lin: Linear, after: Tail) -> _Shift | None:
+    def place(cls, stream: Stream, lin: Linear, after: Tail) -> Shift | None:
+        """Find the place, or make it; None where there is none."""
         graph = stream.graph
         if lin.bias is not None:
             if lin.bias in graph.constants and len(graph.users[lin.bias]) == 1 and graph.array(lin.bias).ndim == 1:
@@ -175,3 +200,8 @@ class _Shift:
         """Store the layer's constant."""
         old = self.stream.graph.array(self.name)
         self.stream.replace(self.name, (self.base + self.sign * constant).reshape(old.shape).astype(old.dtype))
+
+    def move(self, change: Array) -> None:
+        """Add to the layer's constant."""
+        old = self.stream.graph.array(self.name)
+        self.stream.replace(self.name, (old + self.sign * change.reshape(old.shape)).astype(old.dtype))

@@ -1,0 +1,223 @@
+"""Criteria that look at the weights and at what is multiplied with them.
+
+Of a node that sums weights W_ij times inputs x_j, over all places and samples:
+
+    wanda          |W_ij| ‖x_j‖₂ for each weight               Sun et al., arXiv 2306.11695, section 3
+    activation_l2  W_ij² E[x_j²] for each weight
+    flap           Var(x_j) ‖W_:j‖₂² for each input            An et al., arXiv 2312.11983, section 4
+
+The scores of weights are summed over each channel of every axis of W that a group lies on, as the scores of
+:mod:`spa.criteria.magnitude` are, so that a group hears its writers and its readers. Inputs have scores in readers
+alone; they are standardised within the reader.
+
+Where two activations are multiplied (queries and keys, say) the root mean square of one stands for the weights and
+that of the other for the input, by their mean square: no bias makes up for a mean there. Such readers are asked only
+about groups that meet no weights. The state of a recurrent cell is seen at the cell's output. Integers have a zero
+that is not known here, so that their variance stands for their mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spa.axes import Axes, leaves
+from spa.coupling import Analysis, Group, Law
+from spa.criteria.places import channel_of
+from spa.errors import ModelError
+from spa.op import Read
+
+if TYPE_CHECKING:
+    from spa.obspa.stream import Stream
+
+Array = np.ndarray
+Operand = tuple[str, int]  # (tensor, axis)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What was seen of a tensor along one axis.
+
+    Attributes:
+        count: how many values each index has had.
+        mean: of each index, (indices,), float64.
+        square: the mean square of each index, (indices,), float64.
+    """
+
+    count: int
+    mean: Array
+    square: Array
+
+    @property
+    def variance(self) -> Array:
+        """Of each index, (indices,)."""
+        return np.maximum(self.square - self.mean**2, 0)
+
+
+def signal(values: Iterable[Array], axis: int) -> Signal:
+    """The statistics of a tensor along one axis, over all its other axes, batch by batch in float64."""
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for value in values:
+        axis %= value.ndim
+        x = value.reshape(int(np.prod(value.shape[:axis])), value.shape[axis], -1)
+        total = total + x.sum(axis=(0, 2), dtype=np.float64)
+        squares = squares + np.einsum("acb,acb->c", x, x, dtype=np.float64)
+        count += x.shape[0] * x.shape[2]
+    mean, square = total / count, squares / count
+    if value.dtype.kind in "iu":
+        square = square - mean**2
+    return Signal(count, mean, square)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How weights and inputs make a score.
+
+    Attributes:
+        of_weight: the part of a weight, element by element.
+        of_input: the part of an input, (indices,).
+        readers_only: whether inputs are scored, not weights.
+    """
+
+    of_weight: Callable[[Array], Array]
+    of_input: Callable[[Signal], Array]
+    readers_only: bool = False
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "wanda": Criterion(np.abs, lambda s: np.sqrt(s.square * s.count)),
+    "activation_l2": Criterion(np.square, lambda s: s.square),
+    "flap": Criterion(np.square, lambda s: s.variance, readers_only=True),
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A sum over products with activations.
+
+    Attributes:
+        law: of the node.
+        read: what it sums over.
+        data: the activations, each with the axis that is summed over.
+        weighted: whether the operand of ``read`` holds weights.
+    """
+
+    law: Law
+    read: Read
+    data: tuple[Operand, ...]
+    weighted: bool
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of the operand of ``read``."""
+        return self.law.inputs[self.read.operand] or ()
+
+
+def rows(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    name: str,
+    stream: Stream,
+    progress: Callable[[str, float], None] = lambda stage, share: None,
+) -> dict[str, list[Array]]:
+    """Score the channels of groups in every product, in one pass over the calibration inputs.
+
+    Args:
+        analysis: the model.
+        groups: the groups to score.
+        name: one of ``CRITERIA``.
+        stream: the same model with its inputs, none of it run so far.
+        progress: called with a stage and the share of it that is done.
+
+    Returns:
+        By group name the scores in each product that knows the group, each (channels,), float64.
+
+    Raises:
+        ModelError: a tensor holds values that are not finite.
+    """
+    criterion = CRITERIA[name]
+    wanted = {g.dim: g for g in groups}
+    seen: dict[Operand, Signal] = {}
+    weighted: dict[str, list[Array]] = {g.name: [] for g in groups}
+    others: dict[str, list[Array]] = {g.name: [] for g in groups}
+    for product in _products(analysis):
+        axes = [analysis.space.resolve(e) for e in product.axes]
+        asked = [product.read.axis] if criterion.readers_only or not product.weighted else range(len(axes))
+        found = [(i, wanted[d]) for i in asked for d in dict.fromkeys(leaves(axes[i])) if d in wanted]
+        if not found:
+            continue
+        node = stream.graph.nodes[product.law.node.index]
+        progress("score", node.index / len(stream.graph.nodes))
+        if stream.at <= node.index:
+            stream.after(node)
+        for operand in product.data:
+            if operand not in seen:
+                seen[operand] = _finite(signal((b[operand[0]] for b in stream.live), operand[1]), node.label)
+        signals = [seen[d] for d in product.data]
+        scores = _of_weights(product, stream, criterion, signals[0]) if product.weighted else None
+        for axis, group in found:
+            if scores is None:
+                along = criterion.of_weight(np.sqrt(reduce(np.multiply, (s.square for s in signals))))
+            else:
+                along = scores.sum(axis=tuple(i for i in range(scores.ndim) if i != axis), dtype=np.float64)
+            channel = channel_of(axes[axis], group.dim)
+            inside = channel >= 0
+            score = np.bincount(channel[inside], weights=along[inside], minlength=group.size)
+            (others if scores is None else weighted)[group.name].append(score)
+    return {n: weighted[n] or others[n] for n in weighted}
+
+
+def _products(analysis: Analysis) -> Iterable[Product]:
+    """The products with activations, in the order in which they run."""
+    for _, law in sorted(analysis.laws.items()):
+        names = law.node.inputs
+        for read in law.reads:
+            places = ((read.operand, read.axis), *read.others)
+            data = tuple((names[o], axis) for o, axis in places if not analysis.is_constant(names[o]))
+            weighted = analysis.is_constant(names[read.operand])
+            data = data or _state(analysis, law, read)
+            if data:
+                yield Product(law, read, data, weighted)
+
+
+def _state(analysis: Analysis, law: Law, read: Read) -> tuple[Operand, ...]:
+    """Where a node gives out the state that its weights read."""
+    state = analysis.space.resolve(read.expr)
+    for name, axes in zip(law.node.outputs, law.outputs, strict=True):
+        for axis, expr in enumerate(axes or ()):
+            if name and analysis.space.resolve(expr) == state:
+                return ((name, axis),)
+    return ()
+
+
+def _of_weights(product: Product, stream: Stream, criterion: Criterion, inputs: Signal) -> Array:
+    """The score of every weight, in the weights' shape."""
+    name = product.law.node.inputs[product.read.operand]
+    weights = stream.graph.array(name) if name in stream.graph.constants else stream.live[0][name]
+    weights = weights.astype(np.result_type(weights.dtype, np.float32), copy=False)
+    factors = _spread(criterion.of_input(inputs), weights.shape, product.read.axis)
+    return criterion.of_weight(weights) * factors.astype(weights.dtype)
+
+
+def _spread(inputs: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """One number per input, shaped to be multiplied with the weights.
+
+    A grouped convolution has more inputs than its weights' axis: the first axis says which group's they are.
+    """
+    groups = inputs.size // shape[axis]
+    spread = np.ones(len(shape), int)
+    spread[axis] = shape[axis]
+    if groups == 1:
+        return inputs.reshape(spread)
+    spread[0] = shape[0]
+    return np.repeat(inputs.reshape(groups, -1), shape[0] // groups, axis=0).reshape(spread)
+
+
+def _finite(found: Signal, label: str) -> Signal:
+    if not np.isfinite(found.square).all():
+        raise ModelError(f"{label}: what goes into it is not finite. Give other inputs with --data.")
+    return found
