@@ -10,7 +10,7 @@ import numpy as np
 
 from spa.axes import Dim, Expr
 from spa.criteria.places import channel_of
-from spa.obspa.moments import damped, motionless
+from spa.obspa.moments import cautious, damped, motionless
 
 Array = np.ndarray
 SPARSE = 0.8  # share of live inputs below which a reader's matrices are made smaller
@@ -45,12 +45,14 @@ class Reader:
         h: second moments of its inputs, (blocks, inputs, inputs).
         w: its weights, rows scaled by what an output is worth, (blocks, outputs, inputs).
         columns: the inputs of each channel, (channels, inputs of a channel); the same in each block; −1 pads.
+        rows: how many rows the moments were taken over; damping grows where they are few. None: damping stays.
         rounds: how often it affords to be scored.
     """
 
     h: Array
     w: Array
     columns: Array
+    rows: int | None = None
     rounds: int = 64
 
     def state(self, damping: float) -> State:
@@ -145,6 +147,8 @@ class _State:
         blocks, size, _ = reader.h.shape
         pad = int((reader.columns < 0).any())  # one input that is never used stands for all paddings
         h = np.zeros((blocks, size + pad, size + pad))
+        if reader.rows is not None:
+            damping = cautious(damping, size, reader.rows)
         h[:, :size, :size] = damped(reader.h, damping)[0]
         if pad:
             h[:, size, size] = 1.0

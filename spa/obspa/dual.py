@@ -11,7 +11,7 @@ import numpy as np
 
 from spa.errors import InvariantError
 from spa.obspa.curves import State
-from spa.obspa.moments import NOT_FINITE, at_least_single, live_mean
+from spa.obspa.moments import NOT_FINITE, at_least_single, cautious, live_mean
 
 Array = np.ndarray
 LARGEST = 6144  # inputs of a product whose second moments are held: 300 MB in float64
@@ -144,7 +144,7 @@ class _State:
     def __init__(self, reader: RowReader, damping: float) -> None:
         rows = reader.x.shape[1]
         x = reader.x[0] / np.sqrt(rows, dtype=reader.x.dtype)
-        gram, added = _gram(x[None], damping)
+        gram, added = _gram(x[None], cautious(damping, x.shape[1], rows))
         self.gram, self.added = gram[0], float(added[0])
         self.x = np.concatenate([x, np.zeros_like(x[:, :1])], axis=1)  # the last input stands for all paddings
         self.w = np.concatenate([reader.w[0], np.zeros_like(reader.w[0, :, :1])], axis=1)

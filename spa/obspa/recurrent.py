@@ -96,8 +96,8 @@ def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Gener
     unit = 1 / np.sqrt(energy if energy > 0 else 1.0)
     resolve = analysis.space.resolve
     return [
-        Seen(partial(Reader, x.xx, w * unit), resolve(x_axes[2])),
-        Seen(partial(Reader, h.xx, r * unit), resolve(r_axes[2])),
+        Seen(partial(Reader, x.xx, w * unit, rows=x.count), resolve(x_axes[2])),
+        Seen(partial(Reader, h.xx, r * unit, rows=h.count), resolve(r_axes[2])),
     ]
 
 

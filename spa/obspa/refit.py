@@ -15,13 +15,13 @@ from onnx import ModelProto
 
 from spa.axes import Kept
 from spa.coupling import Analysis
-from spa.obspa import dual, recurrent
+from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import Tail, tail
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Moments, cautious, least_squares
 from spa.obspa.score import gatherer, places
-from spa.obspa.stream import Bias, Feeds, Stream
-from spa.obspa.tied import joint, sliced
+from spa.obspa.stream import Bias, Feeds, Stream, sliced
+from spa.obspa.tied import joint
 from spa.plan import Plan
 
 Array = np.ndarray
@@ -61,20 +61,22 @@ def reconstruct(
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         twin = small.graph.producer.get(next(o for o in node.outputs if o))
-        target = linear(dense.graph, node)
-        lin = None if twin is None else linear(small.graph, twin)
-        if nodes is not None and index not in nodes:
+        if twin is None or (nodes is not None and index not in nodes):
             continue
+        target, lin = linear(dense.graph, node), linear(small.graph, twin)
+        is_cell = recurrent.cell(small.graph, twin) is not None
+        is_cut = products.pair(small.graph, twin) is not None and products.is_cut(analysis, kept, node)
+        if not (lin and target) and not is_cell and not is_cut:
+            continue
+        progress("reconstruct", index / len(dense.graph.nodes))
+        dense.after(node)
+        small.before(twin)
         if lin is not None and target is not None:
-            progress("reconstruct", index / len(dense.graph.nodes))
-            dense.after(node)
-            small.before(lin.node)
             _refit(analysis, kept, dense, small, target, lin, rng, damping)
-        elif twin is not None and recurrent.cell(small.graph, twin) is not None:
-            progress("reconstruct", index / len(dense.graph.nodes))
-            dense.after(node)
-            small.before(twin)
+        elif is_cell:
             recurrent.refit(analysis, kept, dense, small, node, twin, rng, damping)
+        else:
+            products.refit(analysis, kept, dense, small, node, twin, damping)
     return small
 
 

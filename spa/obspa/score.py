@@ -108,7 +108,8 @@ def _linear(analysis: Analysis, stream: Stream, lin: Linear, rng: np.random.Gene
     graph = stream.graph
     rows, unit = _observe(stream, lin, rng)
     if isinstance(rows, Moments):
-        of: Callable[[Array], AnyReader] = partial(Reader, rows.xx, lin.matrix(graph) * unit[:, :, None])
+        w = lin.matrix(graph) * unit[:, :, None]
+        of: Callable[[Array], AnyReader] = partial(Reader, rows.xx, w, rows=rows.count)
     elif lin.blocks == 1:
         of = partial(dual.RowReader, rows.centred()[0], dual.sketched(lin.matrix(graph, np.float32), unit[0], rng))
     else:

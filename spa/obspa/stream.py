@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from spa.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.graph import Graph, Node
 from spa.runtime import load_session, run
@@ -206,3 +207,11 @@ class Stream:
         for name, change in other.edits.items():
             old = self.graph.array(name)
             self.replace(name, (old + change).astype(old.dtype))
+
+
+def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:
+    """A dense tensor's part that the pruned network has."""
+    for axis, expr in enumerate(axes or ()):
+        if kept.size(expr) != expr.size and value.shape[axis] == expr.size:
+            value = np.compress(kept.mask(expr), value, axis=axis)
+    return value

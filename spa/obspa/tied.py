@@ -6,22 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spa.axes import Axes, Kept
+from spa.axes import Kept
 from spa.coupling import Analysis
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
 from spa.obspa.score import places
-from spa.obspa.stream import Stream
-
-Array = np.ndarray
-
-
-def sliced(kept: Kept, axes: Axes | None, value: Array) -> Array:
-    """A dense tensor's part that the pruned network has."""
-    for axis, expr in enumerate(axes or ()):
-        if kept.size(expr) != expr.size and value.shape[axis] == expr.size:
-            value = np.compress(kept.mask(expr), value, axis=axis)
-    return value
+from spa.obspa.stream import Stream, sliced
 
 
 def joint(
