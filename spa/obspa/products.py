@@ -18,6 +18,10 @@ from spa.obspa.origin import Origin, origin
 from spa.obspa.stream import Stream, sliced
 
 Array = np.ndarray
+# What a relative error before a softmax weighs: the softmax and the residual sum behind it soften it. Found by
+# measuring the outputs of the digits' vision transformer with 70 % of its MACs gone: a distortion of 0.010 to 0.012 with 0.03 to
+# 0.1, of 0.020 to 0.024 with 0.3 and more.
+SOFTENED = 0.05
 ELEMENTS = 1 << 24  # of second moments that are held, sample by sample
 STEPS = 40  # of the conjugate gradients at most
 TOLERANCE = 1e-8  # of their residual
@@ -34,17 +38,20 @@ def observe(analysis: Analysis, stream: Stream, node: Node) -> list[Seen]:
     """The product as a reader of the axis that it sums over.
 
     Index j adds q_j k_jᵀ to the product. With a weight of one for each index, the second moments of these terms are the
-    elementwise product of QᵀQ and KᵀK, summed over samples and heads. The loss is relative to the product's energy.
+    elementwise product of QᵀQ and KᵀK, summed over samples and heads. The loss is relative to the product's energy,
+    and counts for less where a softmax follows.
     """
     axes = analysis.axes.get(node.inputs[0])
     if axes is None or len(axes) < 2 or len(analysis.axes.get(node.inputs[1], ())) < 2:
         return []
     h = np.zeros((axes[-1].size, axes[-1].size))
-    for q, k in _operands(stream, node, _into_softmax(analysis, node)):
+    softened = _into_softmax(analysis, node)
+    for q, k in _operands(stream, node, softened):
         both = (q.swapaxes(-1, -2) @ q) * (k @ k.swapaxes(-1, -2))
         h += both.sum(axis=tuple(range(both.ndim - 2)), dtype=np.float64)
     energy = float(h.sum())
-    w = np.full((1, 1, len(h)), 1 / np.sqrt(energy if energy > 0 else 1.0))
+    worth = (SOFTENED if softened else 1.0) / (energy if energy > 0 else 1.0)
+    w = np.full((1, 1, len(h)), np.sqrt(worth))
     return [Seen(partial(Reader, h[None], w), analysis.space.resolve(axes[-1]))]
 
 
