@@ -278,30 +278,30 @@ def test_weights_in_bfloat16_are_read_and_written_back() -> None:
 
 
 def siamese(rng: np.random.Generator, bias: str) -> ModelProto:
-    """Two inputs' halves through the same two layers, then their difference; biases are shared, own or absent.
+    """Two inputs' halves through the same two layers, then their difference; biases are shared, own or absent; a MatMul
+    gets none.
 
     The shared weights have more than 1024 elements, so that they are tied.
     """
     size = 40
-    weights = {"a": producer(rng, size, 30, 5), "b": rng.standard_normal((size, size)) / 6, "k": np.zeros(0)}
+    weights = {"a": producer(rng, size, 30, 5), "b": rng.standard_normal((size, size)) / 6}
     nodes = [helper.make_node("Split", ["x", "cut"], ["x0", "x1"], axis=1)]
     for i in range(2):
         weights[f"b_own{i}"] = rng.standard_normal(size)
-        bs = {"shared": ["b_own0"], "own": [f"b_own{i}"], "none": []}[bias]
+        bs = {"shared": ["b_own0"], "own": [f"b_own{i}"]}.get(bias, [])
         nodes += [
             helper.make_node("Gemm", [f"x{i}", "a"], [f"h{i}"], transB=1),
             helper.make_node("Relu", [f"h{i}"], [f"r{i}"]),
-            helper.make_node("Gemm", [f"r{i}", "b", *bs], [f"y{i}"]),
+            helper.make_node("MatMul" if bias == "no place" else "Gemm", [f"r{i}", "b", *bs], [f"y{i}"]),
             helper.make_node("Tanh", [f"y{i}"], [f"t{i}"]),
         ]
     nodes.append(helper.make_node("Sub", ["t0", "t1"], ["y"]))
-    del weights["k"]
     model = network(nodes, weights, ["n", 60], 2)
     model.graph.initializer.append(numpy_helper.from_array(np.array([30, 30], np.int64), "cut"))
     return model
 
 
-@pytest.mark.parametrize("bias", ["shared", "own", "none"])
+@pytest.mark.parametrize("bias", ["shared", "own", "none", "no place"])
 def test_weights_of_two_branches_are_refitted_together(bias: str) -> None:
     rng = np.random.default_rng(7)
     model = siamese(rng, bias)
@@ -315,7 +315,12 @@ def test_weights_of_two_branches_are_refitted_together(bias: str) -> None:
     few = np.sort(rng.permutation(40)[:20])
     small = rebuilt(model, "a[", few, x)[0]
     assert sum(t.name == "b" for t in small.graph.initializer) == 1
-    assert [n.input[1] for n in small.graph.node if n.op_type == "Gemm"] == ["a", "b", "a", "b"]
+    assert [n.input[1] for n in small.graph.node if len(n.input) > 1 and n.op_type in ("Gemm", "MatMul")] == [
+        "a",
+        "b",
+        "a",
+        "b",
+    ]
 
 
 def test_weights_that_another_operator_reads_stay_and_means_are_put_right() -> None:
@@ -638,3 +643,32 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     np.testing.assert_allclose(found[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
     _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
     assert error(after, want) < error(before, want)
+
+
+# -- what they share -------------------------------------------------------------------------------------------
+
+
+def test_a_channel_that_never_moves_goes_first_and_costs_nothing() -> None:
+    rng = np.random.default_rng(20)
+    x = rng.standard_normal((300, 6))
+    x[:, 4] = 0
+    w = rng.standard_normal((1, 3, 6))
+    columns = np.arange(6)[:, None]
+    by_moments = greedy([Reader((x.T @ x / 300)[None], w, columns)], 6)
+    by_rows = greedy([dual.RowReader(x[None].astype(np.float32), w.astype(np.float32), columns)], 6)
+    for curve in (by_moments, by_rows):
+        assert curve.order[0] == 4
+        assert curve.loss[1] < 1e-2 * curve.loss[2]
+
+
+def test_edits_of_a_cell_are_repeated_on_a_twin() -> None:
+    rng = np.random.default_rng(21)
+    model = cell_network("LSTM", rng, bias=False, last=True)
+    analysis = couple(Graph(model))
+    plan = make_plan(analysis, {group(analysis, "w["): np.array([0, 2, 3, 5])})
+    x = rng.standard_normal((9, 30, 5)).astype(np.float32)
+    first, second = surgery.apply(analysis, plan), surgery.apply(analysis, plan)
+    learnt = reconstruct(analysis, plan, first, [{"x": x}])
+    assert learnt.biases
+    Stream(second, None, ()).repeat(learnt)
+    np.testing.assert_allclose(outputs(second, x), outputs(first, x), atol=1e-5)

@@ -18,7 +18,7 @@ _LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqu
 
 @dataclass(frozen=True)
 class Origin:
-    """The product whose output channels an activation holds, unchanged but for scales of the whole.
+    """The product whose output channels (on its last axis) an activation holds, unchanged but for scales of the whole.
 
     Attributes:
         lin: the product.
@@ -52,13 +52,11 @@ def origin(analysis: Analysis, name: str) -> Origin | None:
             path.append(node)
             carried.append(node.inputs[operand])
     sums = [n for n in path if n.op == "Add"]
-    if lin.channel_axis is None or sums not in ([], path[-1:]) or (sums and lin.bias):
+    if lin.channel_axis != -1 or sums not in ([], path[-1:]) or (sums and lin.bias):
         return None
     bias = next((n for s in sums for n in s.inputs if n in graph.constants), lin.bias)
     shape = shapes[carried[-1]]
-    axis = lin.channel_axis % len(shape)
-    channels = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    values = {carried[-1]: np.broadcast_to(channels, shape)}
+    values = {carried[-1]: np.broadcast_to(np.arange(shape[-1]), shape)}
     for node, source in zip(reversed(path), reversed(carried), strict=False):
         values |= _through(analysis, node, values[source])
     if _read_elsewhere(analysis, path, carried, values):

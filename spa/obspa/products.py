@@ -19,8 +19,8 @@ from spa.obspa.stream import Stream, sliced
 
 Array = np.ndarray
 # What a relative error before a softmax weighs: the softmax and the residual sum behind it soften it. Found by
-# measuring the outputs of the digits' vision transformer with 70 % of its MACs gone: a distortion of 0.010 to 0.012 with 0.03 to
-# 0.1, of 0.020 to 0.024 with 0.3 and more.
+# measuring the outputs of the digits' vision transformer with 70 % of its MACs gone: a distortion of 0.010 to 0.012
+# with 0.03 to 0.1, of 0.020 to 0.024 with 0.3 and more.
 SOFTENED = 0.05
 ELEMENTS = 1 << 24  # of second moments that are held, sample by sample
 STEPS = 40  # of the conjugate gradients at most
@@ -58,7 +58,7 @@ def observe(analysis: Analysis, stream: Stream, node: Node) -> list[Seen]:
 def is_cut(analysis: Analysis, kept: Kept, node: Node) -> bool:
     """Whether pruning has removed indices that a product of two activations sums over."""
     axes = analysis.axes.get(node.inputs[0])
-    return bool(axes) and kept.touches(axes[-1:] if axes else ())
+    return axes is not None and kept.touches(axes[-1:])
 
 
 def refit(analysis: Analysis, kept: Kept, dense: Stream, small: Stream, node: Node, twin: Node, damping: float) -> None:
@@ -109,16 +109,16 @@ def refit(analysis: Analysis, kept: Kept, dense: Stream, small: Stream, node: No
 def _owns(graph: Graph, lin: Linear, bias: str | None) -> bool:
     """Whether nothing else reads a product's weights and bias."""
     alone = [lin.weight, *([bias] if bias else [])]
-    return all(n in graph.constants and len(graph.users[n]) == 1 for n in alone) and (
-        bias is None or prod(graph.constants[bias].dims) == prod(lin.size(graph)[:2])
-    )
+    if any(n not in graph.constants or len(graph.users[n]) != 1 for n in alone):
+        return False
+    width = lin.size(graph)[1]
+    dims = [width] if bias is None else list(graph.constants[bias].dims)
+    return dims[-1:] == [width] and prod(dims) == width
 
 
 def _pruned_channels(analysis: Analysis, kept: Kept, source: Origin, axes: Axes) -> Array:
     """The channel of each of the query's entries, counted in the pruned network."""
-    lin = source.lin
-    expr = analysis.axes[lin.node.outputs[0]][lin.channel_axis or 0]
-    number = np.cumsum(kept.mask(expr)) - 1
+    number = np.cumsum(kept.mask(analysis.axes[source.lin.node.outputs[0]][-1])) - 1
     return np.asarray(number[sliced(kept, axes, source.channels)])
 
 

@@ -121,11 +121,11 @@ def _refit(
     first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
     shift = _Shift.place(small, lin, after, everyone if first else [lin])
     if first:
-        one_bias = lin.bias is not None and len(small.graph.users[lin.bias]) > 1
+        one_mean = shift is None or (lin.bias is not None and len(small.graph.users[lin.bias]) > 1)
         others = [u for u in everyone if u.node is not lin.node]
         used = rows
         if others and isinstance(rows, Moments):
-            used = joint(analysis, kept, dense, rows, others, rng, one_bias and shift is not None)
+            used = joint(analysis, kept, dense, rows, others, rng, one_mean)
         fitted = _fit(used, matrix, damping, shift is not None)
         _store(small, lin, fitted)
     else:  # the weights are others', too: the mean alone can be put right
@@ -189,7 +189,8 @@ class _Shift:
                 return None
             dims = list(graph.constants[lin.bias].dims)
             readers = {n.index for n, _ in graph.users[lin.bias]}
-            if readers != {u.node.index for u in everyone} or dims[-1:] != [width] or prod(dims) != width:
+            shared = readers not in ({lin.node.index}, {u.node.index for u in everyone})
+            if shared or dims[-1:] != [width] or prod(dims) != width:
                 return None
             return cls(stream, lin.bias, 1 / lin.bias_scale, np.zeros(()))
         if after.mean is not None:

@@ -21,7 +21,7 @@ def joint(
     first: Moments,
     others: Sequence[Linear],
     rng: np.random.Generator,
-    one_bias: bool,
+    one_mean: bool,
 ) -> Moments:
     """Moments of all products that share their weights.
 
@@ -35,7 +35,7 @@ def joint(
         first: the moments of the first product.
         others: the other products, in the pruned network.
         rng: for the choice of places.
-        one_bias: whether they share their bias, too; else each has a mean of its own.
+        one_mean: whether one bias, or none, has to do for all of them; else each has its own.
     """
     ahead = dense.fork()
     parts = [first]
@@ -46,11 +46,11 @@ def joint(
         ahead.after(twin.node)
         name = twin.node.outputs[0]
         samples = sum(twin.samples(b[name].shape) for b in ahead.live)
-        rows = first if one_bias else Moments()
+        rows = first if one_mean else Moments()
         for batch in ahead.live:
             y = sliced(kept, analysis.axes.get(name), batch[name])
             x = sliced(kept, analysis.axes.get(twin.source), batch[twin.source])
             chosen = places(rng, lin, y.shape, samples, first.mean_x.shape[1])
             rows.add(lin.inputs(x, y.shape, dense.graph, chosen), lin.outputs(y, chosen))
         parts.append(rows)
-    return first if one_bias else Moments.about_own_means(parts)
+    return first if one_mean else Moments.about_own_means(parts)
