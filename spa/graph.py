@@ -208,11 +208,11 @@ class Graph:
         """Read a constant's value anew the next time: its message was changed."""
         self._arrays.pop(name, None)
 
-    def adopt(self, node: Node, tensor: TensorProto) -> None:
-        """Take in an initializer that a node's message has got as its last operand."""
+    def adopt(self, node: Node, tensor: TensorProto, operand: int) -> None:
+        """Take in an initializer that a node's message has got as an operand."""
         node.inputs = tuple(node.proto.input)
         self.initializers[tensor.name] = self.constants[tensor.name] = tensor
-        self.users[tensor.name] = [(node, len(node.inputs) - 1)]
+        self.users[tensor.name] = [(node, operand)]
 
 
 def tensor_array(tensor: TensorProto, base: Path | None = None) -> np.ndarray:

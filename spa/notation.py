@@ -151,7 +151,7 @@ def apply(op: Op, text: str, sizes: Mapping[str, int] | None = None) -> dict[str
         for have, want in zip(op.axes(position), bound.expand(operand, position), strict=True):
             op.unify(have, want)
     for position, operand in enumerate(pattern.outputs):
-        if operand.axes is not None and position < len(op.outputs):
+        if operand.axes is not None and position < len(op.outputs) and op.node.outputs[position]:
             op.set(position, bound.expand_output(operand, position))
     bound.reads_and_marks()
     return bound.letters

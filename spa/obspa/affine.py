@@ -28,19 +28,21 @@ class Tail:
     bias: str | None
 
 
-def tail(graph: Graph, node: Node, channels: int, channel_axis: int) -> Tail:
+def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> Tail:
     """Follow a node's output through constant scales and shifts to a residual sum.
 
     Args:
         graph: the network.
         node: a linear node.
         channels: of its output.
-        channel_axis: where they are: 1 or -1.
+        channel_axis: where they are: 1, or counted from the end; None where they are spread over several axes.
     """
     scale = np.ones(channels)
     mean = bias = None
+    if channel_axis is None:
+        return Tail(scale, None, mean, bias)
     name, first = node.outputs[0], True
-    from_right = len(graph.constants[node.inputs[1]].dims) - 1 if channel_axis == 1 else 1
+    from_right = len(graph.constants[node.inputs[1]].dims) - 1 if channel_axis == 1 else -channel_axis
     while True:
         users = graph.users.get(name, ())
         if len(users) != 1 or name in graph.outputs:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from onnx import ModelProto
 
 from spa.coupling import Analysis
 from spa.criteria.activation import signal
 from spa.obspa.affine import tail
-from spa.obspa.refit import Shift, layers, sliced
-from spa.obspa.stream import Feeds, Stream
+from spa.obspa.linear import linear
+from spa.obspa.refit import Shift, layers
+from spa.obspa.stream import Feeds, Stream, sliced
 from spa.plan import Plan
 
 
@@ -41,17 +43,22 @@ def compensate(
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     small = Stream(pruned, analysis.graph.base, batches, threads)
-    for _, lin in layers(analysis, kept, dense, small, progress):
-        small.after(lin.node)
-        name, axis = lin.node.outputs[0], lin.channel_axis
-        blocks, width, _ = lin.matrix(small.graph).shape
-        shift = Shift.place(small, lin, tail(small.graph, lin.node, blocks * width, axis))
+    for node, twin in layers(analysis, kept, dense, small):
+        lin = linear(small.graph, twin)
+        if lin is None or lin.channel_axis is None:
+            continue
+        progress("reconstruct", node.index / len(dense.graph.nodes))
+        dense.after(node)
+        small.after(twin)
+        name, axis = twin.outputs[0], lin.channel_axis
+        blocks, width, _ = lin.size(small.graph)
+        shift = Shift.place(small, lin, tail(small.graph, twin, blocks * width, axis), [lin])
         if shift is None:
             continue
         before = signal((sliced(kept, analysis.axes.get(name), b[name]) for b in dense.live), axis)
         change = before.mean - signal((b[name] for b in small.live), axis).mean
         shift.move(change)
-        if shift.name in lin.node.inputs:  # the layer has run already
+        if shift.name in twin.inputs:  # the layer has run already
             for batch in small.live:
-                batch[name] += change if axis == -1 else change.reshape(-1, *[1] * (batch[name].ndim - 2))
+                batch[name] += np.expand_dims(change, tuple(range(1, batch[name].ndim - axis % batch[name].ndim)))
     return small

@@ -7,11 +7,13 @@ from itertools import product
 from math import prod
 
 import numpy as np
+from numpy.typing import DTypeLike
 from onnx import TensorProto
 
 from spa.graph import Graph, Node
 
 Array = np.ndarray
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 @dataclass(frozen=True)
@@ -20,54 +22,53 @@ class Linear:
 
     Attributes:
         node: the node.
-        weight: the name of the weights.
+        source: the name of the inputs.
+        weight: the name of the weights; other nodes may read them, too (see :func:`uses`).
         bias: the name of the constant that is added to each output channel, or None.
         blocks: how many independent products (the groups of a convolution).
-        channel_axis: the axis of the output that carries the channels.
-        by_rows: whether a matrix product's weights have a row, not a column, for each output.
+        input_axes: the axes of the inputs that are summed over, in the order of the matrix' columns.
+        channel_axis: the axis of the output that carries the channels; None where there are several.
+        scale: what the weights are multiplied with (a Gemm's alpha).
+        bias_scale: what the bias is multiplied with (a Gemm's beta).
     """
 
     node: Node
+    source: str
     weight: str
     bias: str | None
     blocks: int
-    channel_axis: int
-    by_rows: bool = True
+    input_axes: tuple[int, ...]
+    channel_axis: int | None
+    scale: float = 1.0
+    bias_scale: float = 1.0
 
-    @property
-    def is_convolution(self) -> bool:
-        """Whether inputs are unfolded."""
-        return self.node.op == "Conv"
+    def size(self, graph: Graph) -> tuple[int, int, int]:
+        """Blocks, outputs and inputs of the matrix."""
+        raise NotImplementedError
 
-    def matrix(self, graph: Graph) -> Array:
-        """The weights as (blocks, outputs, inputs), float64; inputs are ordered as channel, then kernel place."""
-        w = graph.array(self.weight).astype(np.float64)
-        if self.is_convolution:
-            return w.reshape(self.blocks, w.shape[0] // self.blocks, -1)
-        return (w if self.by_rows else w.T)[None]
+    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
+        """The weights as (blocks, outputs, inputs); inputs are ordered as channel, then kernel place."""
+        raise NotImplementedError
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
         """The inverse of :meth:`matrix`, in the weights' own shape and type."""
-        old = graph.array(self.weight)
-        if self.is_convolution:
-            return matrix.reshape(old.shape).astype(old.dtype)
-        flat = matrix[0]
-        return np.ascontiguousarray(flat if self.by_rows else flat.T, dtype=old.dtype)
+        raise NotImplementedError
 
     def kernel_places(self, graph: Graph) -> int:
         """How many inputs of the matrix each input channel has."""
-        return prod(graph.constants[self.weight].dims[2:]) if self.is_convolution else 1
+        return 1
+
+    def samples(self, shape: tuple[int, ...]) -> int:
+        """How many samples (indices of the first axis that counts rows) an output of a shape has."""
+        raise NotImplementedError
 
     def places(self, shape: tuple[int, ...]) -> int:
-        """How many products one sample (one index of the first axis) has, from the output's shape."""
-        return prod(shape[2:]) if self.is_convolution else prod(shape[1:-1])
+        """How many products one sample has, from the output's shape."""
+        raise NotImplementedError
 
     def outputs(self, y: Array, chosen: Array) -> Array:
         """Output rows (blocks, samples · chosen, outputs) at the chosen places of every sample."""
-        if self.is_convolution:
-            flat = y.reshape(y.shape[0], self.blocks, y.shape[1] // self.blocks, -1)[..., chosen]
-            return flat.transpose(1, 0, 3, 2).reshape(self.blocks, -1, flat.shape[2])
-        return y.reshape(y.shape[0], -1, y.shape[-1])[:, chosen].reshape(1, -1, y.shape[-1])
+        raise NotImplementedError
 
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         """Input rows (blocks, samples · chosen, inputs) that make the output's chosen places.
@@ -78,80 +79,306 @@ class Linear:
             graph: for the kernel's size.
             chosen: flat indices of output places.
         """
-        if not self.is_convolution:
-            return x.reshape(x.shape[0], -1, x.shape[-1])[:, chosen].reshape(1, -1, x.shape[-1])
-        kernel = graph.constants[self.weight].dims[2:]
-        index, pads = _unfolding(self.node, tuple(kernel), x.shape[2:], shape[2:], chosen)
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Convolution(Linear):
+    """A Conv; the inputs of a row are unfolded."""
+
+    def size(self, graph: Graph) -> tuple[int, int, int]:
+        outputs, inputs, *kernel = graph.constants[self.weight].dims
+        return self.blocks, outputs // self.blocks, inputs * prod(kernel)
+
+    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
+        return graph.array(self.weight).astype(dtype, copy=False).reshape(self.size(graph))
+
+    def weights_from(self, matrix: Array, graph: Graph) -> Array:
+        old = graph.array(self.weight)
+        return matrix.reshape(old.shape).astype(old.dtype)
+
+    def kernel_places(self, graph: Graph) -> int:
+        return prod(graph.constants[self.weight].dims[2:])
+
+    def samples(self, shape: tuple[int, ...]) -> int:
+        return shape[0]
+
+    def places(self, shape: tuple[int, ...]) -> int:
+        return prod(shape[2:])
+
+    def outputs(self, y: Array, chosen: Array) -> Array:
+        flat = y.reshape(y.shape[0], self.blocks, y.shape[1] // self.blocks, -1)[..., chosen]
+        return flat.transpose(1, 0, 3, 2).reshape(self.blocks, -1, flat.shape[2])
+
+    def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
+        kernel = tuple(graph.constants[self.weight].dims[2:])
+        index, pads = self._unfolding(kernel, x.shape[2:], shape[2:], chosen)
         if any(map(any, pads)):
             x = np.pad(x, [(0, 0), (0, 0), *pads])
         rows = x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)[..., index]
         rows = rows.transpose(1, 0, 3, 2, 4)  # blocks, samples, places, channels, kernel
         return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
 
+    def _unfolding(
+        self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array
+    ) -> tuple[Array, list[tuple[int, int]]]:
+        """Flat indices (chosen, kernel places) into the padded input, and the pads of each axis."""
+        rank = len(kernel)
+        strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
+        given = self.node.attributes.get("pads") or [0] * 2 * rank
+        auto = self.node.attributes.get("auto_pad", "NOTSET")
+        pads = []
+        for i in range(rank):
+            reach = (out[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+            if auto in ("SAME_UPPER", "SAME_LOWER"):
+                total = max(reach - space[i], 0)
+                small, large = total // 2, total - total // 2
+                pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
+            else:
+                pads.append((given[i], given[rank + i]) if auto == "NOTSET" else (0, 0))
+        padded = [s + a + b for s, (a, b) in zip(space, pads, strict=True)]
+        steps = [prod(padded[i + 1 :]) for i in range(rank)]
+        at = np.unravel_index(chosen, out)
+        start = sum(p * stride * step for p, stride, step in zip(at, strides, steps, strict=True))
+        offsets = [
+            sum(k * d * s for k, d, s in zip(place, dilations, steps, strict=True))
+            for place in product(*map(range, kernel))
+        ]
+        return np.asarray(start)[:, None] + np.asarray(offsets)[None], pads
 
-def _unfolding(
-    node: Node, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array
-) -> tuple[Array, list[tuple[int, int]]]:
-    """Flat indices (chosen, kernel places) into the padded input, and the pads of each axis."""
-    rank = len(kernel)
-    strides = node.attributes.get("strides") or [1] * rank
-    dilations = node.attributes.get("dilations") or [1] * rank
-    given = node.attributes.get("pads") or [0] * 2 * rank
-    auto = node.attributes.get("auto_pad", "NOTSET")
-    pads = []
-    for i in range(rank):
-        reach = (out[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            total = max(reach - space[i], 0)
-            small, large = total // 2, total - total // 2
-            pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
-        else:
-            pads.append((given[i], given[rank + i]) if auto == "NOTSET" else (0, 0))
-    padded = [s + a + b for s, (a, b) in zip(space, pads, strict=True)]
-    steps = [prod(padded[i + 1 :]) for i in range(rank)]
-    at = np.unravel_index(chosen, out)
-    start = sum(p * stride * step for p, stride, step in zip(at, strides, steps, strict=True))
-    offsets = [
-        sum(k * d * s for k, d, s in zip(place, dilations, steps, strict=True))
-        for place in product(*map(range, kernel))
-    ]
-    return np.asarray(start)[:, None] + np.asarray(offsets)[None], pads
+
+@dataclass(frozen=True)
+class TransposedConvolution(Convolution):
+    """A ConvTranspose; inputs of a row are those that some tap of the kernel carries there, and zeros elsewhere."""
+
+    def size(self, graph: Graph) -> tuple[int, int, int]:
+        inputs, outputs, *kernel = graph.constants[self.weight].dims
+        return self.blocks, outputs, inputs // self.blocks * prod(kernel)
+
+    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
+        blocks, outputs, inputs = self.size(graph)
+        taps = self.kernel_places(graph)
+        w = graph.array(self.weight).astype(dtype, copy=False).reshape(blocks, inputs // taps, outputs, taps)
+        return w.transpose(0, 2, 1, 3).reshape(blocks, outputs, inputs)
+
+    def weights_from(self, matrix: Array, graph: Graph) -> Array:
+        old = graph.array(self.weight)
+        blocks, outputs, inputs = matrix.shape
+        taps = self.kernel_places(graph)
+        w = matrix.reshape(blocks, outputs, inputs // taps, taps).transpose(0, 2, 1, 3)
+        return w.reshape(old.shape).astype(old.dtype)
+
+    def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
+        kernel = tuple(graph.constants[self.weight].dims[2:])
+        index = self._origins(kernel, x.shape[2:], shape[2:], chosen)
+        flat = x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)
+        flat = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=3)  # what the index −1 finds
+        rows = flat[..., index].transpose(1, 0, 3, 2, 4)
+        return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
+
+    def _origins(self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array) -> Array:
+        """Flat indices (chosen, kernel places) into the input; −1 where a tap carries nothing to a place."""
+        rank = len(kernel)
+        strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
+        at = np.unravel_index(chosen, out)
+        taps = np.unravel_index(np.arange(prod(kernel)), kernel)
+        found = np.zeros((len(chosen), prod(kernel)), np.int64)
+        reached = np.ones(found.shape, bool)
+        for i in range(rank):
+            first = self._pad(i, rank, (kernel[i] - 1) * dilations[i] + (space[i] - 1) * strides[i] + 1 - out[i])
+            place, rest = np.divmod(at[i][:, None] + first - taps[i] * dilations[i], strides[i])
+            reached &= (rest == 0) & (place >= 0) & (place < space[i])
+            found = found * space[i] + place
+        return np.where(reached, found, -1)
+
+    def _pad(self, axis: int, rank: int, cut: int) -> int:
+        """How much is cut off an axis' front.
+
+        Args:
+            axis: which.
+            rank: how many.
+            cut: by how much the full output is longer than the output.
+        """
+        a = self.node.attributes
+        auto = a.get("auto_pad", "NOTSET")
+        if auto == "VALID" or (auto == "NOTSET" and not a.get("output_shape")):
+            return int((a.get("pads") or [0] * rank)[axis]) if auto == "NOTSET" else 0
+        total = max(cut + _steps(self.node, "output_padding", rank, 0)[axis], 0)
+        return total // 2 if auto == "SAME_UPPER" else total - total // 2
+
+
+@dataclass(frozen=True)
+class Product(Linear):
+    """A Gemm, MatMul or Einsum.
+
+    Attributes:
+        output_axes: the output's axes that the weights bring.
+        weight_axes: the weights' axes: those of the outputs, then those of the inputs.
+        row_axes: the output's other axes, in the order in which the inputs have them; None where that is their own.
+    """
+
+    output_axes: tuple[int, ...] = (-1,)
+    weight_axes: tuple[int, ...] = (1, 0)
+    row_axes: tuple[int, ...] | None = None
+
+    def size(self, graph: Graph) -> tuple[int, int, int]:
+        dims = [graph.constants[self.weight].dims[a] for a in self.weight_axes]
+        return 1, prod(dims[: len(self.output_axes)]), prod(dims[len(self.output_axes) :])
+
+    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
+        w = graph.array(self.weight).astype(dtype, copy=False).transpose(self.weight_axes).reshape(self.size(graph))
+        return w if self.scale == 1 else w * np.asarray(self.scale, w.dtype)
+
+    def weights_from(self, matrix: Array, graph: Graph) -> Array:
+        old = graph.array(self.weight)
+        w = matrix[0] if self.scale == 1 else matrix[0] / self.scale
+        w = w.reshape([old.shape[a] for a in self.weight_axes])
+        return np.ascontiguousarray(w.transpose(np.argsort(self.weight_axes)), dtype=old.dtype)
+
+    def samples(self, shape: tuple[int, ...]) -> int:
+        return next(iter(self._rows(shape)), 1)
+
+    def places(self, shape: tuple[int, ...]) -> int:
+        return prod(self._rows(shape)[1:])
+
+    def _rows(self, shape: tuple[int, ...]) -> list[int]:
+        return [shape[a] for a in _others(self.output_axes, len(shape), self.row_axes)]
+
+    def outputs(self, y: Array, chosen: Array) -> Array:
+        return _table(y, self.output_axes, chosen, self.row_axes)
+
+    def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
+        return _table(x, self.input_axes, chosen, None)
+
+
+def _others(axes: tuple[int, ...], rank: int, order: tuple[int, ...] | None) -> list[int]:
+    """The axes that are not given, in an order."""
+    if order is not None:
+        return list(order)
+    taken = {a % rank for a in axes}
+    return [a for a in range(rank) if a not in taken]
+
+
+def _table(value: Array, axes: tuple[int, ...], chosen: Array, order: tuple[int, ...] | None) -> Array:
+    """Rows of the given axes, (1, samples · chosen, their size)."""
+    rows = _others(axes, value.ndim, order)
+    value = value.transpose(*rows, *(a % value.ndim for a in axes))
+    width = prod(value.shape[len(rows) :])
+    return value.reshape(value.shape[0] if rows else 1, -1, width)[:, chosen].reshape(1, -1, width)
+
+
+def _steps(node: Node, name: str, rank: int, default: int = 1) -> list[int]:
+    return node.attributes.get(name) or [default] * rank
 
 
 def linear(graph: Graph, node: Node) -> Linear | None:
-    """The node as a matrix product, or None where it is none that can be refitted.
+    """The node as a matrix product, or None where it is none.
 
-    It must be a Conv, a Gemm (alpha and beta 1, no transA) or a MatMul with a matrix on its right, with float weights
-    that no other node reads; a Transpose may stand before a matrix.
+    It must be a Conv, a ConvTranspose, a Gemm, a MatMul with one constant matrix or an Einsum with one constant, with
+    float weights; a Transpose may stand before a matrix.
     """
-    if node.domain or node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    if node.domain or len(node.inputs) < 2:
         return None
-    weight, turned = _untransposed(graph, node.inputs[1])
-    tensor = graph.constants.get(weight)
-    if tensor is None or tensor.data_type != TensorProto.FLOAT or len(graph.users[weight]) != 1:
+    match node.op:
+        case "Conv" | "ConvTranspose":
+            found = _convolution(graph, node)
+        case "Gemm":
+            found = _gemm(graph, node)
+        case "MatMul":
+            found = _matmul(graph, node)
+        case "Einsum":
+            found = _einsum(graph, node)
+        case _:
+            return None
+    if found is None or graph.constants[found.weight].data_type not in FLOATS:
         return None
-    if weight in graph.outputs or node.inputs[0] in graph.constants:
+    return None if found.weight in graph.outputs or found.source in graph.constants else found
+
+
+def _bias(node: Node) -> str | None:
+    return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
+
+
+def _convolution(graph: Graph, node: Node) -> Linear | None:
+    if node.inputs[1] not in graph.constants:
         return None
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
-    if node.op == "Conv":
-        return None if turned else Linear(node, weight, bias, node.attributes.get("group", 1), 1)
-    if len(tensor.dims) != 2:
-        return None
+    kind = Convolution if node.op == "Conv" else TransposedConvolution
+    return kind(node, node.inputs[0], node.inputs[1], _bias(node), node.attributes.get("group", 1), (1,), 1)
+
+
+def _gemm(graph: Graph, node: Node) -> Linear | None:
+    weight, turned = _matrix(graph, node.inputs[1])
     a = node.attributes
-    if node.op == "Gemm" and (a.get("alpha", 1.0) != 1 or a.get("beta", 1.0) != 1 or a.get("transA", 0)):
+    alpha, beta = a.get("alpha", 1.0), a.get("beta", 1.0)
+    if weight is None or not alpha or not beta:
         return None
-    by_rows = bool(node.op == "Gemm" and a.get("transB", 0)) != turned
-    return Linear(node, weight, bias, 1, -1, by_rows)
+    axes = (0, 1) if bool(a.get("transB", 0)) != turned else (1, 0)
+    contracted = (0,) if a.get("transA", 0) else (1,)
+    return Product(node, node.inputs[0], weight, _bias(node), 1, contracted, -1, alpha, beta, weight_axes=axes)
 
 
-def _untransposed(graph: Graph, name: str) -> tuple[str, bool]:
-    """The constant behind a Transpose of a matrix that one node reads, and whether there was one."""
+def _matmul(graph: Graph, node: Node) -> Linear | None:
+    weight, turned = _matrix(graph, node.inputs[1])
+    if weight is not None:
+        return Product(node, node.inputs[0], weight, None, 1, (-1,), -1, weight_axes=(0, 1) if turned else (1, 0))
+    weight, turned = _matrix(graph, node.inputs[0])
+    if weight is None:
+        return None
+    axes = (1, 0) if turned else (0, 1)
+    return Product(node, node.inputs[1], weight, None, 1, (-2,), -2, output_axes=(-2,), weight_axes=axes)
+
+
+def _matrix(graph: Graph, name: str) -> tuple[str | None, bool]:
+    """The constant matrix that an operand is, or is the transpose of, and whether it is the transpose."""
     before = graph.producer.get(name)
-    if before is None or before.op != "Transpose" or before.domain or name in graph.outputs:
-        return name, False
-    source = before.inputs[0]
-    if len(graph.users[name]) != 1 or source not in graph.constants or len(graph.constants[source].dims) != 2:
-        return name, False
-    if before.attributes.get("perm", [1, 0]) != [1, 0]:
-        return name, False
-    return source, True
+    turned = before is not None and before.op == "Transpose" and not before.domain and name not in graph.constants
+    if before is not None and turned:
+        if name in graph.outputs or before.attributes.get("perm", [1, 0]) != [1, 0]:
+            return None, True
+        name = before.inputs[0]
+    tensor = graph.constants.get(name)
+    return (name if tensor is not None and len(tensor.dims) == 2 else None), turned
+
+
+def _einsum(graph: Graph, node: Node) -> Linear | None:
+    """``rows and inputs, inputs and outputs -> rows and outputs``, the letters of each in any order."""
+    left, arrow, y = node.attributes["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    constant = [i for i, n in enumerate(node.inputs) if n in graph.constants]
+    if not arrow or "." in left or len(terms) != 2 or len(constant) != 1:
+        return None
+    if any(len(set(t)) != len(t) for t in terms):
+        return None
+    w, x = terms[constant[0]], terms[1 - constant[0]]
+    inputs = [c for c in w if c in x and c not in y]
+    outputs = [c for c in w if c in y and c not in x]
+    rows = [c for c in x if c in y and c not in w]
+    if not inputs or sorted(inputs + outputs) != sorted(w) or sorted(rows + inputs) != sorted(x):
+        return None
+    return Product(
+        node,
+        node.inputs[1 - constant[0]],
+        node.inputs[constant[0]],
+        None,
+        1,
+        tuple(x.index(c) for c in inputs),
+        y.index(outputs[0]) - len(y) if len(outputs) == 1 else None,
+        output_axes=tuple(y.index(c) for c in outputs),
+        weight_axes=tuple(w.index(c) for c in outputs + inputs),
+        row_axes=tuple(y.index(c) for c in rows),
+    )
+
+
+def uses(graph: Graph, lin: Linear) -> list[Linear] | None:
+    """All products that the weights of one take part in, itself among them; None where something else reads them."""
+    if any(lin.weight in names for names in graph.captured.values()):
+        return None
+    found = []
+    for user, _ in graph.users[lin.weight]:
+        turned = user.op == "Transpose" and not user.domain
+        for node in [u for u, _ in graph.users.get(user.outputs[0], ())] if turned else [user]:
+            other = linear(graph, node)
+            if other is None or other.weight != lin.weight:
+                return None
+            found.append(other)
+    return found

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spa.errors import InvariantError
 
 Array = np.ndarray
+NOT_FINITE = "the activation statistics cannot be factored: they hold values that are not finite."
 
 
 class Moments:
     """Centred moments of input rows x and target rows t, accumulated batch by batch in float64.
 
-    Products are taken in float32 about the first batch's mean, so that a large mean costs no digits.
+    Products are taken in float32 (float64 where the rows are) about the first batch's mean, so that a large mean costs
+    no digits.
+
+    Args:
+        cross: whether products of targets and inputs are wanted.
 
     Attributes:
         count: how many rows were seen.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, cross: bool = True) -> None:
+        self.count, self.cross = 0, cross
         self._shift_x = self._shift_t = self._x = self._t = self._xx = self._tx = self._tt = np.zeros(())
 
     def add(self, x: Array, t: Array) -> None:
         """Add rows x of shape (blocks, rows, inputs) and t of shape (blocks, rows, outputs)."""
+        x, t = at_least_single(x), at_least_single(t)
         if not self.count:
             self._shift_x, self._shift_t = x.mean(axis=1, keepdims=True), t.mean(axis=1, keepdims=True)
         x, t = x - self._shift_x, t - self._shift_t
-        xt = x.transpose(0, 2, 1)
         self.count += x.shape[1]
         self._x = self._x + x.sum(axis=1, dtype=np.float64)
         self._t = self._t + t.sum(axis=1, dtype=np.float64)
-        self._xx = self._xx + np.matmul(xt, x).astype(np.float64)
-        self._tx = self._tx + np.matmul(t.transpose(0, 2, 1), x).astype(np.float64)
+        self._xx = self._xx + np.matmul(x.transpose(0, 2, 1), x).astype(np.float64)
+        if self.cross:
+            self._tx = self._tx + np.matmul(t.transpose(0, 2, 1), x).astype(np.float64)
         self._tt = self._tt + np.square(t).sum(axis=1, dtype=np.float64)
 
     @property
@@ -63,14 +71,51 @@ class Moments:
 
     def without_mean(self) -> Moments:
         """The same moments about zero, for fits that have no bias to move the mean into."""
+        x, t = self.mean_x, self.mean_t
         raw = Moments()
         raw.count = self.count
-        raw._shift_x, raw._shift_t = np.zeros_like(self._shift_x), np.zeros_like(self._shift_t)
-        raw._x, raw._t = np.zeros_like(self._x), np.zeros_like(self._t)
-        raw._xx = (self.xx + self.mean_x[:, :, None] * self.mean_x[:, None, :]) * self.count
-        raw._tx = (self.tx + self.mean_t[:, :, None] * self.mean_x[:, None, :]) * self.count
-        raw._tt = (self.tt + self.mean_t**2) * self.count
+        raw._set(self.xx + x[:, :, None] * x[:, None, :], self.tx + t[:, :, None] * x[:, None, :], self.tt + t**2)
         return raw
+
+    @staticmethod
+    def about_own_means(parts: Sequence[Moments]) -> Moments:
+        """Moments of several sets of rows as one, each set about its own mean."""
+        joint = Moments()
+        joint.count = sum(p.count for p in parts)
+        share = [p.count / joint.count for p in parts]
+        xx, tx, tt = (
+            sum(s * getattr(p, name) for s, p in zip(share, parts, strict=True)) for name in ("xx", "tx", "tt")
+        )
+        joint._set(xx, tx, tt)
+        return joint
+
+    def _set(self, xx: Array, tx: Array, tt: Array) -> None:
+        """Take over second moments, with means of zero."""
+        self._xx, self._tx, self._tt = xx * self.count, tx * self.count, tt * self.count
+        self._x, self._t = np.zeros(xx.shape[:2]), np.zeros(tt.shape)
+        self._shift_x, self._shift_t = self._x[:, None], self._t[:, None]
+
+
+def at_least_single(value: Array) -> Array:
+    """Half-precision values as float32, others as they are."""
+    return value if value.dtype in (np.float32, np.float64) else value.astype(np.float32)
+
+
+def cautious(damping: float, inputs: int, rows: int) -> float:
+    """A damping that grows with the ratio of unknowns to rows: fewer rows would fit noise."""
+    return damping * (1 + 10 * inputs / max(rows, 1))
+
+
+def motionless(energy: Array) -> Array:
+    """Which inputs never move, from the second moment of each, (blocks, inputs)."""
+    return np.asarray(energy <= 1e-12 * np.maximum(energy.max(axis=1, keepdims=True), 1e-30))
+
+
+def live_mean(energy: Array) -> Array:
+    """The mean second moment of the inputs that move, (blocks,); one where none does."""
+    moving = ~motionless(energy)
+    mean = np.where(moving, energy, 0.0).sum(axis=1) / np.maximum(moving.sum(axis=1), 1)
+    return np.where(mean > 0, mean, 1.0)
 
 
 def damped(h: Array, damping: float) -> tuple[Array, Array]:
@@ -88,16 +133,15 @@ def damped(h: Array, damping: float) -> tuple[Array, Array]:
     """
     eye = np.eye(h.shape[-1])
     diagonal = np.diagonal(h, axis1=1, axis2=2)
-    dead = diagonal <= 1e-12 * np.maximum(diagonal.max(axis=1, keepdims=True), 1e-30)
-    scale = np.where(dead, 0.0, diagonal).sum(axis=1) / np.maximum((~dead).sum(axis=1), 1)
-    scale = np.where(scale > 0, scale, 1.0)
+    dead = motionless(diagonal)
+    scale = live_mean(diagonal)
     base = h + np.where(dead, scale[:, None], 0.0)[:, :, None] * eye
     for _ in range(12):
         matrix = base + (damping * scale)[:, None, None] * eye
         if _factors(matrix):
             return matrix, damping * scale
         damping = max(damping, 1e-9) * 10
-    raise InvariantError("the activation statistics cannot be factored: they hold values that are not finite.")
+    raise InvariantError(NOT_FINITE)
 
 
 def _factors(matrix: Array) -> bool:

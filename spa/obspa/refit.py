@@ -8,17 +8,21 @@ branch has lost. Each fit is a closed-form least squares with the mean moved int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
+from math import prod
 
 import numpy as np
 from onnx import ModelProto
 
-from spa.axes import Axes, Kept
+from spa.axes import Kept
 from spa.coupling import Analysis
+from spa.graph import Node
+from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import Tail, tail
-from spa.obspa.linear import Linear, linear
-from spa.obspa.moments import Moments, least_squares
-from spa.obspa.score import places
-from spa.obspa.stream import Feeds, Stream
+from spa.obspa.linear import Linear, linear, uses
+from spa.obspa.moments import Moments, cautious, least_squares
+from spa.obspa.score import gatherer, places
+from spa.obspa.stream import Bias, Feeds, Stream, sliced
+from spa.obspa.tied import joint
 from spa.plan import Plan
 
 Array = np.ndarray
@@ -55,35 +59,31 @@ def reconstruct(
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     small = Stream(pruned, analysis.graph.base, batches, threads)
     rng = np.random.default_rng(seed)
-    for target, lin in layers(analysis, kept, dense, small, progress, nodes):
-        _refit(analysis, kept, dense, small, target, lin, rng, damping)
+    for node, twin in layers(analysis, kept, dense, small):
+        target, lin = linear(dense.graph, node), linear(small.graph, twin)
+        is_cell = recurrent.cell(small.graph, twin) is not None
+        is_cut = products.pair(small.graph, twin) is not None and products.is_cut(analysis, kept, node)
+        if (nodes is not None and node.index not in nodes) or not ((lin and target) or is_cell or is_cut):
+            continue
+        progress("reconstruct", node.index / len(dense.graph.nodes))
+        dense.after(node)
+        small.before(twin)
+        if lin is not None and target is not None:
+            _refit(analysis, kept, dense, small, target, lin, rng, damping)
+        elif is_cell:
+            recurrent.refit(analysis, kept, dense, small, node, twin, rng, damping)
+        else:
+            products.refit(analysis, kept, dense, small, node, twin, damping)
     return small
 
 
-def layers(
-    analysis: Analysis,
-    kept: Kept,
-    dense: Stream,
-    small: Stream,
-    progress: Callable[[str, float], None],
-    nodes: Set[int] | None = None,
-) -> Iterator[tuple[Linear, Linear]]:
-    """The linear layers that read something which pruning has changed, in the dense and in the pruned network.
-
-    Both networks run in lockstep: the dense one up to and with the layer, the pruned one up to it. Of ``nodes``, where
-    they are given, no others.
-    """
+def layers(analysis: Analysis, kept: Kept, dense: Stream, small: Stream) -> Iterator[tuple[Node, Node]]:
+    """Nodes with weights, and products, that read what pruning has changed, in the dense and in the pruned network."""
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
-        twin = small.graph.producer.get(node.outputs[0])
-        target = linear(dense.graph, node)
-        lin = None if twin is None else linear(small.graph, twin)
-        if lin is None or target is None or (nodes is not None and index not in nodes):
-            continue
-        progress("reconstruct", index / len(dense.graph.nodes))
-        dense.after(node)
-        small.before(lin.node)
-        yield target, lin
+        twin = small.graph.producer.get(next(o for o in node.outputs if o))
+        if twin is not None:
+            yield node, twin
 
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
@@ -100,14 +100,6 @@ def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     return found
 
 
-def sliced(kept: Kept, axes: Axes | None, value: Array) -> Array:
-    """A dense tensor's part that the pruned network has."""
-    for axis, expr in enumerate(axes or ()):
-        if kept.size(expr) != expr.size and value.shape[axis] == expr.size:
-            value = np.compress(kept.mask(expr), value, axis=axis)
-    return value
-
-
 def _refit(
     analysis: Analysis,
     kept: Kept,
@@ -120,28 +112,51 @@ def _refit(
 ) -> None:
     name = target.node.outputs[0]
     axes = analysis.axes.get(name)
-    matrix = lin.matrix(small.graph)
-    samples = sum(b[name].shape[0] for b in dense.live)
-    after = tail(small.graph, lin.node, matrix.shape[0] * matrix.shape[1], lin.channel_axis)
-    moments = Moments()
+    blocks, channels, inputs = lin.size(small.graph)
+    matrix = lin.matrix(small.graph, np.float64 if inputs <= dual.LARGEST else np.float32)
+    samples = sum(lin.samples(b[name].shape) for b in dense.live)
+    after = tail(small.graph, lin.node, blocks * channels, lin.channel_axis)
+    rows = gatherer(inputs, samples)
     for big, little in zip(dense.live, small.live, strict=True):
         y = sliced(kept, axes, big[name])
-        chosen = places(rng, lin, y.shape, samples, matrix.shape[2])
+        chosen = places(rng, lin, y.shape, samples, inputs)
         t = lin.outputs(y, chosen)
         t = t + _owed(kept, analysis, lin, after, big, little, chosen, y.shape)
-        moments.add(lin.inputs(little[lin.node.inputs[0]], y.shape, small.graph, chosen), t)
-    shift = Shift.place(small, lin, after)
-    used = moments if shift is not None else moments.without_mean()
-    # Fewer rows than unknowns would fit noise: the pull towards the given weights grows with their ratio.
-    fitted = least_squares(used, matrix, damping * (1 + 10 * matrix.shape[2] / moments.count))
-    weights = lin.weights_from(fitted, small.graph)
-    small.replace(lin.weight, weights)
-    if (turned := lin.node.inputs[1]) != lin.weight:  # the Transpose before the node has run already
-        for batch in small.live:
-            batch[turned] = weights.T
+        rows.add(lin.inputs(little[lin.source], y.shape, small.graph, chosen), t)
+    everyone = uses(small.graph, lin) or []
+    first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
+    shift = Shift.place(small, lin, after, everyone if first else [lin])
+    if first:
+        one_mean = shift is None or (lin.bias is not None and len(small.graph.users[lin.bias]) > 1)
+        others = [u for u in everyone if u.node is not lin.node]
+        used = rows
+        if others and isinstance(rows, Moments):
+            used = joint(analysis, kept, dense, rows, others, rng, one_mean)
+        fitted = _fit(used, matrix, damping, shift is not None)
+        _store(small, lin, fitted)
+    else:  # the weights are others', too: the mean alone can be put right
+        fitted = matrix
     if shift is not None:
-        constant = moments.mean_t - np.einsum("goi,gi->go", fitted, moments.mean_x)
+        constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
         shift.set(constant.reshape(-1))
+
+
+def _fit(rows: Moments | dual.Rows, prior: Array, damping: float, mean: bool) -> Array:
+    """The least squares of what was gathered, with the means left out where they can go into a bias."""
+    damping = cautious(damping, prior.shape[2], rows.count)
+    if isinstance(rows, dual.Rows):
+        return dual.least_squares(rows, prior, damping, mean)
+    return least_squares(rows if mean else rows.without_mean(), prior, damping)
+
+
+def _store(stream: Stream, lin: Linear, fitted: Array) -> None:
+    weights = lin.weights_from(fitted, stream.graph)
+    stream.replace(lin.weight, weights)
+    for user, _ in stream.graph.users[lin.weight]:
+        if user.op == "Transpose":  # it may have run already
+            for batch in stream.live:
+                if user.outputs[0] in batch:
+                    batch[user.outputs[0]] = weights.T
 
 
 def _owed(
@@ -172,36 +187,41 @@ class Shift:
     Attributes:
         stream: the network.
         name: of the constant vector.
-        sign: with which it enters the layer's output.
+        factor: a change of it per change of the layer's output.
         base: what it is where the layer's own constant is zero.
     """
 
-    def __init__(self, stream: Stream, name: str, sign: float, base: Array) -> None:
-        self.stream, self.name, self.sign, self.base = stream, name, sign, base
+    def __init__(self, stream: Stream, name: str, factor: float, base: Array) -> None:
+        self.stream, self.name, self.factor, self.base = stream, name, factor, base
 
     @classmethod
-    def place(cls, stream: Stream, lin: Linear, after: Tail) -> Shift | None:
-        """Find the place, or make it; None where there is none."""
-        graph = stream.graph
+    def place(cls, stream: Stream, lin: Linear, after: Tail, everyone: Sequence[Linear]) -> Shift | None:
+        """Find the place, or make it; None where there is none. ``everyone`` may share the layer's bias."""
+        graph, width = stream.graph, after.scale.size
         if lin.bias is not None:
-            if lin.bias in graph.constants and len(graph.users[lin.bias]) == 1 and graph.array(lin.bias).ndim == 1:
-                return cls(stream, lin.bias, 1.0, np.zeros(()))
-            return None
+            if lin.bias not in graph.constants:
+                return None
+            dims = list(graph.constants[lin.bias].dims)
+            readers = {n.index for n, _ in graph.users[lin.bias]}
+            shared = readers not in ({lin.node.index}, {u.node.index for u in everyone})
+            if shared or dims[-1:] != [width] or prod(dims) != width:
+                return None
+            return cls(stream, lin.bias, 1 / lin.bias_scale, np.zeros(()))
         if after.mean is not None:
             return cls(stream, after.mean, -1.0, graph.array(after.mean))
         if after.bias is not None:
             return cls(stream, after.bias, 1.0, graph.array(after.bias).reshape(-1))
-        if lin.node.op in ("Conv", "Gemm"):
-            width = lin.matrix(graph).shape[:2]
-            return cls(stream, stream.append_bias(lin.node, width[0] * width[1]), 1.0, np.zeros(()))
+        if lin.node.op in ("Conv", "ConvTranspose", "Gemm"):
+            name = stream.add_bias(lin.node, Bias((width,), lin.weight))
+            return cls(stream, name, 1 / lin.bias_scale, np.zeros(()))
         return None
 
     def set(self, constant: Array) -> None:
         """Store the layer's constant."""
         old = self.stream.graph.array(self.name)
-        self.stream.replace(self.name, (self.base + self.sign * constant).reshape(old.shape).astype(old.dtype))
+        self.stream.replace(self.name, (self.base + self.factor * constant).reshape(old.shape).astype(old.dtype))
 
     def move(self, change: Array) -> None:
         """Add to the layer's constant."""
         old = self.stream.graph.array(self.name)
-        self.stream.replace(self.name, (old + self.sign * change.reshape(old.shape)).astype(old.dtype))
+        self.stream.replace(self.name, (old + self.factor * change.reshape(old.shape)).astype(old.dtype))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 
 import numpy as np
 
+from spa.axes import product
 from spa.coupling import Analysis, Group
-from spa.criteria.places import channel_of
+from spa.graph import Node
+from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import tail
-from spa.obspa.curves import Curve, Reader, greedy
+from spa.obspa.curves import AnyReader, Curve, Reader, Seen, greedy
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
 from spa.obspa.stream import Feeds, Stream
@@ -25,10 +28,15 @@ ROWS = 40_000  # rows that a least-squares fit sees at most, or ten per unknown 
 def places(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
     """Output places of each sample to learn from, drawn without replacement."""
     total = lin.places(shape)
-    wanted = ceil(max(ROWS, 10 * inputs) / max(samples, 1))
+    wanted = ceil((max(ROWS, 10 * inputs) if inputs <= dual.LARGEST else dual.ROWS) / max(samples, 1))
     if wanted >= total:
         return np.arange(total)
     return np.sort(rng.choice(total, wanted, replace=False))
+
+
+def gatherer(inputs: int, samples: int, cross: bool = True) -> Moments | dual.Rows:
+    """What rows of a product are gathered in: their moments or, where these would be too large, some rows."""
+    return Moments(cross) if inputs <= dual.LARGEST else dual.Rows(ceil(samples / dual.ROWS))
 
 
 def curves(
@@ -46,7 +54,7 @@ def curves(
     divided by the energy of the sum that it goes into, so that they compare across the network.
 
     Returns:
-        By group name; groups none of whose readers is a float Conv, Gemm or MatMul are missing.
+        By group name; groups none of whose readers is understood (see :func:`observe`) are missing.
     """
     wanted: dict[int, list[Group]] = {}
     for group in groups:
@@ -56,21 +64,15 @@ def curves(
     stream = Stream(graph.model, graph.base, batches, threads)
     rng = np.random.default_rng(seed)
     last = {g.name: max((i for i in g.readers), default=-1) for g in groups}
-    pending: dict[str, list[Reader]] = {g.name: [] for g in groups}
+    pending: dict[str, list[AnyReader]] = {g.name: [] for g in groups}
     result: dict[str, Curve] = {}
     for index in sorted(wanted):
         progress("score", index / len(graph.nodes))
-        node = graph.nodes[index]
-        lin = linear(stream.graph, node)
-        if lin is not None:
-            stream.after(stream.graph.nodes[index])
-            moments, unit = _observe(stream, lin, rng)
-            h = moments.xx
-            w = lin.matrix(stream.graph) * unit.reshape(lin.blocks, -1, 1)
+        for seen in observe(analysis, stream, stream.graph.nodes[index], rng):
             for group in wanted[index]:
-                columns = columns_of(analysis, lin, group)
+                columns = seen.columns(group.dim, group.size)
                 if columns is not None:
-                    pending[group.name].append(Reader(h, w, columns))
+                    pending[group.name].append(seen.of(columns))
         for group in wanted[index]:
             if last[group.name] == index and pending[group.name]:
                 curve = greedy(pending.pop(group.name), group.size, damping=damping)
@@ -79,44 +81,58 @@ def curves(
     return result
 
 
-def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Moments, Array]:
-    """Moments of a reader, and what one unit of each output is worth (the root of it)."""
-    graph, node = stream.graph, lin.node
-    samples = sum(b[node.outputs[0]].shape[0] for b in stream.live)
-    size = lin.matrix(graph).shape[2]
-    after = tail(graph, node, stream.live[0][node.outputs[0]].shape[lin.channel_axis], lin.channel_axis)
-    moments, addend = Moments(), Moments()
+def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    """What a node reads, with the statistics of its inputs; nothing where it is no reader that is understood.
+
+    A matrix product with constant weights is one reader, a recurrent cell two (of its input and of its state), a
+    product of two activations one.
+    """
+    lin = linear(stream.graph, node)
+    if lin is not None:
+        stream.after(node)
+        return _linear(analysis, stream, lin, rng)
+    if recurrent.cell(stream.graph, node) is not None:
+        stream.after(node)
+        return recurrent.observe(analysis, stream, node, rng)
+    if products.pair(stream.graph, node) is not None:
+        stream.after(node)
+        return products.observe(analysis, stream, node)
+    return []
+
+
+def _linear(analysis: Analysis, stream: Stream, lin: Linear, rng: np.random.Generator) -> list[Seen]:
+    """A matrix product with constant weights as a reader."""
+    axes = analysis.axes.get(lin.source)
+    if axes is None:
+        return []
+    graph = stream.graph
+    rows, unit = _observe(stream, lin, rng)
+    if isinstance(rows, Moments):
+        w = lin.matrix(graph) * unit[:, :, None]
+        of: Callable[[Array], AnyReader] = partial(Reader, rows.xx, w, rows=rows.count)
+    elif lin.blocks == 1:
+        of = partial(dual.RowReader, rows.centred()[0], dual.sketched(lin.matrix(graph, np.float32), unit[0], rng))
+    else:
+        return []
+    inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
+    return [Seen(of, inputs, lin.blocks, lin.kernel_places(graph))]
+
+
+def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Moments | dual.Rows, Array]:
+    """Rows of a reader, and what one unit of each output is worth (the root of it), (blocks, outputs)."""
+    graph, name = stream.graph, lin.node.outputs[0]
+    samples = sum(lin.samples(b[name].shape) for b in stream.live)
+    blocks, channels, size = lin.size(graph)
+    after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
+    rows, addend = gatherer(size, samples, cross=False), Moments(cross=False)
     for batch in stream.live:
-        x, y = batch[node.inputs[0]], batch[node.outputs[0]]
+        x, y = batch[lin.source], batch[name]
         chosen = places(rng, lin, y.shape, samples, size)
-        t = lin.outputs(y, chosen)
-        moments.add(lin.inputs(x, y.shape, graph, chosen), t)
+        rows.add(lin.inputs(x, y.shape, graph, chosen), lin.outputs(y, chosen))
         if after.addend in batch and batch[after.addend].shape == y.shape:
             s = lin.outputs(batch[after.addend], chosen)
-            addend.add(s, s[:, :, :1])
-    energy = float((np.square(after.scale) * moments.tt.reshape(-1)).sum())
+            addend.add(s[:, :, :1], s)
+    energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
     if addend.count:
-        energy += float(np.diagonal(addend.xx, axis1=1, axis2=2).sum())
-    return moments, after.scale / np.sqrt(energy if energy > 0 else 1.0)
-
-
-def columns_of(analysis: Analysis, lin: Linear, group: Group) -> Array | None:
-    """The inputs (columns of the matrix) of each channel of a group, (channels, inputs of a channel), −1 pads."""
-    axes = analysis.axes.get(lin.node.inputs[0])
-    if axes is None:
-        return None
-    channel = channel_of(analysis.space.resolve(axes[lin.channel_axis]), group.dim)
-    blocks = channel.reshape(lin.blocks, -1)
-    if lin.blocks > 1 and not (blocks == blocks[0]).all():
-        return None
-    channel = blocks[0]
-    counts = np.bincount(channel[channel >= 0], minlength=group.size)
-    if not counts.any():
-        return None
-    order = np.argsort(np.where(channel < 0, group.size, channel), kind="stable")[: counts.sum()]
-    columns = np.full((group.size, counts.max()), -1)
-    rank = np.arange(order.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    columns[np.repeat(np.arange(group.size), counts), rank] = order
-    shape = lin.kernel_places(analysis.graph)
-    spread = columns[:, :, None] * shape + np.arange(shape)
-    return np.where(columns[:, :, None] < 0, -1, spread).reshape(group.size, -1)
+        energy += float(addend.tt.sum())
+    return rows, after.scale.reshape(blocks, channels) / np.sqrt(energy if energy > 0 else 1.0)

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from spa.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.graph import Graph, Node
 from spa.runtime import load_session, run
 
 MEMORY = 1 << 30
 Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias that a node is given.
+
+    Attributes:
+        shape: its shape.
+        like: the constant whose type it has.
+        operand: which of the node's operands it becomes.
+    """
+
+    shape: tuple[int, ...]
+    like: str
+    operand: int = 2
 
 
 class Stream:
@@ -32,7 +50,7 @@ class Stream:
         at: the index of the next node to run.
         live: for each batch the tensors that nodes from ``at`` on may read.
         edits: what was added to constants so far, by name.
-        biases: names of the biases that nodes were given, by the node's first output.
+        biases: those that nodes were given, by the node's first output.
     """
 
     def __init__(
@@ -46,7 +64,7 @@ class Stream:
         self.graph = Graph(model, base)
         self.threads, self.memory = threads, memory
         self.edits: dict[str, np.ndarray] = {}
-        self.biases: dict[str, str] = {}
+        self.biases: dict[str, Bias] = {}
         self.at = 0
         self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
         self._last: dict[str, int] = {}
@@ -68,6 +86,26 @@ class Stream:
         """Run the rest; the outputs of each batch."""
         self._run(len(self.graph.nodes))
         return [{n: b[n] for n in self.graph.outputs} for b in self.live]
+
+    def fork(self) -> Stream:
+        """A stream of the same network that goes on from here by itself."""
+        ahead = copy(self)
+        ahead.live = [dict(b) for b in self.live]
+        return ahead
+
+    def value(self, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A constant, or a tensor that a batch holds."""
+        return self.graph.array(name) if name in self.graph.constants else batch[name]
+
+    def probe(self, node: Node, output: int) -> list[np.ndarray]:
+        """One output of a node whose inputs are held, for each batch, whether or not the network asks for it."""
+        proto = NodeProto()
+        proto.CopyFrom(node.proto)
+        proto.output[output] = name = proto.output[output] or "spa_probe"
+        alone = [Node(proto, node.index, node.version)]
+        inputs = self._inputs(alone, set())
+        session = load_session(self._part(alone, inputs, [name]), threads=self.threads)
+        return [run(session, {n: batch[n] for n in inputs})[0] for batch in self.live]
 
     def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
         nodes = [n for n in self.graph.nodes[self.at : end] if n.outputs and n.outputs[0] not in self.graph.constants]
@@ -95,9 +133,9 @@ class Stream:
         if not value.nbytes or held + value.nbytes <= self.memory:
             return value
         with tempfile.TemporaryFile() as file:
-            copy = np.memmap(file, dtype=value.dtype, shape=value.shape, mode="w+")
-        copy[...] = value
-        return copy
+            stored = np.memmap(file, dtype=value.dtype, shape=value.shape, mode="w+")
+        stored[...] = value
+        return stored
 
     def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
@@ -121,30 +159,44 @@ class Stream:
     def replace(self, name: str, value: np.ndarray) -> None:
         """Give a constant another value, here and in the message."""
         tensor = self.graph.constants[name]
-        change = value.astype(np.float64) - self.graph.array(name)
+        old = self.graph.array(name)
+        change = value - old.astype(np.promote_types(old.dtype, np.float32), copy=False)
         self.edits[name] = self.edits.get(name, 0.0) + change
         new = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
         tensor.CopyFrom(new)
         self.graph.forget(name)
 
-    def append_bias(self, node: Node, width: int) -> str:
-        """Give a Conv or Gemm that has none a bias of zeros; its name."""
-        name = f"{node.outputs[0]}_bias"
+    def add_bias(self, node: Node, bias: Bias) -> str:
+        """Give a node that has no bias one of zeros; its name."""
+        output = next(o for o in node.outputs if o)
+        name = f"{output}_bias"
         while name in self.graph.users or name in self.graph.constants or name in self.graph.producer:
             name += "_"
-        self.graph.model.graph.initializer.append(numpy_helper.from_array(np.zeros(width, np.float32), name))
-        del node.proto.input[2:]
-        node.proto.input.append(name)
-        self.biases[node.outputs[0]] = name
-        self.graph.adopt(node, self.graph.model.graph.initializer[-1])
+        zeros = np.zeros(bias.shape, self.graph.array(bias.like).dtype)
+        self.graph.model.graph.initializer.append(numpy_helper.from_array(zeros, name))
+        operands = [*node.inputs, *[""] * (bias.operand + 1 - len(node.inputs))]
+        operands[bias.operand] = name
+        del node.proto.input[:]
+        node.proto.input.extend(operands)
+        self.biases[output] = bias
+        self.graph.adopt(node, self.graph.model.graph.initializer[-1], bias.operand)
         return name
 
     def repeat(self, other: Stream) -> None:
         """Make the same edits to this network as were made to a twin of it, which differs only in constants."""
         producer = self.graph.producer
-        for output, name in other.biases.items():
-            if self.append_bias(producer[output], other.edits[name].size) != name:
+        for output, bias in other.biases.items():
+            name = other.graph.producer[output].inputs[bias.operand]
+            if self.add_bias(producer[output], bias) != name:
                 raise InvariantError(f"the twin of {producer[output].label} has another bias.")
         for name, change in other.edits.items():
             old = self.graph.array(name)
             self.replace(name, (old + change).astype(old.dtype))
+
+
+def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:
+    """A dense tensor's part that the pruned network has."""
+    for axis, expr in enumerate(axes or ()):
+        if kept.size(expr) != expr.size and value.shape[axis] == expr.size:
+            value = np.compress(kept.mask(expr), value, axis=axis)
+    return value

@@ -1,0 +1,106 @@
+"""Where an activation's entries come from: which output channel of which product with weights each of them is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from spa.coupling import Analysis
+from spa.graph import Node
+from spa.obspa.linear import Linear, linear
+from spa.shape_values import FOLDERS
+
+Array = np.ndarray
+_LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Identity"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The product whose output channels (on its last axis) an activation holds, unchanged but for scales of the whole.
+
+    Attributes:
+        lin: the product.
+        bias: the name of the constant that is added to its channels, or None.
+        channels: the channel of each entry; axes along which the channels do not differ have one index.
+    """
+
+    lin: Linear
+    bias: str | None
+    channels: Array
+
+
+def origin(analysis: Analysis, name: str) -> Origin | None:
+    """Follow an activation back to a product with constant weights, through nothing but layout, scales and a bias.
+
+    None where something else stands between, or where another node reads the channels on their way.
+    """
+    graph, shapes = analysis.graph, analysis.points.first.shape
+    path: list[Node] = []
+    carried = [name]
+    lin = None
+    while lin is None:
+        node = graph.producer.get(carried[-1])
+        if node is None or node.domain or carried[-1] in graph.outputs:
+            return None
+        lin = linear(graph, node)
+        if lin is None:
+            operand = _carrier(analysis, node)
+            if operand is None:
+                return None
+            path.append(node)
+            carried.append(node.inputs[operand])
+    sums = [n for n in path if n.op == "Add"]
+    if lin.channel_axis != -1 or sums not in ([], path[-1:]) or (sums and lin.bias):
+        return None
+    bias = next((n for s in sums for n in s.inputs if n in graph.constants), lin.bias)
+    shape = shapes[carried[-1]]
+    values = {carried[-1]: np.broadcast_to(np.arange(shape[-1]), shape)}
+    for node, source in zip(reversed(path), reversed(carried), strict=False):
+        values |= _through(analysis, node, values[source])
+    if _read_elsewhere(analysis, path, carried, values):
+        return None
+    found = values[name]
+    for i in range(found.ndim - 1):
+        if (found == found.take([0], axis=i)).all():
+            found = found.take([0], axis=i)
+    return Origin(lin, bias, found)
+
+
+def _carrier(analysis: Analysis, node: Node) -> int | None:
+    """The operand whose channels a node hands on as they are; None where it changes them."""
+    if node.op in _LAYOUT:
+        return 0
+    if node.op not in ("Add", "Mul", "Div"):
+        return None
+    for operand, other in ((0, node.inputs[1]), (1, node.inputs[0])):
+        single = prod(analysis.points.first.shape.get(other, (0,))) == 1
+        if (node.op == "Add" and other in analysis.graph.constants) or (
+            single and (node.op == "Mul" or (node.op == "Div" and operand == 0))
+        ):
+            return operand
+    return None
+
+
+def _through(analysis: Analysis, node: Node, value: Array) -> dict[str, Array]:
+    """A node's outputs when its first operand is a value; the others are control values."""
+    if node.op not in _LAYOUT:
+        return {node.outputs[0]: value}
+    known = analysis.points.first.value
+    results = FOLDERS[node.op](node, [value, *(known.get(n) for n in node.inputs[1:])]) or []
+    return dict(zip(node.outputs, results, strict=True))
+
+
+def _read_elsewhere(analysis: Analysis, path: list[Node], carried: list[str], values: dict[str, Array]) -> bool:
+    """Whether channels that arrive are also read by nodes beside the path."""
+    graph = analysis.graph
+    others = [v for n, v in values.items() if n not in carried]
+    for name in carried[1:]:
+        if any(name in names for names in graph.captured.values()):
+            return True
+        for user, _ in graph.users[name]:
+            if user in path or user.op in ("Shape", "Size"):
+                continue
+            others += _through(analysis, user, values[name]).values() if user.op in _LAYOUT else [values[name]]
+    return len(graph.users[carried[0]]) != 1 or any(np.isin(o, values[carried[0]]).any() for o in others)

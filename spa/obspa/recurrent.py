@@ -1,0 +1,173 @@
+"""Recurrent cells as readers: of their input, through W, and of their own last state, through R."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
+
+import numpy as np
+
+from spa.axes import Kept
+from spa.coupling import Analysis
+from spa.graph import Graph, Node
+from spa.obspa.curves import Reader, Seen
+from spa.obspa.linear import FLOATS
+from spa.obspa.moments import Moments, cautious, least_squares
+from spa.obspa.stream import Bias, Stream
+from spa.rules.recurrent import GATES
+
+Array = np.ndarray
+W, R, B, INITIAL = 1, 2, 3, 5  # operands
+ROWS = 40_000  # steps that are looked at
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An RNN, GRU or LSTM with constant weights of its own.
+
+    Its gates' sums are linear in the input and the last state. In the GRU's last gate the reset gate multiplies the
+    last state, or what R makes of it; that factor is left out.
+
+    Attributes:
+        node: the node.
+        reverse: for each direction whether it runs from the last step to the first.
+        batch_first: whether the batch is the first axis.
+    """
+
+    node: Node
+    reverse: tuple[bool, ...]
+    batch_first: bool
+
+    def inputs(self, x: Array) -> Array:
+        """Rows of the input, (1, steps · batch, inputs), step by step."""
+        x = x.swapaxes(0, 1) if self.batch_first else x
+        return x.reshape(1, -1, x.shape[-1])
+
+    def states(self, y: Array, initial: Array | None) -> Array:
+        """Rows of the last states, (directions, steps · batch, hidden), step by step.
+
+        Args:
+            y: the states of all steps, as the node gives them.
+            initial: the states before the first step; zeros if None.
+        """
+        if self.batch_first:
+            y = y.transpose(1, 2, 0, 3)
+            initial = None if initial is None else initial.swapaxes(0, 1)
+        steps, directions, batch, hidden = y.shape
+        last = np.zeros((directions, steps, batch, hidden), y.dtype)
+        for i, backwards in enumerate(self.reverse):
+            first = 0.0 if initial is None else initial[i]
+            if backwards:
+                last[i, :-1], last[i, -1] = y[1:, i], first
+            else:
+                last[i, 1:], last[i, 0] = y[:-1, i], first
+        return last.reshape(directions, -1, hidden)
+
+
+def cell(graph: Graph, node: Node) -> Cell | None:
+    """The node as a recurrent cell, or None where it is none or its weights are not constants of its own."""
+    if node.domain or node.op not in GATES:
+        return None
+    for name in node.inputs[W : R + 1]:
+        tensor = graph.constants.get(name)
+        if tensor is None or tensor.data_type not in FLOATS or len(graph.users[name]) != 1 or name in graph.outputs:
+            return None
+    direction = node.attributes.get("direction", "forward")
+    reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    return Cell(node, reverse, bool(node.attributes.get("layout", 0)))
+
+
+def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    """The cell as a reader of its input and as a reader of its last state, both in units of its gates' sums."""
+    found = cell(stream.graph, node)
+    law = analysis.laws[node.index]
+    x_axes, r_axes = law.inputs[0], law.inputs[R]
+    if found is None or x_axes is None or r_axes is None:
+        return []
+    x, h = Moments(cross=False), Moments(cross=False)
+    for inputs, states, _ in _rows(stream, found, rng):
+        x.add(inputs, inputs)
+        h.add(states, states)
+    w, r = (stream.graph.array(node.inputs[i]).astype(np.float64) for i in (W, R))
+    w = w.reshape(1, -1, w.shape[2])
+    energy = sum(float(np.einsum("goi,gij,goj->", m, s.xx, m, optimize=True)) for m, s in ((w, x), (r, h)))
+    unit = 1 / np.sqrt(energy if energy > 0 else 1.0)
+    resolve = analysis.space.resolve
+    return [
+        Seen(partial(Reader, x.xx, w * unit, rows=x.count), resolve(x_axes[2])),
+        Seen(partial(Reader, h.xx, r * unit, rows=h.count), resolve(r_axes[2])),
+    ]
+
+
+def refit(
+    analysis: Analysis,
+    kept: Kept,
+    dense: Stream,
+    small: Stream,
+    node: Node,
+    twin: Node,
+    rng: np.random.Generator,
+    damping: float,
+) -> None:
+    """Refit W and R of a pruned cell to the sums of the dense one's gates; what they miss on average goes into B.
+
+    Both networks stand at the cell. W learns from the pruned network's input. R learns from the dense network's states,
+    as far as they are kept: the pruned ones depend on the fit.
+
+    Args:
+        analysis: the dense network.
+        kept: what was pruned.
+        dense: its stream, with the node's inputs held.
+        small: the pruned network's stream, likewise.
+        node: the dense network's cell.
+        twin: the pruned network's cell.
+        rng: for the choice of steps.
+        damping: λ, a fraction of the mean variance of the inputs.
+    """
+    big, little = cell(dense.graph, node), cell(small.graph, twin)
+    law = analysis.laws[node.index]
+    w_axes, r_axes = law.inputs[W], law.inputs[R]
+    if big is None or little is None or w_axes is None or r_axes is None:
+        return
+    gates, units = kept.mask(w_axes[1]), kept.mask(r_axes[2])
+    old_w, old_r = (dense.graph.array(node.inputs[i])[:, gates] for i in (W, R))
+    w, r = (small.graph.array(twin.inputs[i]).astype(np.float64) for i in (W, R))
+    inputs, states = Moments(), Moments()
+    for batch, (x, h, chosen) in zip(small.live, _rows(dense, big, rng), strict=True):
+        inputs.add(little.inputs(batch[twin.inputs[0]])[:, chosen], x @ old_w.reshape(-1, old_w.shape[2]).T)
+        states.add(h[..., units], h @ old_r.swapaxes(1, 2))
+    bias = _bias(small, twin, w.shape[:2])
+    constants = []
+    for operand, old, seen in ((W, w, inputs), (R, r, states)):
+        used = seen if bias is not None else seen.without_mean()
+        matrix = old.reshape(seen.mean_x.shape[0], -1, old.shape[2])
+        fitted = least_squares(used, matrix, cautious(damping, old.shape[2], seen.count))
+        constants.append((seen.mean_t - np.einsum("goi,gi->go", fitted, seen.mean_x)).reshape(old.shape[:2]))
+        small.replace(twin.inputs[operand], fitted.reshape(old.shape).astype(old_w.dtype))
+    if bias is not None:
+        value = small.graph.array(bias)
+        small.replace(bias, (value + np.concatenate(constants, axis=1)).astype(value.dtype))
+
+
+def _rows(stream: Stream, found: Cell, rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
+    """For each batch rows of the input, the last states of the same steps, and which rows they are of all."""
+    node = found.node
+    has_initial = len(node.inputs) > INITIAL and node.inputs[INITIAL]
+    share = ROWS / sum(prod(b[node.inputs[0]].shape[:2]) for b in stream.live)
+    for batch, y in zip(stream.live, stream.probe(node, 0), strict=True):
+        x = found.inputs(batch[node.inputs[0]])
+        h = found.states(y, stream.value(node.inputs[INITIAL], batch) if has_initial else None)
+        total = x.shape[1]
+        chosen = np.sort(rng.choice(total, ceil(min(share, 1) * total), replace=False))
+        yield x[:, chosen], h[:, chosen], chosen
+
+
+def _bias(stream: Stream, node: Node, size: tuple[int, ...]) -> str | None:
+    """The cell's bias, made of zeros if there is none; None where it cannot be changed."""
+    name = node.inputs[B] if len(node.inputs) > B else ""
+    if not name:
+        return stream.add_bias(node, Bias((size[0], 2 * size[1]), node.inputs[W], B))
+    own = name in stream.graph.constants and len(stream.graph.users[name]) == 1
+    return name if own else None

@@ -1,0 +1,674 @@
+"""Each kind of reader against brute force: its statistics, its curve, and its fit where the answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from spa import surgery
+from spa.coupling import couple
+from spa.graph import Graph
+from spa.obspa import dual, products
+from spa.obspa.curves import Reader, greedy
+from spa.obspa.linear import linear, uses
+from spa.obspa.moments import Moments, least_squares
+from spa.obspa.recurrent import cell
+from spa.obspa.refit import reconstruct
+from spa.obspa.score import curves
+from spa.obspa.stream import Stream
+from spa.plan import make_plan
+from tests.test_obspa import group, network, outputs
+
+Array = np.ndarray
+
+
+def rebuilt(
+    model: ModelProto, name: str, kept: Array, x: Array, damping: float = 1e-3, batch_axis: int = 0
+) -> tuple[ModelProto, Array, Array, Array]:
+    """The refitted model; outputs of the dense network, of the pruned one and of the refitted one."""
+    analysis = couple(Graph(model))
+    plan = make_plan(analysis, {group(analysis, name): kept})
+    pruned = surgery.apply(analysis, plan)
+    before = outputs(pruned, x)
+    halves = [{"x": part} for part in np.array_split(x, 2, axis=batch_axis)]
+    reconstruct(analysis, plan, pruned, halves, damping=damping)
+    onnx.checker.check_model(pruned)
+    return pruned, outputs(model, x), before, outputs(pruned, x)
+
+
+def error(a: Array, b: Array) -> float:
+    return float(np.square(a.astype(np.float64) - b.astype(np.float64)).sum())
+
+
+def check_reader(
+    model: ModelProto, name: str, gone: int, size: int, x: Array, atol: float = 2e-4, batch_axis: int = 0
+) -> None:
+    """A channel that others replace is restored; with half of the channels gone, a fit never harms; scores agree."""
+    kept = np.delete(np.arange(size), gone)
+    _, want, before, after = rebuilt(model, name, kept, x, 1e-8, batch_axis)
+    scale = np.abs(want).max()
+    assert np.abs(before - want).max() > 1e-2 * scale
+    np.testing.assert_allclose(after, want, atol=atol * scale)
+    few = np.sort(np.random.default_rng(1).permutation(size)[: size // 2])
+    _, want, before, after = rebuilt(model, name, few, x, 1e-3, batch_axis)
+    assert error(after, want) < error(before, want)
+    analysis = couple(Graph(model))
+    found = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
+    assert found.loss[1] < 1e-2 * found.loss[-1]
+    assert found.order[0] in (gone, PARTNER)
+
+
+PARTNER = 2  # of the channel that is redundant
+
+
+def producer(rng: np.random.Generator, rows: int, columns: int, gone: int) -> Array:
+    """Weights with an output for each row, one of which is another one, tripled: so it is behind a Relu."""
+    w = rng.standard_normal((rows, columns))
+    w[gone] = 3 * w[PARTNER]
+    return w
+
+
+def form_network(form: str, rng: np.random.Generator) -> tuple[ModelProto, str]:
+    """x [n 6] -> nine channels -> Relu -> a reader of some form -> y."""
+    a = producer(rng, 9, 6, 5)
+    weights: dict[str, Array] = {"a": a, "c": rng.standard_normal(4)}
+    left = [
+        helper.make_node("Transpose", ["x"], ["xt"]),
+        helper.make_node("MatMul", ["a", "xt"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+    ]
+    right = [helper.make_node("Gemm", ["x", "a"], ["h"], transB=1), helper.make_node("Relu", ["h"], ["r"])]
+    match form:
+        case "alpha and beta":
+            weights["b"] = rng.standard_normal((4, 9))
+            tail = [helper.make_node("Gemm", ["r", "b", "c"], ["y"], transB=1, alpha=0.5, beta=-2.0)]
+            return network(right + tail, weights, ["n", 6], 2), "a["
+        case "alpha, no bias":
+            weights["b"] = rng.standard_normal((9, 4))
+            return network([*right, helper.make_node("Gemm", ["r", "b"], ["y"], alpha=3.0)], weights, ["n", 6], 2), "a["
+        case "bias of two axes":
+            weights |= {"b": rng.standard_normal((9, 4)), "c": rng.standard_normal((1, 4))}
+            return network([*right, helper.make_node("Gemm", ["r", "b", "c"], ["y"])], weights, ["n", 6], 2), "a["
+        case "transA":
+            weights["b"] = rng.standard_normal((9, 4))
+            return network(
+                [*left, helper.make_node("Gemm", ["r", "b", "c"], ["y"], transA=1)], weights, ["n", 6], 2
+            ), "a["
+        case "constant on the left":
+            weights |= {"b": rng.standard_normal((4, 9)), "c": rng.standard_normal((4, 1))}
+            tail = [helper.make_node("MatMul", ["b", "r"], ["m"]), helper.make_node("Add", ["m", "c"], ["y"])]
+            return network(left + tail, weights, ["n", 6], 2), "a["
+        case "Einsum":
+            weights["b"] = rng.standard_normal((9, 4))
+            tail = [helper.make_node("Einsum", ["r", "b"], ["m"], equation="nk,ko->no")]
+            return network([*right, *tail, helper.make_node("Add", ["m", "c"], ["y"])], weights, ["n", 6], 2), "a["
+        case "Einsum, two axes":
+            weights |= {"a": a.reshape(3, 3, 6), "b": rng.standard_normal((4, 3, 3))}
+            weights["a"][:, 1] = 3 * weights["a"][:, 2]
+            nodes = [
+                helper.make_node("Einsum", ["a", "x"], ["h"], equation="hki,ni->nhk"),
+                helper.make_node("Relu", ["h"], ["r"]),
+                helper.make_node("Einsum", ["b", "r"], ["y"], equation="ohk,nhk->on"),
+            ]
+            return network(nodes, weights, ["n", 6], 2), "a[1]"
+    raise AssertionError(form)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["alpha and beta", "alpha, no bias", "bias of two axes", "transA", "constant on the left", "Einsum"],
+)
+def test_every_form_of_a_product_is_scored_and_refitted(form: str) -> None:
+    rng = np.random.default_rng(0)
+    model, name = form_network(form, rng)
+    check_reader(model, name, 5, 9, rng.standard_normal((400, 6)).astype(np.float32))
+
+
+def test_a_product_over_two_axes_is_scored_and_refitted() -> None:
+    rng = np.random.default_rng(1)
+    model, name = form_network("Einsum, two axes", rng)
+    check_reader(model, name, 1, 3, rng.standard_normal((400, 6)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "w", "x", "y"),
+    [
+        ("Gemm", {"alpha": 0.5, "transA": 1}, (7, 5), (7, 4), (4, 5)),
+        ("Gemm", {"alpha": -2.0, "transB": 1}, (5, 7), (4, 7), (4, 5)),
+        ("MatMul", "left", (5, 7), (2, 7, 3), (2, 5, 3)),
+        ("MatMul", "left", (5, 7), (7, 3), (5, 3)),
+        ("Einsum", "bsk,ko->bso", (7, 5), (2, 3, 7), (2, 3, 5)),
+        ("Einsum", "bks,okh->sbho", (5, 7, 2), (3, 7, 4), (4, 3, 2, 5)),
+        ("Einsum", "bsij,jio->bos", (7, 3, 5), (2, 4, 3, 7), (2, 5, 4)),
+    ],
+)
+def test_rows_times_the_matrix_are_the_products_output(
+    op: str, attributes: dict[str, object] | str, w: tuple[int, ...], x: tuple[int, ...], y: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(2)
+    left = attributes == "left"
+    more = {"equation": attributes} if op == "Einsum" else {} if isinstance(attributes, str) else attributes
+    node = helper.make_node(op, ["w", "x"] if left else ["x", "w"], ["y"], **more)
+    model = network([node], {"w": rng.standard_normal(w)}, [*x], len(y))
+    value = rng.standard_normal(x).astype(np.float32)
+    result = outputs(model, value)
+    assert result.shape == y
+    graph = Graph(model)
+    lin = linear(graph, graph.nodes[0])
+    assert lin is not None
+    assert lin.size(graph) == lin.matrix(graph).shape
+    chosen = rng.permutation(lin.places(y))[:3]
+    rows = lin.inputs(value, y, graph, chosen)
+    assert rows.shape[1] == lin.samples(y) * len(chosen)
+    expected = np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1))
+    np.testing.assert_allclose(lin.outputs(result, chosen), expected, atol=1e-5)
+    np.testing.assert_allclose(lin.weights_from(lin.matrix(graph), graph), graph.array("w"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("equation", ["bk,bko->bo", "bk,ko->bko", "bk,ko->", "...k,ko->...o", "kk,ko->o"])
+def test_an_einsum_that_is_no_plain_product_is_no_reader(equation: str) -> None:
+    shapes = {"bk,bko->bo": (3, 3, 5), "kk,ko->o": (3, 5)}
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
+    graph = Graph(network([node], {"w": np.ones(shapes.get(equation, (3, 5)))}, [3, 3], equation.count("o")))
+    assert linear(graph, graph.nodes[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("space", "kernel", "attributes"),
+    [
+        ((5, 4), (3, 2), {}),
+        ((5, 4), (3, 2), {"strides": [2, 3], "pads": [1, 0, 2, 1], "output_padding": [1, 2]}),
+        ((6, 5), (3, 3), {"group": 2, "dilations": [2, 1], "strides": [1, 2]}),
+        ((7,), (4,), {"auto_pad": "SAME_UPPER", "strides": [3]}),
+        ((7,), (4,), {"auto_pad": "SAME_LOWER", "strides": [3]}),
+        ((5, 4), (3, 4), {"strides": [2, 2], "output_shape": [10, 9]}),
+        ((3, 4, 2), (2, 1, 3), {"auto_pad": "VALID", "strides": [2, 1, 2]}),
+    ],
+)
+def test_gathered_inputs_times_the_matrix_are_the_transposed_convolution(
+    space: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, object]
+) -> None:
+    rng = np.random.default_rng(3)
+    groups = int(str(attributes.get("group", 1)))
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
+    weights = {"w": rng.standard_normal((4, 6 // groups, *kernel)), "b": rng.standard_normal(6)}
+    model = network([node], weights, ["n", 4, *space], len(space) + 2)
+    x = rng.standard_normal((3, 4, *space)).astype(np.float32)
+    y = outputs(model, x)
+    graph = Graph(model)
+    lin = linear(graph, graph.nodes[0])
+    assert lin is not None
+    assert lin.size(graph) == lin.matrix(graph).shape
+    chosen = rng.permutation(lin.places(y.shape))[:11]
+    rows = lin.inputs(x, y.shape, graph, chosen)
+    expected = np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1)) + graph.array("b").reshape(groups, 1, -1)
+    np.testing.assert_allclose(lin.outputs(y, chosen), expected, atol=1e-5)
+    np.testing.assert_array_equal(lin.weights_from(lin.matrix(graph), graph), graph.array("w"))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_transposed_convolution_is_scored_and_refitted(bias: bool) -> None:
+    rng = np.random.default_rng(4)
+    weights = {
+        "a": producer(rng, 7, 3 * 9, 5).reshape(7, 3, 3, 3),
+        "b": rng.standard_normal((7, 4, 3, 2)),
+        "c": rng.standard_normal(4),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node(
+            "ConvTranspose",
+            ["r", "b", "c"][: 2 + bias],
+            ["y"],
+            strides=[2, 1],
+            pads=[1, 0, 0, 1],
+            output_padding=[1, 0],
+        ),
+    ]
+    model = network(nodes, weights, ["n", 3, 8, 7], 4)
+    check_reader(model, "a[", 5, 7, rng.standard_normal((40, 3, 8, 7)).astype(np.float32))
+
+
+def of_type(model: ModelProto, dtype: type) -> ModelProto:
+    """The network with weights and computation of another type between casts."""
+    model.graph.initializer.sort(key=lambda t: t.name)
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor).astype(dtype)
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model.graph.input[0].type.tensor_type.elem_type = code
+    model.graph.output[0].type.tensor_type.elem_type = code
+    del model.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float64, 1e-6), (np.float16, 1e-2)])
+@pytest.mark.parametrize("form", ["alpha and beta", "Einsum"])
+def test_weights_of_other_types_keep_them(dtype: type, atol: float, form: str) -> None:
+    rng = np.random.default_rng(5)
+    model, name = form_network(form, rng)
+    x = rng.standard_normal((400, 6)).astype(dtype)
+    model = of_type(model, dtype)
+    check_reader(model, name, 5, 9, x, atol)
+    small, *_ = rebuilt(model, name, np.arange(7), x)
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    assert {t.data_type for t in small.graph.initializer} == {code}
+
+
+def test_weights_in_bfloat16_are_read_and_written_back() -> None:
+    # onnxruntime has hardly any kernel for them on the CPU, so that no whole network is run.
+    rng = np.random.default_rng(6)
+    model = network([helper.make_node("Gemm", ["x", "b"], ["y"])], {"b": rng.standard_normal((7, 5))}, ["n", 7], 2)
+    graph = Graph(of_type(model, ml_dtypes.bfloat16))
+    lin = linear(graph, graph.nodes[0])
+    assert lin is not None
+    assert lin.matrix(graph).dtype == np.float64
+    written = lin.weights_from(lin.matrix(graph), graph)
+    assert written.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(written, graph.array("b"))
+    moments, x = Moments(), rng.standard_normal((1, 50, 7)).astype(ml_dtypes.bfloat16)
+    moments.add(x, x[:, :, :3])
+    np.testing.assert_allclose(least_squares(moments, np.zeros((1, 3, 7)), 1e-9)[0], np.eye(7)[:3], atol=1e-5)
+
+
+def siamese(rng: np.random.Generator, bias: str) -> ModelProto:
+    """Two inputs' halves through the same two layers, then their difference; biases are shared, own or absent; a MatMul
+    gets none.
+
+    The shared weights have more than 1024 elements, so that they are tied.
+    """
+    size = 40
+    weights = {"a": producer(rng, size, 30, 5), "b": rng.standard_normal((size, size)) / 6}
+    nodes = [helper.make_node("Split", ["x", "cut"], ["x0", "x1"], axis=1)]
+    for i in range(2):
+        weights[f"b_own{i}"] = rng.standard_normal(size)
+        bs = {"shared": ["b_own0"], "own": [f"b_own{i}"]}.get(bias, [])
+        nodes += [
+            helper.make_node("Gemm", [f"x{i}", "a"], [f"h{i}"], transB=1),
+            helper.make_node("Relu", [f"h{i}"], [f"r{i}"]),
+            helper.make_node("MatMul" if bias == "no place" else "Gemm", [f"r{i}", "b", *bs], [f"y{i}"]),
+            helper.make_node("Tanh", [f"y{i}"], [f"t{i}"]),
+        ]
+    nodes.append(helper.make_node("Sub", ["t0", "t1"], ["y"]))
+    model = network(nodes, weights, ["n", 60], 2)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([30, 30], np.int64), "cut"))
+    return model
+
+
+@pytest.mark.parametrize("bias", ["shared", "own", "none", "no place"])
+def test_weights_of_two_branches_are_refitted_together(bias: str) -> None:
+    rng = np.random.default_rng(7)
+    model = siamese(rng, bias)
+    graph = Graph(model)
+    lin = linear(graph, graph.producer["y0"])
+    assert lin is not None
+    assert [u.node.outputs[0] for u in uses(graph, lin) or []] == ["y0", "y1"]
+    x = rng.standard_normal((600, 60)).astype(np.float32)
+    x[:, 30:] = 2 * x[:, 30:] + 1
+    check_reader(model, "a[", 5, 40, x)
+    few = np.sort(rng.permutation(40)[:20])
+    small = rebuilt(model, "a[", few, x)[0]
+    assert sum(t.name == "b" for t in small.graph.initializer) == 1
+    assert [n.input[1] for n in small.graph.node if len(n.input) > 1 and n.op_type in ("Gemm", "MatMul")] == [
+        "a",
+        "b",
+        "a",
+        "b",
+    ]
+
+
+def test_weights_that_another_operator_reads_stay_and_means_are_put_right() -> None:
+    rng = np.random.default_rng(8)
+    weights = {"e": rng.standard_normal((30, 40)) + 0.3, "c": np.zeros(30)}
+    nodes = [
+        helper.make_node("Gather", ["e", "x"], ["h"]),
+        helper.make_node("Gemm", ["h", "e", "c"], ["y"], transB=1),
+    ]
+    model = network(nodes, weights, ["n"], 2)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    graph = Graph(model)
+    lin = linear(graph, graph.producer["y"])
+    assert lin is not None
+    assert uses(graph, lin) is None
+    kept = np.delete(np.arange(40), [3, 11, 12, 30])
+    small, want, before, after = rebuilt(model, "e[", kept, rng.integers(0, 30, 200))
+    assert error(after, want) < error(before, want)
+    stored = {t.name: numpy_helper.to_array(t) for t in small.graph.initializer}
+    np.testing.assert_array_equal(stored["e"], weights["e"].astype(np.float32)[:, kept])
+    np.testing.assert_allclose(after.mean(axis=0), want.mean(axis=0), atol=1e-4)
+
+
+def cell_network(op: str, rng: np.random.Generator, **attributes: object) -> ModelProto:
+    """x [s b 5] -> seven channels -> Relu -> a cell of six units -> Y, or Y_h, and a product behind it."""
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[op]
+    directions = 1 + (attributes.get("direction") == "bidirectional")
+    hidden, bias, last = 6, attributes.pop("bias"), attributes.pop("last")
+    w = 0.5 * rng.standard_normal((directions, gates, hidden, 7))
+    r = 0.4 * rng.standard_normal((directions, gates, hidden, hidden))
+    b = 0.3 * rng.standard_normal((directions, 2, gates, hidden))
+    for of in (w, r):  # unit 4 does what unit 2 does
+        of[:, :, 4] = of[:, :, PARTNER]
+    b[..., 4] = b[..., PARTNER]
+    weights = {
+        "a": producer(rng, 7, 5, 5).T,
+        "w": w.reshape(directions, gates * hidden, 7),
+        "r": r.reshape(directions, gates * hidden, hidden),
+        "b": b.reshape(directions, -1),
+        "o": rng.standard_normal((hidden, 4)),
+    }
+    layout = bool(attributes.get("layout"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["u"]),
+        helper.make_node(
+            op,
+            ["u", "w", "r", *(["b"] if bias else [])],
+            ["", "z"] if last else ["z"],
+            hidden_size=hidden,
+            **attributes,
+        ),
+        helper.make_node("MatMul", ["z", "o"], ["y"]),
+    ]
+    if not bias:
+        del weights["b"]
+    shape: list[object] = ["b", 9, 5] if layout else [9, "b", 5]
+    return network(nodes, weights, shape, 3 if last else 4)
+
+
+CELLS = [
+    ("RNN", {"bias": True, "last": False}),
+    ("LSTM", {"bias": True, "last": False}),
+    ("LSTM", {"bias": False, "last": True, "direction": "bidirectional"}),
+    ("GRU", {"bias": True, "last": False, "direction": "reverse"}),
+    ("GRU", {"bias": False, "last": True, "linear_before_reset": 1}),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes"), CELLS)
+@pytest.mark.parametrize(("name", "gone", "size"), [("a[", 5, 7), ("w[", 4, 6)], ids=["input", "state"])
+def test_a_cell_is_scored_and_refitted(op: str, attributes: dict[str, object], name: str, gone: int, size: int) -> None:
+    rng = np.random.default_rng(9)
+    model = cell_network(op, rng, **dict(attributes))
+    first = bool(attributes.get("layout"))
+    x = rng.standard_normal((60, 9, 5) if first else (9, 60, 5)).astype(np.float32)
+    check_reader(model, name, gone, size, x, batch_axis=0 if first else 1)
+
+
+def test_the_rows_of_a_cell_make_its_next_states() -> None:
+    rng = np.random.default_rng(11)
+    weights = {
+        "w": rng.standard_normal((2, 4, 3)),
+        "r": rng.standard_normal((2, 4, 4)),
+        "h": rng.standard_normal((2, 5, 4)),
+    }
+    node = helper.make_node("RNN", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=4, direction="bidirectional")
+    model = network([node], weights, [7, 5, 3], 4)
+    x = rng.standard_normal((7, 5, 3)).astype(np.float32)
+    y = outputs(model, x)
+    graph = Graph(model)
+    found = cell(graph, graph.nodes[0])
+    assert found is not None
+    w, r, h = (graph.array(n) for n in "wrh")
+    states = found.states(y, h)
+    sums = found.inputs(x) @ w.swapaxes(1, 2) + states @ r.swapaxes(1, 2)
+    expected = y.transpose(1, 0, 2, 3).reshape(2, -1, 4)
+    np.testing.assert_allclose(np.tanh(sums), expected, atol=1e-5)
+    other = replace(found, batch_first=True)  # onnxruntime has no such kernel
+    np.testing.assert_array_equal(other.inputs(x.swapaxes(0, 1)), found.inputs(x))
+    np.testing.assert_array_equal(other.states(y.transpose(2, 0, 1, 3), h.swapaxes(0, 1)), states)
+
+
+# -- products with more inputs than second moments afford ------------------------------------------------------
+
+
+def test_rows_give_the_curve_and_the_fit_that_moments_give() -> None:
+    rng = np.random.default_rng(12)
+    x = (rng.standard_normal((60, 90)) @ rng.standard_normal((90, 90)) + 5).astype(np.float32)  # fewer rows than inputs
+    w = rng.standard_normal((1, 7, 90))
+    t = (x @ w[0].T + rng.standard_normal((60, 7))).astype(np.float32)
+    rows, moments = dual.Rows(), Moments()
+    for part in (slice(0, 25), slice(25, 60)):
+        rows.add(x[None, part], t[None, part])
+        moments.add(x[None, part], t[None, part])
+    np.testing.assert_allclose(rows.mean_x, moments.mean_x, rtol=1e-5)
+    np.testing.assert_allclose(rows.mean_t, moments.mean_t, rtol=1e-4)
+    np.testing.assert_allclose(rows.tt, moments.tt, rtol=1e-4)
+    single = w.astype(np.float32)
+    for mean in (True, False):
+        expected = least_squares(moments if mean else moments.without_mean(), w, 0.01)
+        np.testing.assert_allclose(dual.least_squares(rows, single, 0.01, mean), expected, atol=1e-3)
+    columns = rng.permutation(90).reshape(30, 3)
+    columns[4, 2] = columns[11, 1] = -1
+    centred = rows.centred()[0]
+    found = greedy([dual.RowReader(centred, single, columns, rounds=30)], 30, damping=0.1)
+    expected_curve = greedy([Reader(moments.xx, w, columns, rows=60)], 30, damping=0.1)
+    np.testing.assert_array_equal(found.order, expected_curve.order)
+    np.testing.assert_allclose(found.loss, expected_curve.loss, rtol=1e-4)
+
+
+def test_mixed_outputs_estimate_the_loss_of_all() -> None:
+    rng = np.random.default_rng(13)
+    w, unit = rng.standard_normal((1, 900, 20)).astype(np.float32), rng.uniform(0.5, 2, 900)
+    mixed = dual.sketched(w, unit, rng)
+    assert mixed.shape == (1, dual.SKETCH, 20)
+    exact = np.square(w * unit[:, None]).sum(axis=(0, 1))
+    np.testing.assert_allclose(np.square(mixed).sum(axis=(0, 1)), exact, rtol=0.35)  # four standard errors of 9 %
+    few = w[:, :7]
+    np.testing.assert_allclose(dual.sketched(few, unit[:7], rng), few * unit[:7, None], rtol=1e-6)
+
+
+def test_a_product_with_very_many_inputs_is_scored_and_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual, "LARGEST", 100)
+    rng = np.random.default_rng(14)
+    weights = {
+        "a": producer(rng, 11, 3 * 9, 5).reshape(11, 3, 3, 3),
+        "b": rng.standard_normal((4, 11 * 42)),
+        "c": rng.standard_normal(4),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "b", "c"], ["y"], transB=1),
+    ]
+    model = network(nodes, weights, ["n", 3, 8, 9], 2)
+    check_reader(model, "b[1]", 5, 11, rng.standard_normal((700, 3, 8, 9)).astype(np.float32), atol=1e-3)
+
+
+# -- queries and keys ------------------------------------------------------------------------------------------
+
+
+def attention(form: str, rng: np.random.Generator, redundant: bool = False) -> ModelProto:
+    """x [b 5 6] -> self-attention of two heads with seven dimensions each -> y [b 5 3].
+
+    Dimension 4 of query, key and value is three times dimension 2 where redundant.
+    """
+    heads, d, model, out = 2, 7, 6, 3
+    w = rng.standard_normal((3, heads, d, model)) / 2
+    b = rng.standard_normal((3, heads, d)) / 2
+    if redundant:
+        w[:, :, 4], b[:, :, 4] = 3 * w[:, :, PARTNER], 3 * b[:, :, PARTNER]
+    weights = {"o": rng.standard_normal((heads * d, out)), "scale": np.asarray(0.3)}
+    integers = {"split": [5, 5], "heads": [0, 0, heads, d], "rows": [0, 0, heads * d]}
+    nodes = []
+    if form == "separate":
+        for i, n in enumerate("qkv"):
+            weights[f"w{n}"], weights[f"b{n}"] = w[i].reshape(-1, model).T, b[i].reshape(-1)
+            nodes += [
+                helper.make_node("MatMul", ["x", f"w{n}"], [f"{n}m"]),
+                helper.make_node("Add", [f"b{n}", f"{n}m"], [f"{n}a"]),
+                helper.make_node("Reshape", [f"{n}a", "heads"], [f"{n}r"]),
+                helper.make_node("Transpose", [f"{n}r"], [n if n != "k" else "kk"], perm=[0, 2, 1, 3]),
+            ]
+        nodes.append(helper.make_node("Transpose", ["kk"], ["kt"], perm=[0, 1, 3, 2]))
+    elif form == "split":
+        weights |= {"w": w.reshape(-1, model).T, "b": b.reshape(-1)}
+        integers["pieces"] = [heads * d] * 3
+        nodes += [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Add", ["m", "b"], ["a"]),
+            helper.make_node("Split", ["a", "pieces"], ["qa", "ka", "va"], axis=2),
+        ]
+        for n in "qkv":
+            nodes.append(helper.make_node("Reshape", [f"{n}a", "heads"], [f"{n}r"]))
+        nodes += [
+            helper.make_node("Transpose", ["qr"], ["q"], perm=[0, 2, 1, 3]),
+            helper.make_node("Transpose", ["kr"], ["kt"], perm=[0, 2, 3, 1]),
+            helper.make_node("Transpose", ["vr"], ["v"], perm=[0, 2, 1, 3]),
+        ]
+    else:
+        weights |= {"w": w.reshape(-1, model).T, "b": b.reshape(-1)}
+        integers |= {"all": [0, 0, 3, heads, d], "i0": 0, "i1": 1, "i2": 2}
+        nodes += [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Add", ["m", "b"], ["a"]),
+            helper.make_node("Reshape", ["a", "all"], ["r"]),
+            helper.make_node("Transpose", ["r"], ["t"], perm=[2, 0, 3, 1, 4]),
+            *(helper.make_node("Gather", ["t", f"i{i}"], [n]) for i, n in enumerate(("q", "k", "v"))),
+            helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
+        ]
+    nodes += [
+        helper.make_node("Mul", ["q", "scale"], ["qs"]),
+        helper.make_node("MatMul", ["qs", "kt"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["p"]),
+        helper.make_node("MatMul", ["p", "v"], ["z"]),
+        helper.make_node("Transpose", ["z"], ["zt"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["zt", "rows"], ["zr"]),
+        helper.make_node("MatMul", ["zr", "o"], ["y"]),
+    ]
+    found = network(nodes, weights, ["n", 5, 6], 3)
+    for name, value in integers.items():
+        found.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
+    return onnx.shape_inference.infer_shapes(found)
+
+
+FORMS = ["separate", "split", "gather"]
+
+
+def dims_of_queries(model: ModelProto) -> str:
+    analysis = couple(Graph(model))
+    product = analysis.graph.producer["logits"].index
+    return next(g.name for g in analysis.free if product in g.readers)
+
+
+def test_a_products_second_moments_are_those_of_its_terms() -> None:
+    rng = np.random.default_rng(15)
+    model = attention("separate", rng)
+    analysis = couple(Graph(model))
+    node = analysis.graph.producer["logits"]
+    stream = Stream(model, None, [{"x": rng.standard_normal((3, 5, 6)).astype(np.float32)} for _ in range(2)])
+    stream.after(stream.graph.nodes[node.index])
+    (seen,) = products.observe(analysis, stream, stream.graph.nodes[node.index])
+    reader = seen.of(np.arange(7)[:, None])
+    assert isinstance(reader, Reader)
+    q, k = (np.concatenate([b[n] for b in stream.live]).astype(np.float64) for n in ("qs", "kt"))
+    k = k - k.mean(axis=-1, keepdims=True)  # the softmax does not see it
+    terms = np.einsum("bhmj,bhjn->jbhmn", q, k).reshape(7, -1)
+    np.testing.assert_allclose(reader.h[0], terms @ terms.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.square(terms.sum(axis=0)).sum() * reader.w[0, 0, 0] ** 2, products.SOFTENED, rtol=1e-4
+    )
+    assert seen.columns(next(g.dim for g in analysis.free if node.index in g.readers), 7) is not None
+
+
+def test_conjugate_gradients_find_the_best_mixture() -> None:
+    rng = np.random.default_rng(16)
+    q, k = rng.standard_normal((6, 2, 9, 5)) * [1, 2, 3, 4, 5], rng.standard_normal((6, 2, 5, 8))
+    q2, k2 = q[..., :3], k[:, :, :3]
+    s, t = q2.swapaxes(2, 3) @ q2, k2 @ k2.swapaxes(2, 3)
+    c = (q2.swapaxes(2, 3) @ q) @ (k @ k2.swapaxes(2, 3))
+    found = products.mixing(s, t, c, 1e-9)
+    for h in range(2):
+        design = np.concatenate([np.kron(q2[n, h], k2[n, h].T) for n in range(6)])  # rows of vec(Q A Kᵀ)
+        wanted = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])
+        best = np.linalg.lstsq(design, wanted, rcond=None)[0].reshape(3, 3)
+        np.testing.assert_allclose(found[h], best, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_queries_and_keys_are_scored_and_refitted(form: str) -> None:
+    rng = np.random.default_rng(17)
+    model = attention(form, rng, redundant=True)
+    check_reader(model, dims_of_queries(model), 4, 7, rng.standard_normal((80, 5, 6)).astype(np.float32), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mixed_query_brings_the_product_nearer(form: str) -> None:
+    rng = np.random.default_rng(18)
+    model = attention(form, rng)
+    analysis = couple(Graph(model))
+    x = rng.standard_normal((80, 5, 6)).astype(np.float32)
+    kept = np.array([0, 2, 3, 6])
+    plan = make_plan(analysis, {dims_of_queries(model): kept})
+    index = analysis.graph.producer["logits"].index
+    errors = []
+    for nodes in (set[int](), {index}):
+        pruned = surgery.apply(analysis, plan)
+        reconstruct(analysis, plan, pruned, [{"x": x[:40]}, {"x": x[40:]}], nodes=nodes)
+        q, k = (Stream(m, None, [{"x": x}]) for m in (model, pruned))
+        centred = []
+        for stream in (q, k):
+            stream.after(stream.graph.producer["logits"])
+            logits = stream.live[0]["logits"]
+            centred.append(logits - logits.mean(axis=-1, keepdims=True))
+        errors.append(error(*centred))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> None:
+    rng = np.random.default_rng(19)
+    model = attention("separate", rng)
+    analysis = couple(Graph(model))
+    heads = next(g for g in analysis.free if g.size == 2)
+    x = rng.standard_normal((80, 5, 6)).astype(np.float32)
+    found = curves(analysis, analysis.free, [{"x": x}])
+    stream = Stream(model, None, [{"x": x}])
+    stream.after(stream.graph.producer["y"])
+    rows = stream.live[0]["zr"].reshape(-1, 2, 7).astype(np.float64)
+    rows -= rows.mean(axis=0)
+    projection = Graph(model).array("o").astype(np.float64).reshape(2, 7, 3)
+    energy = np.square(np.einsum("rhd,hdo->ro", rows, projection)).sum()
+    whole = rows.reshape(-1, 14)
+    left = []
+    for h in range(2):  # what is left of head h after the best fit from the other one
+        fit = np.linalg.lstsq(rows[:, 1 - h], whole @ projection.reshape(14, 3), rcond=None)[0]
+        left.append(np.square(whole @ projection.reshape(14, 3) - rows[:, 1 - h] @ fit).sum())
+    assert found[heads.name].order[0] == np.argmin(left)
+    np.testing.assert_allclose(found[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
+    _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
+    assert error(after, want) < error(before, want)
+
+
+# -- what they share -------------------------------------------------------------------------------------------
+
+
+def test_a_channel_that_never_moves_goes_first_and_costs_nothing() -> None:
+    rng = np.random.default_rng(20)
+    x = rng.standard_normal((300, 6))
+    x[:, 4] = 0
+    w = rng.standard_normal((1, 3, 6))
+    columns = np.arange(6)[:, None]
+    by_moments = greedy([Reader((x.T @ x / 300)[None], w, columns)], 6)
+    by_rows = greedy([dual.RowReader(x[None].astype(np.float32), w.astype(np.float32), columns)], 6)
+    for curve in (by_moments, by_rows):
+        assert curve.order[0] == 4
+        assert curve.loss[1] < 1e-2 * curve.loss[2]
+
+
+def test_edits_of_a_cell_are_repeated_on_a_twin() -> None:
+    rng = np.random.default_rng(21)
+    model = cell_network("LSTM", rng, bias=False, last=True)
+    analysis = couple(Graph(model))
+    plan = make_plan(analysis, {group(analysis, "w["): np.array([0, 2, 3, 5])})
+    x = rng.standard_normal((9, 30, 5)).astype(np.float32)
+    first, second = surgery.apply(analysis, plan), surgery.apply(analysis, plan)
+    learnt = reconstruct(analysis, plan, first, [{"x": x}])
+    assert learnt.biases
+    Stream(second, None, ()).repeat(learnt)
+    np.testing.assert_allclose(outputs(second, x), outputs(first, x), atol=1e-5)
