@@ -1,1 +1,30 @@
 """Framework models to ONNX; installed as ``spa.importers``. One framework per file, imported only in its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A framework's model as ONNX.
+
+    Attributes:
+        model: the network; BatchNormalization is kept where the framework's model has it.
+        kind: what was given: ``torch``, ``keras``, ``tensorflow``, ``tflite`` or ``jax``.
+        how: which exporter made it.
+        names: the framework's own parameter names (state_dict keys, variable paths, pytree paths) by initializer.
+        error: the largest difference to the framework's own output on the example inputs, over that output's largest
+            magnitude.
+        notes: what the user should know.
+    """
+
+    model: ModelProto
+    kind: str
+    how: str
+    names: Mapping[str, str]
+    error: float
+    notes: tuple[str, ...] = field(default=())
