@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from onnx import ModelProto, TensorProto
 
-from spa import criteria, surgery
-from spa.budget import Budget, Choice, choose
+from spa import criteria
+from spa.budget import Budget
 from spa.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling import Analysis, Group, couple
-from spa.errors import ModelError, PlanError
+from spa.criteria.sparsity import suggested_ratio
+from spa.errors import PlanError
 from spa.graph import Graph
 from spa.io import Source, load
-from spa.plan import Plan, make_plan
+from spa.job import OBSPA, Clock, Job, Outcome, inputs, reconstruction, running
+from spa.plan import Plan
+from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-    from spa.calibration.data import Calibration
-    from spa.latency import LatencyModel
-    from spa.obspa.pipeline import Calibrated
-
-OBSPA = "obspa"
-RECONSTRUCTIONS = ("auto", "full", "bias", "none")
-BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
-WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
-Progress = Callable[[str, float], None]
-
-
-def silent(stage: str, share: float) -> None:
-    """No progress display."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +84,9 @@ def analyze(model: Any) -> Analysis:
 def prune(
     model: Any,
     *,
-    ratio: float | None = None,
+    ratio: float | str | None = None,
     of: str = "macs",
+    max_distortion: float | None = None,
     latency_ms: float | None = None,
     ranking: str = "global",
     criterion: str = "obspa",
@@ -126,8 +113,11 @@ def prune(
 
     Args:
         model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; not changed.
-        ratio: the fraction to remove, between 0 and 1; 0.5 by default.
+        ratio: the fraction to remove, between 0 and 1, or ``"auto"``, as much as the PQ index of the weights suggests
+            (:mod:`spa.criteria.sparsity`); 0.5 by default.
         of: of what: ``macs``, ``params``, ``channels`` or ``latency``, in onnxruntime on this machine.
+        max_distortion: instead of a ratio: remove as much as changes the outputs by no more than this, measured on the
+            inputs after reconstruction as mean squared change over variance; 0.01 is hardly noticed.
         latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
@@ -163,179 +153,82 @@ def prune(
         UnsupportedError: it is valid, but not covered.
         PlanError: nothing can be pruned, or not as much as asked for.
     """
-    clock = _Clock()
+    clock = Clock()
     source = load(model)
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
-    notes: tuple[str, ...] = ()
     criteria.check(criterion, norm, agg, extra=(OBSPA,))
-    how = _reconstruction(reconstruct, criterion if plan is None else None)
+    of = _unit(ratio, of, latency_ms, max_distortion)
+    how = reconstruction(reconstruct, criterion if plan is None else None)
+    budget = Budget(ratio if isinstance(ratio, float) else 0.5, of, ranking, round_to, min_width)
     requested: dict[str, Any] = {"plan": True}
-    if latency_ms is not None:
-        of = _unit_of_milliseconds(latency_ms, ratio, of)
-    budget = Budget(0.5 if ratio is None else ratio, of, ranking, round_to, min_width)
     if plan is None:
-        asked = {"ratio": budget.ratio} if latency_ms is None else {"latency_ms": latency_ms}
-        requested = {**asked, "of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
-        requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
-        requested |= {"cross_norm": cross_norm, "seed": seed}
+        chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
         if not chosen:
             raise PlanError(_nothing(analysis, skipped))
+        if ratio == "auto" and max_distortion is None:
+            budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
+        asked = {"latency_ms": latency_ms, "max_distortion": max_distortion}
+        requested = {k: v for k, v in asked.items() if v is not None} or {"ratio": budget.ratio}
+        requested |= {"of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
+        requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
+        requested |= {"cross_norm": cross_norm, "seed": seed}
     else:
         chosen, skipped = list(analysis.prunable), []
     calibrated = given = dense_accuracy = None
-    if how != "none" or (plan is None and criterion in (OBSPA, *criteria.activation_names())):
+    if (
+        how != "none"
+        or max_distortion is not None
+        or (plan is None and criterion in (OBSPA, *criteria.activation_names()))
+    ):
         requested |= {"reconstruct": how}
-        given = _inputs(analysis.graph, data, labels, samples, seed, mean, std)
-        notes += given.notes
+        given = inputs(analysis, data, labels, samples, seed, mean, std)
         from spa.obspa.pipeline import Calibrated, accuracy
 
-        with _running():
+        with running():
             if given.labels is not None:
                 dense_accuracy = accuracy(source.model, source.base, given, threads)
             calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
         clock("calibrate")
-    losses: dict[str, float] = {}
-    timed: dict[str, Any] | None = None
-    if plan is None:
-
-        def pick(budget: Budget, latency: LatencyModel | None = None) -> tuple[Choice, dict[str, float]]:
-            return _choose(analysis, chosen, calibrated, criterion, norm, agg, budget, seed, latency)
-
-        if of == "latency":
-            from spa import latency
-
-            watch = latency.Stopwatch(threads, batch, sizes or {})
-            choice, losses, timed, said = latency.choose(analysis, chosen, budget, latency_ms, pick, watch, progress)
-            notes += said
-        else:
-            choice, losses = pick(budget)
-            notes += choice.notes
-        clock("choose")
-        plan = make_plan(analysis, choice.kept)
-    pruned = surgery.apply(analysis, plan)
-    clock("prune")
-    calibration = None
-    if calibrated is not None and given is not None:
-        calibration = {"source": given.source, "samples": given.samples, "before": calibrated.distortion(pruned)}
-        if how != "none":
-            with _running():
-                calibrated.reconstruct(plan, pruned, how)
-            clock("reconstruct")
-        calibration["after"] = calibrated.distortion(pruned)
-        if given.labels is not None:
-            calibration["accuracy"] = [dense_accuracy, accuracy(pruned, source.base, given, threads)]
-        clock("measure")
-    report = _report(analysis, chosen, skipped, plan, pruned, source, requested, notes, clock.seconds)
-    report = replace(
-        report,
-        calibration=calibration,
-        latency=timed,
-        reached=report.reached if timed is None else 1 - timed["measured"] / timed["dense"],
-        groups=tuple(replace(g, loss=losses.get(g.name)) for g in report.groups),
-    )
-    return Result(pruned, plan, report, analysis, source)
-
-
-def _unit_of_milliseconds(latency_ms: float, ratio: float | None, of: str) -> str:
-    """The budget's unit where a latency is asked for, which nothing else must contradict."""
-    if ratio is not None:
-        raise PlanError(f"both ratio {ratio:g} and a latency of {latency_ms:g} ms are asked for. Choose one.")
-    if of not in ("macs", "latency"):  # macs is the default
-        raise PlanError(f"a latency of {latency_ms:g} ms is no budget of {of}. Leave one of the two out.")
-    if not 0 < latency_ms < float("inf"):
-        raise PlanError(f"latency_ms is {latency_ms:g}, the milliseconds to arrive at. Choose more than 0.")
-    return "latency"
-
-
-def _reconstruction(given: str | bool | None, criterion: str | None) -> str:
-    """Which reconstruction is meant, ``full``, ``bias`` or ``none``; no criterion stands for a given plan."""
-    how = given if isinstance(given, str) else {None: "auto", True: "full", False: "none"}.get(given, "unknown")
-    if how not in RECONSTRUCTIONS:
-        raise PlanError(f"unknown reconstruction {given!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
-    return BY_DEFAULT.get(criterion or "", "none") if how == "auto" else how
-
-
-@contextmanager
-def _running() -> Iterator[None]:
-    """Say, with each refusal of a model that does not run, what needs no run."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
-
-
-def _inputs(
-    graph: Graph,
-    data: Any,
-    labels: str | None,
-    samples: int,
-    seed: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Calibration:
-    """Calibration inputs, given or made up."""
-    from spa.calibration.data import Calibration, read_data
-    from spa.calibration.synthetic import synthesise
-
-    if samples < 1:
-        raise PlanError(f"samples is {samples}. Choose 1 or more.")
-    if data is not None:
-        return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
-    with _running():
-        batches = synthesise(graph.self_contained(), samples, seed=seed, mean=mean, std=std)
-    count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-    return Calibration(batches, None, count, "synthetic", ())
-
-
-def _choose(
-    analysis: Analysis,
-    groups: Sequence[Group],
-    calibrated: Calibrated | None,
-    criterion: str,
-    norm: str,
-    agg: str,
-    budget: Budget,
-    seed: int,
-    latency: LatencyModel | None = None,
-) -> tuple[Choice, dict[str, float]]:
-    """The channels to keep, and the estimated loss of each group where there is an estimate."""
-    if calibrated is not None and criterion in criteria.activation_names():
-        with _running():
-            scores = calibrated.scores(groups, criterion, norm, agg)
-        return choose(analysis, groups, scores, budget), {}
-    if calibrated is None or criterion != OBSPA:
-        scores = criteria.score(analysis, groups, criterion, norm, agg, seed)
-        return choose(analysis, groups, scores, budget, latency), {}
-    from spa.obspa.allocate import allocate
-
-    with _running():
-        curves = calibrated.curves(groups)
-    if budget.ranking == "global":
-        choice = allocate(analysis, groups, curves, budget, latency)
+    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, clock)
+    if plan is not None:
+        outcome = job.cut(plan)
+    elif max_distortion is not None:
+        outcome = job.to_distortion(budget, max_distortion)
+    elif of == "latency":
+        outcome = job.to_latency(budget, latency_ms, threads, batch, sizes or {})
     else:
-        scores = {}
-        for name, curve in curves.items():
-            scores[name] = np.empty(curve.order.size)
-            scores[name][curve.order] = np.diff(curve.loss)
-        choice = choose(analysis, groups, scores, budget, latency)
-    gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in groups}
-    return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+        outcome = job.to_budget(budget)
+    report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
+    if given is not None:
+        calibration: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
+        if given.labels is not None:
+            calibration["accuracy"] = [dense_accuracy, accuracy(outcome.model, source.base, given, threads)]
+        report = replace(report, calibration=calibration, notes=(*given.notes, *report.notes))
+    return Result(outcome.model, outcome.plan, report, analysis, source)
 
 
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 4)
-        self._last = now
+def _unit(ratio: float | str | None, of: str, latency_ms: float | None, max_distortion: float | None) -> str:
+    """The budget's unit, when what is asked for makes sense together."""
+    if isinstance(ratio, str) and ratio != "auto":
+        raise PlanError(f"ratio is {ratio!r}. Give a number between 0 and 1, or 'auto'.")
+    number = ratio if ratio != "auto" else None
+    asked = {"ratio": number, "latency_ms": latency_ms, "max_distortion": max_distortion}
+    if len(several := [f"{k}={v:g}" for k, v in asked.items() if isinstance(v, int | float)]) > 1:
+        raise PlanError(f"{' and '.join(several)} are asked for together. Choose one.")
+    for name in ("latency_ms", "max_distortion"):
+        value = asked[name]
+        if isinstance(value, int | float) and not 0 < value < float("inf"):
+            raise PlanError(f"{name} is {value:g}. Choose more than 0.")
+    if of == "latency" and (ratio == "auto" or max_distortion is not None):
+        raise PlanError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
+    if latency_ms is None:
+        return of
+    if ratio == "auto" or of not in ("macs", "latency"):  # macs is the default
+        what = "ratio 'auto'" if ratio == "auto" else f"a budget of {of}"
+        raise PlanError(f"a latency of {latency_ms:g} ms and {what} are asked for together. Leave one of the two out.")
+    return "latency"
 
 
 def _choose_groups(
@@ -380,34 +273,37 @@ def _report(
     analysis: Analysis,
     chosen: Sequence[Group],
     skipped: Sequence[tuple[str, int, str]],
-    plan: Plan,
-    pruned: ModelProto,
+    outcome: Outcome,
     source: Source,
     requested: dict[str, Any],
-    notes: tuple[str, ...],
     seconds: dict[str, float],
 ) -> Report:
     costs = CostModel(analysis, [g.dim for g in chosen])
-    widths = [len(plan.kept.get(g.name, range(g.size))) for g in chosen]
+    widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in chosen]
     before, after = costs.evaluate(costs.sizes), costs.evaluate(widths)
     before = Cost(*_stored(analysis.graph, before))
-    after = Cost(*_stored(Graph(pruned, source.base), after))
+    after = Cost(*_stored(Graph(outcome.model, source.base), after))
     unit = requested.get("of", "macs")
     dense = getattr(before, unit, 0)  # a latency is measured, not counted
+    reached = 1 - getattr(after, unit) / dense if dense else 0.0
+    if (timed := outcome.latency) is not None:
+        reached = 1 - timed["measured"] / timed["dense"]
     shares = group_shares(analysis)
     return Report(
         before,
         after,
         requested,
-        1 - getattr(after, unit) / dense if dense else 0.0,
+        reached,
         tuple(
-            GroupReport(g.name, g.size, w, *shares[g.name], g.crossings) for g, w in zip(chosen, widths, strict=True)
+            GroupReport(g.name, g.size, w, *shares[g.name], g.crossings, outcome.losses.get(g.name))
+            for g, w in zip(chosen, widths, strict=True)
         ),
         tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
         tuple(skipped),
         tuple(analysis.barriers.items()),
-        notes,
+        outcome.notes,
         seconds,
+        latency=None if outcome.latency is None else dict(outcome.latency),
     )
 
 

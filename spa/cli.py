@@ -60,9 +60,13 @@ def prune(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
     ratio: Annotated[
-        float | None, typer.Option(help="Fraction to remove, between 0 and 1; 0.5 by default.", show_default=False)
+        str | None,
+        typer.Option(help="Fraction to remove, between 0 and 1, or auto; 0.5 by default.", show_default=False),
     ] = None,
     of: Annotated[str, typer.Option(help="Of what: macs, params, channels or latency.")] = "macs",
+    max_distortion: Annotated[
+        float | None, typer.Option(help="Instead of a ratio: the change of the outputs to tolerate, 0.01 say.")
+    ] = None,
     latency_ms: Annotated[
         float | None, typer.Option(help="Milliseconds the pruned model may take, instead of a ratio.")
     ] = None,
@@ -105,8 +109,9 @@ def prune(
     with _progress(not as_json) as progress:
         result = api.prune(
             model,
-            ratio=ratio,
+            ratio=_ratio(ratio),
             of=of,
+            max_distortion=max_distortion,
             latency_ms=latency_ms,
             ranking=ranking,
             criterion=criterion,
@@ -221,6 +226,16 @@ def _sizes(given: list[str] | None) -> dict[str, int] | None:
             raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint="--size")
         sizes[name] = int(number)
     return sizes or None
+
+
+def _ratio(given: str | None) -> float | str | None:
+    """A number, or auto."""
+    if given is None or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r} is neither a number nor auto", param_hint="--ratio") from error
 
 
 def _numbers(given: str | None, option: str) -> list[float] | None:

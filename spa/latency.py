@@ -32,7 +32,6 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa import surgery
-from spa.api import Progress, silent
 from spa.axes import Axes
 from spa.bench import bench
 from spa.budget import Budget, Choice, alignment, allowed_widths, structure
@@ -41,6 +40,7 @@ from spa.coupling import Analysis, Group
 from spa.errors import ModelError, PlanError
 from spa.graph import Graph, Node
 from spa.plan import Plan, make_plan
+from spa.progress import Progress, silent
 from spa.runtime import ORT_ERRORS, load_session, to_ort
 from spa.shapes import Walk
 

@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import spa
 from spa import criteria, surgery
-from spa.api import WITHOUT_RUNS
 from spa.coupling import Analysis, Group, couple
 from spa.criteria.activation import signal
 from spa.errors import ModelError, PlanError
 from spa.feeds import working_feeds
 from spa.graph import Graph
+from spa.job import WITHOUT_RUNS
 from spa.obspa.compensate import compensate
 from spa.obspa.pipeline import Calibrated
 from spa.obspa.statistics import with_batch_statistics

@@ -347,8 +347,8 @@ def test_a_ratio_out_of_reach_is_refused(fake: None) -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        ({"latency_ms": 1.0, "ratio": 0.5}, "both ratio 0.5 and a latency of 1 ms"),
-        ({"latency_ms": 1.0, "of": "params"}, "no budget of params"),
+        ({"latency_ms": 1.0, "ratio": 0.5}, "ratio=0.5 and latency_ms=1 are asked for together"),
+        ({"latency_ms": 1.0, "of": "params"}, "a latency of 1 ms and a budget of params"),
         ({"latency_ms": 0.0}, "Choose more than 0"),
         ({"latency_ms": float("nan")}, "Choose more than 0"),
     ],

@@ -120,7 +120,12 @@ def score(
 def _of_parameters(analysis: Analysis, group: Group, criterion: str) -> list[Array]:
     """The scores in each parameter of a group, by the weights alone."""
     select, evaluate = CRITERIA.get(criterion, CRITERIA["l2"])
-    return [evaluate(p) for p in select([_parameter(analysis, group, p) for p in group.places])]
+    return [evaluate(p) for p in select(parameters(analysis, group))]
+
+
+def parameters(analysis: Analysis, group: Group) -> list[Parameter]:
+    """The parameters that a group lies on, as criteria see them."""
+    return [_parameter(analysis, group, p) for p in group.places]
 
 
 def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:

@@ -106,6 +106,12 @@ class Curve:
     order: Array
     loss: Array
 
+    def scores(self) -> Array:
+        """What each channel adds to the loss when it goes, (channels,)."""
+        scores = np.empty(self.order.size)
+        scores[self.order] = np.diff(self.loss)
+        return scores
+
 
 def greedy(readers: Sequence[AnyReader], channels: int, damping: float = 1e-3) -> Curve:
     """Remove the channels that cost least, after compensation by all others, and score again.

@@ -12,7 +12,6 @@ import numpy as np
 from onnx import ModelProto
 
 from spa import criteria, surgery
-from spa.api import Progress, silent
 from spa.coupling import Analysis, Group, couple
 from spa.errors import PlanError
 from spa.graph import Graph
@@ -23,6 +22,7 @@ from spa.obspa.score import curves
 from spa.obspa.statistics import with_batch_statistics
 from spa.obspa.stream import Feeds, Stream
 from spa.plan import Plan
+from spa.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration

@@ -1,0 +1,63 @@
+"""How much a network's own weights say can go: the PQ index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import numpy as np
+
+from spa.budget import Budget, alignment, allowed_widths
+from spa.cost import CostModel
+from spa.coupling import Analysis, Group
+from spa.criteria import parameters
+from spa.errors import PlanError
+
+P, Q = 0.5, 1.0
+
+
+def pq_index(values: np.ndarray) -> float:
+    """1 − d^(1/q − 1/p) ‖w‖_p / ‖w‖_q with p = 0.5 and q = 1: 0 where all are alike, near 1 where few are not zero.
+
+    Diao et al., ICLR 2023 (arXiv 2302.05601), definition 3.1. At least d (1 − index)^(pq/(q − p)) of d numbers are then
+    worth keeping (their theorem 3.1 with η = 0).
+    """
+    size = np.abs(values.reshape(-1)).astype(np.float64)
+    total = size.sum()
+    return 1 - float(np.sqrt(size).sum()) ** 2 / (size.size * float(total)) if total > 0 else 1.0
+
+
+def suggested_ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> float:
+    """The share of a budget's unit that goes when each group keeps what the PQ index of its weights says.
+
+    Args:
+        analysis: the model.
+        groups: the groups that may be pruned.
+        budget: its unit, and which widths groups may have.
+
+    Raises:
+        PlanError: nothing would go.
+    """
+    steps = alignment(analysis, groups, budget.round_to)
+    widths = []
+    for group, step in zip(groups, steps, strict=True):
+        allowed = allowed_widths(group.size, step, budget.min_width)
+        needed = ceil(group.size * _kept(analysis, group))
+        widths.append(min(w for w in allowed if w >= needed))
+    costs = CostModel(analysis, [g.dim for g in groups])
+    ratio = costs.removed(widths, budget.of)
+    if ratio <= 0:
+        raise PlanError(
+            "the weights are spread so evenly that the PQ index removes nothing. Give a ratio or a max_distortion."
+        )
+    return ratio
+
+
+def _kept(analysis: Analysis, group: Group) -> float:
+    """The mean over a group's weights, by their sizes, of the share that each should keep."""
+    weights = [w for w in parameters(analysis, group) if sum(n > 1 for n in w.shape) >= 2]
+    sizes = [np.prod(w.shape) for w in weights]
+    if not weights:
+        return 1.0
+    exponent = P * Q / (Q - P)
+    return float(np.average([(1 - pq_index(w.load())) ** exponent for w in weights], weights=sizes))

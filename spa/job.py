@@ -1,0 +1,241 @@
+"""One pruning of one model: what its steps share, and the ways to arrive at a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import log
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto
+
+from spa import criteria, surgery
+from spa.budget import Budget, Choice, choose
+from spa.coupling import Analysis, Group
+from spa.errors import ModelError, PlanError
+from spa.plan import Plan, make_plan
+from spa.progress import silent
+
+if TYPE_CHECKING:
+    from spa.calibration.data import Calibration
+    from spa.latency import LatencyModel
+    from spa.obspa.pipeline import Calibrated
+
+OBSPA = "obspa"
+RECONSTRUCTIONS = ("auto", "full", "bias", "none")
+BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
+WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
+ATTEMPTS = 8  # networks that are tried to meet a tolerated distortion
+NEAR = 0.9  # of the tolerated distortion, from which on an attempt is as good as any
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        """What has passed since the last call belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 4)
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pruned model.
+
+    Attributes:
+        plan: which channels were kept.
+        model: what came of it.
+        losses: the estimated loss of each group where there is an estimate.
+        notes: what the user should know.
+        changes: the outputs' relative change ``before`` and ``after`` reconstruction, where inputs were at hand.
+        latency: what was measured, where that is the budget.
+    """
+
+    plan: Plan
+    model: ModelProto
+    losses: Mapping[str, float]
+    notes: tuple[str, ...]
+    changes: Mapping[str, float | None]
+    latency: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Job:
+    """One pruning of one model.
+
+    Attributes:
+        analysis: the dense model.
+        groups: those that may be pruned.
+        criterion: how channels are scored; norm and agg as in :func:`spa.criteria.score`.
+        norm: see there.
+        agg: see there.
+        seed: of everything random.
+        how: which reconstruction follows: ``full``, ``bias`` or ``none``.
+        calibrated: the model with inputs, where they are needed.
+        clock: what stages take.
+    """
+
+    analysis: Analysis
+    groups: Sequence[Group]
+    criterion: str
+    norm: str
+    agg: str
+    seed: int
+    how: str
+    calibrated: Calibrated | None
+    clock: Clock
+    _scores: dict[str, np.ndarray] | None = field(init=False, default=None)
+
+    def choose(self, budget: Budget, latency: LatencyModel | None = None) -> tuple[Choice, dict[str, float]]:
+        """The channels to keep, and the estimated loss of each group where there is an estimate."""
+        if self.criterion != OBSPA or self.calibrated is None:
+            if self._scores is None:
+                self._scores = self._scored()
+            return choose(self.analysis, self.groups, self._scores, budget, latency), {}
+        from spa.obspa.allocate import allocate
+
+        with running():
+            curves = self.calibrated.curves(self.groups)
+        if budget.ranking == "global":
+            choice = allocate(self.analysis, self.groups, curves, budget, latency)
+        else:
+            scores = {n: c.scores() for n, c in curves.items()}
+            choice = choose(self.analysis, self.groups, scores, budget, latency)
+        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.groups}
+        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+
+    def _scored(self) -> dict[str, np.ndarray]:
+        if self.criterion in criteria.activation_names() and self.calibrated is not None:
+            with running():
+                return self.calibrated.scores(self.groups, self.criterion, self.norm, self.agg)
+        return criteria.score(self.analysis, self.groups, self.criterion, self.norm, self.agg, self.seed)
+
+    def cut(self, plan: Plan, losses: Mapping[str, float] | None = None, notes: tuple[str, ...] = ()) -> Outcome:
+        """Apply a plan, and reconstruct."""
+        model = surgery.apply(self.analysis, plan)
+        self.clock("prune")
+        changes: dict[str, float | None] = {}
+        if self.calibrated is not None:
+            changes["before"] = changes["after"] = self.calibrated.distortion(model)
+            self.clock("measure")
+            if self.how != "none":
+                with running():
+                    self.calibrated.reconstruct(plan, model, self.how)
+                self.clock("reconstruct")
+                changes["after"] = self.calibrated.distortion(model)
+                self.clock("measure")
+        return Outcome(plan, model, losses or {}, notes, changes)
+
+    def to_budget(self, budget: Budget) -> Outcome:
+        """Remove what a budget asks for."""
+        choice, losses = self.choose(budget)
+        self.clock("choose")
+        return self.cut(make_plan(self.analysis, choice.kept), losses, choice.notes)
+
+    def to_latency(
+        self, budget: Budget, ms: float | None, threads: int, batch: int, sizes: Mapping[str, int]
+    ) -> Outcome:
+        """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
+        from spa import latency
+
+        watch = latency.Stopwatch(threads, batch, sizes)
+        progress = silent if self.calibrated is None else self.calibrated.progress
+        choice, losses, timed, notes = latency.choose(
+            self.analysis, self.groups, budget, ms, self.choose, watch, progress
+        )
+        self.clock("choose")
+        return replace(self.cut(make_plan(self.analysis, choice.kept), losses, notes), latency=timed)
+
+    def to_distortion(self, budget: Budget, most: float) -> Outcome:
+        """Remove as much as changes the outputs by no more than a tolerated share of their variance.
+
+        The change grows about exponentially with the ratio, so a bracket is narrowed by interpolating its logarithm.
+
+        Raises:
+            PlanError: even the least that can go changes the outputs more, or they are no floats.
+        """
+        low, high = (0.0, most / 100), (1.0, 1.0)  # ratio and change: met, and not met
+        best: Outcome | None = None
+        ratio = 0.5
+        for _ in range(ATTEMPTS):
+            try:
+                outcome = self.to_budget(replace(budget, ratio=ratio))
+                change = outcome.changes["after"]
+            except PlanError:
+                outcome, change = None, max(1.0, 10 * most)
+            if change is None:
+                raise PlanError("the model has no float output of which the change could be measured. Give a ratio.")
+            if outcome is not None and change <= most:
+                best, low = replace(outcome, notes=()), (ratio, max(change, most / 100))
+                if change >= NEAR * most:
+                    break
+            else:
+                high = (ratio, change)
+            if high[0] - low[0] < 0.01:
+                break
+            ratio = _between(low, high, most)
+        if best is None:
+            raise PlanError(
+                f"removing {high[0]:.1%} of the {budget.of} already changes the outputs by {high[1]:.3g} of their "
+                f"variance, more than {most:g}. Tolerate more, or leave sensitive layers alone with --ignore."
+            )
+        return best
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], goal: float) -> float:
+    """Where a straight line in the logarithm meets the goal, kept away from the ends."""
+    share = log(goal / low[1]) / max(log(high[1] / low[1]), 1e-9)
+    return low[0] + float(np.clip(share, 0.15, 0.85)) * (high[0] - low[0])
+
+
+def reconstruction(given: str | bool | None, criterion: str | None) -> str:
+    """Which reconstruction is meant, ``full``, ``bias`` or ``none``; no criterion stands for a given plan.
+
+    Raises:
+        PlanError: it is unknown.
+    """
+    how = given if isinstance(given, str) else {None: "auto", True: "full", False: "none"}.get(given, "unknown")
+    if how not in RECONSTRUCTIONS:
+        raise PlanError(f"unknown reconstruction {given!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
+    return BY_DEFAULT.get(criterion or "", "none") if how == "auto" else how
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Say, with each refusal of a model that does not run, what needs no run."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+
+
+def inputs(
+    analysis: Analysis,
+    data: Any,
+    labels: str | None,
+    samples: int,
+    seed: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Calibration:
+    """Calibration inputs, given or made up (see :func:`spa.calibration.data.read_data`)."""
+    from spa.calibration.data import Calibration, read_data
+    from spa.calibration.synthetic import synthesise
+
+    if samples < 1:
+        raise PlanError(f"samples is {samples}. Choose 1 or more.")
+    graph = analysis.graph
+    if data is not None:
+        return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
+    with running():
+        batches = synthesise(graph.self_contained(), samples, seed=seed, mean=mean, std=std)
+    count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
+    return Calibration(batches, None, count, "synthetic", ())
