@@ -32,13 +32,18 @@ def normalised(images: np.ndarray) -> np.ndarray:
     return np.asarray((images.astype(np.float32) / 255 - mean) / std)
 
 
+def images(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training images, test images and test labels of the subset in a folder."""
+    with np.load(folder / "cifar10_subset.npz") as data:
+        return normalised(data["x_train"]), normalised(data["x_test"]), data["y_test"]
+
+
 def top1(model: Any, images: np.ndarray, labels: np.ndarray) -> float:
     return float((run(load_session(model, optimise=True), {"image": images})[0].argmax(axis=1) == labels).mean() * 100)
 
 
 def table(folder: Path, threads: int) -> list[str]:
-    with np.load(folder / "cifar10_subset.npz") as data:
-        train, test, labels = normalised(data["x_train"]), normalised(data["x_test"]), data["y_test"]
+    train, test, labels = images(folder)
     columns = ["obspa, 512 images", "obspa, no data", "l2 + reconstruct, 512 images", *WEIGHTS_ALONE]
     lines = [f"| network | RF | {' | '.join(columns)} | seconds (obspa, images) |", "| --- " * (len(columns) + 3) + "|"]
     for name, factors in TARGETS.items():
