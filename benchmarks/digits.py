@@ -18,9 +18,9 @@ from common import RESULTS, ROOT, describe, machine, table
 
 sys.path.insert(0, str(ROOT))
 
-from models.evaluate import accuracy  # noqa: E402 - the checkout must be on the path first
-from spa import prune  # noqa: E402
-from spa.criteria import names  # noqa: E402
+from models.evaluate import accuracy  # the checkout must be on the path first
+from spa import prune
+from spa.criteria import names
 
 MODELS = ROOT / "models"
 NETWORKS = ("digits_resnet", "digits_vgg", "digits_vit", "digits_lstm")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,8 @@ def obspa(path: Path, folder: Path | None, samples: int) -> dict[str, Any]:
     watch.lap("prune")
     report = result.report.to_dict()
     kept = {key: report[key] for key in ("reached", "calibration", "notes", "seconds")}
-    return {"seconds": watch.seconds, "report": kept, "samples": sampler.to_dict()}
+    cpu = time.process_time()
+    return {"seconds": watch.seconds, "cpu seconds": cpu, "report": kept, "samples": sampler.to_dict()}
 
 
 def main() -> None:
