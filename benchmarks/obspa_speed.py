@@ -39,7 +39,8 @@ def measure(name: str, cache: Path, data: Path) -> dict[str, Any]:
 
 def summary(cells: dict[str, dict[str, Any]]) -> str:
     """Return the table of whole processes, with the shares of the time spent pruning."""
-    header = ["network", "seconds", "at most", "CPU s", "peak MB", "at most", *(f"{k}, %" for k in KINDS), "load before"]
+    header = ["network", "seconds", "at most", "CPU s", "peak MB", "at most"]
+    header += [*(f"{k}, %" for k in KINDS), "load before"]
     rows = []
     for name, cell in cells.items():
         seconds, memory = TARGETS[name]
@@ -84,9 +85,9 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     return f"""# Speed of optimal brain surgery with reconstruction
 
 Ratio 0.5 of the MACs, `round_to=1`; whole processes on {common.THREADS} cores of a machine that others used at the same
-time, so the seconds are upper bounds (made by `benchmarks/obspa_speed.py`); CPU s are those of all threads, waiting for each
-other in BLAS included. Bold: above the limit. Shares are those of `spa.prune` alone, from looking at the main thread
-every 5 ms (`benchmarks/sampling.py`): the calls into BLAS and LAPACK, onnxruntime's runs and the making of its
+time, so the seconds are upper bounds (made by `benchmarks/obspa_speed.py`). CPU s are those of all threads, waiting in
+BLAS for each other included. Bold: above the limit. Shares are those of `spa.prune` alone, from looking at the main
+thread every 5 ms (`benchmarks/sampling.py`): the calls into BLAS and LAPACK, onnxruntime's runs and the making of its
 sessions; the rest is Python and numpy, mostly moving memory.
 
 {summary(cells)}
