@@ -4,6 +4,7 @@
     python benchmarks/ours.py analyze FILE
     python benchmarks/ours.py exact FILE
     python benchmarks/ours.py bench FILE [FILE ...]
+    python benchmarks/ours.py obspa FILE [--data DIR] [--samples N]
 
 Everything that depends on SPA's interface is in this file.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,17 +127,50 @@ def bench(paths: list[Path], seconds: float) -> dict[str, Any]:
     return data
 
 
+def obspa(path: Path, folder: Path | None, samples: int) -> dict[str, Any]:
+    """Remove half of the MACs by optimal brain surgery, and say where the time goes.
+
+    Args:
+        path: the network.
+        folder: of CIFAR-10's images (see `accuracy.py`), or None to have inputs made up.
+        samples: how many of them.
+    """
+    watch = Stopwatch()
+    import onnxruntime  # noqa: F401 - its import is not the pruner's time
+    from sampling import Sampler
+
+    from spa import prune as run
+
+    data = None
+    if folder:
+        from accuracy import images
+
+        data = {"image": images(folder)[0][:samples]}
+    watch.lap("import")
+    with Sampler() as sampler:
+        result = run(path, ratio=RATIO, data=data, samples=samples, round_to=1, threads=common.THREADS)
+    watch.lap("prune")
+    report = result.report.to_dict()
+    kept = {key: report[key] for key in ("reached", "calibration", "notes", "seconds")}
+    cpu = time.process_time()
+    return {"seconds": watch.seconds, "cpu seconds": cpu, "report": kept, "samples": sampler.to_dict()}
+
+
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("task", choices=("prune", "analyze", "exact", "bench"))
+    parser.add_argument("task", choices=("prune", "analyze", "exact", "bench", "obspa"))
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="bench: time for each model")
+    parser.add_argument("--data", type=Path, help="obspa: folder of CIFAR-10's images; without it, inputs are made up")
+    parser.add_argument("--samples", type=int, default=512, help="obspa: how many inputs")
     options = parser.parse_args()
     if options.task == "bench":
         common.answer(bench(options.paths, options.seconds))
+    elif options.task == "obspa":
+        common.answer(obspa(options.paths[0], options.data, options.samples))
     elif options.task == "prune":
         common.answer(prune(options.paths[0], options.out, options.round_to))
     else:

@@ -1,1 +1,1 @@
-"""Reference networks: three small trained ones, and a zoo of architectures in `models.builders`."""
+"""Reference networks: four small trained ones, and a zoo of architectures in `models.builders`."""

@@ -1,4 +1,4 @@
-"""Train the three reference networks on scikit-learn's digits, and write them as `.onnx` files.
+"""Train the four reference networks on scikit-learn's digits, and write them as `.onnx` files.
 
     python -m models.train [--seed 0] [--only digits_vit]
 
@@ -60,6 +60,27 @@ class ResNet(nn.Module):
         """[n 1 8 8] -> [n 10]."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class VGG(nn.Module):
+    """Three stages of two 3x3 convolutions with BatchNorm, max pooling between them, and a hidden linear layer."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), hidden: int = 128) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inner = 1
+        for width in widths:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for size in (inner, width):
+                layers += [nn.Conv2d(size, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            inner = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Linear(4 * inner, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n 1 8 8] -> [n 10]."""
+        return self.classifier(self.features(x).flatten(1))
 
 
 class Attention(nn.Module):
@@ -173,6 +194,7 @@ def fit(module: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> No
 
 RECIPES = {  # name: module, epochs, learning rate
     "digits_resnet": (ResNet, 40, 4e-3),
+    "digits_vgg": (VGG, 40, 4e-3),
     "digits_vit": (VisionTransformer, 120, 2e-3),
     "digits_lstm": (Recurrent, 80, 5e-3),
 }

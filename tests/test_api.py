@@ -124,7 +124,7 @@ def test_a_plan_may_not_empty_or_thaw_a_group() -> None:
 
 
 TRAINING = RESNET.parent / "digits_train.npz"
-NETWORKS = ["digits_resnet", "digits_vit", "digits_lstm"]
+NETWORKS = ["digits_resnet", "digits_vgg", "digits_vit", "digits_lstm"]
 
 
 def correct(model: ModelProto) -> float:
