@@ -36,6 +36,7 @@ def reconstruct(
     threads: int = 2,
     seed: int = 0,
     damping: float = 1e-3,
+    trust: float = 1.0,
     nodes: Set[int] | None = None,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> Stream:
@@ -49,6 +50,8 @@ def reconstruct(
         threads: of onnxruntime.
         seed: of the places that the fits see.
         damping: λ of the fits, a fraction of the mean input variance; pulls towards the dense weights.
+        trust: the share of the pruned network's own inputs in what a fit sees; the rest are the dense network's. Errors
+            of earlier layers are learnt on few inputs, so mending them in full does not carry over to others.
         nodes: the only nodes (by index in the dense network) to refit; all by default.
         progress: called with a stage and the share that is done.
 
@@ -69,7 +72,7 @@ def reconstruct(
         dense.after(node)
         small.before(twin)
         if lin is not None and target is not None:
-            _refit(analysis, kept, dense, small, target, lin, rng, damping)
+            _refit(analysis, kept, dense, small, target, lin, rng, damping, trust)
         elif is_cell:
             recurrent.refit(analysis, kept, dense, small, node, twin, rng, damping)
         else:
@@ -109,6 +112,7 @@ def _refit(
     lin: Linear,
     rng: np.random.Generator,
     damping: float,
+    trust: float,
 ) -> None:
     name = target.node.outputs[0]
     axes = analysis.axes.get(name)
@@ -122,7 +126,8 @@ def _refit(
         chosen = places(rng, lin, y.shape, samples, inputs)
         t = lin.outputs(y, chosen)
         t = t + _owed(kept, analysis, lin, after, big, little, chosen, y.shape)
-        rows.add(lin.inputs(little[lin.source], y.shape, small.graph, chosen), t)
+        x = _between(sliced(kept, analysis.axes.get(target.source), big[target.source]), little[lin.source], trust)
+        rows.add(lin.inputs(x, y.shape, small.graph, chosen), t)
     everyone = uses(small.graph, lin) or []
     first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
     shift = Shift.place(small, lin, after, everyone if first else [lin])
@@ -139,6 +144,13 @@ def _refit(
     if shift is not None:
         constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
         shift.set(constant.reshape(-1))
+
+
+def _between(dense: Array, small: Array, trust: float) -> Array:
+    """Inputs between the dense and the pruned network's, where the shapes agree."""
+    if trust == 1 or dense.shape != small.shape:
+        return small
+    return np.asarray(dense + trust * (small - dense), small.dtype)
 
 
 def _fit(rows: Moments | dual.Rows, prior: Array, damping: float, mean: bool) -> Array:
