@@ -164,7 +164,7 @@ def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
             f"Ask for less, or {remedies}."
         )
     return (
-        f"asked to remove {budget.ratio:.1%} of the {budget.of}; the nearest reachable with widths rounded to "
+        f"asked to remove {budget.ratio:.1%} of the {budget.of}; the nearest found with widths rounded to "
         f"{budget.round_to} is {reached:.1%}",
     )
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from spa.calibration.batches import comfortable
 from spa.errors import PlanError
 from spa.runtime import TensorSpec, input_specs
 
@@ -84,7 +85,7 @@ def read_data(
     *,
     labels: str | None = None,
     samples: int | None = 512,
-    batch: int = 64,
+    batch: int | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -99,7 +100,7 @@ def read_data(
             is called that.
         samples: How many samples to take at most, or None for all: a random choice of arrays and of a folder's
             files, the first of an iterable, which is not consumed any further.
-        batch: Samples per batch; a model whose first axis is fixed has its own.
+        batch: Samples per batch, by default what is comfortable; a model whose first axis is fixed has its own.
         seed: The same seed chooses the same samples.
         mean: What is subtracted from an image, per channel, once its values lie in 0..1.
         std: What an image is then divided by, per channel.
@@ -112,7 +113,8 @@ def read_data(
     """
     specs = _checked_specs(model)
     _check_count("samples", samples)
-    _check_count("batch", batch)
+    if batch is not None:
+        _check_count("batch", batch)
     fixed = _fixed_batch(specs)
     if fixed is not None and samples is not None and samples < fixed:
         raise PlanError(
@@ -541,7 +543,7 @@ def _crop(pillow: Any, image: Any, width: int, height: int) -> Any:
 # --- batches ---------------------------------------------------------------------------------------------------
 
 
-def _assemble(pieces: Sequence[_Piece], size: int, exact: bool, source: str) -> Calibration:
+def _assemble(pieces: Sequence[_Piece], given: int | None, exact: bool, source: str) -> Calibration:
     """Cut pieces into batches; those whose samples differ in shape stay apart."""
     pieces = [piece for piece in pieces if piece.samples]
     total = sum(piece.samples for piece in pieces)
@@ -553,17 +555,18 @@ def _assemble(pieces: Sequence[_Piece], size: int, exact: bool, source: str) -> 
     batches: list[_Piece] = []
     for _, group in itertools.groupby(pieces, lambda piece: piece.shapes):
         whole = _join(list(group))
+        size = given or comfortable(whole.feeds, whole.samples)
         stop = whole.samples - whole.samples % size if exact else whole.samples
         batches += [whole.take(slice(start, min(start + size, stop))) for start in range(0, stop, size)]
     used = sum(piece.samples for piece in batches)
     if not used:
         raise PlanError(
-            f"{_cap(source)}: its {total} samples fill no batch, the model takes batches of exactly {size}. "
+            f"{_cap(source)}: its {total} samples fill no batch, the model takes batches of exactly {given}. "
             "Give more samples, or export the model with a dynamic batch axis."
         )
     notes = []
     if used < total:
-        notes.append(f"{total - used} of {total} samples were dropped: the model takes batches of exactly {size}.")
+        notes.append(f"{total - used} of {total} samples were dropped: the model takes batches of exactly {given}.")
     if used < _FEW:
         notes.append(f"{used} samples are few: the fit will be damped. Give {_FEW} or more.")
     feeds = [{name: np.ascontiguousarray(array) for name, array in piece.feeds.items()} for piece in batches]

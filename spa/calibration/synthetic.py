@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from spa.calibration.batches import comfortable
 from spa.errors import ModelError, PlanError
 from spa.feeds import Recipe, first_run, ranges_for, resolve_sizes
 from spa.runtime import TensorSpec, input_specs, load_session, model_name, run
@@ -45,7 +46,7 @@ _CHUNK_WINDOWS = 1 << 18
 def synthesise(
     model: onnx.ModelProto,
     samples: int,
-    batch: int = 64,
+    batch: int | None = None,
     seed: int = 0,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -60,7 +61,8 @@ def synthesise(
     Args:
         model: The model; it is not changed.
         samples: How many samples to make; where the batch axis is fixed, this is rounded up to whole batches.
-        batch: The most samples in one batch; a model that takes one batch size only keeps that.
+        batch: The most samples in one batch, by default what is comfortable; a model that takes one batch size only
+            keeps that.
         seed: The same arguments give the same bytes.
         mean: Subtracted from images in [0, 1], per channel or for all; ImageNet's for three channels, else 0.5.
         std: Divides images after that; ImageNet's for three channels, else 0.25.
@@ -76,7 +78,7 @@ def synthesise(
         ModelError: The model cannot be loaded, or ran on none of the sizes that were tried.
     """
     for word, number in (("samples", samples), ("batch", batch)):
-        if number < 1:
+        if number is not None and number < 1:
             raise PlanError(f"{word} is {number}, must be at least 1.")
     name = model_name(model)
     session = load_session(model, name=name)
@@ -95,7 +97,7 @@ def synthesise(
             return base
         return other
 
-    recipe = resized(recipe, min(batch, samples))
+    recipe = resized(recipe, min(comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch, samples))
     count = -(-samples // recipe.batch)
     remainder = samples - (count - 1) * recipe.batch
     last = resized(recipe, remainder) if remainder < recipe.batch else recipe

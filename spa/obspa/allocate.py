@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spa.budget import Budget, Choice, alignment, allowed_widths, check
+from spa.budget import TOLERANCE, Budget, Choice, alignment, allowed_widths, check
 from spa.cost import CostModel
 from spa.coupling import Analysis, Group
 from spa.obspa.curves import Curve
@@ -56,7 +56,8 @@ def allocate(
     for step in range(1, STEPS + 1):
         before = list(rung)
         _descend(rung, ladders, losses, removed, budget.ratio * step / STEPS)
-    widths = _nearest(before, rung, ladders, removed, budget.ratio)
+    rung = _nearest(before, rung, ladders, losses, removed, budget.ratio)
+    widths = [r[i] for r, i in zip(ladders, rung, strict=True)]
     reached = removed(widths)
     notes = check(budget, reached, most)
     kept = {
@@ -69,17 +70,33 @@ def _nearest(
     before: Sequence[int],
     rung: Sequence[int],
     ladders: Sequence[Sequence[int]],
+    losses: Sequence[Array],
     removed: Callable[[Sequence[int]], float],
     ratio: float,
 ) -> list[int]:
-    """The widths reached or, where they overshoot, those nearest to the ratio with some last moves taken back."""
-    best = [r[i] for r, i in zip(ladders, rung, strict=True)]
-    for g, (ladder, low, high) in enumerate(zip(ladders, before, rung, strict=True)):
-        for i in range(low, high):
-            other = [*best[:g], ladder[i], *best[g + 1 :]]
-            if abs(removed(other) - ratio) < abs(removed(best) - ratio):
-                best = other
-                break
+    """The rungs reached with some of the last moves taken back; where that misses the ratio, single groups move.
+
+    Of the moves that meet the ratio the one with the least loss is made, otherwise the one that comes nearest.
+    """
+
+    def miss(rung: Sequence[int]) -> float:
+        return abs(removed([r[i] for r, i in zip(ladders, rung, strict=True)]) - ratio)
+
+    def loss(rung: Sequence[int]) -> float:
+        return float(sum(values[i] for values, i in zip(losses, rung, strict=True)))
+
+    best = list(rung)
+    for g in range(len(best)):
+        best = min([best, *([*best[:g], i, *best[g + 1 :]] for i in range(before[g], rung[g]))], key=miss)
+    while miss(best) > TOLERANCE:
+        others = [[*best[:g], i, *best[g + 1 :]] for g, r in enumerate(ladders) for i in range(len(r)) if i != best[g]]
+        met = [o for o in others if miss(o) <= TOLERANCE]
+        if met:
+            return min(met, key=loss)
+        nearest = min(others, key=miss, default=best)
+        if miss(nearest) >= miss(best):
+            break
+        best = nearest
     return best
 
 

@@ -73,6 +73,7 @@ class Calibrated:
     seed: int = 0
     progress: Progress = silent
     _twin: Analysis = field(init=False)
+    _outputs: list[dict[str, Array]] | None = field(init=False, default=None)
     _curves: dict[tuple[str, ...], dict[str, Curve]] = field(init=False, default_factory=dict)
 
     @_bounded
@@ -125,15 +126,21 @@ class Calibrated:
     @_bounded
     def distortion(self, pruned: ModelProto) -> float | None:
         """Mean squared change of the float outputs over their variance, on some inputs; None without such outputs."""
-        batches: list[Feeds] = []
-        for batch in self.batches:
-            if sum(len(next(iter(b.values()))) for b in batches) < MEASURED:
-                batches.append(batch)
         graph = self.analysis.graph
-        dense = Stream(graph.model, graph.base, batches, self.threads).finish()
-        small = Stream(pruned, graph.base, batches, self.threads).finish()
+        if self._outputs is None:
+            self._outputs = Stream(graph.model, graph.base, self._some(), self.threads).finish()
+        dense = self._outputs
+        small = Stream(pruned, graph.base, self._some(), self.threads).finish()
         shares = [_relative(dense, small, n) for n in graph.outputs if dense[0][n].dtype.kind == "f"]
         return float(np.mean(shares)) if shares else None
+
+    def _some(self) -> list[Feeds]:
+        """As many batches as outputs are compared on."""
+        some: list[Feeds] = []
+        for batch in self.batches:
+            if sum(len(next(iter(b.values()))) for b in some) < MEASURED:
+                some.append(batch)
+        return some
 
 
 def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: int = 2) -> float:
