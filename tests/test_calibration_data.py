@@ -199,7 +199,7 @@ def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> 
     save_images(tmp_path)
     model = interface(x=(F, shape))
     if not PILLOW:
-        assert "pip install pillow" in refusal(tmp_path, model)
+        assert "spa-onnx[images]" in refusal(tmp_path, model)
         return
     (batch,) = read_data(tmp_path, model).batches
     assert batch["x"].shape == expected and batch["x"].dtype == np.float32
@@ -216,7 +216,7 @@ def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> 
 def test_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
     save_images(tmp_path)
     if not PILLOW:
-        assert "pip install pillow" in refusal(tmp_path, COLOUR)
+        assert "spa-onnx[images]" in refusal(tmp_path, COLOUR)
         return
     from PIL import Image
 
@@ -232,12 +232,15 @@ def test_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
 def test_images_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_images(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
-    assert refusal(tmp_path, COLOUR) == f"{tmp_path / 'a.png'}: reading images needs Pillow. Run  pip install pillow."
+    assert (
+        refusal(tmp_path, COLOUR)
+        == f"{tmp_path / 'a.png'}: reading images needs Pillow. Run  pip install 'spa-onnx[images]'."
+    )
 
 
 def test_broken_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    expected = f"{tmp_path / 'a.jpg'}: it cannot be read as an image" if PILLOW else "pip install pillow"
+    expected = f"{tmp_path / 'a.jpg'}: it cannot be read as an image" if PILLOW else "spa-onnx[images]"
     assert expected in refusal(tmp_path, COLOUR)
 
 

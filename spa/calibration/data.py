@@ -6,11 +6,8 @@ that are not finite. Samples lie along the first axis of every input.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
-import struct
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from spa.calibration import images
 from spa.calibration.batches import comfortable
 from spa.errors import PlanError
 from spa.runtime import TensorSpec, input_specs
@@ -27,12 +25,7 @@ __all__ = ["Calibration", "read_data"]
 
 _LABELS = ("label", "labels", "y")
 _ARRAYS = (".npy", ".npz")
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _FEW = 32
-# The usual ones for ImageNet's colours; about as wide a range for grey.
-_MEAN = {1: (0.5,), 3: (0.485, 0.456, 0.406)}
-_STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
-_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,7 @@ def _check_count(name: str, value: int | None) -> None:
 
 def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     """The batch size that the model insists on, if it does."""
-    sizes = {spec.name: size for spec in specs if (size := _fixed(spec.shape[0])) is not None}
+    sizes = {spec.name: size for spec in specs if (size := images.fixed(spec.shape[0])) is not None}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
         raise PlanError(
@@ -173,10 +166,6 @@ def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
             "them. Export the model with a batch axis first in every input."
         )
     return next(iter(sizes.values()), None)
-
-
-def _fixed(dim: int | str | None) -> int | None:
-    return dim if isinstance(dim, int) and dim > 0 else None
 
 
 # --- sources ---------------------------------------------------------------------------------------------------
@@ -194,7 +183,7 @@ def _read_file(path: Path, specs: Sequence[TensorSpec], labels: str | None, *, s
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else None
-    except _UNREADABLE as error:
+    except images.UNREADABLE as error:
         raise PlanError(
             f"{path}: numpy cannot read it as an {suffix} file ({error}). "
             f"Write it with numpy.{'savez' if suffix == '.npz' else 'save'}, without objects."
@@ -220,12 +209,12 @@ def _read_folder(
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not files:
         raise PlanError(f"{folder}: the folder holds no files. Put arrays or images straight into it.")
-    images = [p for p in files if p.suffix.lower() in _IMAGES]
+    pictures = [p for p in files if p.suffix.lower() in images.SUFFIXES]
     arrays = [p for p in files if p.suffix.lower() == ".npz" or (p.suffix.lower() == ".npy" and len(specs) == 1)]
-    layout = _image_layout(specs)
-    if arrays and images and layout is not None:
+    layout = images.layout_of(specs)
+    if arrays and pictures and layout is not None:
         raise PlanError(
-            f"{folder}: it holds both arrays ({arrays[0].name}) and images ({images[0].name}). "
+            f"{folder}: it holds both arrays ({arrays[0].name}) and images ({pictures[0].name}). "
             "Put them into folders of their own."
         )
     read: _Reader
@@ -237,7 +226,7 @@ def _read_folder(
         def read(index: int) -> _Piece:
             return _read_file(arrays[index], specs, labels, single=True)
 
-    elif images:
+    elif pictures:
         if layout is None:
             said = ", ".join(f"'{spec.name}' {spec.element} {_say_shape(spec.shape)}" for spec in specs)
             raise PlanError(
@@ -246,8 +235,13 @@ def _read_folder(
             )
         if labels is not None:
             raise PlanError(f"labels '{labels}': images have no named arrays. Leave it out, or give an .npz file.")
-        usable = images
-        read = _image_reader(images, specs[0], layout, mean, std)
+        usable = pictures
+        picture = images.reader(pictures, specs[0], layout, mean, std)
+
+        def read(index: int) -> _Piece:
+            what, feeds = str(pictures[index]), {specs[0].name: picture(index)}
+            return _piece(what, feeds, None, specs, single=False, copy=False)
+
     elif any(p.suffix.lower() == ".npy" for p in files):
         raise PlanError(
             f"{folder}: an .npy file holds one array, but the model takes {_say_names(s.name for s in specs)}. "
@@ -256,7 +250,7 @@ def _read_folder(
     else:
         raise PlanError(
             f"{folder}: none of its {len(files)} files can be used (such as {files[0].name}). "
-            f"Give files that end in {', '.join(_ARRAYS + _IMAGES)}."
+            f"Give files that end in {', '.join(_ARRAYS + images.SUFFIXES)}."
         )
     # Names often begin with the class: the first few would be of one class only.
     order = np.arange(len(usable)) if samples is None else rng.permutation(len(usable))
@@ -413,7 +407,7 @@ def _fit(what: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if array.ndim != len(spec.shape):
         raise PlanError(f"{what}: it has {array.ndim} axes {_say_shape(array.shape)}, {expected}. Reshape it.")
     for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if axis and _fixed(dim) not in (None, size):
+        if axis and images.fixed(dim) not in (None, size):
             raise PlanError(
                 f"{what}: axis {axis} has size {size}, expected {dim} (shape {_say_shape(array.shape)}, expected "
                 f"{_say_shape(spec.shape)}). Give samples as the model takes them."
@@ -426,11 +420,11 @@ def _fit(what: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 def _cast(what: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     dtype = spec.dtype
     assert dtype is not None  # _checked_specs
-    if _is_float(array.dtype) and (bad := _not_finite(array)):
+    if images.is_float(array.dtype) and (bad := _not_finite(array)):
         raise PlanError(f"{what}: {bad} of {array.size} values are nan or inf. Remove those samples, or mend them.")
     if array.dtype == dtype:
         return array.astype(dtype, copy=False)
-    if _is_float(array.dtype) and _is_float(dtype):
+    if images.is_float(array.dtype) and images.is_float(dtype):
         with np.errstate(over="ignore"):
             cast = array.astype(dtype)
         if bad := _not_finite(cast):
@@ -444,13 +438,9 @@ def _cast(what: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
             )
         return array.astype(dtype)
     remedy = f"Cast it to {dtype}."
-    if array.dtype == np.uint8 and _is_float(dtype):
+    if array.dtype == np.uint8 and images.is_float(dtype):
         remedy = f"Normalise it first, as for the model's training: {dtype}, not bytes."
     raise PlanError(f"{what}: its dtype is {array.dtype}, expected {dtype}. {remedy}")
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _not_finite(array: np.ndarray) -> int:
@@ -468,76 +458,6 @@ def _fit_labels(what: str, array: np.ndarray, samples: int) -> np.ndarray:
     if len(array) != samples:
         raise PlanError(f"{what}: there are {len(array)} for {samples} samples. Give one class per sample.")
     return array.astype(np.int64)
-
-
-# --- images ----------------------------------------------------------------------------------------------------
-
-
-def _image_layout(specs: Sequence[TensorSpec]) -> int | None:
-    """The axis of the channels, if the model takes one image."""
-    spec = specs[0]
-    if len(specs) != 1 or len(spec.shape) != 4 or spec.dtype is None or not _is_float(spec.dtype):
-        return None
-    return next((axis for axis in (1, 3) if spec.shape[axis] in (1, 3)), None)
-
-
-def _image_reader(
-    paths: Sequence[Path],
-    spec: TensorSpec,
-    layout: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> _Reader:
-    """A reader of images by number; dynamic sizes are those of the first."""
-    channels = _fixed(spec.shape[layout]) or 3
-    shift = _per_channel("mean", mean, _MEAN[channels])
-    scale = _per_channel("std", std, _STD[channels])
-    if not (scale > 0).all():
-        raise PlanError(f"std: {scale.tolist()} is not positive. Give what the images are divided by.")
-    try:
-        pillow = importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise PlanError(f"{paths[0]}: reading images needs Pillow. Run  pip install pillow.") from error
-    rows, columns = spec.shape[2:] if layout == 1 else spec.shape[1:3]
-    height, width = _fixed(rows), _fixed(columns)
-    if height is None or width is None:
-        first = _open_image(pillow, paths[0], channels)
-        height, width = height or first.height, width or first.width
-    size = (width, height)
-
-    def read(index: int) -> _Piece:
-        image = _crop(pillow, _open_image(pillow, paths[index], channels), *size)
-        pixels = np.asarray(image, dtype=np.float32).reshape(size[1], size[0], channels) / 255
-        pixels = (pixels - shift) / scale
-        array = pixels.transpose(2, 0, 1) if layout == 1 else pixels
-        return _piece(str(paths[index]), {spec.name: array[np.newaxis]}, None, [spec], single=False, copy=False)
-
-    return read
-
-
-def _per_channel(name: str, given: Sequence[float] | None, default: tuple[float, ...]) -> np.ndarray:
-    values = np.asarray(default if given is None else given, dtype=np.float32)
-    if values.shape != (len(default),) or not np.isfinite(values).all():
-        raise PlanError(f"{name}: {given} does not fit. Give {len(default)} numbers, one per channel.")
-    return values
-
-
-def _open_image(pillow: Any, path: Path, channels: int) -> Any:
-    try:
-        with pillow.open(path) as image:
-            return image.convert("L" if channels == 1 else "RGB")
-    except (*_UNREADABLE, pillow.DecompressionBombError) as error:
-        raise PlanError(f"{path}: it cannot be read as an image ({error}). Remove or replace it.") from error
-
-
-def _crop(pillow: Any, image: Any, width: int, height: int) -> Any:
-    """Resize until the image just covers the target, then cut out its centre."""
-    ratio = max(width / image.width, height / image.height)
-    covering = max(width, round(image.width * ratio)), max(height, round(image.height * ratio))
-    if covering != image.size:
-        image = image.resize(covering, pillow.Resampling.BILINEAR)
-    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------

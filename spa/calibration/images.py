@@ -1,0 +1,108 @@
+"""Images of a folder as inputs of a model."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spa.errors import PlanError
+from spa.runtime import TensorSpec
+
+UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# The usual ones for ImageNet's colours; about as wide a range for grey.
+_MEAN = {1: (0.5,), 3: (0.485, 0.456, 0.406)}
+_STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
+
+
+def fixed(dim: int | str | None) -> int | None:
+    """A size that a model insists on."""
+    return dim if isinstance(dim, int) and dim > 0 else None
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether values have a fraction."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def layout_of(specs: Sequence[TensorSpec]) -> int | None:
+    """The axis of the channels, if the model takes one image."""
+    spec = specs[0]
+    if len(specs) != 1 or len(spec.shape) != 4 or spec.dtype is None or not is_float(spec.dtype):
+        return None
+    return next((axis for axis in (1, 3) if spec.shape[axis] in (1, 3)), None)
+
+
+def reader(
+    paths: Sequence[Path],
+    spec: TensorSpec,
+    layout: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Callable[[int], np.ndarray]:
+    """A reader of images by number, (1, ...) each; dynamic sizes are those of the first.
+
+    Args:
+        paths: the files.
+        spec: of the model's input.
+        layout: which of its axes has the channels, 1 or 3.
+        mean: what is subtracted from values in 0..1, per channel; ImageNet's by default.
+        std: what they are then divided by.
+
+    Raises:
+        PlanError: a file is no image, ``mean`` or ``std`` does not fit, or Pillow is missing.
+    """
+    channels = fixed(spec.shape[layout]) or 3
+    shift = _per_channel("mean", mean, _MEAN[channels])
+    scale = _per_channel("std", std, _STD[channels])
+    if not (scale > 0).all():
+        raise PlanError(f"std: {scale.tolist()} is not positive. Give what the images are divided by.")
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise PlanError(f"{paths[0]}: reading images needs Pillow. Run  pip install 'spa-onnx[images]'.") from error
+    rows, columns = spec.shape[2:] if layout == 1 else spec.shape[1:3]
+    height, width = fixed(rows), fixed(columns)
+    if height is None or width is None:
+        first = _open_image(pillow, paths[0], channels)
+        height, width = height or first.height, width or first.width
+    size = (width, height)
+
+    def read(index: int) -> np.ndarray:
+        image = _crop(pillow, _open_image(pillow, paths[index], channels), *size)
+        pixels = np.asarray(image, dtype=np.float32).reshape(size[1], size[0], channels) / 255
+        pixels = (pixels - shift) / scale
+        return np.asarray((pixels.transpose(2, 0, 1) if layout == 1 else pixels)[np.newaxis])
+
+    return read
+
+
+def _per_channel(name: str, given: Sequence[float] | None, default: tuple[float, ...]) -> np.ndarray:
+    values = np.asarray(default if given is None else given, dtype=np.float32)
+    if values.shape != (len(default),) or not np.isfinite(values).all():
+        raise PlanError(f"{name}: {given} does not fit. Give {len(default)} numbers, one per channel.")
+    return values
+
+
+def _open_image(pillow: Any, path: Path, channels: int) -> Any:
+    try:
+        with pillow.open(path) as image:
+            return image.convert("L" if channels == 1 else "RGB")
+    except (*UNREADABLE, pillow.DecompressionBombError) as error:
+        raise PlanError(f"{path}: it cannot be read as an image ({error}). Remove or replace it.") from error
+
+
+def _crop(pillow: Any, image: Any, width: int, height: int) -> Any:
+    """Resize until the image just covers the target, then cut out its centre."""
+    ratio = max(width / image.width, height / image.height)
+    covering = max(width, round(image.width * ratio)), max(height, round(image.height * ratio))
+    if covering != image.size:
+        image = image.resize(covering, pillow.Resampling.BILINEAR)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
