@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spa.api import Result, analyze, prune
     from spa.bench import bench
     from spa.coupling import Analysis
+    from spa.frameworks import convert
     from spa.plan import Plan
     from spa.rules import rule
     from spa.verify import verify
@@ -28,6 +29,7 @@ _HOMES = {
     "Result": "spa.api",
     "analyze": "spa.api",
     "bench": "spa.bench",
+    "convert": "spa.frameworks",
     "prune": "spa.api",
     "rule": "spa.rules",
     "verify": "spa.verify",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bench",
+    "convert",
     "prune",
     "rule",
     "verify",

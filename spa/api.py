@@ -16,6 +16,7 @@ from spa.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling import Analysis, Group, couple
 from spa.criteria.sparsity import suggested_ratio
 from spa.errors import PlanError
+from spa.frameworks import Origin, give_back, kind_of, origin
 from spa.graph import Graph
 from spa.io import Source, load
 from spa.job import OBSPA, Clock, Job, Outcome, inputs, reconstruction, running
@@ -37,6 +38,7 @@ class Result:
         report: what it cost and what was left alone.
         analysis: the dense model's groups.
         source: where the dense model came from.
+        origin: the framework's model that was given, where it was one.
     """
 
     model: ModelProto
@@ -44,6 +46,28 @@ class Result:
     report: Report
     analysis: Analysis
     source: Source
+    origin: Origin | None = None
+
+    @property
+    def pruned(self) -> Any:
+        """The pruned model as the kind of object that was given; see :meth:`to`."""
+        kind = None if self.origin is None else self.origin.imported.kind
+        return self.to(kind if kind in ("torch", "keras", "jax") else "onnx")
+
+    def to(self, target: str) -> Any:
+        """The pruned model for a framework, compared with the ONNX model.
+
+        Args:
+            target: ``onnx`` (a ModelProto), ``graphsurgeon``, ``torch`` (the class of the module that was given with
+                narrower weights, or the graph as a trainable module), ``keras`` (the Keras model that was given,
+                rebuilt with narrower layers) or ``jax`` (the pytree or module that was given with narrower weights,
+                or ``(function, parameters)``).
+
+        Raises:
+            PlanError: no such target.
+            UnsupportedError: the framework is not installed, or cannot express the model; says what stands in the way.
+        """
+        return give_back(self, target)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Check the pruned model and write it; nothing is left behind on failure.
@@ -107,12 +131,15 @@ def prune(
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
     plan: Plan | None = None,
+    example_inputs: Any = None,
+    convert_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Remove channels from a model.
 
     Args:
-        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; not changed.
+        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; or a model of
+            PyTorch, Keras or JAX, an object or a path (see :func:`spa.convert`). It is not changed.
         ratio: the fraction to remove, between 0 and 1, or ``"auto"``, as much as the PQ index of the weights suggests
             (:mod:`spa.criteria.sparsity`); 0.5 by default.
         of: of what: ``macs``, ``params``, ``channels`` or ``latency``, in onnxruntime on this machine.
@@ -143,6 +170,8 @@ def prune(
         batch: the size of open batch axes while timing.
         sizes: of other open axes while timing (see :func:`spa.bench.bench`).
         plan: keep exactly what this plan says; the options above that choose are then ignored.
+        example_inputs: what a framework's model is called with, where tracing needs it.
+        convert_options: further options of its importer (see :func:`spa.convert`).
         progress: called with the stage and the share of it that is done, while calibrating.
 
     Returns:
@@ -154,7 +183,10 @@ def prune(
         PlanError: nothing can be pruned, or not as much as asked for.
     """
     clock = Clock()
-    source = load(model)
+    came = origin(model, example_inputs, convert_options or {}) if kind_of(model, convert_options) else None
+    if came is not None:
+        clock("convert")
+    source = load(model if came is None else came.imported.model)
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
@@ -201,12 +233,14 @@ def prune(
     else:
         outcome = job.to_budget(budget)
     report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
+    if came is not None:
+        report = replace(report, notes=(*came.imported.notes, *report.notes))
     if given is not None:
         calibration: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
         if given.labels is not None:
             calibration["accuracy"] = [dense_accuracy, accuracy(outcome.model, source.base, given, threads)]
         report = replace(report, calibration=calibration, notes=(*given.notes, *report.notes))
-    return Result(outcome.model, outcome.plan, report, analysis, source)
+    return Result(outcome.model, outcome.plan, report, analysis, source, came)
 
 
 def _unit(ratio: float | str | None, of: str, latency_ms: float | None, max_distortion: float | None) -> str:
