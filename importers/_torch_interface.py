@@ -62,7 +62,8 @@ class Example:
                 bound = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise PlanError(f"the example inputs do not fit {call}: {error}. Pass a tuple or a dict.") from error
-            args, kwargs, arguments = bound.args, bound.kwargs, _by_name(bound)
+            arguments = _by_name(bound)
+            kwargs = {name: kwargs[name] for name in arguments if name in kwargs}
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         names = [
             f"{name}.{path}" if path else name

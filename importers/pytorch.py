@@ -310,6 +310,8 @@ def _trace(
     flat: Flat, names: Sequence[str], inputs: tuple[torch.Tensor, ...], axes: Sequence[Axes], opset: int, outputs: int
 ) -> ModelProto:
     names = [f"tensors.{name}" for name in names]
+    if isinstance(flat.module, torch.jit.ScriptModule):  # the exporter's own tracing does not enter these
+        flat = torch.jit.trace(flat, inputs, check_trace=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
