@@ -49,7 +49,7 @@ class Example:
             PlanError: there are none, or the arguments are not those of ``forward``.
         """
         signature = _signature(module)
-        call = f"{getattr(module, 'original_name', type(module).__name__)}.forward{signature or '(...)'}"
+        call = f"{getattr(module, 'original_name', type(module).__name__)}.forward({_shown(signature)})"
         if given is None:
             raise PlanError(
                 f"{call} needs example inputs. Pass example_inputs=torch.randn(1, 3, 224, 224), say: a tensor, "
@@ -167,7 +167,8 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, SpaError):
         return str(error)
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()] or [""]
+    line = lines[min(1, len(lines) - 1)] if lines[0].startswith("Constraints violated") else lines[0]
     return f"{type(error).__name__}: {line[:200]}".rstrip(":. ") + "."
 
 
@@ -223,20 +224,20 @@ def _signature(module: nn.Module) -> inspect.Signature | None:
     schema = getattr(module.forward, "schema", None)  # of a TorchScript method
     if schema is None:
         try:
-            found = inspect.signature(module.forward)
+            return inspect.signature(module.forward)
         except (TypeError, ValueError):
             return None
-        parameters = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
-    else:
-        parameters = [
-            inspect.Parameter(
-                a.name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=a.default_value if a.has_default_value() else inspect.Parameter.empty,
-            )
-            for a in schema.arguments[1:]
-        ]
-    return inspect.Signature(parameters)
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    defaults = {a.name: a.default_value if a.has_default_value() else empty for a in schema.arguments[1:]}
+    return inspect.Signature([inspect.Parameter(name, kind, default=value) for name, value in defaults.items()])
+
+
+def _shown(signature: inspect.Signature | None) -> str:
+    """The first arguments' names."""
+    if signature is None:
+        return "..."
+    shown = list(signature.parameters)
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:4], "..."])
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:

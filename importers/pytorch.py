@@ -238,17 +238,20 @@ def _convert_module(
     failures: list[tuple[str, Exception]] = []
     for name, open_ in itertools.product(exporters, choices):
         try:
-            model = _export(flat, example.names, runs, open_, opset, name)
-            imported = _finish(
-                model, module.state_dict(), example.names, runs if any(open_) else runs[:1], open_, PREFIX
-            )
+            narrow = dynamic_shapes is not None
+            model, limits = _export(flat, example.names, runs, open_, opset, name, narrow)
+            checks = runs if any(open_) else runs[:1]
+            imported = _finish(model, module.state_dict(), example.names, checks, open_, PREFIX)
         except Exception as error:  # exporters raise whatever they like
             failures.append((name, error))
             continue
         notes = [f"{EXPORTERS[n]} fails: {reason(error)}" for n, error in failures[:1] if n != name]
+        notes += limits
         if dynamic_batch and dynamic_shapes is None and not any(open_):
             why_closed = why_closed or reason(next(error for n, error in failures if n == name))
             notes.append(f"the batch stays at the example inputs': {why_closed}")
+        if name == "torchscript" and opset > NEWEST_TRACED:
+            notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
         return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
     raise _refusal(example.call, failures)
 
@@ -277,22 +280,62 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
 
 
 def _export(
-    flat: Flat, names: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes], opset: int, exporter: str
-) -> ModelProto:
-    """The network as an exporter writes it, under the exporter's names."""
+    flat: Flat, names: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes], opset: int, exporter: str, narrow: bool
+) -> tuple[ModelProto, list[str]]:
+    """The network as an exporter writes it, under the exporter's names, and what limits its open axes.
+
+    Args:
+        flat: the network.
+        names: of the inputs.
+        runs: of the network, whose inputs serve as examples.
+        axes: to be left open.
+        opset: of ONNX.
+        exporter: a key of ``EXPORTERS``.
+        narrow: whether open axes may be limited to the sizes that the network allows.
+    """
     # Exporters take an axis of size 1 for a constant.
     inputs = next((r.inputs for r in runs if _all_long(r.inputs, axes)), runs[0].inputs)
     if exporter == "torchscript":
-        return _trace(flat, names, inputs, axes, opset, len(runs[0].outputs))
-    shapes = tuple({axis: dim for axis, (_, dim) in open_.items()} for open_ in axes)
-    program = torch.export.export(
+        return _trace(flat, names, inputs, axes, opset, len(runs[0].outputs)), []
+    shapes = [{axis: dim for axis, (_, dim) in open_.items()} for open_ in axes]
+    try:
+        return _translate(_capture(flat, inputs, shapes), opset), []
+    except torch._dynamo.exc.UserError as error:
+        limits = _limits(str(error)) if narrow else {}
+        if not limits:
+            raise
+    dims = {label: torch.export.Dim(label, min=low, max=high) for label, (low, high) in limits.items()}
+    shapes = [{axis: dims.get(label, dim) for axis, (label, dim) in open_.items()} for open_ in axes]
+    notes = [
+        f"the network takes {label!r} of at {'least' if high is None else 'most'} {low if high is None else high}"
+        for label, (low, high) in limits.items()
+    ]
+    return _translate(_capture(flat, inputs, shapes), opset), notes
+
+
+def _capture(
+    flat: Flat, inputs: tuple[torch.Tensor, ...], shapes: Sequence[Mapping[int, Any]]
+) -> torch.export.ExportedProgram:
+    return torch.export.export(
         flat,
         inputs,
-        dynamic_shapes={"tensors": shapes} if inputs else None,
+        dynamic_shapes={"tensors": tuple(shapes)} if inputs else None,
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    return _translate(program, opset)
+
+
+def _limits(message: str) -> dict[str, tuple[int, int | None]]:
+    """The ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
+    _, _, suggested = message.partition("Suggested fixes:")
+    found = {}
+    for line in suggested.strip().partition("\n\n")[0].splitlines():
+        match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line.strip())
+        if match is None:
+            return {}
+        label, low, high = match.groups()
+        found[label] = (int(low or 0), None if high is None else int(high))
+    return found
 
 
 def _all_long(tensors: Sequence[torch.Tensor], axes: Sequence[Axes]) -> bool:

@@ -297,7 +297,22 @@ def test_a_batch_that_the_exporter_fixes_is_told() -> None:
     result = convert(Large(), torch.randn(2, 6))
     assert shapes(result.model.graph.input) == {"x": [2, 6]}
     assert result.how == "torch.onnx.export(dynamo=True)"
-    assert result.notes[0].startswith("the batch stays at the example inputs': UserError: Constraints violated (batch)")
+    assert result.notes[0].startswith("the batch stays at the example inputs': UserError: Not all values of batch")
+
+
+def test_limits_of_axes_that_are_opened_on_request_are_told() -> None:
+    class Positions(Squarely):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(9, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x + self.positions[: x.shape[1]])
+
+    result = convert(Positions(), torch.randn(2, 4, 6), dynamic_shapes=({0: "batch", 1: "time"},))
+    assert result.how == "torch.onnx.export(dynamo=True)"
+    assert shapes(result.model.graph.input) == {"x": ["batch", "time", 6]}
+    assert result.notes == ("the network takes 'time' of at most 9",)
 
 
 def test_what_dynamo_cannot_capture_is_traced() -> None:
