@@ -219,6 +219,16 @@ def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | 
     return None
 
 
+def single(module: nn.Module, example: Example, axes: Sequence[Axes]) -> list[Run]:
+    """The network's own outputs with all open axes of size one, at which networks like to do something else."""
+    pairs = zip(example.tensors, axes, strict=True)
+    tensors = [t[tuple(slice(0, 1 if a in open_ else None) for a in range(t.ndim))] for t, open_ in pairs]
+    try:
+        return [Run.of(module, example, tensors)]
+    except Exception:  # the user's own code, which need not take this size
+        return []
+
+
 def _signature(module: nn.Module) -> inspect.Signature | None:
     """What ``forward`` takes; None where that is not known."""
     schema = getattr(module.forward, "schema", None)  # of a TorchScript method

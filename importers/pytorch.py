@@ -49,6 +49,7 @@ from spa.importers._torch_interface import (
     given_axes,
     reason,
     resized,
+    single,
     split,
 )
 
@@ -68,7 +69,7 @@ PREFIX = "module."  # of names within Flat
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
-class _DifferentError(Exception):
+class _DifferentError(SpaError):
     """An exported network that does not do what the original does."""
 
 
@@ -101,7 +102,8 @@ def convert(
         exporter: ``dynamo`` or ``torchscript``; by default the first of these that succeeds.
 
     Returns:
-        The network in ONNX, checked against its own outputs, at two sizes of the open axes where there are any.
+        The network in ONNX, checked against its own outputs: with an open batch, at three sizes, one of them 1; with
+        other open axes, at two.
 
     Raises:
         PlanError: an option is missing or fits nothing: example inputs, a factory, an opset.
@@ -152,6 +154,8 @@ def _read(
         raise ModelError(
             f"cannot convert a {type(source).__name__}. Give an nn.Module, ExportedProgram, ScriptModule or file."
         )
+    if not hasattr(source, "training") and isinstance(source, torch.jit.ScriptModule):
+        raise UnsupportedError("frozen TorchScript has no parameters any more. Convert the network before freezing it.")
     return source, (note,) if note else ()
 
 
@@ -225,6 +229,8 @@ def _convert_module(
         second = resized(module, example, axes)
         if second is not None:
             runs.append(second)
+            if dynamic_shapes is None:
+                runs += single(module, example, axes)
         elif dynamic_shapes is not None:
             raise PlanError(
                 f"{example.call} takes no other sizes of the axes that dynamic_shapes opens. Leave them out."
@@ -527,13 +533,14 @@ def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> f
             feeds = {name: _array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
             results = run(session, feeds, name="the network in ONNX")
             for spec, result, (_, tensor) in zip(output_specs(session), results, own.outputs, strict=True):
-                worst = max(worst, _difference(spec.name, np.asarray(result), _array(tensor)))
+                where = f"output {spec.name!r} of inputs {' '.join(str(list(t.shape)) for t in own.inputs)}"
+                worst = max(worst, _difference(where, np.asarray(result), _array(tensor)))
     return worst
 
 
-def _difference(name: str, result: np.ndarray, own: np.ndarray) -> float:
+def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
     if result.shape != own.shape:
-        raise _DifferentError(f"output {name!r} is {list(result.shape)}, expected {list(own.shape)}.")
+        raise _DifferentError(f"{where} is {list(result.shape)}, expected {list(own.shape)}.")
     a, b = result.astype(np.float64), own.astype(np.float64)
     alike = (a == b) | (np.isnan(a) & np.isnan(b))
     if alike.all():
@@ -543,7 +550,7 @@ def _difference(name: str, result: np.ndarray, own: np.ndarray) -> float:
     error = float(difference / finite.max()) if finite.any() else np.inf
     tolerance = max(TOLERANCE, 8 * _EPSILON.get(own.dtype, 0.0))
     if not error <= tolerance:
-        raise _DifferentError(f"output {name!r} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
+        raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
     return error
 
 

@@ -300,6 +300,18 @@ def test_a_batch_that_the_exporter_fixes_is_told() -> None:
     assert result.notes[0].startswith("the batch stays at the example inputs': UserError: Not all values of batch")
 
 
+def test_a_network_that_does_something_else_with_a_batch_of_one_keeps_its_batch() -> None:
+    class Squeezing(Squarely):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.squeeze())
+
+    result = convert(Squeezing(), torch.randn(2, 6))
+    assert shapes(result.model.graph.input) == {"x": [2, 6]}
+    assert result.notes[0].startswith(
+        "the batch stays at the example inputs': output 'output' of inputs [1, 6] is [1, 3]"
+    )
+
+
 def test_limits_of_axes_that_are_opened_on_request_are_told() -> None:
     class Positions(Squarely):
         def __init__(self) -> None:
@@ -324,7 +336,10 @@ def test_what_dynamo_cannot_capture_is_traced() -> None:
 
 
 def test_outputs_that_differ_are_named() -> None:
-    with pytest.raises(ModelError, match=r"Drawing.forward\(x\) in ONNX is not the same: output 'output_1' differs by"):
+    with pytest.raises(
+        ModelError,
+        match=r"Drawing.forward\(x\) in ONNX is not the same: output 'output_1' of inputs \[2, 6\] differs by",
+    ):
         convert(Drawing(), torch.randn(2, 6))
 
 
@@ -440,6 +455,14 @@ def test_torchscript_is_read_and_traced(tmp_path: Path) -> None:
         assert shapes(result.model.graph.input) == {"x": ["batch", 3, 9, 9]}
     with pytest.raises(PlanError, match=r"Residual.forward\(x\) needs example inputs"):
         convert(module)
+
+
+def test_frozen_torchscript_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.freeze(torch.jit.script(built("mlp").eval()))
+    with pytest.raises(UnsupportedError, match="Convert the network before freezing it"):
+        convert(module, torch.randn(2, 6))
 
 
 FACTORY = """
