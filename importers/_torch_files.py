@@ -1,4 +1,8 @@
-"""PyTorch's files: TorchScript archives, exported programs, checkpoints and safetensors."""
+"""PyTorch's files: TorchScript archives, exported programs, checkpoints and safetensors.
+
+Pickles can run any code; they are read only as far as PyTorch's ``weights_only`` goes, unless the user trusts the file.
+TorchScript archives hold programs, too, but in a language of their own, which is read without Python's pickle.
+"""
 
 from __future__ import annotations
 

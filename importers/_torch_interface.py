@@ -61,7 +61,9 @@ class Example:
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise PlanError(f"the example inputs do not fit {call}: {error}. Pass a tuple or a dict.") from error
+                raise PlanError(
+                    f"the example inputs do not fit {call}: {error}. Pass a tuple of all of them, or a dict by name."
+                ) from error
             arguments = _by_name(bound)
             kwargs = {name: kwargs[name] for name in arguments if name in kwargs}
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
@@ -303,6 +305,10 @@ def _open_axes(name: str, tensor: torch.Tensor, spec: Any, dims: dict[str, Any])
             raise PlanError(f"dynamic_shapes opens axis {axis} of {name!r}, which has {tensor.ndim} axes.")
         axis %= tensor.ndim
         if isinstance(dim, str):
+            if not dim.isidentifier():
+                raise PlanError(
+                    f"dynamic_shapes calls an axis of {name!r} {dim!r}. Use letters, digits and underscores."
+                )
             found[axis] = (dim, dims.setdefault(dim, torch.export.Dim(dim)))
         else:
             found[axis] = (getattr(dim, "__name__", f"{name}_{axis}"), dim)

@@ -60,12 +60,10 @@ EXPORTERS = {"dynamo": "torch.onnx.export(dynamo=True)", "torchscript": "torch.o
 OPSET = 18  # the one that PyTorch's exporter is written in; it converts to later ones
 NEWEST_TRACED = 20  # the TorchScript exporter's last
 TOLERANCE = 1e-3  # of an output's largest magnitude
-_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-
-
+PREFIX = "module."  # of names within Flat
 #: The spacing of numbers near 1; two implementations of a half-precision network are several of these apart.
 _EPSILON = {np.dtype(np.float16): 2.0**-10, np.dtype(ml_dtypes.bfloat16): 2.0**-7}
-PREFIX = "module."  # of names within Flat
+_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -253,9 +251,10 @@ def _convert_module(
             continue
         notes = [f"{EXPORTERS[n]} fails: {reason(error)}" for n, error in failures[:1] if n != name]
         notes += limits
-        if dynamic_batch and dynamic_shapes is None and not any(open_):
-            why_closed = why_closed or reason(next(error for n, error in failures if n == name))
-            notes.append(f"the batch stays at the example inputs': {why_closed}")
+        if any(axes) and not any(open_):
+            why_closed = reason(next(error for n, error in failures if n == name))
+        if why_closed:
+            notes.append(f"the batch is fixed to that of the example inputs: {why_closed}")
         if name == "torchscript" and opset > NEWEST_TRACED:
             notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
         return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))

@@ -290,14 +290,26 @@ class Exotic(Squarely):
 def test_a_network_that_takes_one_batch_only_is_exported_with_it() -> None:
     result = convert(Squarely(), torch.randn(2, 6))
     assert shapes(result.model.graph.input) == {"x": [2, 6]}
-    assert result.notes == ("the batch stays at the example inputs': the network itself takes no other",)
+    assert result.notes == ("the batch is fixed to that of the example inputs: the network itself takes no other",)
 
 
 def test_a_batch_that_the_exporter_fixes_is_told() -> None:
     result = convert(Large(), torch.randn(2, 6))
     assert shapes(result.model.graph.input) == {"x": [2, 6]}
     assert result.how == "torch.onnx.export(dynamo=True)"
-    assert result.notes[0].startswith("the batch stays at the example inputs': UserError: Not all values of batch")
+    assert result.notes[0].startswith(
+        "the batch is fixed to that of the example inputs: UserError: Not all values of batch"
+    )
+
+
+def test_a_network_without_batch_has_nothing_to_note() -> None:
+    class Scaling(Squarely):
+        def forward(self, scale: torch.Tensor) -> torch.Tensor:
+            return self.linear.weight * scale
+
+    result = convert(Scaling(), torch.tensor(3.0))
+    assert shapes(result.model.graph.input) == {"scale": []}
+    assert result.notes == ()
 
 
 def test_a_network_that_does_something_else_with_a_batch_of_one_keeps_its_batch() -> None:
@@ -308,7 +320,7 @@ def test_a_network_that_does_something_else_with_a_batch_of_one_keeps_its_batch(
     result = convert(Squeezing(), torch.randn(2, 6))
     assert shapes(result.model.graph.input) == {"x": [2, 6]}
     assert result.notes[0].startswith(
-        "the batch stays at the example inputs': output 'output' of inputs [1, 6] is [1, 3]"
+        "the batch is fixed to that of the example inputs: output 'output' of inputs [1, 6] is [1, 3]"
     )
 
 
@@ -397,6 +409,7 @@ def test_the_network_is_not_changed() -> None:
         ({"example_inputs": torch.ones(2, 3, 9, 9), "factory": Residual}, PlanError, "a factory is for checkpoints"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"y": None}}, PlanError, "dynamic_shapes names 'y'; the arguments given are x."),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"x": {4: "a"}}}, PlanError, "opens axis 4 of 'x', which has 4 axes"),
+        ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"x": {0: "a b"}}}, PlanError, "calls an axis of 'x' 'a b'. Use letters"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": ({}, {})}, PlanError, "has 2 entries for 1 arguments"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"x": {1: "c"}}}, PlanError, "takes no other sizes of the axes that dynamic_shapes opens"),
     ],
