@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.metadata
+import json
 import re
 import time
 from collections import Counter
@@ -198,6 +200,8 @@ def _transformer(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any] |
     options, kind = TRANSFORMERS[name]
     cls = WhisperEncoder if name == "WhisperEncoder" else getattr(transformers, name)
     module = cls(cls.config_class(**options))
+    if "num_local_experts" in options:
+        module.set_experts_implementation("batched_mm")  # there is no ONNX for the default, grouped_mm
     tokens = torch.randint(3, 90, (2, 11))
     mask = torch.ones_like(tokens)
     mask[1, 8:] = 0
@@ -363,6 +367,24 @@ def _note(facts: dict[str, Any]) -> str:
     return " ".join([*facts.get("notes", ()), *([f"sequence {facts['sequence']}"] if "sequence" in facts else [])])
 
 
+def _machine() -> dict[str, Any]:
+    """The machine, with the versions of what the networks come from."""
+    info = common.machine()
+    info["versions"] |= {name: importlib.metadata.version(name) for name in ("onnxscript", "timm", "transformers")}
+    return info
+
+
+def _write(data: dict[str, Any], results: Path) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    for target, text in (
+        (results / f"{NAME}.json", json.dumps(data, indent=1) + "\n"),
+        (PAGE, page(data["cells"], data["machine"])),
+    ):
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(text)
+        partial.replace(target)
+
+
 def main() -> None:
     """Measure what is missing, and write the page after each network."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -376,7 +398,7 @@ def main() -> None:
         common.answer(measure(options.one))
         return
     start = time.perf_counter()
-    data = common.previous(NAME, options.results) or {"machine": common.machine(), "cells": {}}
+    data = common.previous(NAME, options.results) or {"machine": _machine(), "cells": {}}
     for name in names():
         wanted = any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
         if not wanted or (name in data["cells"] and not options.again):
@@ -389,8 +411,8 @@ def main() -> None:
         print(
             name, verdict(facts), facts.get("reason", ""), f"{child.seconds:.0f} s, {child.peak_mb:.0f} MB", flush=True
         )
-        common.write(NAME, page(data["cells"], data["machine"]), data, options.results)
-        PAGE.write_text(page(data["cells"], data["machine"]))
+        _write(data, options.results)
+    _write(data, options.results)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ own outputs. Both exporters see it through ``_torch_interface.Flat``, whose inpu
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -177,6 +178,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what exporters print, which is whole graphs at times."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """In the end the module's flags and buffers, and the random numbers, are what they were."""
     training = {m: m.training for m in module.modules()}
@@ -243,7 +251,8 @@ def _convert_module(
     for name, open_ in itertools.product(exporters, choices):
         try:
             narrow = dynamic_shapes is not None
-            model, limits = _export(flat, example.names, runs, open_, opset, name, narrow)
+            with _silent():
+                model, limits = _export(flat, example.names, runs, open_, opset, name, narrow)
             checks = runs if any(open_) else runs[:1]
             imported = _finish(model, module.state_dict(), example.names, checks, open_, PREFIX)
         except Exception as error:  # exporters raise whatever they like
@@ -267,7 +276,8 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
     with _unchanged(module):
         runs = [Run.first(module, example)]
         try:
-            model = _translate(program, opset)
+            with _silent():
+                model = _translate(program, opset)
         except Exception as error:  # the exporter raises whatever it likes
             raise _refusal("the ExportedProgram", [("dynamo", error)]) from error
         axes = _declared_axes(model)

@@ -339,8 +339,9 @@ def test_limits_of_axes_that_are_opened_on_request_are_told() -> None:
     assert result.notes == ("the network takes 'time' of at most 9",)
 
 
-def test_what_dynamo_cannot_capture_is_traced() -> None:
+def test_what_dynamo_cannot_capture_is_traced(capfd: pytest.CaptureFixture[str]) -> None:
     result = convert(Deciding(), torch.randn(2, 6))
+    assert capfd.readouterr() == ("", "")
     assert result.how == "torch.onnx.export(dynamo=False)"
     assert shapes(result.model.graph.input) == {"x": ["batch", 6]}
     (note,) = result.notes
