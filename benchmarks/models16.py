@@ -77,13 +77,13 @@ def build(name: str, seed: int = 0) -> nn.Module:
     import torch
 
     torch.set_num_threads(common.THREADS)
-    models = _torchvision_models()
+    models = torchvision_models()
     torch.manual_seed(seed)
     options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
     return models.get_model(name, weights=None, **options).eval()
 
 
-def _torchvision_models() -> Any:
+def torchvision_models() -> Any:
     """Import torchvision's networks.
 
     Where its compiled operators do not load (installed with `--no-deps` beside a torch of another build), its
@@ -122,12 +122,13 @@ def perturb(model: nn.Module, name: str, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            _redraw(key, parameter, generator)
+            redraw(key, parameter, generator)
         _calibrate(model, name, generator)
     return model
 
 
-def _redraw(key: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+def redraw(key: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    """Give one parameter a say in the output, cases 1 and 2 of `perturb`."""
     import torch
 
     noise = torch.randn(parameter.shape, generator=generator)

@@ -20,6 +20,7 @@ class Imported:
         error: the largest difference to the framework's own output on the example inputs, over that output's largest
             magnitude.
         notes: what the user should know.
+        aliases: further names of the framework's for tied parameters, and for each the name that ``names`` has for it.
     """
 
     model: ModelProto
@@ -28,3 +29,4 @@ class Imported:
     names: Mapping[str, str]
     error: float
     notes: tuple[str, ...] = field(default=())
+    aliases: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ The engine reads through this view and edits the protobuf message itself, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,7 @@ class Node:
     @property
     def subgraphs(self) -> list[GraphProto]:
         """The graphs in the node's attributes (If, Loop, Scan ...)."""
-        found: list[GraphProto] = []
-        for attribute in self.proto.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                found.append(attribute.g)
-            elif attribute.type == AttributeProto.GRAPHS:
-                found.extend(attribute.graphs)
-        return found
+        return subgraphs_of(self.proto)
 
     @property
     def key(self) -> str:
@@ -83,6 +77,17 @@ def _attribute_value(attribute: AttributeProto) -> Any:
     return value
 
 
+def subgraphs_of(node: NodeProto) -> list[GraphProto]:
+    """The graphs in a node's attributes (If, Loop, Scan ...)."""
+    found: list[GraphProto] = []
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            found.append(attribute.g)
+        elif attribute.type == AttributeProto.GRAPHS:
+            found.extend(attribute.graphs)
+    return found
+
+
 def outer_uses(graph: GraphProto) -> Iterator[str]:
     """The names that a subgraph takes from the graphs around it."""
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
@@ -100,6 +105,27 @@ def outer_uses(graph: GraphProto) -> Iterator[str]:
     for output in graph.output:
         if output.name not in known:
             yield output.name
+
+
+def names_read(graph: GraphProto) -> set[str]:
+    """What a graph's nodes, the subgraphs in them and its outputs read."""
+    names = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    return names | {name for node in graph.node for sub in subgraphs_of(node) for name in outer_uses(sub)}
+
+
+def dead_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
+    """Indices of nodes that no output depends on."""
+    needed = set(outputs)
+    dead = set()
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        if not needed.intersection(node.output):
+            dead.add(index)
+            continue
+        needed.update(node.input)
+        for sub in subgraphs_of(node):
+            needed.update(outer_uses(sub))
+    return dead
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:

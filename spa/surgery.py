@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from spa.axes import Axes, Kept
 from spa.coupling import Analysis
 from spa.errors import InvariantError, UnsupportedError
-from spa.graph import Graph, Node, outer_uses
+from spa.graph import Graph, Node, dead_nodes, names_read
 from spa.op import Tie
 from spa.plan import Plan
 from spa.shapes import Override, Walk
@@ -300,8 +300,7 @@ class _Surgeon:
     def _put(self) -> None:
         """Initializers in their old order, changed ones replaced, new ones at the end, unused ones left out."""
         graph = self.model.graph
-        used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-        used |= {n for node in graph.node for a in node.attribute for g in (a.g, *a.graphs) for n in outer_uses(g)}
+        used = names_read(graph)
         every = self.graph.initializers | self.new
         graph.initializer.extend(tensor for name, tensor in every.items() if name in used)
         kept_inputs = [_copied(i) for i in graph.input if i.name in used or i.name not in every]
@@ -310,9 +309,9 @@ class _Surgeon:
 
     def _assemble(self) -> None:
         """Put inserted nodes before their readers, and take out nodes that our rewiring left without a reader."""
-        dead_before = {id(self.nodes[i]) for i in _dead(self.graph.model.graph.node, self.graph.outputs)}
+        dead_before = {id(self.nodes[i]) for i in dead_nodes(self.graph.model.graph.node, self.graph.outputs)}
         ordered = [n for i, node in enumerate(self.nodes) for n in (*self.inserted.get(i, ()), node)]
-        dead = {id(ordered[i]) for i in _dead(ordered, self.graph.outputs)} - dead_before
+        dead = {id(ordered[i]) for i in dead_nodes(ordered, self.graph.outputs)} - dead_before
         if dead or self.inserted:
             alive = [_copied(n) for n in ordered if id(n) not in dead]
             del self.model.graph.node[:]
@@ -363,19 +362,3 @@ def _set_attribute(node: NodeProto, name: str, value: Any) -> None:
             attribute.CopyFrom(new)
             return
     node.attribute.append(new)
-
-
-def _dead(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
-    """Indices of nodes that no output depends on."""
-    needed = set(outputs)
-    dead = set()
-    for index in range(len(nodes) - 1, -1, -1):
-        node = nodes[index]
-        if not needed.intersection(node.output):
-            dead.add(index)
-            continue
-        needed.update(node.input)
-        for attribute in node.attribute:
-            for sub in (attribute.g, *attribute.graphs):
-                needed.update(outer_uses(sub))
-    return dead

@@ -1,0 +1,580 @@
+"""PyTorch networks to ONNX.
+
+The network is captured by ``torch.export`` and translated without optimisation, or traced by the older TorchScript
+exporter where that fails; then cleaned up (``_tidy``), named by its state_dict, and compared in onnxruntime with its
+own outputs. Both exporters see it through ``_torch_interface.Flat``, whose inputs and outputs are tensors only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, TensorShapeProto, helper
+
+from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
+from spa.exporters.onnx import LARGEST_MESSAGE, write
+from spa.graph import tensor_array
+from spa.importers import Imported
+from spa.importers._tidy import rename, tidy
+from spa.io import NEWEST_OPSET
+from spa.runtime import input_specs, load_session, output_specs, run
+
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    raise SpaError("PyTorch is missing. Install it: pip install 'spa-onnx[torch]'.") from error
+
+from spa.importers import _torch_files as files
+from spa.importers._torch_interface import (
+    Axes,
+    Example,
+    Flat,
+    Run,
+    batch_axes,
+    distinct,
+    given_axes,
+    reason,
+    resized,
+    single,
+    split,
+)
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+EXPORTERS = {"dynamo": "torch.onnx.export(dynamo=True)", "torchscript": "torch.onnx.export(dynamo=False)"}
+OPSET = 18  # the one that PyTorch's exporter is written in; it converts to later ones
+NEWEST_TRACED = 20  # the TorchScript exporter's last
+TOLERANCE = 1e-3  # of an output's largest magnitude
+PREFIX = "module."  # of names within Flat
+#: The spacing of numbers near 1; two implementations of a half-precision network are several of these apart.
+_EPSILON = {np.dtype(np.float16): 2.0**-10, np.dtype(ml_dtypes.bfloat16): 2.0**-7}
+_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+
+
+class _DifferentError(SpaError):
+    """An exported network that does not do what the original does."""
+
+
+def convert(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    factory: files.Factory | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    opset: int = OPSET,
+    trust: bool = False,
+    exporter: str | None = None,
+) -> Imported:
+    """Convert a PyTorch network to ONNX, in evaluation mode.
+
+    Args:
+        source: an ``nn.Module`` (not changed), an ``ExportedProgram``, a ``ScriptModule``, a state_dict, or a file:
+            TorchScript, ``torch.export``'s (.pt2), a checkpoint or safetensors.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; arrays count as tensors. An
+            exported program brings its own.
+        factory: what makes the network that a checkpoint's weights belong to: ``package.module:function`` (the working
+            directory is searched, too), or the function itself; it is called without arguments.
+        dynamic_batch: leave the first axis open, of every input whose first axis is as long as the first input's. Where
+            the network does not allow that, it stays closed, and the notes say why.
+        dynamic_shapes: which axes are open instead: for each argument of ``forward`` (a dict by name, or a tuple)
+            a dict from axis to a name or a ``torch.export.Dim``, or None. Nothing less is then accepted.
+        opset: of ONNX.
+        trust: allow files to run code while they are read, which pickled networks need.
+        exporter: ``dynamo`` or ``torchscript``; by default the first of these that succeeds.
+
+    Returns:
+        The network in ONNX, checked against its own outputs: with an open batch, at three sizes, one of them 1; with
+        other open axes, at two.
+
+    Raises:
+        PlanError: an option is missing or fits nothing: example inputs, a factory, an opset.
+        ModelError: the file cannot be read, or the outputs in ONNX are not those of the network.
+        UnsupportedError: neither exporter can express the network.
+    """
+    _check_options(opset, exporter)
+    with _quiet():
+        network, notes = _read(source, factory, trust)
+        if isinstance(network, torch.export.ExportedProgram):
+            if dynamic_shapes is not None or exporter == "torchscript":
+                raise PlanError(
+                    "an ExportedProgram has its open axes and its graph: leave dynamic_shapes and exporter."
+                )
+            imported = _convert_program(network, example_inputs, opset)
+        else:
+            example = Example.of(network, split(example_inputs))
+            with _unchanged(network):
+                network.eval()
+                imported = _convert_module(network, example, dynamic_batch, dynamic_shapes, opset, exporter)
+    return replace(imported, notes=(*notes, *imported.notes))
+
+
+def _check_options(opset: int, exporter: str | None) -> None:
+    if not OPSET <= opset <= NEWEST_OPSET:
+        raise PlanError(
+            f"opset is {opset}. Choose one of {OPSET} to {NEWEST_OPSET}, which exporters and runtimes know."
+        )
+    if exporter is not None and exporter not in EXPORTERS:
+        raise PlanError(f"unknown exporter {exporter!r}. Choose one of {', '.join(EXPORTERS)}.")
+
+
+def _read(
+    source: Any, factory: files.Factory | None, trust: bool
+) -> tuple[nn.Module | torch.export.ExportedProgram, tuple[str, ...]]:
+    note = ""
+    if isinstance(source, str | os.PathLike):
+        source, note = files.read(Path(source), factory, trust)
+    elif isinstance(source, Mapping):
+        source, note = files.assembled(source, factory, "the state_dict")
+    elif factory is not None:
+        raise PlanError(
+            f"a factory is for checkpoints; the {type(source).__name__} is a network already. Leave it out."
+        )
+    while isinstance(source, nn.DataParallel) or hasattr(source, "_orig_mod"):  # the latter: torch.compile
+        source = source.module if isinstance(source, nn.DataParallel) else source._orig_mod
+    if not isinstance(source, nn.Module | torch.export.ExportedProgram):
+        raise ModelError(
+            f"cannot convert a {type(source).__name__}. Give an nn.Module, ExportedProgram, ScriptModule or file."
+        )
+    if not hasattr(source, "training") and isinstance(source, torch.jit.ScriptModule):
+        raise UnsupportedError("frozen TorchScript has no parameters any more. Convert the network before freezing it.")
+    return source, (note,) if note else ()
+
+
+# -- leaving things as they were ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' warnings and log messages inside; what matters is in the notes."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what exporters print, which is whole graphs at times."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """In the end the module's flags and buffers, and the random numbers, are what they were."""
+    training = {m: m.training for m in module.modules()}
+    needs_gradient = {p: p.requires_grad for p in module.parameters()}
+    buffers = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with torch.random.fork_rng():
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows its kernels
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for owner, flag in training.items():
+                if owner.training != flag:
+                    owner.training = flag
+            for parameter, flag in needs_gradient.items():
+                parameter.requires_grad_(flag)
+            for owner, name, buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                if getattr(owner, name) is not buffer and not isinstance(owner, torch.jit.ScriptModule):
+                    setattr(owner, name, buffer)
+
+
+# -- exporting ---------------------------------------------------------------------------------------------------
+
+
+def _convert_module(
+    module: nn.Module,
+    example: Example,
+    dynamic_batch: bool,
+    dynamic_shapes: Any,
+    opset: int,
+    exporter: str | None,
+) -> Imported:
+    runs = [Run.first(module, example)]
+    closed: tuple[Axes, ...] = tuple({} for _ in example.tensors)
+    axes, why_closed = closed, ""
+    if dynamic_shapes is not None:
+        axes = given_axes(example, dynamic_shapes)
+    elif dynamic_batch:
+        axes = batch_axes(example)
+    if any(axes):
+        second = resized(module, example, axes)
+        if second is not None:
+            runs.append(second)
+            if dynamic_shapes is None:
+                runs += single(module, example, axes)
+        elif dynamic_shapes is not None:
+            raise PlanError(
+                f"{example.call} takes no other sizes of the axes that dynamic_shapes opens. Leave them out."
+            )
+        else:
+            axes, why_closed = closed, "the network itself takes no other"
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    exporters = [exporter] if exporter else ["torchscript"] if scripted else list(EXPORTERS)
+    choices = [axes, closed] if any(axes) and dynamic_shapes is None else [axes]
+    flat = Flat(module, example, [name for name, _ in runs[0].outputs])
+    failures: list[tuple[str, Exception]] = []
+    for name, open_ in itertools.product(exporters, choices):
+        try:
+            narrow = dynamic_shapes is not None
+            with _silent():
+                model, limits = _export(flat, example.names, runs, open_, opset, name, narrow)
+            checks = runs if any(open_) else runs[:1]
+            imported = _finish(model, module.state_dict(), example.names, checks, open_, PREFIX)
+        except Exception as error:  # exporters raise whatever they like
+            failures.append((name, error))
+            continue
+        notes = [f"{EXPORTERS[n]} fails: {reason(error)}" for n, error in failures[:1] if n != name]
+        notes += limits
+        if any(axes) and not any(open_):
+            why_closed = reason(next(error for n, error in failures if n == name))
+        if why_closed:
+            notes.append(f"the batch is fixed to that of the example inputs: {why_closed}")
+        if name == "torchscript" and opset > NEWEST_TRACED:
+            notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
+        return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
+    raise _refusal(example.call, failures)
+
+
+def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: int) -> Imported:
+    module = program.module()
+    example = Example.of(module, program.example_inputs if given is None else split(given))
+    with _unchanged(module):
+        runs = [Run.first(module, example)]
+        try:
+            with _silent():
+                model = _translate(program, opset)
+        except Exception as error:  # the exporter raises whatever it likes
+            raise _refusal("the ExportedProgram", [("dynamo", error)]) from error
+        axes = _declared_axes(model)
+        notes = []
+        if any(axes):
+            second = resized(module, example, axes)
+            if second is None:
+                notes.append("checked at one size only: the program takes no size beside it of all its open axes")
+            else:
+                runs.append(second)
+        else:
+            notes.append("no axis is open: the program was exported so. Give dynamic_shapes to torch.export.export")
+        imported = _finish(model, program.state_dict, example.names, runs, axes, "")
+    return replace(imported, how=EXPORTERS["dynamo"], notes=(*notes, *imported.notes))
+
+
+def _export(
+    flat: Flat, names: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes], opset: int, exporter: str, narrow: bool
+) -> tuple[ModelProto, list[str]]:
+    """The network as an exporter writes it, under the exporter's names, and what limits its open axes.
+
+    Args:
+        flat: the network.
+        names: of the inputs.
+        runs: of the network, whose inputs serve as examples.
+        axes: to be left open.
+        opset: of ONNX.
+        exporter: a key of ``EXPORTERS``.
+        narrow: whether open axes may be limited to the sizes that the network allows.
+    """
+    # Exporters take an axis of size 1 for a constant.
+    inputs = next((r.inputs for r in runs if _all_long(r.inputs, axes)), runs[0].inputs)
+    if exporter == "torchscript":
+        return _trace(flat, names, inputs, axes, opset, len(runs[0].outputs)), []
+    shapes = [{axis: dim for axis, (_, dim) in open_.items()} for open_ in axes]
+    try:
+        return _translate(_capture(flat, inputs, shapes), opset), []
+    except torch._dynamo.exc.UserError as error:
+        limits = _limits(str(error)) if narrow else {}
+        if not limits:
+            raise
+    dims = {label: torch.export.Dim(label, min=low, max=high) for label, (low, high) in limits.items()}
+    shapes = [{axis: dims.get(label, dim) for axis, (label, dim) in open_.items()} for open_ in axes]
+    notes = [
+        f"the network takes {label!r} of at {'least' if high is None else 'most'} {low if high is None else high}"
+        for label, (low, high) in limits.items()
+    ]
+    return _translate(_capture(flat, inputs, shapes), opset), notes
+
+
+def _capture(
+    flat: Flat, inputs: tuple[torch.Tensor, ...], shapes: Sequence[Mapping[int, Any]]
+) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        flat,
+        inputs,
+        dynamic_shapes={"tensors": tuple(shapes)} if inputs else None,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _limits(message: str) -> dict[str, tuple[int, int | None]]:
+    """The ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
+    _, _, suggested = message.partition("Suggested fixes:")
+    found = {}
+    for line in suggested.strip().partition("\n\n")[0].splitlines():
+        match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line.strip())
+        if match is None:
+            return {}
+        label, low, high = match.groups()
+        found[label] = (int(low or 0), None if high is None else int(high))
+    return found
+
+
+def _all_long(tensors: Sequence[torch.Tensor], axes: Sequence[Axes]) -> bool:
+    return all(t.shape[axis] > 1 for t, open_ in zip(tensors, axes, strict=True) for axis in open_)
+
+
+def _translate(program: torch.export.ExportedProgram, opset: int) -> ModelProto:
+    translated = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+    if translated is None:
+        raise UnsupportedError("PyTorch's exporter returned nothing.")
+    return translated.model_proto
+
+
+def _trace(
+    flat: Flat, names: Sequence[str], inputs: tuple[torch.Tensor, ...], axes: Sequence[Axes], opset: int, outputs: int
+) -> ModelProto:
+    names = [f"tensors.{name}" for name in names]
+    if isinstance(flat.module, torch.jit.ScriptModule):  # the exporter's own tracing does not enter these
+        flat = torch.jit.trace(flat, inputs, check_trace=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            flat,
+            inputs,
+            path,
+            dynamo=False,
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            opset_version=min(opset, NEWEST_TRACED),
+            input_names=names,
+            output_names=[f"results.{i}" for i in range(outputs)],
+            dynamic_axes={
+                n: {a: label for a, (label, _) in open_.items()} for n, open_ in zip(names, axes, strict=True)
+            },
+        )
+        model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = node.name.replace(f"/{PREFIX[:-1]}/", "/", 1)
+    return model
+
+
+def _refusal(call: str, failures: Sequence[tuple[str, Exception]]) -> SpaError:
+    """The error where nothing succeeded."""
+    different = next((error for _, error in failures if isinstance(error, _DifferentError)), None)
+    if different is not None:
+        return ModelError(f"{call} in ONNX is not the same: {different} Check that its outputs depend on nothing else.")
+    told = "; ".join(dict.fromkeys(f"{EXPORTERS[name]}: {reason(error).rstrip('.')}" for name, error in failures))
+    return UnsupportedError(
+        f"{call} cannot be expressed in ONNX. {told}. Change that operator, or convert a part of the network."
+    )
+
+
+# -- names -------------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    model: ModelProto,
+    state: Mapping[str, Any],
+    inputs: Sequence[str],
+    runs: Sequence[Run],
+    axes: Sequence[Axes],
+    prefix: str,
+) -> Imported:
+    """The model cleaned up, with the framework's names, and compared.
+
+    Args:
+        model: as an exporter wrote it; changed.
+        state: the state_dict.
+        inputs: the names of the inputs.
+        runs: what to compare with; the first names the outputs.
+        axes: which axes of the inputs shall be open, and their names.
+        prefix: of all names of parameters.
+    """
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value)}
+    originals = _originals(tensors)
+    outputs = distinct((name for name, _ in runs[0].outputs), {*inputs, *tensors})
+    _name(model, inputs, outputs, prefix)
+    model = tidy(model, [key for key, original in originals.items() if key == original])
+    rename(
+        model, {t.name: originals[t.name] for t in model.graph.initializer if originals.get(t.name, t.name) != t.name}
+    )
+    _name_axes(model, inputs, runs, axes)
+    names, notes = _parameter_names(model, tensors, originals)
+    error = _compare(model, inputs, runs)
+    aliases = {key: original for key, original in originals.items() if key != original and original in names}
+    return Imported(model, "torch", "", names, error, notes, aliases)
+
+
+def _name(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], prefix: str) -> None:
+    """Name inputs, outputs and parameters."""
+    graph = model.graph
+    if len(graph.output) != len(outputs):
+        raise _DifferentError(f"it has {len(graph.output)} outputs, and {len(outputs)} tensors are returned.")
+    if graph.input and not graph.input[0].name.startswith("tensors."):
+        if len(graph.input) != len(inputs):
+            raise _DifferentError(f"it has {len(graph.input)} inputs, and {len(inputs)} tensors are given.")
+        changes = {info.name: name for info, name in zip(graph.input, inputs, strict=True)}
+    else:  # the TorchScript exporter leaves out inputs that nothing depends on
+        changes = {f"tensors.{name}": name for name in inputs}
+    fixed = {*changes, *(t.name for t in graph.initializer)}
+    for info, name in zip(graph.output, outputs, strict=True):
+        if info.name in fixed:
+            made = f"results.{name}"
+            graph.node.append(helper.make_node("Identity", [info.name], [made]))
+            info.name = made
+        changes[info.name] = name
+        fixed.add(info.name)
+    if prefix:
+        values = (*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output))
+        old = [name for name in values if name.startswith(prefix)]
+        changes |= zip(old, distinct((name.removeprefix(prefix) for name in old), changes.values()), strict=True)
+    rename(model, changes)
+
+
+def _originals(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """By key the first key of the same tensor: itself, unless parameters are tied."""
+    first: dict[Any, str] = {}
+    found = {}
+    for key, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else key
+        found[key] = first.setdefault(place, key)
+    return found
+
+
+def _declared_axes(model: ModelProto) -> tuple[Axes, ...]:
+    """The open axes of each input; what the first axis of the first input is called becomes ``batch``."""
+    shapes = [[d.dim_param for d in info.type.tensor_type.shape.dim] for info in model.graph.input]
+    first = next((shape[0] for shape in shapes if shape), "")
+    return tuple({a: ("batch" if s == first else s, None) for a, s in enumerate(shape) if s} for shape in shapes)
+
+
+def _name_axes(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes]) -> None:
+    """Give open axes their names; those of outputs that are computed from no input's follow from their sizes."""
+    declared = {info.name: info.type.tensor_type.shape.dim for info in model.graph.input}
+    labels: dict[str, str] = {}
+    by_sizes = {}
+    for at, (name, open_) in enumerate(zip(inputs, axes, strict=True)):
+        for axis, (label, _) in open_.items():
+            by_sizes[tuple(r.inputs[at].shape[axis] for r in runs)] = label
+            if name not in declared:
+                continue
+            dim = declared[name][axis]
+            if not dim.dim_param:
+                raise _DifferentError(f"axis {axis} of {name!r} became fixed at {dim.dim_value}.")
+            dim.dim_param = labels.setdefault(dim.dim_param, label)
+    for at, info in enumerate(model.graph.output):
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if not dim.dim_param:
+                continue
+            if labels.keys() >= set(_SYMBOL.findall(dim.dim_param)):
+                dim.dim_param = _SYMBOL.sub(lambda found: labels[found[0]], dim.dim_param)
+            else:  # the TorchScript exporter makes up names
+                label = by_sizes.get(tuple(r.outputs[at][1].shape[axis] for r in runs))
+                dim.CopyFrom(TensorShapeProto.Dimension(dim_param=label))
+
+
+def _parameter_names(
+    model: ModelProto, tensors: Mapping[str, torch.Tensor], originals: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Keys by initializer: of the same name and value, or else of the same value if only one has that."""
+    initializers = {t.name: t for t in model.graph.initializer}
+    keys = [key for key, original in originals.items() if key == original]
+    names = {key: key for key in keys if key in initializers and _same(initializers[key], tensors[key])}
+    left = [t for name, t in initializers.items() if name not in names]
+    for key in keys:
+        alike = [t for t in left if _same(t, tensors[key])] if key not in names else []
+        if len(alike) == 1 and alike[0].name not in names:
+            names[alike[0].name] = key
+    changed = [key for key in keys if key in initializers and key not in names]
+    notes = (f"{', '.join(changed[:3])} and others changed their values on the way",) if changed else ()
+    return names, notes
+
+
+def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
+    return tuple(initializer.dims) == tuple(tensor.shape) and bool(
+        np.array_equal(tensor_array(initializer), _array(tensor))
+    )
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------
+
+
+def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> float:
+    """The largest difference to the network's own outputs, over the largest magnitude of the output in question."""
+    worst = 0.0
+    with _session(model) as session:
+        wanted = {spec.name for spec in input_specs(session)}
+        for own in runs:
+            feeds = {name: _array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
+            results = run(session, feeds, name="the network in ONNX")
+            for spec, result, (_, tensor) in zip(output_specs(session), results, own.outputs, strict=True):
+                where = f"output {spec.name!r} of inputs {' '.join(str(list(t.shape)) for t in own.inputs)}"
+                worst = max(worst, _difference(where, np.asarray(result), _array(tensor)))
+    return worst
+
+
+def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
+    if result.shape != own.shape:
+        raise _DifferentError(f"{where} is {list(result.shape)}, expected {list(own.shape)}.")
+    a, b = result.astype(np.float64), own.astype(np.float64)
+    alike = (a == b) | (np.isnan(a) & np.isnan(b))
+    if alike.all():
+        return 0.0
+    difference = np.abs(a - b)[~alike].max()
+    finite = np.abs(b[np.isfinite(b)])
+    error = float(difference / finite.max()) if finite.any() else np.inf
+    tolerance = max(TOLERANCE, 8 * _EPSILON.get(own.dtype, 0.0))
+    if not error <= tolerance:
+        raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
+    return error
+
+
+@contextlib.contextmanager
+def _session(model: ModelProto) -> Iterator[ort.InferenceSession]:
+    """The model in onnxruntime, by way of a file where it is too large for a message."""
+    if sum(len(t.raw_data) for t in model.graph.initializer) <= LARGEST_MESSAGE:
+        yield load_session(model, name="the network in ONNX")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield load_session(write(model, Path(folder) / "model.onnx"), name="the network in ONNX")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
