@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from spa.exporters.pytorch.operators import Operator, dtype_of, find, tensor, unknown_dtype
 from torch import Tensor, nn
 
-from spa.errors import ModelError, UnsupportedError
-from spa.exporters.pytorch.operators import MS, Operator, dtype_of, find, tensor, unknown_dtype
+from spa.errors import UnsupportedError
 from spa.graph import Graph, Node
 from spa.normalise import normalise
 from spa.shape_values import FOLDERS
@@ -22,7 +22,12 @@ from spa.shape_values import FOLDERS
 HOST_ELEMENTS = 64  # constants of at most one axis and this many elements may be sizes: they stay on the host
 LARGEST_WEIGHT = 1e30  # masks hold the lowest float or infinity, weights do not
 SYMBOLIC = frozenset(  # computed on the host even where sizes are symbols
-    "Gather Concat Slice Squeeze Unsqueeze Identity Add Sub Mul Div Mod Neg Reshape Equal Where Max Min ReduceProd".split()
+    "Gather Concat Slice Squeeze Unsqueeze Identity Add Sub Mul Mod Neg Reshape Equal Where ReduceProd".split()
+)
+STORED = frozenset(  # types of quantised constants, which become floats before anything is computed with them
+    getattr(TensorProto, t)
+    for t in ("INT4", "UINT4", "INT2", "UINT2", "UINT16", "UINT32", "UINT64")
+    if hasattr(TensorProto, t)
 )
 STATISTICS = (3, 4)  # the operands of BatchNormalization that follow the batches
 
@@ -67,19 +72,21 @@ class OnnxModule(nn.Module):
     """A network as ONNX describes it, made of one parameter per float weight; see :func:`graph_module`.
 
     Attributes:
-        keys: the state_dict key of each initializer that is a parameter or a buffer here.
+        keys: for each of the graph's constants that is a parameter or a buffer here, its name here.
         input_names: what :meth:`forward` takes, in order.
         output_names: what it returns, in order.
     """
 
-    def __init__(self, model: ModelProto, base: Path | None, names: Mapping[str, str], buffers: Collection[str]) -> None:
+    def __init__(
+        self, model: ModelProto, base: Path | None, names: Mapping[str, str], buffers: Collection[str]
+    ) -> None:
         super().__init__()
-        model = _unshared(normalise(model, own=False))
+        model = unshared(normalise(model, own=False))
         graph = Graph(model, base)
         _refuse(graph)
         self._program = _Compiler(self, names, buffers).compile(graph)
         self._types = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
-        self.keys = {n: k for n, k in self._program.keys.items() if n in graph.initializers}
+        self.keys = {n: k for n, k in self._program.keys.items() if n in graph.constants}
         self.input_names = self._program.inputs
         self.output_names = self._program.outputs
 
@@ -98,9 +105,11 @@ class OnnxModule(nn.Module):
         """
         given = dict(zip(self.input_names, args, strict=False)) | kwargs
         if len(args) > len(self.input_names) or given.keys() != set(self.input_names):
-            raise TypeError(f"forward takes {', '.join(self.input_names)}; got {len(args)} and {sorted(kwargs)} by name.")
+            raise TypeError(
+                f"forward takes {', '.join(self.input_names)}; got {len(args)} and {sorted(kwargs)} by name."
+            )
         state = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
-        device = next(iter({**state, **given}.values())).device
+        device = next((v.device for v in {**state, **given}.values() if isinstance(v, Tensor)), torch.device("cpu"))
         with torch.device(device) if device.type != "cpu" else nullcontext():
             results = run(self._program, given, state, self.training)
         outputs = tuple(self._declared(n, v) for n, v in zip(self.output_names, results, strict=True))
@@ -153,11 +162,19 @@ def _refuse(graph: Graph) -> None:
     if graph.model.graph.sparse_initializer:
         name = graph.model.graph.sparse_initializer[0].values.name
         raise UnsupportedError(f"initializer {name!r} is sparse. Export the model with dense weights.")
+    types = {f"input {i.name!r}": i.type.tensor_type.elem_type for i in graph.model.graph.input}
+    types |= {f"constant {n!r}": t.data_type for n, t in graph.constants.items() if t.data_type not in STORED}
+    for what, code in types.items():
+        if code in STORED or (code and unknown_dtype(code)):
+            kind = TensorProto.DataType.Name(code)
+            raise UnsupportedError(
+                f"{what} has elements of type {kind}, with which PyTorch does not compute. Export to ONNX instead."
+            )
     for node in graph.nodes:
         if node.outputs and node.outputs[0] in graph.constants:
             continue
         entry = find(node.key)
-        reason = "" if entry is None else entry.limit(node)
+        reason = "" if entry is None else entry.limit(node, graph)
         if reason is not None:
             what = f"{reason} of {node.key}" if reason else f"operator {node.key}"
             raise UnsupportedError(
@@ -176,26 +193,65 @@ def _inner(sub: GraphProto, outer: Graph) -> Graph:
     return Graph(model, outer.base)
 
 
-def _unshared(model: ModelProto) -> ModelProto:
+def unshared(model: ModelProto) -> ModelProto:
     """The model in which vectors that an exporter merged, because they were equal, are apart.
 
-    PyTorch's TorchScript exporter writes such a pair as one initializer and ``Identity`` of it, whose output has the
-    other parameter's name. Weights of more axes are equal where they are tied, and stay so.
+    Cases:
+    1. PyTorch's TorchScript exporter writes two equal parameters as one initializer and ``Identity`` of it, whose
+       output has the other one's name. Weights of more axes are equal where they are tied, and stay so.
+    2. A running statistic is also something else, or belongs to several BatchNormalizations: training would write to
+       it in several ways. Layers that share all of their vectors are one layer applied twice, and stay so.
+
+    Returns:
+        The same message where nothing had to be done.
     """
-    vectors = {t.name: t for t in model.graph.initializer if len(t.dims) <= 1}
-    merged = {n.output[0]: vectors[n.input[0]] for n in model.graph.node if n.op_type == "Identity" and n.input[0] in vectors}
-    merged = {name: t for name, t in merged.items() if name not in {o.name for o in model.graph.output}}
-    if not merged:
+    aliases, owners = _aliases(model), _statistics(model)
+    if not aliases and not owners:
         return model
     copy = ModelProto()
     copy.CopyFrom(model)
-    kept = [_copied(n) for n in copy.graph.node if n.output[0] not in merged]
+    vectors = {t.name: t for t in model.graph.initializer}
+    for (name, place, others), alias in owners.items():  # Case 2
+        _add(copy, vectors[name], alias)
+        for node in copy.graph.node:
+            if node.op_type == "BatchNormalization" and tuple(node.input[1:]) == others:
+                node.input[place] = alias
+    kept = [_copied(n) for n in copy.graph.node if n.output[0] not in aliases]  # Case 1
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
-    for name, t in merged.items():
-        copy.graph.initializer.append(t)
-        copy.graph.initializer[-1].name = name
+    for alias, name in aliases.items():
+        _add(copy, vectors[name], alias)
     return copy
+
+
+def _aliases(model: ModelProto) -> dict[str, str]:
+    """Outputs of Identity that are vectors of their own, with the initializer's name."""
+    vectors = {t.name for t in model.graph.initializer if len(t.dims) <= 1}
+    taken = {o.name for o in model.graph.output}
+    nodes = [n for n in model.graph.node if n.op_type == "Identity" and n.input[0] in vectors]
+    return {n.output[0]: n.input[0] for n in nodes if n.output[0] not in taken}
+
+
+def _statistics(model: ModelProto) -> dict[tuple[str, int, tuple[str, ...]], str]:
+    """Running statistics that need a tensor of their own: (initializer, operand, the layer's vectors) → its name."""
+    stored = {t.name for t in model.graph.initializer}
+    readers: dict[str, set[tuple[int, tuple[str, ...]] | None]] = {}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            mine = node.op_type == "BatchNormalization" and place in STATISTICS
+            readers.setdefault(name, set()).add((place, tuple(node.input[1:])) if mine else None)
+    found = {}
+    for name, users in readers.items():
+        owners = sorted(u for u in users if u is not None)
+        first = 0 if None in users else 1  # one layer may keep it where nothing else reads it
+        for number, (place, others) in enumerate(owners[first:] if name in stored else [], start=2):
+            found[name, place, others] = f"{name}_{number}"
+    return found
+
+
+def _add(model: ModelProto, like: TensorProto, name: str) -> None:
+    model.graph.initializer.append(like)
+    model.graph.initializer[-1].name = name
 
 
 def _copied(node: NodeProto) -> NodeProto:
@@ -216,7 +272,6 @@ class _Compiler:
 
     def compile(self, graph: Graph) -> Program:
         """A graph as a program, with its subgraphs."""
-        self._own_statistics(graph)
         uses = dict(_uses(graph))
         program = Program(tuple(graph.inputs), tuple(graph.outputs), [])
         weights = {n for n in uses if n in graph.constants and self._is_weight(graph, n, uses[n])}
@@ -242,28 +297,6 @@ class _Compiler:
         assert entry is not None  # _refuse has seen to that
         inner = {a.name: self.compile(_inner(a.g, graph)) for a in node.proto.attribute if a.HasField("g")}
         return Step(node, entry, inner)
-
-    def _own_statistics(self, graph: Graph) -> None:
-        """Give BatchNormalizations running statistics of their own where an exporter merged them with other vectors."""
-        for place in STATISTICS:
-            of: dict[str, set[tuple[str, ...]]] = {}
-            for node in graph.nodes:
-                if node.op == "BatchNormalization":
-                    of.setdefault(node.inputs[place], set()).add(node.inputs[1:])
-            for name, owners in of.items():
-                readers = graph.users[name]
-                strange = any(n.op != "BatchNormalization" or o != place for n, o in readers)
-                if name in graph.constants and (strange or len(owners) > 1):
-                    for index, (node, operand) in enumerate(readers):
-                        if node.op == "BatchNormalization" and operand == place:
-                            self._split(graph, node, place, f"{name}_{index + 1}")
-
-    def _split(self, graph: Graph, node: Node, place: int, alias: str) -> None:
-        copy = TensorProto()
-        copy.CopyFrom(graph.inlined(node.inputs[place]))
-        copy.name = alias
-        node.proto.input[place] = alias
-        graph.adopt(node, copy, place)
 
     def _is_weight(self, graph: Graph, name: str, uses: Sequence[tuple[Operator, int]]) -> bool:
         tensor_proto = graph.constants[name]
@@ -346,7 +379,11 @@ def _mark_last_uses(program: Program) -> None:
 
 
 def run(
-    program: Program, given: Mapping[str, Any], state: Mapping[str, Tensor], training: bool, outer: Mapping[str, Any] = {}
+    program: Program,
+    given: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    training: bool,
+    outer: Mapping[str, Any] = {},
 ) -> list[Any]:
     """The values of a program's outputs.
 
@@ -404,10 +441,9 @@ def _on_host(node: Node, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | No
     if any(v.dtype == object for v in given):
         if node.op == "Cast" and node.attributes["to"] in (TensorProto.INT64, TensorProto.INT32):
             return (given[0],)
+        if node.op == "Div":  # of sizes, which are positive
+            return (np.asarray(given[0] // given[1], object),)
         if node.op not in SYMBOLIC:
             return None
     results = FOLDERS[node.op](node, operands)
     return None if results is None else tuple(np.asarray(r) for r in results)
-
-
-__all__ = ["MS", "ModelError", "OnnxModule", "graph_module", "helper"]

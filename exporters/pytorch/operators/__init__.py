@@ -18,13 +18,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from spa.graph import Node
+from spa.graph import Graph, Node
 
 Value = Any  # a tensor, a numpy array, a list (a sequence), or None
 Function = Callable[..., Any]
-Limit = Callable[[Node], "str | None"]
+Limit = Callable[[Node, Graph], "str | None"]
 MS = "com.microsoft::"
 
 
@@ -59,7 +59,7 @@ def operator(
     fixed: Collection[int] = (),
     modal: bool = False,
     control: bool = False,
-    limit: Limit = lambda node: None,
+    limit: Limit = lambda node, graph: None,
 ) -> Callable[[Function], Function]:
     """Register a function for operators, each named ``Op`` or ``domain::Op``; see :class:`Operator`.
 
@@ -135,6 +135,14 @@ def tensor(value: Value) -> Value:
     return torch.as_tensor(np.array(value))
 
 
+def array(value: torch.Tensor) -> np.ndarray:
+    """A tensor as numpy's array, whatever device it is on."""
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:
+        return np.asarray(value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    return np.asarray(value.numpy())
+
+
 _DTYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -153,7 +161,7 @@ def dtype_of(code: int) -> torch.dtype:
 
 def unknown_dtype(code: int) -> str | None:
     """Why an element type cannot be had, or None."""
-    return None if code in _DTYPES else f"elements of type {helper.tensor_dtype_to_string(code).split('.')[-1]}"
+    return None if code in _DTYPES else f"elements of type {TensorProto.DataType.Name(code)}"
 
 
 def along(vector: torch.Tensor, axis: int, rank: int) -> torch.Tensor:

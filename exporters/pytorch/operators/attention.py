@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
+from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
 from torch import Tensor
 
-from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
-from spa.graph import Node
+from spa.graph import Graph, Node
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -42,6 +42,10 @@ def _masked(scores: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(allowed, scores, -torch.inf)
 
 
+def _capped(scores: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(scores / cap) if cap else scores
+
+
 def _weights(scores: Tensor) -> Tensor:
     """Softmax; rows in which nothing is allowed are zero, as ONNX says."""
     return torch.nan_to_num(torch.softmax(scores, -1), nan=0.0)
@@ -58,7 +62,7 @@ def attention(
     past_v: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Any:
-    """softmax(softcap(Q Kᵀ scale + mask)) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
+    """softmax(softcap(Q Kᵀ scale) + mask) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
     at, flat = node.attributes, q.ndim == 3
     if flat:
         q = split_heads(q, at["q_num_heads"])
@@ -67,19 +71,22 @@ def attention(
     k = k if past_k is None else torch.cat([past_k, k], 2)
     v = v if past_v is None else torch.cat([past_v, v], 2)
     precision = dtype_of(at["softmax_precision"]) if "softmax_precision" in at else q.dtype
-    scores = _scores(q, k, at.get("scale"))
-    raw, cap = scores, at.get("softcap", 0.0)
-    scores = _biased(scores, mask)
-    if at.get("is_causal", 0):
-        offset = past if lengths is None else (lengths - q.shape[2]).reshape(-1, 1, 1, 1)
-        scores = _masked(scores, _causal(q.shape[2], k.shape[2], offset, q.device))
+    raw = _scores(q, k, at.get("scale"))
+    capped = _capped(raw, at.get("softcap", 0.0))
+    offset = past if lengths is None or past_k is not None else (lengths - q.shape[2]).reshape(-1, 1, 1, 1)
+    scores = _biased(capped, mask)
+    behind = torch.arange(k.shape[2], device=q.device) - torch.arange(q.shape[2], device=q.device)[:, None] - offset
+    for most, away in (
+        (0 if at.get("is_causal", 0) else -1, behind),
+        (at.get("right_window_size", -1), behind),
+        (at.get("left_window_size", -1), -behind),
+    ):
+        scores = scores if most < 0 else _masked(scores, away <= most)
     if lengths is not None:
         scores = _masked(scores, torch.arange(k.shape[2], device=q.device) < lengths.reshape(-1, 1, 1, 1))
-    biased = scores
-    scores = cap * torch.tanh(scores / cap) if cap else scores
     weights = _weights(scores.to(precision)).to(q.dtype)
     y = weights @ _shared(v, q.shape[1])
-    seen = (raw, biased, scores, weights)[at.get("qk_matmul_output_mode", 0)]
+    seen = (raw, capped, scores, weights)[at.get("qk_matmul_output_mode", 0)]
     return (join_heads(y) if flat else y, k, v, seen)[: len(node.outputs)]
 
 
@@ -130,7 +137,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int, size: int, interle
 @operator(
     MS + "RotaryEmbedding",
     fixed=(1, 2, 3),
-    limit=lambda node: "a packed batch" if node.attributes.get("is_packed_batching", 0) else None,
+    limit=lambda node, graph: "a packed batch" if node.attributes.get("is_packed_batching", 0) else None,
 )
 def rotary_contrib(node: Node, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates by caches [p half]; positions are those of all tokens [b s], or that of the first."""
@@ -169,7 +176,7 @@ def _attend(
     return join_heads(torch.softmax(scores, -1) @ v), scores
 
 
-def _attention_limit(node: Node) -> str | None:
+def _attention_limit(node: Node, graph: Graph) -> str | None:
     for name in ("past_present_share_buffer", "do_rotary"):
         if node.attributes.get(name, 0):
             return name
@@ -205,7 +212,9 @@ def packed_attention(
 @operator(
     MS + "MultiHeadAttention",
     fixed=(4, 5, 6, 7),
-    limit=lambda node: "a cache that is shared with its output" if len(node.inputs) > 8 and any(node.inputs[8:]) else None,
+    limit=lambda node, graph: (
+        "a cache that is shared with its output" if len(node.inputs) > 8 and any(node.inputs[8:]) else None
+    ),
 )
 def multi_head(
     node: Node,
@@ -242,7 +251,7 @@ def multi_head(
     return (y, k, v, scores)[: len(node.outputs)]
 
 
-def _group_query_limit(node: Node) -> str | None:
+def _group_query_limit(node: Node, graph: Graph) -> str | None:
     at = node.attributes
     if at.get("local_window_size", -1) != -1:
         return "a local window"
@@ -282,9 +291,7 @@ def group_query(
     q, k, v = split_heads(q, heads), split_heads(k, shared), split_heads(v, shared)
     k = k if past_k is None else torch.cat([past_k, k], 2)
     v = v if past_v is None else torch.cat([past_v, v], 2)
-    scores = _scores(q, k, at.get("scale") or None)
-    cap = at.get("softcap", 0.0)
-    scores = cap * torch.tanh(scores / cap) if cap else scores
+    scores = _capped(_scores(q, k, at.get("scale") or None), at.get("softcap", 0.0))
     scores = _masked(scores, _causal(q.shape[2], k.shape[2], before, q.device))
     y = join_heads(torch.softmax(scores, -1) @ _shared(v, heads))
     return (y, k, v)[: len(node.outputs)]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from spa.exporters.pytorch.operators import number, operator, tensor
 from torch import Tensor
 
-from spa.exporters.pytorch.operators import number, operator, tensor
-from spa.graph import Node
+from spa.graph import Graph, Node
 
 Bodies = Mapping[str, Callable[..., "list[Any]"]]
 
@@ -39,10 +39,13 @@ def loop(node: Node, times: Any, condition: Any, *carried: Any, bodies: Bodies) 
 def _stacked(rows: Sequence[Sequence[Any]], axes: Sequence[int]) -> list[Tensor]:
     if not rows:
         return [torch.zeros(0) for _ in axes]
-    return [torch.stack([tensor(v) for v in column], axis) for column, axis in zip(zip(*rows, strict=True), axes, strict=True)]
+    return [
+        torch.stack([tensor(v) for v in column], axis)
+        for column, axis in zip(zip(*rows, strict=True), axes, strict=True)
+    ]
 
 
-def _old_scan(node: Node) -> str | None:
+def _old_scan(node: Node, graph: Graph) -> str | None:
     return "the batch axis of opset 8" if node.version < 9 else None
 
 
@@ -54,9 +57,7 @@ def scan(node: Node, *operands: Any, bodies: Bodies) -> tuple[Any, ...]:
     state, scanned = list(operands[: len(operands) - count]), operands[len(operands) - count :]
     axes = at.get("scan_input_axes") or [0] * count
     ways = at.get("scan_input_directions") or [0] * count
-    slices = [
-        (x.flip(axis) if way else x).unbind(axis) for x, axis, way in zip(scanned, axes, ways, strict=True)
-    ]
+    slices = [(x.flip(axis) if way else x).unbind(axis) for x, axis, way in zip(scanned, axes, ways, strict=True)]
     kept = []
     for items in zip(*slices, strict=True):
         results = bodies["body"](*state, *items)

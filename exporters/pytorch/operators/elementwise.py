@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from spa.exporters.pytorch.operators import MS, dtype_of, number, operator, tensor, unknown_dtype
 from torch import Tensor
 
-from spa.exporters.pytorch.operators import MS, dtype_of, number, operator, tensor, unknown_dtype
-from spa.graph import Node
+from spa.graph import Graph, Node
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
@@ -88,8 +88,8 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "Selu": lambda x, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875: (
         gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
     ),
-    "Shrink": lambda x, lambd=0.5, bias=0.0: (
-        torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0)).to(x.dtype)
+    "Shrink": lambda x, lambd=0.5, bias=0.0: torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0)).to(
+        x.dtype
     ),
     "Swish": lambda x, alpha=1.0: x * torch.sigmoid(alpha * x),
     "ThresholdedRelu": lambda x, alpha=1.0: torch.where(x > alpha, x, 0),
@@ -176,11 +176,11 @@ def clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None =
 
 @operator("PRelu")
 def prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    """x where it is positive, else x times the slope, which broadcasts."""
+    """X where it is positive, else x times the slope, which broadcasts."""
     return torch.where(x < 0, slope * x, x)
 
 
-def _no_such_type(node: Node) -> str | None:
+def _no_such_type(node: Node, graph: Graph) -> str | None:
     return unknown_dtype(node.attributes["to"])
 
 

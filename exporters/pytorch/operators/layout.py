@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
+from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype, wants
 from torch import Tensor
 
-from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype, wants
-from spa.graph import Node
+from spa.graph import Graph, Node
 
 
 @operator("Shape", fixed=(0,))
@@ -42,7 +42,7 @@ def arange(node: Node, start: Any, limit: Any, step: Any) -> Tensor:
     return torch.arange(number(start), number(limit), number(step), dtype=dtype)
 
 
-def _no_such_type(node: Node) -> str | None:
+def _no_such_type(node: Node, graph: Graph) -> str | None:
     return unknown_dtype(node.attributes.get("dtype", 1))
 
 
@@ -138,10 +138,11 @@ def depth_to_space(node: Node, x: Tensor) -> Tensor:
 
 @operator("SpaceToDepth")
 def space_to_depth(node: Node, x: Tensor) -> Tensor:
-    """Places of blocks to channels: X[n c (y h) (x w)] → [n (h w c) y x]."""
+    """Places of blocks to channels: X[n c (y h) (x w)] → [n (h w c) y x], or → [n (c h w) y x]."""
     n, c, h, w = x.shape
     b = node.attributes["blocksize"]
-    blocks = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if node.attributes.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    blocks = x.reshape(n, c, h // b, b, w // b, b).permute(order)
     return blocks.reshape(n, c * b**2, h // b, w // b)
 
 
@@ -224,7 +225,7 @@ NEAREST = {
 }
 
 
-def _resize_limit(node: Node) -> str | None:
+def _resize_limit(node: Node, graph: Graph) -> str | None:
     if node.attributes.get("antialias", 0):
         return "antialias"
     mode = node.attributes.get("coordinate_transformation_mode", "half_pixel")
@@ -240,7 +241,7 @@ def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, target: A
     old = [x.shape[a] for a in axes]
     if scales is not None and np.size(scales):
         factors = ints(scales)
-        new = [math.floor(n * s) for n, s in zip(old, factors, strict=True)]
+        new = [_scaled(n, s) for n, s in zip(old, factors, strict=True)]
     else:
         new = _by_policy(node, old, ints(target))
         factors = [n / o for n, o in zip(new, old, strict=True)]
@@ -248,6 +249,10 @@ def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, target: A
         if factor != 1:
             x = _resample(node, x, axis, wanted, factor)
     return x
+
+
+def _scaled(size: Any, factor: float) -> Any:
+    return size * int(factor) if factor == int(factor) else math.floor(size * factor)
 
 
 def _by_policy(node: Node, old: list[Any], wanted: list[Any]) -> list[Any]:
@@ -265,7 +270,7 @@ def upsample(node: Node, x: Tensor, scales: Any = None) -> Tensor:
     factors = node.attributes["scales"] if scales is None else ints(scales)
     for axis, factor in enumerate(factors):
         if factor != 1:
-            x = _resample(node, x, axis, math.floor(x.shape[axis] * factor), factor)
+            x = _resample(node, x, axis, _scaled(x.shape[axis], factor), factor)
     return x
 
 
@@ -279,17 +284,11 @@ def _resample(node: Node, x: Tensor, axis: int, wanted: Any, factor: Any) -> Ten
     if at.get("mode", "nearest") == "nearest":
         nearest = at.get("nearest_mode", "floor" if by_default == "asymmetric" else "round_prefer_floor")
         return x.index_select(axis, NEAREST[nearest](place).long().clamp(0, n - 1))
-    base = place.floor()
-    t = place - base
-    if at["mode"] == "linear":
-        taps, weights = (0, 1), (1 - t, t)
-    else:
-        taps, weights = (-1, 0, 1, 2), _cubic(t, at.get("cubic_coeff_a", -0.75))
-    indices = [base.long() + tap for tap in taps]
+    indices, weights = _taps(node, place)
     if at.get("exclude_outside", 0):
-        weights = tuple(w * ((i >= 0) & (i < n)) for w, i in zip(weights, indices, strict=True))
-        total = sum(weights)
-        weights = tuple(w / total for w in weights)
+        weights = [w * ((i >= 0) & (i < n)) for w, i in zip(weights, indices, strict=True)]
+        total = torch.stack(weights).sum(0)
+        weights = [w / total for w in weights]
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     wide = x if x.is_floating_point() else x.float()
     pieces = [
@@ -297,6 +296,15 @@ def _resample(node: Node, x: Tensor, axis: int, wanted: Any, factor: Any) -> Ten
         for i, w in zip(indices, weights, strict=True)
     ]
     return torch.stack(pieces).sum(0).to(x.dtype)
+
+
+def _taps(node: Node, place: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The neighbours of places, and what each of them counts."""
+    base = place.floor()
+    t = place - base
+    if node.attributes["mode"] == "linear":
+        return [base.long(), base.long() + 1], [1 - t, t]
+    return [base.long() + tap for tap in (-1, 0, 1, 2)], _cubic(t, node.attributes.get("cubic_coeff_a", -0.75))
 
 
 def _places(mode: str, new: Tensor, old_size: Any, new_size: Any, factor: Any) -> Tensor:
@@ -316,15 +324,15 @@ def _places(mode: str, new: Tensor, old_size: Any, new_size: Any, factor: Any) -
     return (new + 0.5) / factor - 0.5
 
 
-def _cubic(t: Tensor, a: float) -> tuple[Tensor, ...]:
+def _cubic(t: Tensor, a: float) -> list[Tensor]:
     """Weights of four neighbours: R. Keys, Cubic convolution interpolation (1981), equations 15 and 25."""
     far, near = t + 1, 2 - t
-    return (
+    return [
         ((a * far - 5 * a) * far + 8 * a) * far - 4 * a,
         ((a + 2) * t - (a + 3)) * t * t + 1,
         ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
         ((a * near - 5 * a) * near + 8 * a) * near - 4 * a,
-    )
+    ]
 
 
 SAMPLING = {"linear": "bilinear", "bilinear": "bilinear", "cubic": "bicubic", "bicubic": "bicubic"}
@@ -410,7 +418,7 @@ def non_zero(node: Node, x: Tensor) -> Tensor:
     return torch.nonzero(x).T
 
 
-@operator("Unique", limit=lambda node: "the first places of" if wants(node, 1) else None, fixed=(0,))
+@operator("Unique", limit=lambda node, graph: "the first places" if wants(node, 1) else None, fixed=(0,))
 def unique(node: Node, x: Tensor) -> tuple[Tensor, ...]:
     """Different elements, or slices along ``axis``, sorted."""
     values, inverse, counts = torch.unique(x, True, True, True, node.attributes.get("axis"))

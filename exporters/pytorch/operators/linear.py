@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from spa.exporters.pytorch.operators import MS, along, operator
 from spa.exporters.pytorch.operators.elementwise import ACTIVATIONS
-from spa.graph import Node
+from torch import Tensor
+
+from spa.graph import Graph, Node
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -81,7 +81,8 @@ def conv_transpose(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) ->
     y = TRANSPOSED[rank](x, w, None, strides, 0, 0, attributes.get("group", 1), dilations)
     cuts = _cuts(node, x.shape[2:], whole, strides, extra)
     y = pad_spatial(y, [(0, max(end - n, 0)) for (_, end), n in zip(cuts, y.shape[2:], strict=True)])
-    y = y[(..., *(slice(start, end) for start, end in cuts))]
+    for axis, (start, end) in enumerate(cuts, start=2):
+        y = y.narrow(axis, start, end - start)
     return y if b is None else y + along(b, 1, y.ndim)
 
 
@@ -106,7 +107,7 @@ def _cuts(
 
 @operator("Gemm")
 def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """alpha A B + beta C, each of A and B perhaps transposed."""
+    """Alpha A B + beta C, each of A and B perhaps transposed."""
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     y = (a.T if node.attributes.get("transA") else a) @ (b.T if node.attributes.get("transB") else b)
     y = y if alpha == 1 else alpha * y
@@ -146,7 +147,7 @@ def _fused(node: Node, y: Tensor) -> Tensor:
     return {"Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh}[name](y)
 
 
-def _unknown_activation(node: Node) -> str | None:
+def _unknown_activation(node: Node, graph: Graph) -> str | None:
     name = node.attributes.get("activation", "")
     covered = name in ("", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
     return None if covered else f"the activation {name!r}"

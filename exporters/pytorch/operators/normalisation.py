@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from spa.exporters.pytorch.operators import MS, operator, wants
 from torch import Tensor
 
-from spa.exporters.pytorch.operators import MS, operator, wants
 from spa.graph import Node
 
 
@@ -109,7 +109,7 @@ def skip_rms_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, bias: Tens
     return (total * inverse * scale, None, inverse, total)[: len(node.outputs)]
 
 
-@operator(MS + "EmbedLayerNormalization", limit=lambda node: "its mask index" if wants(node, 1) else None)
+@operator(MS + "EmbedLayerNormalization", limit=lambda node, graph: "its mask index" if wants(node, 1) else None)
 def embed_layer_norm(
     node: Node,
     words: Tensor,
@@ -125,7 +125,8 @@ def embed_layer_norm(
     """The sum of three embeddings, which is output 2, normalised."""
     positions = torch.arange(words.shape[1], device=words.device)[None] if positions is None else positions
     total = F.embedding(words, word_table) + F.embedding(positions, position_table)
-    total = total if segment_table is None else total + F.embedding(segments, segment_table)
+    if segments is not None and segment_table is not None:
+        total = total + F.embedding(segments, segment_table)
     y = F.layer_norm(total, scale.shape, scale, shift, node.attributes.get("epsilon", 1e-12))
     return (y, None, total)[: len(node.outputs)]
 

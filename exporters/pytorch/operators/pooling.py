@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from spa.exporters.pytorch.operators import given, ints, number, operator, wants
 from spa.exporters.pytorch.operators.linear import pad_spatial, paddings
+from torch import Tensor
+
 from spa.graph import Node
 
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -176,7 +176,7 @@ def top_k(node: Node, x: Tensor, k: Any = None) -> tuple[Tensor, Tensor]:
     """Extremes along ``axis`` in order; of equal ones the first, as a stable sort says."""
     axis = node.attributes.get("axis", -1)
     count = node.attributes["k"] if k is None else ints(k)[0]
-    values, places = torch.sort(x, axis, descending=bool(node.attributes.get("largest", 1)), stable=True)
+    values, places = torch.sort(x, dim=axis, descending=bool(node.attributes.get("largest", 1)), stable=True)
     return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from spa.exporters.pytorch.operators import MS, along, dtype_of, operator, unknown_dtype
 from spa.exporters.pytorch.operators.layout import concat
 from spa.exporters.pytorch.operators.linear import conv
 from spa.exporters.pytorch.operators.pooling import average_pool
-from spa.graph import Node
+from torch import Tensor
+
+from spa.graph import Graph, Node
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -44,10 +44,11 @@ def dequantise(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, blo
     return shifted * _spread(scale, x, axis, block)
 
 
-def _coarse(node: Node) -> str | None:
-    """Only integers are covered, and the packed types of less than a byte only where they are stored."""
-    code = node.attributes.get("output_dtype", 0)
-    return unknown_dtype(code) if code else None
+def _coarse(node: Node, graph: Graph) -> str | None:
+    """Values become integers of whole bytes; smaller ones are covered where they are stored only."""
+    codes = [node.attributes.get("output_dtype", 0)]
+    codes += [graph.constants[n].data_type for n in node.inputs[2:3] if n in graph.constants]
+    return next((unknown_dtype(c) for c in codes if c and unknown_dtype(c)), None)
 
 
 @operator("QuantizeLinear", MS + "QuantizeLinear", fixed=(1, 2), limit=_coarse)
@@ -199,7 +200,7 @@ def qlinear_unary(
 @operator(MS + "QLinearConcat", fixed=range(64))
 def qlinear_concat(node: Node, y_scale: Tensor, y_zero: Tensor, *operands: Tensor) -> Tensor:
     """Quantised tensors, each followed by its scale and zero point, joined along ``axis``."""
-    parts = [dequantise(*operands[i : i + 3]) for i in range(0, len(operands), 3)]
+    parts = [dequantise(x, scale, zero) for x, scale, zero in zip(*(operands[i::3] for i in range(3)), strict=True)]
     return quantise(concat(node, *parts), y_scale, y_zero)
 
 

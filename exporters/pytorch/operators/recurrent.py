@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from spa.exporters.pytorch.operators import operator
 from spa.exporters.pytorch.operators.layout import _reversed
-from spa.graph import Node
+from torch import Tensor
+
+from spa.graph import Graph, Node
 
 Activation = Callable[[Tensor], Tensor]
 Cell = Callable[..., "tuple[Tensor, Tensor]"]
@@ -54,7 +54,7 @@ def _bound(key: str, alpha: float | None, beta: float | None) -> Activation:
     return lambda x: ACTIVATIONS[key](x, alpha, beta)
 
 
-def _unknown(node: Node) -> str | None:
+def _unknown(node: Node, graph: Graph) -> str | None:
     names = node.attributes.get("activations", [])
     return next((f"the activation {n!r}" for n in names if n.lower() not in ACTIVATIONS), None)
 
@@ -140,7 +140,9 @@ def _by_steps(
         backwards = d == 1 or node.attributes.get("direction", "forward") == "reverse"
         biases = (None, None) if b is None else b[d].chunk(2)
         results.append(
-            _one_way(node, x, w[d], r[d], biases, lengths, h[d], c[d], None if p is None else p[d], functions, backwards)
+            _one_way(
+                node, x, w[d], r[d], biases, lengths, h[d], c[d], None if p is None else p[d], functions, backwards
+            )
         )
     y, h_last, c_last = (torch.stack(parts) for parts in zip(*results, strict=True))
     return y.transpose(0, 1), (h_last, c_last) if node.op == "LSTM" else (h_last,)
