@@ -24,6 +24,8 @@ from spa.graph import Graph, Node
 
 if TYPE_CHECKING:
     from spa.api import Result
+    from spa.axes import Kept
+    from spa.coupling import Analysis
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
@@ -60,9 +62,9 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
         UnsupportedError: the module cannot take these widths; the message says which part of it, and why.
     """
     small = copy.deepcopy(module)
-    dense, pruned = (Graph(m, result.source.base) for m in (result.source.model, result.model))
+    dense, pruned = result.analysis.graph, Graph(result.model, result.source.base)
     entries = _entries(small)
-    cuts = dict(_exchange(entries, dense, pruned, result, names))
+    cuts = dict(_exchange(entries, pruned, result, names))
     _add_biases(entries, dense, pruned, names)
     restate(small, cuts)
     _verify(small, result, example_inputs)
@@ -79,15 +81,16 @@ def _entries(module: nn.Module) -> dict[str, _Entry]:
 
 
 def _exchange(
-    entries: Mapping[str, _Entry], dense: Graph, pruned: Graph, result: Result, names: Mapping[str, str]
+    entries: Mapping[str, _Entry], pruned: Graph, result: Result, names: Mapping[str, str]
 ) -> Iterator[tuple[str, Cut]]:
     """Put the pruned tensors in place of the dense ones; what was cut from each, by key."""
     old = {key: entry.value for key, entry in entries.items() if entry.value is not None}
     same: dict[int, list[_Entry]] = {}
     for key, value in old.items():
         same.setdefault(id(value), []).append(entries[key])
+    dense, kept = result.analysis.graph, result.analysis.kept(result.plan.masks(result.analysis))
     for name, key in names.items():
-        if name not in dense.constants or name not in pruned.constants:
+        if name not in dense.constants:
             continue
         if key not in old:
             raise UnsupportedError(f"initializer {name!r} is called {key!r}, which the module lacks. Import it again.")
@@ -97,9 +100,38 @@ def _exchange(
                 f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
                 "exporter changed it. Export without optimisation (optimize=False, do_constant_folding=False)."
             )
-        _put(same[id(old[key])], pruned.array(name).transpose(order), old[key])
-        kept = result.plan.parameters.get(name, {})
-        yield key, Cut(tuple(old[key].shape), {order.index(axis): np.asarray(k) for axis, k in kept.items()})
+        value, left = _pruned(result.analysis, kept, pruned, name)
+        _put(same[id(old[key])], value.transpose(order), old[key])
+        yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
+
+
+def _pruned(analysis: Analysis, kept: Kept, pruned: Graph, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """A constant after pruning, and the kept indices of the axes that were cut.
+
+    Uses of a small constant are pruned each by itself: where each reads another part of it (the gates of an LSTM), the
+    graph has a copy for each, which lacks indices of that part alone. One parameter lacks those of all.
+    """
+    dense = analysis.graph
+    whole = dense.array(name).copy()
+    masks = [np.ones(n, bool) for n in whole.shape]
+    seen = np.zeros(whole.shape, bool)
+    for node, operand in dense.users.get(name, ()):
+        axes = analysis.uses.get((name, -1, 0)) or analysis.uses.get((name, node.index, operand))
+        twin = pruned.producer.get(next(o for o in node.outputs if o))
+        if axes is None or twin is None or twin.inputs[operand] not in pruned.constants:
+            continue
+        mine = [kept.mask(e) for e in axes]
+        place = np.ix_(*(np.flatnonzero(m) for m in mine))
+        value = pruned.array(twin.inputs[operand])
+        if not np.array_equal(whole[place][seen[place]], value[seen[place]]):
+            raise UnsupportedError(
+                f"initializer {name!r} has become several with different values. Prune with reconstruct='none', or use "
+                "graph_module."
+            )
+        whole[place], seen[place] = value, True
+        masks = [m & other for m, other in zip(masks, mine, strict=True)]
+    left = {axis: np.flatnonzero(m) for axis, m in enumerate(masks) if not m.all()}
+    return whole[np.ix_(*(np.flatnonzero(m) for m in masks))], left
 
 
 def _order(stored: np.ndarray, wanted: np.ndarray) -> tuple[int, ...] | None:
