@@ -1,0 +1,35 @@
+"""Pruned networks in PyTorch; installed with ``pip install 'spa-onnx[torch]'``.
+
+- :func:`to_torch`: as the user's own class where its code allows (:func:`write_back`), else as the graph.
+- :func:`graph_module`: any ONNX graph as a trainable module.
+- :func:`save`: a file that ``torch.export.load`` reads without this package.
+- :func:`recover`, :func:`store`: a short training by the dense network, and its weights back in the ONNX model.
+- :func:`operator`: teach the graph one more operator.
+"""
+
+from __future__ import annotations
+
+from spa.errors import SpaError
+
+try:
+    import torch  # noqa: F401 -- says early, and once, what is missing
+except ImportError as error:
+    raise SpaError("PyTorch is not installed. Run: pip install 'spa-onnx[torch]'.") from error
+
+from spa.exporters.pytorch.convert import save, to_torch
+from spa.exporters.pytorch.module import OnnxModule, graph_module
+from spa.exporters.pytorch.operators import operator
+from spa.exporters.pytorch.recover import Recovery, recover, store
+from spa.exporters.pytorch.write_back import write_back
+
+__all__ = [
+    "OnnxModule",
+    "Recovery",
+    "graph_module",
+    "operator",
+    "recover",
+    "save",
+    "store",
+    "to_torch",
+    "write_back",
+]

@@ -1,0 +1,203 @@
+"""The sizes that modules keep as attributes, after their weights have shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from spa.errors import UnsupportedError
+
+# What code calls the number of heads, of key-value heads, the size of a head, the width of all heads, and projections.
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
+SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head")
+WIDTHS = ("all_head_size", "inner_dim", "attn_dim")
+QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
+KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
+FUSED = ("qkv", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "Wqkv")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was cut from a tensor.
+
+    Attributes:
+        shape: of the dense tensor.
+        kept: sorted kept indices by axis; other axes are whole.
+    """
+
+    shape: tuple[int, ...]
+    kept: Mapping[int, np.ndarray]
+
+    def blocks(self, axis: int, count: int) -> int:
+        """How many of ``count`` equal runs of indices still have an index."""
+        if axis not in self.kept:
+            return count
+        return len(np.unique(self.kept[axis] // (self.shape[axis] // count)))
+
+
+Cuts = Mapping[str, Cut]  # by state_dict key
+
+
+def restate(module: nn.Module, cuts: Cuts) -> None:
+    """Set the sizes of all modules from their weights.
+
+    Raises:
+        UnsupportedError: a module cannot have these widths.
+    """
+    for path, each in module.named_modules():
+        own = {key.removeprefix(f"{path}." if path else ""): cut for key, cut in cuts.items() if _owns(path, key)}
+        for kind, function in KINDS:
+            if isinstance(each, kind):
+                function(path, each, own)
+                break
+        else:
+            _heads(each, own)
+
+
+def _owns(path: str, key: str) -> bool:
+    return not path or key.startswith(f"{path}.")
+
+
+def _convolution(path: str, module: Any, cuts: Cuts) -> None:
+    if "weight" in cuts:
+        module.groups = cuts["weight"].blocks(0, module.groups)
+    first, second = module.weight.shape[:2]
+    second *= module.groups
+    transposed = isinstance(module, _ConvTransposeNd)
+    module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
+
+
+def _linear(path: str, module: Any, cuts: Cuts) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _norm(path: str, module: Any, cuts: Cuts) -> None:
+    vector = module.weight if module.weight is not None else module.running_mean
+    if vector is not None:
+        module.num_features = len(vector)
+
+
+def _group_norm(path: str, module: Any, cuts: Cuts) -> None:
+    if module.weight is not None:
+        if "weight" in cuts:
+            module.num_groups = cuts["weight"].blocks(0, module.num_groups)
+        module.num_channels = len(module.weight)
+
+
+def _layer_norm(path: str, module: Any, cuts: Cuts) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _embedding(path: str, module: Any, cuts: Cuts) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _prelu(path: str, module: Any, cuts: Cuts) -> None:
+    module.num_parameters = module.weight.numel()
+
+
+def _recurrent(path: str, module: Any, cuts: Cuts) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    hidden = {key: w.shape[0] // gates for key, w in module.named_parameters() if key.startswith("weight_hh")}
+    if len(set(hidden.values())) > 1:
+        widths = ", ".join(f"{key}: {size}" for key, size in hidden.items())
+        raise UnsupportedError(
+            f"{type(module).__name__} {path!r} has layers of different widths after pruning ({widths}); PyTorch wants "
+            "one. Build it from one module per layer, or use graph_module."
+        )
+    module.hidden_size = next(iter(hidden.values()))
+    module.input_size = module.weight_ih_l0.shape[1]
+    if module.proj_size:
+        module.proj_size = module.weight_hr_l0.shape[0]
+
+
+def _cell(path: str, module: Any, cuts: Cuts) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _attention(path: str, module: Any, cuts: Cuts) -> None:
+    packed = module.in_proj_weight is not None
+    name, parts = ("in_proj_weight", 3) if packed else ("q_proj_weight", 1)
+    rows, width = getattr(module, name).shape
+    if rows != parts * width or module.out_proj.weight.shape != (width, width):
+        raise UnsupportedError(
+            f"nn.MultiheadAttention {path!r} has {rows} rows of {width} in {name} after pruning; PyTorch wants "
+            f"{parts} times as many rows as the embedding has channels. Leave it whole (ignore=['{path}.*']), or use "
+            "graph_module."
+        )
+    module.kdim, module.vdim = (w.shape[1] for w in _key_and_value(module, packed))
+    if name in cuts and 0 in cuts[name].kept:
+        first = cuts[name].kept[0]
+        module.num_heads = len(np.unique(first[first < module.embed_dim] // module.head_dim))
+    module.embed_dim, module.head_dim = width, width // module.num_heads
+
+
+def _key_and_value(module: Any, packed: bool) -> tuple[Any, Any]:
+    return (module.in_proj_weight,) * 2 if packed else (module.k_proj_weight, module.v_proj_weight)
+
+
+KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (_NormBase, _norm),
+    (nn.GroupNorm, _group_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _cell),
+    (nn.MultiheadAttention, _attention),
+)
+
+
+# -- attention in the user's own words ---------------------------------------------------------------------------
+
+
+def _heads(module: Any, cuts: Cuts) -> None:
+    """Counts and sizes of heads that a module's own code keeps beside its projections."""
+    queries = _projected(module, cuts, HEADS, (*QUERIES, *FUSED))
+    if queries is None:
+        return
+    keys = _projected(module, cuts, SHARED_HEADS, KEYS)
+    changes = {queries.attribute: queries.new_heads}
+    changes |= {n: queries.new_size for n in HEAD_SIZES if getattr(module, n, None) == queries.size}
+    width = queries.heads * queries.size
+    changes |= {n: queries.new_heads * queries.new_size for n in WIDTHS if getattr(module, n, None) == width}
+    if keys is not None:
+        changes[keys.attribute] = keys.new_heads
+        if getattr(module, "num_key_value_groups", None) == queries.heads // keys.heads:
+            changes["num_key_value_groups"] = queries.new_heads // keys.new_heads
+    for name, value in changes.items():
+        setattr(module, name, value)
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """Heads and their size, before and after; and the attribute that counts them."""
+
+    attribute: str
+    heads: int
+    size: int
+    new_heads: int
+    new_size: int
+
+
+def _projected(module: Any, cuts: Cuts, words: Sequence[str], projections: Sequence[str]) -> _Projection | None:
+    """What is left of the heads of the first projection that was cut."""
+    attribute = next((n for n in words if isinstance(getattr(module, n, None), int)), None)
+    name = next((n for n in projections if 0 in getattr(cuts.get(f"{n}.weight"), "kept", ())), None)
+    if attribute is None or name is None:
+        return None
+    cut, heads = cuts[f"{name}.weight"], getattr(module, attribute)
+    width = cut.shape[0] // (3 if name in FUSED else 1)
+    first = cut.kept[0][cut.kept[0] < width]  # of a fused projection, the queries
+    left = len(np.unique(first // (width // heads)))
+    return _Projection(attribute, heads, width // heads, left, len(first) // left)

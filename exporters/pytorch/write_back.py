@@ -1,0 +1,220 @@
+"""Pruned weights in the user's own module: same class, same forward code, smaller tensors."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.sizes import Cut, restate
+from torch import Tensor, nn
+
+from spa.errors import UnsupportedError
+from spa.graph import Graph, Node
+
+if TYPE_CHECKING:
+    from spa.api import Result
+    from spa.axes import Kept
+    from spa.coupling import Analysis
+
+REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
+BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A parameter or buffer: the module that has it, and as what."""
+
+    owner: nn.Module
+    leaf: str
+
+    @property
+    def value(self) -> Tensor:
+        return getattr(self.owner, self.leaf)
+
+
+def write_back(module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any) -> nn.Module:
+    """A copy of the user's module with the pruned weights, checked against the pruned ONNX model.
+
+    Sizes that modules of ``torch.nn`` keep as attributes (``out_channels``, ``groups``, ``hidden_size`` ...) and counts
+    of attention heads under their usual names follow the weights. Parameters that are one tensor stay one.
+
+    Args:
+        module: what was imported; not changed.
+        result: what pruning gave.
+        names: state_dict keys by initializer, as the importer found them.
+        example_inputs: what the module is called with: a tensor, a tuple of arguments, or a mapping of keywords.
+
+    Returns:
+        A module of the same class, in the same mode.
+
+    Raises:
+        UnsupportedError: the module cannot take these widths; the message says which part of it, and why.
+    """
+    small = copy.deepcopy(module)
+    dense, pruned = result.analysis.graph, Graph(result.model, result.source.base)
+    entries = _entries(small)
+    cuts = dict(_exchange(entries, pruned, result, names))
+    _add_biases(entries, dense, pruned, names)
+    restate(small, cuts)
+    _verify(small, result, example_inputs)
+    return small
+
+
+def _entries(module: nn.Module) -> dict[str, _Entry]:
+    """All parameters and buffers by state_dict key, tied ones under each of their keys."""
+    found = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for leaf in (*owner._parameters, *owner._buffers):
+            found[f"{path}.{leaf}" if path else leaf] = _Entry(owner, leaf)
+    return found
+
+
+def _exchange(
+    entries: Mapping[str, _Entry], pruned: Graph, result: Result, names: Mapping[str, str]
+) -> Iterator[tuple[str, Cut]]:
+    """Put the pruned tensors in place of the dense ones; what was cut from each, by key."""
+    old = {key: entry.value for key, entry in entries.items() if entry.value is not None}
+    same: dict[int, list[_Entry]] = {}
+    for key, value in old.items():
+        same.setdefault(id(value), []).append(entries[key])
+    dense, kept = result.analysis.graph, result.analysis.kept(result.plan.masks(result.analysis))
+    for name, key in names.items():
+        if name not in dense.constants:
+            continue
+        if key not in old:
+            raise UnsupportedError(f"initializer {name!r} is called {key!r}, which the module lacks. Import it again.")
+        order = _order(dense.array(name), array(old[key]))
+        if order is None:
+            raise UnsupportedError(
+                f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
+                "exporter changed it. Export without optimisation (optimize=False, do_constant_folding=False)."
+            )
+        value, left = _pruned(result.analysis, kept, pruned, name)
+        _put(same[id(old[key])], value.transpose(order), old[key])
+        yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
+
+
+def _pruned(analysis: Analysis, kept: Kept, pruned: Graph, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """A constant after pruning, and the kept indices of the axes that were cut.
+
+    Uses of a small constant are pruned each by itself: where each reads another part of it (the gates of an LSTM), the
+    graph has a copy for each, which lacks indices of that part alone. One parameter lacks those of all.
+    """
+    dense = analysis.graph
+    whole = dense.array(name).copy()
+    masks = [np.ones(n, bool) for n in whole.shape]
+    seen = np.zeros(whole.shape, bool)
+    for node, operand in dense.users.get(name, ()):
+        axes = analysis.uses.get((name, -1, 0)) or analysis.uses.get((name, node.index, operand))
+        twin = pruned.producer.get(next(o for o in node.outputs if o))
+        if axes is None or twin is None or twin.inputs[operand] not in pruned.constants:
+            continue
+        mine = [kept.mask(e) for e in axes]
+        place = np.ix_(*(np.flatnonzero(m) for m in mine))
+        value = pruned.array(twin.inputs[operand])
+        if not np.array_equal(whole[place][seen[place]], value[seen[place]]):
+            raise UnsupportedError(
+                f"initializer {name!r} has become several with different values. Prune with reconstruct='none', or use "
+                "graph_module."
+            )
+        whole[place], seen[place] = value, True
+        masks = [m & other for m, other in zip(masks, mine, strict=True)]
+    left = {axis: np.flatnonzero(m) for axis, m in enumerate(masks) if not m.all()}
+    return whole[np.ix_(*(np.flatnonzero(m) for m in masks))], left
+
+
+def _order(stored: np.ndarray, wanted: np.ndarray) -> tuple[int, ...] | None:
+    """The order of axes in which an initializer holds a parameter: exporters transpose the weights of Linear."""
+    for order in permutations(range(stored.ndim)):
+        turned = stored.transpose(order)
+        if turned.shape == wanted.shape and np.array_equal(turned, wanted):
+            return order
+    return None
+
+
+def _put(places: Sequence[_Entry], value: np.ndarray, old: Tensor) -> None:
+    """Replace a tensor in all its places; a parameter becomes one again, of which there is one."""
+    new = tensor(np.ascontiguousarray(value)).to(old)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for entry in places:
+        setattr(entry.owner, entry.leaf, new)
+
+
+def _add_biases(entries: Mapping[str, _Entry], dense: Graph, pruned: Graph, names: Mapping[str, str]) -> None:
+    """Reconstruction gives layers without a bias one; so must their modules."""
+    for node in pruned.nodes:
+        for place, name in enumerate(node.inputs):
+            if name not in pruned.initializers or name in dense.constants or not name.endswith("_bias"):
+                continue
+            entry = entries.get(names.get(_weight(pruned, node.inputs[1]), ""))
+            if entry is None or BIASED.get(node.op) != place or getattr(entry.owner, "bias", 0) is not None:
+                raise UnsupportedError(
+                    f"{node.label}: reconstruction gave it the bias {name!r}, for which the module has no place. Build "
+                    "the layer with bias=True, or prune with reconstruct='none'."
+                )
+            entry.owner.bias = nn.Parameter(tensor(pruned.array(name)).to(entry.value))
+
+
+def _weight(graph: Graph, name: str) -> str:
+    """The initializer that a weight operand comes from, through the nodes that turn it."""
+    while name not in graph.constants and name in graph.producer:
+        node: Node = graph.producer[name]
+        if node.op not in ("Transpose", "Identity", "Cast"):
+            return name
+        name = node.inputs[0]
+    return name
+
+
+# -- checking ----------------------------------------------------------------------------------------------------
+
+
+def _verify(module: nn.Module, result: Result, example_inputs: Any) -> None:
+    feeds = feeds_of(result.model, example_inputs)
+    wanted = reference(result.model, result.source.base, feeds)
+    args, kwargs = arguments(example_inputs)
+    try:
+        got = outputs_of(module, args, kwargs)
+    except Exception as error:  # whatever the user's code raises on sizes that it does not expect
+        raise UnsupportedError(f"{_where(module, error)} {REMEDY}") from error
+    off = difference(got, wanted)
+    if not off <= tolerance(result.model):
+        shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
+        how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
+        raise UnsupportedError(
+            f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
+            f"scale is written into its forward code. {REMEDY}"
+        )
+
+
+def _where(module: nn.Module, error: Exception) -> str:
+    """Which line of the user's forward code failed, in which module, and why."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    if not frames:
+        return f"{type(module).__name__} does not run with the pruned weights: {reason}."
+    frame, line = frames[-1]
+    code = frame.f_code
+    source = linecache.getline(code.co_filename, line).strip()
+    inner = next((m for f, _ in reversed(frames) if isinstance(m := f.f_locals.get("self"), nn.Module)), module)
+    path = next((name for name, m in module.named_modules() if m is inner), "")
+    what = f"{type(inner).__name__}.{code.co_name}" + (f" ({path})" if path else "")
+    return f"{what}, line {line} of {Path(code.co_filename).name}: sizes are written into {source!r} ({reason})."
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether a frame is neither PyTorch's nor this package's."""
+    file = Path(frame.f_code.co_filename)
+    ours = (Path(torch.__file__).parent, Path(__file__).parent)
+    return not any(folder in file.parents for folder in ours)
