@@ -47,8 +47,8 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
 
     if not isinstance(keras_model, keras.Sequential) and not hasattr(keras_model, "output_names"):
         raise UnsupportedError(
-            f"Keras model {keras_model.name!r} is a subclass with code of its own. Build it from keras.Input, or narrow it "
-            "by hand: result.plan says which channels are kept."
+            f"Keras model {keras_model.name!r} is a subclass with code of its own. Build it from keras.Input, or "
+            "narrow it by hand: result.plan says which channels are kept."
         )
     pruned = _Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
@@ -80,11 +80,12 @@ class _Pruned:
         stranger = next((n for n, s in sources.items() if dense.get(n) != s.shape or n not in names), None)
         if stranger is not None:
             raise ModelError(
-                f"{stranger!r} of Keras model {keras_model.name!r} is not in the pruned model. Convert this model, prune what "
-                "comes out, and give that result."
+                f"{stranger!r} of Keras model {keras_model.name!r} is not in the pruned model. Convert this model, "
+                "prune what comes out, and give that result."
             )
         variables = keras_variables(keras_model)
         weights = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+        _join_lstm_biases(result.model, weights)
         pieces = _pieces(sources, result, weights)
         arrays = {id(v): _array(path, v, spans.get(path), pieces) for path, v in variables.items()}
         groups, biases = {}, {}
@@ -95,6 +96,15 @@ class _Pruned:
                 if len(node.input) > 2 and node.input[2] not in dense:
                     biases[kernel] = weights[node.input[2]]
         return cls(arrays, groups, biases)
+
+
+def _join_lstm_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
+    """Put the sum of ONNX's two biases, ``B[d (2 4 h)]``, in the place of both: Keras has one."""
+    for node in model.graph.node:
+        if node.op_type == "LSTM" and len(node.input) > 3 and node.input[3] in weights:
+            both = weights[node.input[3]]
+            total = both.reshape(len(both), 2, -1).sum(axis=1)
+            weights[node.input[3]] = np.concatenate([total, total], axis=1)
 
 
 def _pieces(
@@ -126,7 +136,7 @@ def _array(path: str, variable: Any, span: tuple[int, int] | None, pieces: tuple
     shape = tuple(np.unique(axis).size for axis in places)
     if np.prod(shape, dtype=np.int64) != end - begin:
         raise UnsupportedError(
-            f"what is left of variable {path!r} is no block, and Keras has no layer for it. Prune with ignore=['{path}']."
+            f"what is left of variable {path!r} is no block, and no Keras layer holds it. Prune with ignore=['{path}']."
         )
     return values[begin:end].reshape(shape)  # numbers are in row-major order
 
@@ -220,8 +230,14 @@ class _Builder:
             if tuple(new.shape) != value.shape:
                 raise _fixed(layer, f"{old.path!r} should have shape {list(value.shape)} and gets {list(new.shape)}")
             new.assign(value * _rescaled(layer, clone, old))
-        for new in added:  # biases that the reconstruction added
-            new.assign(next(self.pruned.biases[id(v)] for v in layer.variables if id(v) in self.pruned.biases))
+        for old in layer.variables:
+            bias = self.pruned.biases.get(id(old))
+            if bias is not None:
+                if old.name == "depthwise_kernel":  # inside a separable convolution: the pointwise one takes it along
+                    pointwise = next(v for v in clone.variables if v.name == "pointwise_kernel")
+                    bias = bias @ np.asarray(pointwise).reshape(bias.size, -1)
+                new = next(v for v in clone.variables if v.name == "bias")
+                new.assign(np.asarray(new) + bias)
 
 
 def _fixed(layer: Any, why: str) -> UnsupportedError:
@@ -274,10 +290,9 @@ class _Widths:
     def shape(self, suffix: str) -> tuple[int, ...]:
         return self.pruned.arrays[id(self.variable(suffix))].shape
 
-    def bias(self, config: Config, suffix: str) -> None:
+    def bias(self, config: Config) -> None:
         """Give the layer a bias if the reconstruction did."""
-        if id(self.variable(suffix)) in self.pruned.biases:
-            config["use_bias"] = True
+        config["use_bias"] |= any(id(v) in self.pruned.biases for v in self.layer.variables)
 
 
 def _dense(config: Config, widths: _Widths) -> None:
@@ -287,7 +302,7 @@ def _dense(config: Config, widths: _Widths) -> None:
 def _conv(config: Config, widths: _Widths) -> None:
     config["filters"] = widths.shape("kernel")[-1]
     config["groups"] = widths.pruned.groups.get(id(widths.variable("kernel")), config["groups"])
-    widths.bias(config, "kernel")
+    widths.bias(config)
 
 
 def _transposed_conv(config: Config, widths: _Widths) -> None:
@@ -296,13 +311,13 @@ def _transposed_conv(config: Config, widths: _Widths) -> None:
 
 def _depthwise(config: Config, widths: _Widths) -> None:
     config["depth_multiplier"] = widths.shape("kernel")[-1]
-    widths.bias(config, "kernel")
+    widths.bias(config)
 
 
 def _separable(config: Config, widths: _Widths) -> None:
     config["filters"] = widths.shape("pointwise_kernel")[-1]
     config["depth_multiplier"] = widths.shape("depthwise_kernel")[-1]
-    widths.bias(config, "pointwise_kernel")
+    widths.bias(config)
 
 
 def _recurrent(config: Config, widths: _Widths) -> None:
@@ -418,8 +433,8 @@ def _to_tflite(model: Any) -> bytes:
     except Exception as error:  # the converter's own class derives from Exception alone
         reason = str(error).strip().splitlines()[0].rpartition("error: ")[2]
         raise UnsupportedError(
-            f"TensorFlow Lite refuses Keras model {model.name!r}: {reason}. Save it as .keras, or give its inputs fixed "
-            "shapes."
+            f"TensorFlow Lite refuses Keras model {model.name!r}: {reason}. Save it as .keras, or fix the "
+            "shapes of its inputs."
         ) from error
 
 
