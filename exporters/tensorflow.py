@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -65,11 +66,13 @@ class _Pruned:
 
     Attributes:
         arrays: the new value by the old variable's id.
+        kept: the kept indices of its first axis, by the same.
         groups: of the convolution that reads a kernel, by the kernel's id.
         biases: what a reconstruction added to a convolution without bias, by the kernel's id.
     """
 
     arrays: Mapping[int, np.ndarray]
+    kept: Mapping[int, np.ndarray]
     groups: Mapping[int, int]
     biases: Mapping[int, np.ndarray]
 
@@ -77,7 +80,7 @@ class _Pruned:
     def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> _Pruned:
         sources, spans = weight_sources(keras_model)
         dense = {t.name: tuple(t.dims) for t in result.source.model.graph.initializer}
-        stranger = next((n for n, s in sources.items() if dense.get(n) != s.shape or n not in names), None)
+        stranger = next((n for n, (s, _) in sources.items() if dense.get(n) != s.shape or n not in names), None)
         if stranger is not None:
             raise ModelError(
                 f"{stranger!r} of Keras model {keras_model.name!r} is not in the pruned model. Convert this model, "
@@ -87,7 +90,7 @@ class _Pruned:
         weights = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
         _join_lstm_biases(result.model, weights)
         pieces = _pieces(sources, result, weights)
-        arrays = {id(v): _array(path, v, spans.get(path), pieces) for path, v in variables.items()}
+        blocks = {id(v): _block(path, v, spans.get(path, (0, 0)), pieces) for path, v in variables.items()}
         groups, biases = {}, {}
         for node in result.model.graph.node:
             if node.op_type == "Conv" and node.input[1] in names:
@@ -95,7 +98,8 @@ class _Pruned:
                 groups[kernel] = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
                 if len(node.input) > 2 and node.input[2] not in dense:
                     biases[kernel] = weights[node.input[2]]
-        return cls(arrays, groups, biases)
+        arrays, kept = ({key: block[i] for key, block in blocks.items()} for i in (0, 1))
+        return cls(arrays, kept, groups, biases)
 
 
 def _join_lstm_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
@@ -108,37 +112,34 @@ def _join_lstm_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None
 
 
 def _pieces(
-    sources: Mapping[str, np.ndarray], result: Result, weights: Mapping[str, np.ndarray]
+    sources: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Result, weights: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of all elements that are left, sorted, and their values."""
     numbers, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for name, source in sources.items():
+    for name, (source, sign) in sources.items():
         for axis, kept in result.plan.parameters.get(name, {}).items():
-            source = np.take(source, kept, axis)
-        if name not in weights or weights[name].shape != source.shape:
-            raise UnsupportedError(
-                f"{name!r} is used more than once and was pruned differently each time, which no Keras layer can be. "
-                f"Prune with ignore=['{name}']."
-            )
+            source, sign = np.take(source, kept, axis), np.take(sign, kept, axis)
         numbers.append(source[source >= 0])
-        values.append(weights[name][source >= 0])
+        values.append((weights[name] * sign)[source >= 0])
     every, first = np.unique(np.concatenate(numbers), return_index=True)
     return every, np.concatenate(values)[first]
 
 
-def _array(path: str, variable: Any, span: tuple[int, int] | None, pieces: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """A variable's new value; its old one where the ONNX model does not have it."""
+def _block(
+    path: str, variable: Any, span: tuple[int, int], pieces: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A variable's new value, its old one where the ONNX model does not have it, and what is kept of its first axis."""
     numbers, values = pieces
-    begin, end = np.searchsorted(numbers, span or (0, 0))
+    begin, end = np.searchsorted(numbers, span)
     if begin == end:
-        return np.asarray(variable)
-    places = np.unravel_index(numbers[begin:end] - (span or (0, 0))[0], variable.shape)
-    shape = tuple(np.unique(axis).size for axis in places)
-    if np.prod(shape, dtype=np.int64) != end - begin:
+        return np.asarray(variable), np.arange(*variable.shape[:1])
+    kept = [np.unique(axis) for axis in np.unravel_index(numbers[begin:end] - span[0], variable.shape)]
+    shape = tuple(axis.size for axis in kept)
+    if math.prod(shape) != end - begin:
         raise UnsupportedError(
             f"what is left of variable {path!r} is no block, and no Keras layer holds it. Prune with ignore=['{path}']."
         )
-    return values[begin:end].reshape(shape)  # numbers are in row-major order
+    return values[begin:end].reshape(shape), kept[0]  # numbers are in row-major order
 
 
 # -- narrower layers -------------------------------------------------------------------------------------------------
@@ -214,6 +215,7 @@ class _Builder:
         for key in ("layer", "backward_layer", "cell"):
             if isinstance(config.get(key), dict):
                 inner = getattr(layer, {"layer": "forward_layer"}.get(key, key), None) or layer.layer
+                config[key].pop("build_config", None)  # the widths that it was built with
                 self._narrow(inner, config[key]["config"])
         if type(layer).__name__ in WIDTHS:
             WIDTHS[type(layer).__name__](config, _Widths(layer, self.pruned))
@@ -332,6 +334,13 @@ def _layer_scale(config: Config, widths: _Widths) -> None:
     config["projection_dim"] = widths.shape("gamma")[0]
 
 
+def _group_normalisation(config: Config, widths: _Widths) -> None:
+    scale = next(iter(widths.layer.variables), None)
+    if scale is not None:
+        size = scale.shape[0] // widths.layer.groups
+        config["groups"] = np.unique(widths.pruned.kept[id(scale)] // size).size
+
+
 def _einsum_dense(config: Config, widths: _Widths) -> None:
     left, output = config["equation"].replace(" ", "").split("->")
     sizes = dict(zip(left.split(",")[1].replace(".", ""), widths.shape("kernel"), strict=True))
@@ -359,6 +368,7 @@ WIDTHS: dict[str, Callable[[Config, _Widths], None]] = {
     "Dense": _dense,
     "EinsumDense": _einsum_dense,
     "Embedding": _embedding,
+    "GroupNormalization": _group_normalisation,
     "MultiHeadAttention": _attention,
     "GroupedQueryAttention": _grouped_attention,
     "LayerScale": _layer_scale,

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from spa.coupling import TIED
 from spa.errors import ModelError, UnsupportedError
 from spa.graph import outer_uses
 
@@ -127,6 +128,7 @@ def freeze(function: Function) -> Frozen:
     paths = {own.op.name: handles[id(outer)] for outer, own in traced.graph.captures if id(outer) in handles}
     constant = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
     graph = tf_loader.fix_freezing_errors_part2(constant.graph.as_graph_def(add_shapes=True))
+    graph = _inlined(tf, graph, [t.name for t in constant.outputs])
     if not function.variables:
         paths = {n.name: n.name for n in graph.node if _is_weight(tf, n)}
     weights = {n.name: (paths[n.name], _copy(tf, n)) for n in graph.node if n.op == "Const" and n.name in paths}
@@ -137,6 +139,26 @@ def freeze(function: Function) -> Frozen:
     with tf.Graph().as_default():
         tf.import_graph_def(graph, name="")
         return Frozen(tf_loader.tf_optimize(inputs, outputs, graph), weights, inputs, outputs)
+
+
+def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
+    """The graph with functions inlined that are marked for XLA, as Keras' grouped convolutions are."""
+    from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+    from tensorflow.python.grappler import tf_optimizer
+
+    calls = [call for call in (*graph.node, *graph.library.function) if "_XlaMustCompile" in call.attr]
+    if not calls:
+        return graph
+    for call in calls:
+        del call.attr["_XlaMustCompile"]
+    with tf.Graph().as_default():
+        tf.import_graph_def(graph, name="")
+        meta = tf.compat.v1.train.export_meta_graph(graph_def=graph)
+    meta.collection_def["train_op"].node_list.value.extend(outputs)
+    config = tf.compat.v1.ConfigProto()
+    config.graph_options.rewrite_options.function_optimization = RewriterConfig.AGGRESSIVE
+    config.graph_options.rewrite_options.optimizers.append("function")
+    return tf_optimizer.OptimizeGraph(config, meta)
 
 
 def _is_weight(tf: Any, node: Any) -> bool:
@@ -170,7 +192,7 @@ def _whole_batch_normalisation(tf: Any) -> Iterator[None]:
         x: Any, mean: Any, variance: Any, axis: int, offset: Any = None, scale: Any = None, epsilon: float = 1e-3
     ) -> Any:
         rank = len(x.shape)
-        if rank > 4 or mean.shape.rank != 1 or x.dtype != tf.float32:
+        if rank > 5 or mean.shape.rank != 1 or x.dtype != tf.float32:
             return original(x, mean, variance, axis, offset, scale, epsilon)
         last = [*(a for a in range(rank) if a != axis % rank), axis % rank]
         y = tf.transpose(x, last) if last != sorted(last) else x
@@ -184,6 +206,7 @@ def _whole_batch_normalisation(tf: Any) -> Iterator[None]:
             variance=variance,
             epsilon=epsilon,
             is_training=False,
+            data_format="NDHWC" if rank == 5 else "NHWC",
         ).y
         for _ in range(4 - rank):
             y = tf.squeeze(y, 1)
@@ -333,17 +356,27 @@ def _quiet() -> Iterator[None]:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def numbers_of(tensor: TensorProto, size: int) -> np.ndarray:
-    """The number of each element's source, -1 for constants; int64 of the tensor's shape."""
+def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each element of a numbered model's tensor comes from.
+
+    Args:
+        tensor: the tensor.
+        size: how many numbers there are.
+
+    Returns:
+        The number, int64, or -1 for constants; and the sign that it was given, 1 or -1, float32.
+    """
     array = numpy_helper.to_array(tensor)
     if array.dtype != np.float32:
-        return np.full(array.shape, -1)
-    numbers = np.ascontiguousarray(array).view(np.uint32).astype(np.int64) - FIRST_TAG
-    return np.where((numbers >= 0) & (numbers < size), numbers, -1).reshape(array.shape)
+        return np.full(array.shape, -1), np.ones(array.shape, np.float32)
+    bits = np.abs(array).view(np.uint32).astype(np.int64) - FIRST_TAG
+    return np.where((bits >= 0) & (bits < size), bits, -1), np.where(array < 0, -1, 1).astype(np.float32)
 
 
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:
     """Name each initializer after the weight that it was made from, in place; the weight's path by that name.
+
+    Those that several operators read are marked as tied: tf2onnx merged nothing, so they are one weight of one layer.
 
     Args:
         model: the model to change.
@@ -362,13 +395,17 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
     renamed: dict[str, str] = {}
     names: dict[str, str] = {}
     for own, other in pairs.items():
-        numbers = numbers_of(tensors[other], size)
+        numbers, _ = numbers_of(tensors[other], size)
         found = numbers[numbers >= 0]
         if found.size:
             path = paths[int(np.searchsorted(starts, found[0], side="right")) - 1]
             renamed[own] = fresh(path, taken | names.keys())
             names[renamed[own]] = path
     rename(model, renamed)
+    readers = Counter(name for node in model.graph.node for name in set(node.input))
+    for tensor in model.graph.initializer:
+        if tensor.name in names and readers[tensor.name] > 1:
+            tensor.metadata_props.add(key=TIED, value="true")
     return names
 
 

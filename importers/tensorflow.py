@@ -74,15 +74,16 @@ def convert(
     return Imported(model, function.kind, "tf2onnx", names, error, notes)
 
 
-def weight_sources(model: Any) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]]:
+def weight_sources(model: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, tuple[int, int]]]:
     """Where each element of each initializer comes from, for a Keras model that :func:`convert` takes as it is.
 
     Args:
         model: a Keras model with known inputs.
 
     Returns:
-        By initializer name, an int64 array of its shape with the number of each element's source, or -1 where it is a
-        constant; and by variable path the first number of its elements and one after the last, in row-major order.
+        By initializer name, two arrays of its shape: the number of each element's source, int64, or -1 where it is a
+        constant, and the sign, 1 or -1, that it got; and by variable path the first number of the variable's elements
+        and one after the last, in row-major order.
     """
     frozen = freeze(read(model))
     spans = frozen.spans()
