@@ -222,10 +222,10 @@ class _Builder:
 
     def _fill(self, layer: Any, clone: Any) -> None:
         """Give a layer's copy its variables."""
-        added = list(clone.variables)
-        for old in layer.variables:
-            new = next(v for v in added if v.name == old.name)
-            added.remove(new)
+        same = list(clone.variables)
+        if len(same) > len(layer.variables):  # it has a bias that it had not
+            same.remove(next(v for v in same if v.name == "bias"))
+        for old, new in zip(layer.variables, same, strict=True):
             value = self.pruned.arrays.get(id(old))
             if value is None:
                 value = np.asarray(old)
@@ -331,7 +331,7 @@ def _embedding(config: Config, widths: _Widths) -> None:
 
 
 def _layer_scale(config: Config, widths: _Widths) -> None:
-    config["projection_dim"] = widths.shape("gamma")[0]
+    config["projection_dim"] = widths.pruned.arrays[id(widths.layer.gamma)].size  # its variable has no name
 
 
 def _group_normalisation(config: Config, widths: _Widths) -> None:
@@ -354,8 +354,9 @@ def _einsum_dense(config: Config, widths: _Widths) -> None:
 def _attention(config: Config, widths: _Widths) -> None:
     config["num_heads"], config["key_dim"] = widths.shape("query/kernel")[1:]
     config["value_dim"] = widths.shape("value/kernel")[2]
-    if config["output_shape"] is not None:
-        config["output_shape"] = widths.shape("attention_output/kernel")[-1]
+    width = widths.shape("attention_output/kernel")[-1]
+    if config["output_shape"] is not None or width != widths.shape("query/kernel")[0]:
+        config["output_shape"] = width  # by default it is the query's
 
 
 def _grouped_attention(config: Config, widths: _Widths) -> None:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableSet, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
@@ -32,8 +31,8 @@ from spa.errors import ModelError, UnsupportedError
 from spa.graph import outer_uses
 
 REMEDY = "Replace that part of the model by layers that it converts, or try another opset."
-FIRST_TAG = 0x00800000  # the bits of the smallest normal float32; the next 2**31 - 2**24 patterns are finite, too
-_COUNTER = re.compile(r"(__\d+)+")
+# The bits of 40009.3, number 0: any arithmetic changes a number that large, and constants are seldom near it.
+FIRST_TAG = 0x471C494D
 
 
 # -- freezing --------------------------------------------------------------------------------------------------------
@@ -50,6 +49,7 @@ class Function:
         inputs: names of the inputs.
         outputs: names of the outputs, as many as are known.
         variables: float32 variables by path.
+        owner: what keeps the variables alive; TensorFlow's functions refer to them weakly.
     """
 
     kind: str
@@ -58,6 +58,7 @@ class Function:
     inputs: Sequence[str]
     outputs: Sequence[str]
     variables: Mapping[str, Any]
+    owner: Any = None
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The framework's own outputs."""
@@ -91,11 +92,25 @@ class Frozen:
             spans[path], first = (first, last), last
         return spans
 
+    def values(self, numbered: bool) -> np.ndarray:
+        """All elements in the order of their numbers, or the numbers themselves as tensors hold them."""
+        import tensorflow as tf
+
+        if numbered:
+            return (np.arange(self.size, dtype=np.uint32) + np.uint32(FIRST_TAG)).view(np.float32)
+        arrays = [tf.make_ndarray(const.attr["value"].tensor).ravel() for _, const in self.weights.values()]
+        return np.concatenate([*arrays, np.empty(0, np.float32)])
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return max((last for _, last in self.spans().values()), default=0)
+
     def filled(self, numbered: bool) -> Any:
         """The graph with its weights, or with a number for each of their elements."""
         import tensorflow as tf
 
-        graph, spans = tf.compat.v1.GraphDef(), self.spans()
+        graph, spans, tags = tf.compat.v1.GraphDef(), self.spans(), self.values(True) if numbered else np.empty(0)
         graph.CopyFrom(self.graph)
         for node in graph.node:
             if node.name in self.weights:
@@ -103,9 +118,8 @@ class Frozen:
                 node.CopyFrom(const)
                 if numbered:
                     shape = [d.size for d in const.attr["value"].tensor.tensor_shape.dim]
-                    bits = np.arange(*spans[path], dtype=np.uint32) + np.uint32(FIRST_TAG)
-                    tags = bits.view(np.float32).reshape(shape)
-                    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tags))
+                    own = tags[slice(*spans[path])].reshape(shape)
+                    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(own))
         return graph
 
 
@@ -162,8 +176,10 @@ def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
 
 
 def _is_weight(tf: Any, node: Any) -> bool:
+    if node.op != "Const":
+        return False
     tensor = node.attr["value"].tensor
-    return node.op == "Const" and tensor.dtype == tf.float32.as_datatype_enum and len(tensor.tensor_shape.dim) > 0
+    return bool(tensor.dtype == tf.float32.as_datatype_enum and tensor.tensor_shape.dim)
 
 
 def _copy(tf: Any, node: Any) -> Any:
@@ -238,7 +254,7 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
     from tf2onnx import optimizer, tfonnx, utils
 
     utils.INTERNAL_NAME = 1  # the counter behind its names: the same model shall give the same bytes
-    with _quiet(), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
+    with _quiet(), _ordered_sets(), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
         if frozen is not None:
             tf.import_graph_def(frozen.filled(numbered), name="")
             options = {"input_names": frozen.inputs, "output_names": frozen.outputs}
@@ -249,7 +265,6 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
             raise UnsupportedError(f"tf2onnx refuses the model: {first_line(error)} {REMEDY}") from error
         model = made.make_model("tf2onnx")
     _check_operators(model, opset)
-    _order(model)
     return model
 
 
@@ -262,45 +277,6 @@ def _check_operators(model: ModelProto, opset: int) -> None:
     if unknown:
         listed = ", ".join(f"{op} ({names[0]!r}, {len(names)} in all)" for op, names in unknown.items())
         raise UnsupportedError(f"tf2onnx has no handler for {listed}. {REMEDY}")
-
-
-def _order(model: ModelProto) -> None:
-    """Bring operators into one order, depth first from the outputs, and count names anew; in place.
-
-    tf2onnx iterates over sets: its order and the numbers in its names change from run to run.
-    """
-    graph = model.graph
-    producer = {o: i for i, n in enumerate(graph.node) for o in n.output}
-    operands = [
-        [*n.input, *(name for a in n.attribute for sub in (a.g, *a.graphs) for name in outer_uses(sub))]
-        for n in graph.node
-    ]
-    done: dict[int, None] = {}
-    stack = [producer[o.name] for o in reversed(graph.output) if o.name in producer]
-    while stack:
-        missing = [producer[o] for o in operands[stack[-1]] if o in producer and producer[o] not in done]
-        if missing:
-            stack.append(missing[0])
-        else:
-            done.setdefault(stack.pop())
-    tensors = {t.name: t for t in graph.initializer}
-    used = dict.fromkeys(name for i in done for name in operands[i] if name in tensors)
-    nodes, weights = [graph.node[i] for i in done], [tensors[name] for name in used]
-    model.graph.ClearField("node")
-    model.graph.ClearField("initializer")
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(weights)
-    interface = {t.name for t in (*graph.input, *graph.output)}
-    taken, names = set(interface), {"": ""}
-    for name in (*(o for n in graph.node for o in n.output), *used):
-        if name not in names and name not in interface:
-            names[name] = fresh(_COUNTER.sub("", name), taken)
-            taken.add(names[name])
-    rename(model, names)
-    called: set[str] = set()
-    for node in graph.node:
-        node.name = fresh(_COUNTER.sub("", node.name), called)
-        called.add(node.name)
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -338,6 +314,50 @@ def _optimisers() -> OrderedDict[str, Any]:
     chosen |= {"merge_duplication": Nodes, "remove_back_to_back": BackToBack}
     del chosen["einsum_optimizer"]
     return chosen
+
+
+class _OrderedSet(MutableSet[Any]):
+    """A set that iterates in the order of insertion."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        self._items = dict.fromkeys(items)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, value: Any) -> None:
+        self._items[value] = None
+
+    def discard(self, value: Any) -> None:
+        self._items.pop(value, None)
+
+    def union(self, other: Iterable[Any]) -> _OrderedSet:
+        return _OrderedSet([*self, *other])
+
+    def issubset(self, other: Iterable[Any]) -> bool:
+        return all(item in other for item in self)
+
+
+@contextlib.contextmanager
+def _ordered_sets() -> Iterator[None]:
+    """Have tf2onnx iterate in one order, not in that of hashes, on which its choices of transpositions depend."""
+    from tf2onnx import graph
+    from tf2onnx.optimizer import back_to_back_optimizer, transpose_optimizer
+
+    modules = (graph, back_to_back_optimizer, transpose_optimizer)
+    for module in modules:
+        module.set = _OrderedSet
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.set
 
 
 @contextlib.contextmanager
@@ -388,16 +408,17 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
     """
     pairs = _pairs(model, numbered)
     spans = frozen.spans()
-    size = max((last for _, last in spans.values()), default=0)
     starts, paths = np.array([first for first, _ in spans.values()]), list(spans)
     tensors = {t.name: t for t in numbered.graph.initializer}
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    values = frozen.values(numbered is model)
     taken = {o for n in model.graph.node for o in n.output} | {v.name for v in model.graph.input}
     renamed: dict[str, str] = {}
     names: dict[str, str] = {}
     for own, other in pairs.items():
-        numbers, _ = numbers_of(tensors[other], size)
+        numbers, sign = numbers_of(tensors[other], frozen.size)
         found = numbers[numbers >= 0]
-        if found.size:
+        if found.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
             path = paths[int(np.searchsorted(starts, found[0], side="right")) - 1]
             renamed[own] = fresh(path, taken | names.keys())
             names[renamed[own]] = path

@@ -67,6 +67,8 @@ def convert(
         names = name_initializers(model, to_onnx(opset, frozen, numbered=True), frozen)
         if not names:
             notes = ("the weights could not be followed through tf2onnx: they bear names of its own.",)
+        elif function.kind == "tensorflow" and (lost := set(function.variables) - set(names.values())):
+            notes = (f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",)
     _name_interface(model, function)
     feeds = example_feeds(model, example_inputs)
     actual = run(load_session(model), feeds)
@@ -89,8 +91,7 @@ def weight_sources(model: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]]
     spans = frozen.spans()
     numbered = to_onnx(OPSET, frozen, numbered=True)
     names = name_initializers(numbered, numbered, frozen)
-    size = max(last for _, last in spans.values())
-    return {t.name: numbers_of(t, size) for t in numbered.graph.initializer if t.name in names}, spans
+    return {t.name: numbers_of(t, frozen.size) for t in numbered.graph.initializer if t.name in names}, spans
 
 
 def is_keras(source: Any) -> bool:
@@ -209,7 +210,7 @@ def _from_saved_model(tf: Any, path: Path, signature: str | None) -> Function:
         signature = "serving_default" if "serving_default" in signatures else next(iter(signatures))
     if signature not in signatures:
         raise ModelError(f"SavedModel {str(path)!r} has no signature {signature!r}, but {listed}. Choose one of these.")
-    return _from_concrete(tf, signatures[signature], keep=loaded)
+    return _from_concrete(tf, signatures[signature], owner=loaded)
 
 
 def _interface(function: Any) -> str:
@@ -218,14 +219,13 @@ def _interface(function: Any) -> str:
     return repr((function.structured_input_signature, function.structured_outputs, read))
 
 
-def _from_concrete(tf: Any, concrete: Any, keep: Any = None) -> Function:
-    """A concrete function; ``keep`` owns its variables, which TensorFlow refers to weakly."""
+def _from_concrete(tf: Any, concrete: Any, owner: Any = None) -> Function:
     signature = concrete.structured_input_signature
     slots = tf.nest.flatten(signature)
     specs = [s for s in slots if isinstance(s, tf.TensorSpec)]
     structure = concrete.structured_outputs
 
-    def call(*flat: Any, _keep: Any = keep) -> list[Any]:
+    def call(*flat: Any) -> list[Any]:
         given = iter(flat)
         filled = [next(given) if isinstance(s, tf.TensorSpec) else s for s in slots]
         args, kwargs = tf.nest.pack_sequence_as(signature, filled)
@@ -233,7 +233,7 @@ def _from_concrete(tf: Any, concrete: Any, keep: Any = None) -> Function:
 
     variables = _by_path((v.name.removesuffix(":0"), v) for v in concrete.variables if v.dtype == tf.float32)
     outputs = sorted(structure) if isinstance(structure, Mapping) else ()  # tf.nest flattens in this order
-    return Function("tensorflow", call, specs, [s.name for s in specs], outputs, variables)
+    return Function("tensorflow", call, specs, [s.name for s in specs], outputs, variables, owner)
 
 
 def _from_frozen_graph(tf: Any, path: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Function:
