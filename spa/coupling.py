@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # siamese encoders). Smaller ones are often constants that an exporter merged because they were equal: each use
 # is coupled by itself, and equal copies are merged again on saving.
 TIED_ELEMENTS = 1024
+TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so of any tensor
 _CONTROL = {TensorProto.INT64, TensorProto.STRING}
 
 Use = tuple[str, int, int]  # (constant, node index, operand); node index -1 where all uses are tied
@@ -203,7 +204,8 @@ class Analysis:
         tensor = self.graph.constants.get(name)
         if tensor is None:
             return None
-        tied = sum(n > 1 for n in shape) >= 2 and np.prod(shape) >= TIED_ELEMENTS
+        large = sum(n > 1 for n in shape) >= 2 and np.prod(shape) >= TIED_ELEMENTS
+        tied = large or any(entry.key == TIED for entry in tensor.metadata_props)
         use = (name, -1, 0) if tied else (name, node, operand)
         if use not in self.uses:
             control = "an index or a size" if tensor.data_type in _CONTROL else None

@@ -1,0 +1,460 @@
+"""Pruned ONNX models back into Keras: the same layers, narrower, with the pruned weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
+
+from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.runtime import load_session, run
+
+if TYPE_CHECKING:
+    from spa.api import Result
+
+Config = dict[str, Any]
+
+
+def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> Any:
+    """A Keras model that computes what a pruned ONNX model does.
+
+    Its layers are built from their own configurations, with the widths that are left (units, filters, groups, heads,
+    sizes of Reshape), its variables hold the pruned model's weights, and it is compiled as the original was.
+
+    Args:
+        keras_model: the functional or sequential model that was converted; not changed.
+        result: what :func:`spa.prune` made of its conversion.
+        names: variable paths by initializer, as the importer gave them.
+
+    Returns:
+        The narrower model.
+
+    Raises:
+        ModelError: the result belongs to another model.
+        UnsupportedError: a layer cannot be narrowed: its size is written where this function does not know it.
+    """
+    import keras
+
+    if not isinstance(keras_model, keras.Sequential) and not hasattr(keras_model, "output_names"):
+        raise UnsupportedError(
+            f"Keras model {keras_model.name!r} is a subclass with code of its own. Build it from keras.Input, or "
+            "narrow it by hand: result.plan says which channels are kept."
+        )
+    pruned = _Pruned.of(keras_model, result, names)
+    small = _Builder(pruned).model(keras_model)
+    _verify(small, result.model)
+    return small
+
+
+# -- which weights are left ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """The pruned model in Keras' terms, by variable.
+
+    Attributes:
+        arrays: the new value by the old variable's id.
+        kept: the kept indices of its first axis, by the same.
+        groups: of the convolution that reads a kernel, by the kernel's id.
+        biases: what a reconstruction added to a convolution without bias, by the kernel's id.
+    """
+
+    arrays: Mapping[int, np.ndarray]
+    kept: Mapping[int, np.ndarray]
+    groups: Mapping[int, int]
+    biases: Mapping[int, np.ndarray]
+
+    @classmethod
+    def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> _Pruned:
+        sources, spans = weight_sources(keras_model)
+        dense = {t.name: tuple(t.dims) for t in result.source.model.graph.initializer}
+        stranger = next((n for n, (s, _) in sources.items() if dense.get(n) != s.shape or n not in names), None)
+        if stranger is not None:
+            raise ModelError(
+                f"{stranger!r} of Keras model {keras_model.name!r} is not in the pruned model. Convert this model, "
+                "prune what comes out, and give that result."
+            )
+        variables = keras_variables(keras_model)
+        weights = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+        _join_lstm_biases(result.model, weights)
+        pieces = _pieces(sources, result, weights)
+        blocks = {id(v): _block(path, v, spans.get(path, (0, 0)), pieces) for path, v in variables.items()}
+        groups, biases = {}, {}
+        for node in result.model.graph.node:
+            if node.op_type == "Conv" and node.input[1] in names:
+                kernel = id(variables[names[node.input[1]]])
+                groups[kernel] = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
+                if len(node.input) > 2 and node.input[2] not in dense:
+                    biases[kernel] = weights[node.input[2]]
+        arrays, kept = ({key: block[i] for key, block in blocks.items()} for i in (0, 1))
+        return cls(arrays, kept, groups, biases)
+
+
+def _join_lstm_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
+    """Put the sum of ONNX's two biases, ``B[d (2 4 h)]``, in the place of both: Keras has one."""
+    for node in model.graph.node:
+        if node.op_type == "LSTM" and len(node.input) > 3 and node.input[3] in weights:
+            both = weights[node.input[3]]
+            total = both.reshape(len(both), 2, -1).sum(axis=1)
+            weights[node.input[3]] = np.concatenate([total, total], axis=1)
+
+
+def _pieces(
+    sources: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Result, weights: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all elements that are left, sorted, and their values."""
+    numbers, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for name, (source, sign) in sources.items():
+        for axis, kept in result.plan.parameters.get(name, {}).items():
+            source, sign = np.take(source, kept, axis), np.take(sign, kept, axis)
+        numbers.append(source[source >= 0])
+        values.append((weights[name] * sign)[source >= 0])
+    every, first = np.unique(np.concatenate(numbers), return_index=True)
+    return every, np.concatenate(values)[first]
+
+
+def _block(
+    path: str, variable: Any, span: tuple[int, int], pieces: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A variable's new value, its old one where the ONNX model does not have it, and what is kept of its first axis."""
+    numbers, values = pieces
+    begin, end = np.searchsorted(numbers, span)
+    if begin == end:
+        return np.asarray(variable), np.arange(*variable.shape[:1])
+    kept = [np.unique(axis) for axis in np.unravel_index(numbers[begin:end] - span[0], variable.shape)]
+    shape = tuple(axis.size for axis in kept)
+    if math.prod(shape) != end - begin:
+        raise UnsupportedError(
+            f"what is left of variable {path!r} is no block, and no Keras layer holds it. Prune with ignore=['{path}']."
+        )
+    return values[begin:end].reshape(shape), kept[0]  # numbers are in row-major order
+
+
+# -- narrower layers -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Builder:
+    """Builds narrower copies of layers as they are called, so that each knows the shape of its input."""
+
+    pruned: _Pruned
+
+    def __post_init__(self) -> None:
+        self.clones: dict[int, Any] = {}
+
+    def model(self, old: Any, inputs: Any = None) -> Any:
+        import keras
+
+        if isinstance(old, keras.Sequential):
+            if inputs is None:
+                inputs = _input_like(old.inputs[0], old.inputs[0])
+            layers, x = [inputs], inputs
+            for layer in old.layers:
+                x = self.call(layer, x)
+                layers.append(self.clones[id(layer)])
+            small = keras.Sequential(layers, name=old.name, trainable=old.trainable)
+            if old.compiled:
+                small.compile_from_config(old.get_compile_config())
+            return small
+        return keras.models.clone_model(
+            old, input_tensors=inputs, clone_function=lambda layer: layer, call_function=self.call
+        )
+
+    def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        import keras
+
+        if not isinstance(layer, keras.layers.Layer) and type(layer).__name__ != "Reshape":
+            return self._run(layer, layer, args, kwargs)
+        if id(layer) in self.clones:
+            return self._run(layer, self.clones[id(layer)], args, kwargs)
+        if isinstance(layer, keras.Model):
+            given = keras.tree.map_structure(_input_like, layer.inputs, keras.tree.flatten(args[0]))
+            packed = (
+                given[0] if isinstance(layer, keras.Sequential) else keras.tree.pack_sequence_as(layer.input, given)
+            )
+            clone = self.clones[id(layer)] = self.model(layer, packed)
+            return self._run(layer, clone, args, kwargs)
+        clone = self.clones[id(layer)] = self._clone(layer, args)
+        outputs = self._run(layer, clone, args, kwargs)
+        self._fill(layer, clone)
+        return outputs
+
+    def _run(self, layer: Any, clone: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return clone(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise _fixed(
+                layer, f"it does not take its narrower input ({str(error).strip().splitlines()[0]})"
+            ) from error
+
+    def _clone(self, layer: Any, args: Any) -> Any:
+        name = type(layer).__name__
+        if name == "Reshape":
+            return _reshaped(layer, args[0].shape)
+        config = layer.get_config()
+        self._narrow(layer, config)
+        try:
+            return type(layer).from_config(config)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise _fixed(layer, "it cannot be built from its configuration") from error
+
+    def _narrow(self, layer: Any, config: Config) -> None:
+        """Write new widths into a layer's configuration; wrappers hold their layers' configurations."""
+        for key in ("layer", "backward_layer", "cell"):
+            if isinstance(config.get(key), dict):
+                inner = getattr(layer, {"layer": "forward_layer"}.get(key, key), None) or layer.layer
+                config[key].pop("build_config", None)  # the widths that it was built with
+                self._narrow(inner, config[key]["config"])
+        if type(layer).__name__ in WIDTHS:
+            WIDTHS[type(layer).__name__](config, _Widths(layer, self.pruned))
+
+    def _fill(self, layer: Any, clone: Any) -> None:
+        """Give a layer's copy its variables."""
+        same = list(clone.variables)
+        if len(same) > len(layer.variables):  # it has a bias that it had not
+            same.remove(next(v for v in same if v.name == "bias"))
+        for old, new in zip(layer.variables, same, strict=True):
+            value = self.pruned.arrays.get(id(old))
+            if value is None:
+                value = np.asarray(old)
+            if tuple(new.shape) != value.shape:
+                raise _fixed(layer, f"{old.path!r} should have shape {list(value.shape)} and gets {list(new.shape)}")
+            new.assign(value * _rescaled(layer, clone, old))
+        for old in layer.variables:
+            bias = self.pruned.biases.get(id(old))
+            if bias is not None:
+                if old.name == "depthwise_kernel":  # inside a separable convolution: the pointwise one takes it along
+                    pointwise = next(v for v in clone.variables if v.name == "pointwise_kernel")
+                    bias = bias @ np.asarray(pointwise).reshape(bias.size, -1)
+                new = next(v for v in clone.variables if v.name == "bias")
+                new.assign(np.asarray(new) + bias)
+
+
+def _fixed(layer: Any, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Keras layer {layer.name!r} ({type(layer).__name__}) cannot be narrowed: {why}. Sizes are written into it. "
+        "Prune with ignore=[...] what it reads and writes, or narrow it by hand."
+    )
+
+
+def _input_like(old: Any, tensor: Any) -> Any:
+    import keras
+
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=old.name)
+
+
+def _reshaped(layer: Any, shape: Sequence[int | None]) -> Any:
+    """A Reshape for a narrower input: its last axis that can takes the change."""
+    is_layer = hasattr(layer, "target_shape")
+    target = list(layer.target_shape if is_layer else layer.newshape)
+    known = [n for n in (shape[1:] if is_layer else shape) if n is not None]
+    total, fixed = int(np.prod(known)), int(np.prod([n for n in target if n > 0]))
+    if (-1 not in target and total != fixed) or (-1 in target and total % fixed):
+        axes = [a for a in reversed(range(len(target))) if target[a] > 0 and total * target[a] % fixed == 0]
+        if not axes:
+            raise _fixed(layer, f"{target} does not fit {list(shape)}")
+        target[axes[0]] = total * target[axes[0]] // fixed
+    if is_layer:
+        return type(layer).from_config({**layer.get_config(), "target_shape": tuple(target)})
+    return type(layer)(tuple(target))
+
+
+def _rescaled(layer: Any, clone: Any, variable: Any) -> float:
+    """What makes up for attention's scale, 1/sqrt(head size), which Keras computes from the size that is left."""
+    key = {"MultiHeadAttention": "key_dim", "GroupedQueryAttention": "head_dim"}.get(type(layer).__name__)
+    if key is None or "/query/" not in variable.path:
+        return 1.0
+    return float(np.sqrt(clone.get_config()[key] / layer.get_config()[key]))
+
+
+class _Widths:
+    """A layer's new sizes."""
+
+    def __init__(self, layer: Any, pruned: _Pruned) -> None:
+        self.layer, self.pruned = layer, pruned
+
+    def variable(self, suffix: str) -> Any:
+        """The variable whose path ends so."""
+        return next(v for v in self.layer.variables if v.path.endswith(f"/{suffix}"))
+
+    def shape(self, suffix: str) -> tuple[int, ...]:
+        return self.pruned.arrays[id(self.variable(suffix))].shape
+
+    def bias(self, config: Config) -> None:
+        """Give the layer a bias if the reconstruction did."""
+        config["use_bias"] |= any(id(v) in self.pruned.biases for v in self.layer.variables)
+
+
+def _dense(config: Config, widths: _Widths) -> None:
+    config["units"] = widths.shape("kernel")[-1]
+
+
+def _conv(config: Config, widths: _Widths) -> None:
+    config["filters"] = widths.shape("kernel")[-1]
+    config["groups"] = widths.pruned.groups.get(id(widths.variable("kernel")), config["groups"])
+    widths.bias(config)
+
+
+def _transposed_conv(config: Config, widths: _Widths) -> None:
+    config["filters"] = widths.shape("kernel")[-2]
+
+
+def _depthwise(config: Config, widths: _Widths) -> None:
+    config["depth_multiplier"] = widths.shape("kernel")[-1]
+    widths.bias(config)
+
+
+def _separable(config: Config, widths: _Widths) -> None:
+    config["filters"] = widths.shape("pointwise_kernel")[-1]
+    config["depth_multiplier"] = widths.shape("depthwise_kernel")[-1]
+    widths.bias(config)
+
+
+def _recurrent(config: Config, widths: _Widths) -> None:
+    config["units"] = widths.shape("recurrent_kernel")[0]
+
+
+def _embedding(config: Config, widths: _Widths) -> None:
+    config["output_dim"] = widths.shape("embeddings")[1]
+
+
+def _layer_scale(config: Config, widths: _Widths) -> None:
+    config["projection_dim"] = widths.pruned.arrays[id(widths.layer.gamma)].size  # its variable has no name
+
+
+def _group_normalisation(config: Config, widths: _Widths) -> None:
+    scale = next(iter(widths.layer.variables), None)
+    if scale is not None:
+        size = scale.shape[0] // widths.layer.groups
+        config["groups"] = np.unique(widths.pruned.kept[id(scale)] // size).size
+
+
+def _einsum_dense(config: Config, widths: _Widths) -> None:
+    left, output = config["equation"].replace(" ", "").split("->")
+    sizes = dict(zip(left.split(",")[1].replace(".", ""), widths.shape("kernel"), strict=True))
+    letters, shape = output.replace(".", ""), list(config["output_shape"])
+    for i, letter in enumerate(reversed(letters[-len(shape) :]), start=1):
+        if letter in sizes and shape[-i] is not None:
+            shape[-i] = sizes[letter]
+    config["output_shape"] = shape
+
+
+def _attention(config: Config, widths: _Widths) -> None:
+    config["num_heads"], config["key_dim"] = widths.shape("query/kernel")[1:]
+    config["value_dim"] = widths.shape("value/kernel")[2]
+    width = widths.shape("attention_output/kernel")[-1]
+    if config["output_shape"] is not None or width != widths.shape("query/kernel")[0]:
+        config["output_shape"] = width  # by default it is the query's
+
+
+def _grouped_attention(config: Config, widths: _Widths) -> None:
+    config["num_query_heads"], config["head_dim"] = widths.shape("query/kernel")[1:]
+    config["num_key_value_heads"] = widths.shape("key/kernel")[1]
+
+
+# Where a layer's widths stand in its configuration. Layers that are not here take them from their input.
+WIDTHS: dict[str, Callable[[Config, _Widths], None]] = {
+    "Dense": _dense,
+    "EinsumDense": _einsum_dense,
+    "Embedding": _embedding,
+    "GroupNormalization": _group_normalisation,
+    "MultiHeadAttention": _attention,
+    "GroupedQueryAttention": _grouped_attention,
+    "LayerScale": _layer_scale,
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _conv),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed_conv),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell"), _recurrent),
+}
+
+
+def _verify(small: Any, pruned: ModelProto) -> None:
+    feeds = example_feeds(pruned)
+    names = [o.name for o in pruned.graph.output]
+    expected, actual = run(load_session(pruned), feeds), read(small).run(list(feeds.values()))
+    try:
+        difference(names, expected, actual, f"the narrower Keras model {small.name!r}")
+    except ModelError as error:
+        raise UnsupportedError(f"{error} One of its layers computes with a size that is written into it.") from error
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a Keras model, read it back and compare.
+
+    Args:
+        model: the model.
+        path: a ``.keras`` file, a ``.tflite`` file, or, without a suffix, the folder of a SavedModel.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpaError: it cannot be written there.
+        UnsupportedError: TensorFlow Lite's converter refuses the model.
+        ModelError: what was written computes something else.
+    """
+    target = Path(path)
+    if target.suffix not in ("", ".keras", ".tflite"):
+        raise SpaError(f"cannot write {str(target)!r}: choose .keras, .tflite or, for a SavedModel, no suffix.")
+    if target.is_dir():
+        raise SpaError(f"cannot write {str(target)!r}: the folder exists. Choose another name.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            draft = Path(folder) / target.name
+            _write(model, draft)
+            _check(model, draft)
+            shutil.move(draft, target)
+    except OSError as error:
+        raise SpaError(f"cannot write {str(target)!r}: {error.strerror or error}. Choose another place.") from error
+    return target
+
+
+def _write(model: Any, draft: Path) -> None:
+    if draft.suffix == ".keras":
+        model.save(draft)
+    elif draft.suffix == ".tflite":
+        draft.write_bytes(_to_tflite(model))
+    else:
+        model.export(draft, verbose=False)
+
+
+def _to_tflite(model: Any) -> bytes:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the signature
+            return bytes(converter.convert())
+    except Exception as error:  # the converter's own class derives from Exception alone
+        reason = str(error).strip().splitlines()[0].rpartition("error: ")[2]
+        raise UnsupportedError(
+            f"TensorFlow Lite refuses Keras model {model.name!r}: {reason}. Save it as .keras, or fix the "
+            "shapes of its inputs."
+        ) from error
+
+
+def _check(model: Any, draft: Path) -> None:
+    own, other = read(model), read(draft)
+    feeds = list(example_feeds(convert(model).model).values())
+    outputs, order = list(range(len(own.outputs))), list(range(len(feeds)))
+    if other.kind != "keras":  # these sort inputs by name; so do converted outputs
+        order = [next(i for i, t in enumerate(model.inputs) if t.name in name) for name in other.inputs]
+        outputs.sort(key=lambda i: other.outputs[i])
+    written = other.run([feeds[i] for i in order])
+    difference(own.outputs, own.run(feeds), [written[i] for i in outputs], draft.name)
