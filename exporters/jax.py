@@ -11,12 +11,15 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto
 
 from spa.errors import ModelError, UnsupportedError
+from spa.exporters.jax_modules import write_back
 from spa.graph import Graph, Node, constant_tensor, domain_of, tensor_array
 from spa.importers.jax import require
 from spa.io import load
 
 if TYPE_CHECKING:
     from spa.exporters.jax_operators import Law
+
+__all__ = ["function", "write_back"]
 
 Params = dict[str, Any]
 

@@ -67,6 +67,16 @@ class Bound:
         given = iter(arrays)
         return jax.tree_util.tree_unflatten(structure, [next(given) if is_parameter(a) else a for a in leaves])
 
+    def run(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """The outputs' arrays, compiled: quicker than one operation after the other, though it runs only once."""
+        import jax
+
+        def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
+            return self.call(self.with_parameters(arrays), *inputs)
+
+        outputs = jax.jit(call)([array for _, array in self.parameters()], list(inputs))
+        return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
+
 
 def require(*modules: str) -> None:
     """Import modules.
@@ -234,12 +244,13 @@ class _Export:
 
         arguments = jax.tree_util.tree_unflatten(self.structure, inputs)
         try:
-            outputs = self.bound.call(self.bound.tree, *arguments)
+            return self.bound.run(arguments)
         except Exception as error:  # whatever the user's function raises
             shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in inputs)
             remedy = "Check their number, shapes and types, and whether it takes one example (vmap=True)"
-            raise ModelError(f"{_title(self.source)} does not run on {shapes}: {_reason(error)}. {remedy}.") from error
-        return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
+            raise ModelError(
+                f"{_title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}."
+            ) from error
 
     def batch_axes(self) -> Axes:
         """The first axis of every input, where all have one and agree in its size."""
@@ -328,22 +339,24 @@ class _Export:
         except Exception as error:  # jax2onnx raises anything; its reason is what the user needs
             remedy = "Export without this operation, or give fixed sizes (axes={})"
             raise UnsupportedError(
-                f"jax2onnx cannot export {_title(self.source)}: {_reason(error)}. {remedy}."
+                f"jax2onnx cannot export {_title(self.source)}: {reason_of(error)}. {remedy}."
             ) from error
 
     def _initialised(self, model: ModelProto) -> ModelProto:
         """The exported model with its parameters as initializers."""
         graph = model.graph
         values = {short: leaf for short, (_, leaf) in zip(self.names, self.parameters, strict=True)}
-        used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-        kept = [i for i in graph.input if i.name not in values]
-        constants = [t for t in graph.initializer if t.name in used]
-        constants += [numpy_helper.from_array(v, n) for n, v in values.items() if n in used]
-        for field, messages in (("input", kept), ("initializer", constants)):
-            graph.ClearField(field)
-            getattr(graph, field).extend(messages)
+        inputs = [i for i in graph.input if i.name not in values]
+        graph.ClearField("input")
+        graph.input.extend(inputs)
+        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
         graph.ClearField("value_info")  # jax2onnx's is wrong at times
+        _join(model, set(values))
         fold(model, set(values))
+        used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+        constants = [t for t in graph.initializer if t.name in used]
+        graph.ClearField("initializer")
+        graph.initializer.extend(constants)
         return load(model).model
 
 
@@ -382,7 +395,7 @@ def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.abs(value.astype(np.float64) - reference.astype(np.float64)))) / largest
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An exception's first line."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
 
@@ -432,6 +445,29 @@ def _with_positions(pool: Callable[..., Any]) -> Callable[..., Any]:
 # -- what only rearranges a parameter --------------------------------------------------------------------------------
 
 
+def _join(model: ModelProto, names: set[str]) -> None:
+    """Make constants of Concats of constants that are no parameters, in place: jax2onnx writes shapes so."""
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer if t.name not in names}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Concat" and all(name in tensors for name in node.input):
+            pieces = [numpy_helper.to_array(tensors[name]) for name in node.input]
+            joined = numpy_helper.from_array(np.concatenate(pieces, node.attribute[0].i), node.output[0])
+            tensors[joined.name] = joined
+            graph.initializer.append(joined)
+        else:
+            kept.append(_copied(node))
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def fold(model: ModelProto, names: set[str]) -> None:
     """Apply the layout operators that parameters pass first to the parameters themselves, in place.
 
@@ -468,8 +504,7 @@ def fold(model: ModelProto, names: set[str]) -> None:
     kept = []
     for node in graph.node:
         if node.output[0] not in gone:
-            copy = NodeProto()
-            copy.CopyFrom(node)
+            copy = _copied(node)
             copy.input[:] = [gone.get(i, i) for i in node.input]
             kept.append(copy)
     graph.ClearField("node")
