@@ -111,8 +111,9 @@ class Walker:
         for node in graph.nodes:
             if node.op == "Constant" and node.outputs[0] in walk.shape:
                 continue
-            if not self._fold(node, walk):
-                self._infer(graph, node, walk, unknown, override(node, walk) if override else {})
+            given = override(node, walk) if override else {}
+            if not self._fold(node, walk, given):
+                self._infer(graph, node, walk, unknown, given)
         return walk
 
     @staticmethod
@@ -123,7 +124,7 @@ class Walker:
         if (tensor.data_type in _INTS and size <= VALUE_LIMIT) or (tensor.data_type in _FLOATS and size <= 16):
             walk.value[name] = graph.array(name)
 
-    def _fold(self, node: Node, walk: Walk) -> bool:
+    def _fold(self, node: Node, walk: Walk, given: Mapping[int, np.ndarray]) -> bool:
         """Compute the node's outputs where they are small, integer (or computed from shapes) and known."""
         folder = FOLDERS.get(node.op) if not node.domain else None
         if folder is None:
@@ -135,7 +136,7 @@ class Walker:
         else:
             if any(name and name not in walk.value for name in node.inputs):
                 return False
-            arguments = [walk.value[name] if name else None for name in node.inputs]
+            arguments = [given.get(i, walk.value[name]) if name else None for i, name in enumerate(node.inputs)]
         try:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:

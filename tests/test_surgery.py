@@ -278,6 +278,15 @@ def test_weights_behind_other_operators_are_pruned_at_their_source() -> None:
     assert (after["turned"], after["half"], after["flat"]) == ([5, 3], [5, 8], [16])
 
 
+def test_a_small_weight_is_reshaped_by_a_computed_shape_that_pruning_restates() -> None:
+    net = Net()
+    h = net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w"))
+    row = net.node("Concat", net.constant(np.asarray([1])), net.constant(np.asarray([7])), axis=0)
+    h = net.node("Add", h, net.node("Reshape", net.weight(7, name="b"), row))
+    found = check(net.model(net.gemm(net.node("Sigmoid", h), 7, 2)))
+    assert {n: list(t.dims) for n, t in tensors(found.pruned).items()}["b"] == [5]
+
+
 def test_initializers_that_are_listed_as_inputs_are_pruned_with_their_declarations() -> None:
     model = network(metadata=False)
     for tensor in model.graph.initializer:

@@ -1,0 +1,478 @@
+"""Pruned weights back into what they came from: parameter trees, flax nnx and linen modules, equinox modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from spa.errors import ModelError, UnsupportedError
+from spa.feeds import working_feeds
+from spa.graph import tensor_array
+from spa.importers.jax import LAYOUT, Bound, bind, reason_of, require
+from spa.runtime import load_session, run
+
+if TYPE_CHECKING:
+    from spa.api import Result
+
+LARGEST_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A pruned array.
+
+    Attributes:
+        array: its values.
+        before: its shape before pruning.
+        kept: for each axis the indices that it kept.
+    """
+
+    array: np.ndarray
+    before: tuple[int, ...]
+    kept: tuple[np.ndarray, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.array.shape
+
+    def groups(self, axis: int, count: int) -> int:
+        """How many of `count` equal runs of an axis are left, at least in part."""
+        return len(np.unique(self.kept[axis] // (self.before[axis] // count)))
+
+
+def write_back(
+    source: Any,
+    result: Result,
+    names: Mapping[str, str],
+    *,
+    params: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    vmap: bool = False,
+) -> Any:
+    """What was converted, with the pruned weights; compared with the pruned ONNX model on made-up inputs.
+
+    Args:
+        source: what :func:`spa.importers.jax.convert` was given; not changed.
+        result: of pruning the converted model.
+        names: :attr:`spa.importers.Imported.names`.
+        params: as given to ``convert``.
+        kwargs: as given to ``convert``.
+        vmap: as given to ``convert``.
+
+    Returns:
+        A module for a flax nnx or equinox module, with its layers' sizes (``out_features`` and the like) restated;
+        for a linen module its variables, to be used with :func:`spa.exporters.flax_linen.resized`; for a function its
+        parameters.
+
+    Raises:
+        UnsupportedError: a parameter is used in two ways that are pruned differently, or the code has sizes in it that
+            the pruned weights do not fit. :func:`spa.exporters.jax.function` does without the code.
+        ModelError: `result` is no pruning of the converted model.
+    """
+    require("jax")
+    bound = bind(source, params, kwargs, vmap)
+    leaves = _leaves(bound, result, names)
+    feeds = working_feeds(load_session(result.model), name="the pruned model")
+    _scale_queries(leaves, _attentions(source, bound, list(feeds.values())))
+    if bound.kind == "nnx":
+        pruned = _nnx(source, leaves)
+    elif bound.kind == "equinox":
+        pruned = _equinox(source, leaves)
+    else:
+        pruned = bound.with_parameters([leaves[path].array for path, _ in bound.parameters()])
+    _verify(source, bound, pruned, leaves, result.model, feeds, kwargs, vmap)
+    return pruned
+
+
+# -- the leaves ------------------------------------------------------------------------------------------------------
+
+
+def _leaves(bound: Bound, result: Result, names: Mapping[str, str]) -> dict[str, Leaf]:
+    """Each parameter by path, pruned; those that the model does not use are as they were."""
+    import jax.numpy as jnp
+
+    initializers = {path: name for name, path in names.items()}
+    dense = {t.name: t for t in result.source.model.graph.initializer}
+    pruned = {t.name: t for t in result.model.graph.initializer}
+    leaves = {}
+    for path, value in bound.parameters():
+        name, value = initializers.get(path), np.asarray(value)
+        if name is None:
+            leaves[path] = Leaf(value, value.shape, tuple(np.arange(n) for n in value.shape))
+            continue
+        if name not in dense:
+            raise ModelError(f"the model has no initializer {name!r} for {path}. Give the names of its own conversion.")
+        if name not in pruned:
+            raise UnsupportedError(f"{path} is used in ways that are pruned differently. {_remedy()}")
+        leaf = _leaf(path, value.shape, dense[name], pruned[name], result.plan.parameters.get(name, {}))
+        # The exporter saw what JAX made of the value; the leaf keeps its own type.
+        leaves[path] = dataclasses.replace(leaf, array=np.asarray(jnp.asarray(leaf.array)).astype(value.dtype))
+    return leaves
+
+
+def _leaf(
+    path: str, shape: tuple[int, ...], dense: TensorProto, pruned: TensorProto, kept: Mapping[int, tuple[int, ...]]
+) -> Leaf:
+    """A pruned initializer in the layout of its parameter.
+
+    Every element of the initializer knows its place in the parameter, by the layout steps that the importer took.
+    """
+    places = np.arange(math.prod(shape)).reshape(shape)
+    layout = next((p.value for p in dense.metadata_props if p.key == LAYOUT), "[]")
+    for step, argument in json.loads(layout):
+        places = places.transpose(argument) if step == "transpose" else places.reshape(argument)
+    if places.shape != tuple(dense.dims):
+        raise ModelError(
+            f"{path} has shape {list(shape)}, which is not the converted model's. Give what was converted."
+        )
+    places = places[np.ix_(*(kept.get(axis, range(size)) for axis, size in enumerate(places.shape)))]
+    if places.shape != tuple(pruned.dims):
+        raise UnsupportedError(f"{path} is used in ways that are pruned differently. {_remedy()}")
+    order = np.argsort(places, axis=None)
+    sorted_places = places.ravel()[order]
+    sizes = _regular(sorted_places, shape)
+    if sizes is None:
+        raise UnsupportedError(f"{path} keeps different numbers of elements in different rows. {_remedy()}")
+    coordinates = np.unravel_index(sorted_places, shape) if shape else ()
+    values = tensor_array(pruned).ravel()[order].reshape(sizes)
+    return Leaf(values, shape, tuple(np.unique(c) for c in coordinates))
+
+
+def _regular(places: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that some elements of a tensor have among themselves: sorted flat indices; None if they are ragged."""
+    sizes, rows = [], 1
+    for axis in range(len(shape)):
+        _, counts = np.unique(places // math.prod(shape[axis + 1 :]), return_counts=True)
+        if len(counts) % rows or (counts != counts[0]).any():
+            return None
+        sizes.append(len(counts) // rows)
+        rows = len(counts)
+    return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The paths of an attention layer's parameters for queries; from the kernel, a query's size before and after."""
+
+    kernel: str
+    bias: str
+    sizes: Callable[[Leaf], tuple[int, int]]
+
+
+def _attentions(source: Any, bound: Bound, inputs: Sequence[np.ndarray]) -> Iterator[_Attention]:
+    """The frameworks' own attention layers, but for those that normalise queries, whose size then does not matter."""
+    if bound.kind == "nnx":
+        from flax import nnx
+
+        for path, module in nnx.iter_modules(source):
+            if isinstance(module, nnx.MultiHeadAttention) and not module.normalize_qk:
+                prefix = "".join(f"[{key!r}]" for key in path)
+                yield _three_axes(_nnx_path(prefix, "query.kernel"), _nnx_path(prefix, "query.bias"))
+    elif bound.kind == "linen":
+        import jax
+
+        from spa.exporters.flax_linen import attention_paths
+
+        for path in attention_paths(lambda: jax.eval_shape(lambda *x: bound.call(bound.tree, *x), *inputs)):
+            prefix = "".join(f"[{key!r}]" for key in ("params", *path, "query"))
+            yield _three_axes(f"{prefix}['kernel']", f"{prefix}['bias']")
+    elif bound.kind == "equinox":
+        import equinox
+
+        for prefix, module in _walk(source, ""):
+            if isinstance(module, equinox.nn.MultiheadAttention):
+                at = f"{prefix}.query_proj"
+                yield _Attention(f"{at}.weight", f"{at}.bias", partial(_query_sizes, module.num_heads))
+
+
+def _three_axes(kernel: str, bias: str) -> _Attention:
+    """Of a kernel [i h d]."""
+    return _Attention(kernel, bias, lambda leaf: (leaf.before[2], leaf.shape[2]))
+
+
+def _query_sizes(heads: int, leaf: Leaf) -> tuple[int, int]:
+    """Of a weight [(h d) i]."""
+    return leaf.before[0] // heads, leaf.shape[0] // leaf.groups(0, heads)
+
+
+def _scale_queries(leaves: dict[str, Leaf], attentions: Iterable[_Attention]) -> None:
+    """Make up for scores that are divided by the root of the pruned size of a query: the model's keep the former."""
+    for found in attentions:
+        kernel = leaves.get(found.kernel)
+        if kernel is None:
+            continue
+        before, after = found.sizes(kernel)
+        factor = math.sqrt(after / before)
+        for path in (found.kernel, found.bias):
+            if path in leaves and factor != 1:
+                leaf = leaves[path]
+                leaves[path] = dataclasses.replace(leaf, array=(leaf.array * factor).astype(leaf.array.dtype))
+
+
+def _remedy() -> str:
+    return "Train the ONNX model instead: spa.exporters.jax.function(result.model)."
+
+
+# -- the modules -----------------------------------------------------------------------------------------------------
+
+Find = Callable[[str], "Leaf | None"]
+
+
+def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
+    """A copy of an nnx module with pruned variables and restated sizes."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    copy = nnx.clone(source)
+    definition, state, rest = nnx.split(copy, nnx.Not(nnx.RngState), ...)
+    bound = Bound(lambda tree: tree, state, "nnx", 1)
+    arrays = [jnp.asarray(leaves[path].array) for path, _ in bound.parameters()]
+    copy = nnx.merge(definition, bound.with_parameters(arrays), rest)
+    for path, module in nnx.iter_modules(copy):
+        prefix = "".join(f"[{key!r}]" for key in path)
+        for name, value in _sizes(module, lambda name, at=prefix: leaves.get(_nnx_path(at, name))).items():
+            setattr(module, name, value)
+    return copy
+
+
+def _nnx_path(prefix: str, name: str) -> str:
+    """The pytree path of a variable: ``query.kernel`` is ``['query']['kernel'].value``."""
+    return prefix + "".join(f"[{key!r}]" for key in name.split(".")) + ".value"
+
+
+def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
+    """A copy of an equinox module with pruned arrays and restated static fields."""
+    import jax.numpy as jnp
+
+    bound = Bound(lambda tree: tree, source, "equinox", 1)
+    copy = bound.with_parameters([jnp.asarray(leaves[path].array) for path, _ in bound.parameters()])
+    for prefix, module in _walk(copy, ""):
+        for name, value in _sizes(module, lambda name, at=prefix: leaves.get(f"{at}.{name}")).items():
+            object.__setattr__(module, name, value)  # frozen to its users; this copy is not theirs yet
+    return copy
+
+
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """All equinox modules within one, with their paths."""
+    import equinox
+
+    if isinstance(node, equinox.Module):
+        yield path, node
+        inner = {f".{f.name}": getattr(node, f.name, None) for f in dataclasses.fields(node)}
+    elif isinstance(node, tuple | list):
+        inner = {f"[{i}]": item for i, item in enumerate(node)}
+    else:
+        inner = {f"[{key!r}]": item for key, item in node.items()} if isinstance(node, dict) else {}
+    for key, item in inner.items():
+        yield from _walk(item, path + key)
+
+
+def _sizes(module: Any, find: Find) -> dict[str, Any]:
+    """The size attributes of a layer of flax nnx or equinox, as its pruned arrays have them; none of other modules."""
+    kinds = [c for c in type(module).__mro__ if c.__module__.startswith(("flax.nnx.", "equinox.nn."))]
+    rule = next((_RULES[c.__name__] for c in kinds if c.__name__ in _RULES), None)
+    if rule is None:
+        return {}
+    return {
+        k: v for k, v in rule(module, find).items() if hasattr(module, k) and not isinstance(getattr(module, k), str)
+    }
+
+
+def _linear(module: Any, find: Find) -> dict[str, Any]:
+    """nnx: kernel [i o]; equinox: weight [o i]."""
+    kernel, weight = find("kernel"), find("weight")
+    shape = kernel.shape if kernel else weight.shape[::-1] if weight else ()
+    return {"in_features": shape[0], "out_features": shape[1]} if len(shape) == 2 else {}
+
+
+def _linear_general(module: Any, find: Find) -> dict[str, Any]:
+    """Kernel [*b *i *o]."""
+    kernel = find("kernel")
+    if kernel is None:
+        return {}
+    end = len(kernel.shape) - len(module.out_features)
+    return {
+        "in_features": kernel.shape[end - len(module.in_features) : end],
+        "out_features": kernel.shape[end:],
+    }
+
+
+def _convolution(module: Any, find: Find) -> dict[str, Any]:
+    """nnx: kernel [*k i/groups o]; equinox: weight [o i/groups *k]."""
+    kernel, weight = find("kernel"), find("weight")
+    if kernel is not None:
+        groups = kernel.groups(-1, module.feature_group_count)
+        into = kernel.shape[-2] * groups
+        sizes = {"feature_group_count": groups, "kernel_shape": kernel.shape}
+        return {"in_features": into, "out_features": kernel.shape[-1], **sizes}
+    if weight is None:
+        return {}
+    groups = weight.groups(0, module.groups)
+    return {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0], "groups": groups}
+
+
+def _transposed(module: Any, find: Find) -> dict[str, Any]:
+    """nnx: kernel [*k i o], or [*k o i] with transpose_kernel; equinox: weight [o i/groups *k]."""
+    kernel = find("kernel")
+    if kernel is None:
+        return _convolution(module, find)
+    into, out = kernel.shape[-2:][::-1] if module.transpose_kernel else kernel.shape[-2:]
+    return {"in_features": into, "out_features": out, "kernel_shape": kernel.shape}
+
+
+def _norm(module: Any, find: Find) -> dict[str, Any]:
+    """nnx: scale, bias; equinox: weight, bias."""
+    found = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
+    if found is None:
+        return {}
+    sizes = {"num_features": found.shape[0], "channels": found.shape[0], "shape": found.shape}
+    count = getattr(module, "num_groups", None) or getattr(module, "groups", None)
+    if count:
+        groups = found.groups(0, count)
+        sizes |= {"num_groups": groups, "groups": groups, "group_size": found.shape[0] // groups}
+    return sizes | {"input_size": found.shape[0]}
+
+
+def _embedding(module: Any, find: Find) -> dict[str, Any]:
+    """nnx: embedding [v c]; equinox: weight [v c]."""
+    table = find("embedding") or find("weight")
+    return (
+        {}
+        if table is None
+        else {
+            "num_embeddings": table.shape[0],
+            "features": table.shape[1],
+            "embedding_size": table.shape[1],
+        }
+    )
+
+
+def _nnx_attention(module: Any, find: Find) -> dict[str, Any]:
+    """Kernels of queries and keys [i h d] and of the output [h e o]."""
+    query, key, out = find("query.kernel"), find("key.kernel"), find("out.kernel")
+    if query is None or key is None or out is None:
+        return {}
+    return {
+        "num_heads": query.shape[1],
+        "num_kv_heads": key.shape[1],
+        "head_dim": query.shape[2],
+        "qkv_features": query.shape[1] * query.shape[2],
+        "in_features": query.shape[0],
+        "in_kv_features": key.shape[0],
+        "out_features": out.shape[-1],
+    }
+
+
+def _equinox_attention(module: Any, find: Find) -> dict[str, Any]:
+    """Weights of projections [(h d) i] and of the output [o (h e)]."""
+    query, key, value, out = (find(f"{n}_proj.weight") for n in ("query", "key", "value", "output"))
+    if query is None or key is None or value is None or out is None:
+        return {}
+    heads = query.groups(0, module.num_heads)
+    return {
+        "num_heads": heads,
+        "query_size": query.shape[1],
+        "key_size": key.shape[1],
+        "value_size": value.shape[1],
+        "qk_size": query.shape[0] // heads,
+        "vo_size": value.shape[0] // heads,
+        "output_size": out.shape[0],
+    }
+
+
+def _mlp(module: Any, find: Find) -> dict[str, Any]:
+    """Its layers know their own sizes; the width is that of the first."""
+    first, last = find("layers[0].weight"), find(f"layers[{len(module.layers) - 1}].weight")
+    if first is None or last is None:
+        return {}
+    return {"in_size": first.shape[1], "width_size": first.shape[0], "out_size": last.shape[0]}
+
+
+_RULES: dict[str, Callable[[Any, Find], dict[str, Any]]] = {
+    "BatchNorm": _norm,
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "Embed": _embedding,
+    "Embedding": _embedding,
+    "GroupNorm": _norm,
+    "InstanceNorm": _norm,
+    "LayerNorm": _norm,
+    "Linear": _linear,
+    "LinearGeneral": _linear_general,
+    "MLP": _mlp,
+    "MultiHeadAttention": _nnx_attention,
+    "MultiheadAttention": _equinox_attention,
+    "RMSNorm": _norm,
+}
+
+
+# -- the proof -------------------------------------------------------------------------------------------------------
+
+
+def _verify(
+    source: Any,
+    bound: Bound,
+    pruned: Any,
+    leaves: Mapping[str, Leaf],
+    model: ModelProto,
+    feeds: Mapping[str, np.ndarray],
+    kwargs: Mapping[str, Any] | None,
+    vmap: bool,
+) -> None:
+    """Run the framework's own code on the pruned weights, and compare.
+
+    Raises:
+        UnsupportedError: it does not run, or computes something else.
+    """
+    if bound.kind in ("nnx", "equinox"):
+        rebound = bind(pruned, None, kwargs, vmap)
+    elif bound.kind == "linen":
+        from spa.exporters.flax_linen import resized
+
+        rebound = bind(resized(source), pruned, kwargs, vmap)
+    else:
+        rebound = bind(source, pruned, kwargs, vmap)
+    expected = run(load_session(model), feeds)
+    try:
+        outputs = rebound.run(list(feeds.values()))
+    except Exception as error:  # whatever the user's code raises
+        raise UnsupportedError(_misfit(source, leaves, reason_of(error))) from error
+    pairs = list(zip([o.astype(np.float64) for o in outputs], expected, strict=True))
+    if any(o.shape != e.shape or np.max(np.abs(o - e)) > LARGEST_ERROR * np.max(np.abs(e)) for o, e in pairs if e.size):
+        raise UnsupportedError(_misfit(source, leaves, "its outputs differ from those of the pruned ONNX model"))
+
+
+def _misfit(source: Any, leaves: Mapping[str, Leaf], reason: str) -> str:
+    """Why a module's own code does not run on pruned weights, with the attributes that equal a former size."""
+    sizes = {b for leaf in leaves.values() for b, n in zip(leaf.before, leaf.shape, strict=True) if b != n}
+    held = [f"{type(m).__name__}.{k} = {v}" for m in _modules(source) for k, v in _own_integers(m) if v in sizes]
+    hint = f" Former sizes in it: {', '.join(dict.fromkeys(held))}; take them from the weights' shapes." if held else ""
+    return f"{type(source).__name__}: its own code does not fit the pruned weights: {reason}.{hint} {_remedy()}"
+
+
+def _modules(source: Any) -> Iterator[Any]:
+    """The modules within one that are not the frameworks' own."""
+    import sys
+
+    yield source
+    if "flax.nnx" in sys.modules and isinstance(source, sys.modules["flax.nnx"].Module):
+        yield from (m for _, m in sys.modules["flax.nnx"].iter_modules(source))
+    if "equinox" in sys.modules:
+        yield from (m for _, m in _walk(source, ""))
+
+
+def _own_integers(module: Any) -> Iterator[tuple[str, int]]:
+    if type(module).__module__.startswith(("flax.", "equinox.")) or not hasattr(module, "__dict__"):
+        return
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, value

@@ -1,0 +1,189 @@
+"""RNN, GRU and LSTM as scans over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spa.exporters.jax_operators import Array, Call, operator
+from spa.graph import Node
+
+Function = Callable[[Array], Array]
+
+
+def _function(name: str, alpha: float | None, beta: float | None) -> Function:
+    """An activation by ONNX's name, which is not case sensitive."""
+    a, b = {"leakyrelu": (0.01, 0), "hardsigmoid": (0.2, 0.5), "elu": (1, 0)}.get(name.lower(), (1, 0))
+    a, b = a if alpha is None else alpha, b if beta is None else beta
+    return {
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+        "relu": jax.nn.relu,
+        "affine": lambda x: a * x + b,
+        "leakyrelu": lambda x: jax.nn.leaky_relu(x, a),
+        "thresholdedrelu": lambda x: jnp.where(x > a, x, 0),
+        "scaledtanh": lambda x: a * jnp.tanh(b * x),
+        "hardsigmoid": lambda x: jnp.clip(a * x + b, 0, 1),
+        "elu": lambda x: jax.nn.elu(x, a),
+        "softsign": jax.nn.soft_sign,
+        "softplus": jax.nn.softplus,
+    }[name.lower()]
+
+
+def _functions(call: Call, defaults: list[str], directions: int) -> list[list[Function]]:
+    """The activations of each direction."""
+    names = call.attr("activations") or defaults * directions
+    alphas, betas = list(call.attr("activation_alpha", [])), list(call.attr("activation_beta", []))
+    made = []
+    for name in names:
+        takes_alpha = name.lower() not in ("tanh", "sigmoid", "relu", "softsign", "softplus")
+        takes_beta = name.lower() in ("affine", "scaledtanh", "hardsigmoid")
+        alpha = alphas.pop(0) if alphas and takes_alpha else None
+        beta = betas.pop(0) if betas and takes_beta else None
+        made.append(_function(name, alpha, beta))
+    per = len(defaults)
+    return [made[i * per : (i + 1) * per] for i in range(directions)]
+
+
+def _recurrent(
+    call: Call,
+    operands: tuple[Array | None, ...],
+    gates: int,
+    defaults: list[str],
+    states: list[Array | None],
+    step: Callable[..., tuple[Array, ...]],
+    peepholes: Array | None = None,
+) -> tuple[Array, ...]:
+    """All directions of a recurrent layer.
+
+    Args:
+        call: the node.
+        operands: X [t b i], W [d (gates h) i], R [d (gates h) h], and B [d (2 gates h)] and lengths [b], or None.
+        gates: the number of gates.
+        defaults: the activations of one direction.
+        states: the initial states [d b h], None for zeros.
+        step: from (functions, states, x W + biases [b (gates h)], R, the recurrent bias, peepholes) to new states.
+        peepholes: P [d (3 h)], or None.
+
+    Returns:
+        Y [t d b h] of the first state, and the last of each state [d b h].
+    """
+    x, w, r, bias, lengths = operands
+    x = jnp.asarray(x)
+    batch_first = bool(call.attr("layout", 0))
+    if batch_first:
+        x = x.swapaxes(0, 1)
+        states = [None if s is None else s.swapaxes(0, 1) for s in states]
+    directions, hidden = w.shape[0], r.shape[-1]
+    functions = _functions(call, defaults, directions)
+    bias = jnp.zeros((directions, 2 * gates * hidden), x.dtype) if bias is None else bias
+    zeros = jnp.zeros((directions, x.shape[1], hidden), x.dtype)
+    start = [zeros if s is None else jnp.asarray(s) for s in states]
+    outputs, lasts = [], []
+    for d in range(directions):
+        backward = call.attr("direction", "forward") == "reverse" or d == 1
+        w_bias, r_bias = bias[d, : gates * hidden], bias[d, gates * hidden :]
+        entering = jnp.einsum("tbi,gi->tbg", x, w[d]) + w_bias
+        times = np.arange(x.shape[0])
+        p = None if peepholes is None else peepholes[d]
+
+        def body(carry: Any, item: Any, d: int = d, p: Any = p, r_bias: Any = r_bias) -> Any:
+            now, time = item
+            new = step(functions[d], carry, now, r[d], r_bias, p)
+            if lengths is None:
+                return new, new[0]
+            alive = (time < lengths)[:, None]
+            kept = tuple(jnp.where(alive, a, b) for a, b in zip(new, carry, strict=True))
+            return kept, jnp.where(alive, new[0], 0)
+
+        last, seen = jax.lax.scan(body, tuple(s[d] for s in start), (entering, times), reverse=backward)
+        outputs.append(seen)
+        lasts.append(last)
+    y = jnp.stack(outputs, 1)
+    finals = [jnp.stack([last[i] for last in lasts]) for i in range(len(start))]
+    if batch_first:
+        return (y.transpose(2, 0, 1, 3), *(f.swapaxes(0, 1) for f in finals))
+    return (y, *finals)
+
+
+def _clipped(call: Call, x: Array) -> Array:
+    limit = call.attr("clip")
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+@operator("RNN")
+def rnn(
+    call: Call,
+    x: Array,
+    w: Array,
+    r: Array,
+    bias: Array | None = None,
+    lengths: Array | None = None,
+    initial: Array | None = None,
+) -> tuple[Array, ...]:
+    """H' = f(W x + R h + b)."""
+
+    def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
+        return (f[0](_clipped(call, now + state[0] @ r.T + r_bias)),)
+
+    return _recurrent(call, (x, w, r, bias, lengths), 1, ["Tanh"], [initial], step)
+
+
+@operator("GRU")
+def gru(
+    call: Call,
+    x: Array,
+    w: Array,
+    r: Array,
+    bias: Array | None = None,
+    lengths: Array | None = None,
+    initial: Array | None = None,
+) -> tuple[Array, ...]:
+    """Gates z, r, h. With linear_before_reset the reset gate is applied behind the recurrent product."""
+
+    def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
+        (h,) = state
+        size = h.shape[-1]
+        gates = now[:, : 2 * size] + h @ r[: 2 * size].T + r_bias[: 2 * size]
+        update, reset = jnp.split(f[0](_clipped(call, gates)), 2, -1)
+        if call.attr("linear_before_reset", 0):
+            inner = reset * (h @ r[2 * size :].T + r_bias[2 * size :])
+        else:
+            inner = (reset * h) @ r[2 * size :].T + r_bias[2 * size :]
+        return ((1 - update) * f[1](_clipped(call, now[:, 2 * size :] + inner)) + update * h,)
+
+    return _recurrent(call, (x, w, r, bias, lengths), 3, ["Sigmoid", "Tanh"], [initial], step)
+
+
+def _coupled(node: Node) -> str | None:
+    return "its input and forget gates are coupled" if node.attributes.get("input_forget") else None
+
+
+@operator("LSTM", refusal=_coupled)
+def lstm(
+    call: Call,
+    x: Array,
+    w: Array,
+    r: Array,
+    bias: Array | None = None,
+    lengths: Array | None = None,
+    initial: Array | None = None,
+    cell: Array | None = None,
+    peepholes: Array | None = None,
+) -> tuple[Array, ...]:
+    """Gates i, o, f, c, with peepholes from the cell to i, o and f."""
+
+    def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
+        h, c = state
+        into, out, forget, new = jnp.split(now + h @ r.T + r_bias, 4, -1)
+        p_in, p_out, p_forget = (0, 0, 0) if p is None else jnp.split(p, 3)
+        into, forget = (f[0](_clipped(call, g + q * c)) for g, q in ((into, p_in), (forget, p_forget)))
+        c = forget * c + into * f[1](_clipped(call, new))
+        return f[0](_clipped(call, out + p_out * c)) * f[2](c), c
+
+    defaults = ["Sigmoid", "Tanh", "Tanh"]
+    return _recurrent(call, (x, w, r, bias, lengths), 4, defaults, [initial, cell], step, peepholes)

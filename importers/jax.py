@@ -1,0 +1,526 @@
+"""JAX to ONNX: plain functions with their parameters, flax nnx and linen modules, equinox modules.
+
+jax2onnx exports the function with its parameters as *inputs*; a closure would lose their names. They then become
+initializers named by their pytree path, and what merely rearranges one of them (flax's kernels are ``HWIO``, ONNX's
+``OIHW``) is applied to it, with a note in the initializer of what was done (see :data:`LAYOUT`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from spa.errors import ModelError, UnsupportedError
+from spa.importers import Imported
+from spa.io import load
+from spa.runtime import load_session, run
+
+OPSET = 23  # jax2onnx's default, the first with RMSNormalization
+LARGEST_ERROR = 1e-3
+LAYOUT = "spa.layout"
+"""The key of an initializer's metadata that says how its value was made from the parameter's.
+
+Its value is a JSON list of steps, ``["transpose", permutation]`` or ``["reshape", shape]``.
+"""
+Axes = Mapping[int, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Anything callable with parameters in a pytree, as one function.
+
+    Attributes:
+        call: the function of that tree and the inputs.
+        tree: the tree; only its arrays of numbers are parameters.
+        kind: ``nnx``, ``linen``, ``equinox`` or ``function``.
+        first: the position of the inputs among the source's own arguments, behind itself or its parameters.
+    """
+
+    call: Callable[..., Any]
+    tree: Any
+    kind: str
+    first: int
+
+    def parameters(self) -> list[tuple[str, Any]]:
+        """Each array of the tree under its path (:func:`jax.tree_util.keystr`), in the tree's order."""
+        import jax
+
+        leaves = jax.tree_util.tree_leaves_with_path(self.tree)
+        return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if is_parameter(leaf)]
+
+    def with_parameters(self, arrays: Sequence[Any]) -> Any:
+        """The tree with other arrays, in the order of `parameters`."""
+        import jax
+
+        leaves, structure = jax.tree_util.tree_flatten(self.tree)
+        given = iter(arrays)
+        return jax.tree_util.tree_unflatten(structure, [next(given) if is_parameter(a) else a for a in leaves])
+
+    def run(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """The outputs' arrays, compiled: quicker than one operation after the other, though it runs only once."""
+        import jax
+
+        def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
+            return self.call(self.with_parameters(arrays), *inputs)
+
+        outputs = jax.jit(call)([array for _, array in self.parameters()], list(inputs))
+        return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
+
+
+def require(*modules: str) -> None:
+    """Import modules.
+
+    Raises:
+        UnsupportedError: one is missing; the message names the extra that brings it.
+    """
+    for module in modules:
+        try:
+            __import__(module)
+        except ImportError as error:
+            remedy = "Install it with  pip install 'spa-onnx[jax]'"
+            raise UnsupportedError(f"JAX models need {module}, which is missing ({error}). {remedy}.") from error
+
+
+def is_parameter(leaf: Any) -> bool:
+    """Whether a leaf of a pytree is an array of numbers; keys of random generators are none."""
+    import jax
+
+    numbers = isinstance(leaf, jax.Array | np.ndarray)
+    return numbers and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def bind(source: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None, vmap: bool = False) -> Bound:
+    """A module or function as a function of a pytree and inputs, in inference mode. The source is not changed.
+
+    Args:
+        source: a flax nnx module, a flax linen module, an equinox module, or a function ``fn(params, *inputs)``.
+        params: the variables of a linen module, or the parameters of a function.
+        kwargs: further arguments, the same in each call.
+        vmap: whether the source takes one example, and is to be mapped over a batch.
+
+    Raises:
+        ModelError: parameters are missing or superfluous.
+    """
+    import jax
+
+    further = dict(kwargs or {})
+    kind = _kind(source)
+    first = 0 if kind == "function" and params is None else 1
+    if kind in ("nnx", "equinox") and params is not None:
+        raise ModelError(f"{_title(source)} holds its parameters itself. Leave out params=.")
+    if kind == "nnx":
+        from flax import nnx
+
+        copy = nnx.clone(source)
+        copy.eval()
+        definition, tree, rest = nnx.split(copy, nnx.Not(nnx.RngState), ...)
+
+        def call(tree: Any, *inputs: Any) -> Any:
+            return nnx.merge(definition, tree, rest)(*inputs, **further)
+    elif kind == "linen":
+        if params is None:
+            raise ModelError(f"{_title(source)} is a flax linen module. Give its variables: params=variables.")
+        tree = params
+
+        def call(tree: Any, *inputs: Any) -> Any:
+            return source.apply(tree, *inputs, **further)
+    elif kind == "equinox":
+        import equinox
+
+        tree = equinox.nn.inference_mode(source)
+
+        def call(tree: Any, *inputs: Any) -> Any:
+            return tree(*inputs, **further)
+    else:
+        tree = () if params is None else params
+
+        def call(tree: Any, *inputs: Any) -> Any:
+            return source(*inputs, **further) if params is None else source(tree, *inputs, **further)
+
+    if vmap:
+        return Bound(lambda tree, *inputs: jax.vmap(lambda *one: call(tree, *one))(*inputs), tree, kind, first)
+    return Bound(call, tree, kind, first)
+
+
+def _kind(source: Any) -> str:
+    """Which framework an object is of; an object of one that is not imported cannot exist."""
+    for kind, home in (("nnx", "flax.nnx"), ("linen", "flax.linen"), ("equinox", "equinox")):
+        if home in sys.modules and isinstance(source, sys.modules[home].Module):
+            return kind
+    if not callable(source):
+        what = "Give a flax or equinox module, or a function with params=..."
+        raise ModelError(f"a {type(source).__name__} is no JAX model. {what}.")
+    return "function"
+
+
+def _title(source: Any) -> str:
+    return getattr(source, "__name__", type(source).__name__)
+
+
+def convert(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    params: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    vmap: bool = False,
+    axes: Axes | None = None,
+    opset: int | None = None,
+) -> Imported:
+    """A JAX model as ONNX, in inference mode; compared with the model's own output.
+
+    Args:
+        source: a flax nnx module, a flax linen module (with ``params=variables``, batch statistics included), an
+            equinox module, or a function ``fn(params, *inputs)`` (``fn(*inputs)`` without `params`).
+        example_inputs: one array, or a tuple of positional arguments (arrays, or pytrees of them).
+        params: the linen module's variables or the function's parameters, any pytree.
+        kwargs: further arguments of each call, such as ``{"train": False}``.
+        vmap: map the source over the inputs' first axis: equinox modules often take one example.
+        axes: axes of open size, as {input: {axis: name}}, with inputs counted in the order of the arrays. By default
+            the first axis of all, where they agree in its size and jax2onnx manages.
+        opset: the ONNX opset; 23 by default.
+
+    Returns:
+        The model, the pytree path (:func:`jax.tree_util.keystr`) of each parameter's initializer, and the error.
+
+    Raises:
+        ModelError: the inputs or parameters do not fit, or the exported model computes something else.
+        UnsupportedError: jax2onnx refuses, with its reason, or a package is missing.
+    """
+    require("jax", "jax2onnx")
+    arguments = _arguments(source, example_inputs)
+    bound = bind(source, params, kwargs, vmap)
+    export = _Export(source, bound, arguments)
+    wanted = export.batch_axes() if axes is None else export.checked(axes)
+    notes: tuple[str, ...] = () if bound.parameters() else ("the function's constants have no names: give params=",)
+    try:
+        model, error = export.verified(wanted, opset or OPSET)
+    except (ModelError, UnsupportedError) as refusal:
+        if axes is not None or not wanted:
+            raise
+        model, error = export.verified({}, opset or OPSET)
+        notes += (f"the batch size is fixed: {refusal}",)
+    named = {t.name for t in model.graph.initializer}
+    names = {short: path for short, path in export.names.items() if short in named}
+    return Imported(model, "jax", f"jax2onnx, {bound.kind}", names, error, notes)
+
+
+def _arguments(source: Any, example_inputs: Any) -> tuple[Any, ...]:
+    """The positional arguments."""
+    if example_inputs is None or (isinstance(example_inputs, tuple | list) and not example_inputs):
+        raise ModelError(f"{_title(source)} needs example inputs: an array, or a tuple of one for each argument.")
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+
+
+class _Export:
+    """One function on its way to ONNX."""
+
+    def __init__(self, source: Any, bound: Bound, arguments: tuple[Any, ...]) -> None:
+        import jax
+
+        self.source, self.bound = source, bound
+        paths = jax.tree_util.tree_leaves_with_path(arguments)
+        self.structure = jax.tree_util.tree_structure(arguments)
+        # In JAX's own view: 64 bits become 32 unless it is told otherwise.
+        self.inputs = [np.asarray(jax.numpy.asarray(leaf)) for _, leaf in paths]
+        self.parameters = [(path, np.asarray(jax.numpy.asarray(leaf))) for path, leaf in bound.parameters()]
+        self.input_names = _input_names(source, [path for path, _ in paths], bound.first)
+        self.names = _short_names([path for path, _ in self.parameters], self.input_names)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The function's own outputs."""
+        import jax
+
+        arguments = jax.tree_util.tree_unflatten(self.structure, inputs)
+        try:
+            return self.bound.run(arguments)
+        except Exception as error:  # whatever the user's function raises
+            shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in inputs)
+            remedy = "Check their number, shapes and types, and whether it takes one example (vmap=True)"
+            raise ModelError(
+                f"{_title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}."
+            ) from error
+
+    def batch_axes(self) -> Axes:
+        """The first axis of every input, where all have one and agree in its size."""
+        sizes = {a.shape[0] if a.ndim else None for a in self.inputs}
+        return {i: {0: "batch"} for i in range(len(self.inputs))} if len(sizes) == 1 and None not in sizes else {}
+
+    def checked(self, axes: Axes) -> Axes:
+        """The user's axes, once they are found to fit the inputs."""
+        for i, open_axes in axes.items():
+            rank = self.inputs[i].ndim if 0 <= i < len(self.inputs) else 0
+            if not all(0 <= axis < rank for axis in open_axes):
+                shapes = [list(a.shape) for a in self.inputs]
+                raise ModelError(f"axes names axes {sorted(open_axes)} of input {i}; the inputs have shapes {shapes}.")
+        return axes
+
+    def verified(self, axes: Axes, opset: int) -> tuple[ModelProto, float]:
+        """The exported model, and its error on the example inputs and on inputs of another size along open axes."""
+        reference = self.run(self.inputs)
+        model = self._initialised(self._exported(axes, opset))
+        session = load_session(model)
+        error = self._error(session, self.inputs, reference)
+        if axes:
+            resized = self._resized(axes)
+            error = max(error, self._error(session, resized, self.run(resized)))
+        return model, error
+
+    def _resized(self, axes: Axes) -> list[np.ndarray]:
+        """The inputs with each open axis one shorter, or longer where it has one index only."""
+        resized = list(self.inputs)
+        for i, open_axes in axes.items():
+            for axis in open_axes:
+                size = resized[i].shape[axis]
+                resized[i] = np.take(resized[i], range(size - 1) if size > 1 else [0, 0], axis)
+        return resized
+
+    def _error(self, session: Any, inputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+        """The largest difference over the reference's largest magnitude, of all outputs.
+
+        Raises:
+            ModelError: it exceeds :data:`LARGEST_ERROR`, or the shapes differ.
+        """
+        taken = {i.name for i in session.get_inputs()}
+        feeds = {name: a for name, a in zip(self.input_names, inputs, strict=True) if name in taken}
+        outputs = run(session, feeds, name=_title(self.source))
+        shapes, expected = [np.shape(o) for o in outputs], [r.shape for r in reference]
+        if shapes != expected:
+            raise ModelError(f"the exported model gives shapes {shapes}, {_title(self.source)} itself {expected}.")
+        errors = [_relative_error(np.asarray(o), r) for o, r in zip(outputs, reference, strict=True)]
+        worst = max(errors, default=0.0)
+        if not worst <= LARGEST_ERROR:
+            raise ModelError(
+                f"the exported model differs from {_title(self.source)} by {worst:.2g} of its largest output, "
+                f"more than {LARGEST_ERROR:g}. Is it in inference mode, and free of random numbers (kwargs=)?"
+            )
+        return worst
+
+    def _exported(self, axes: Axes, opset: int) -> ModelProto:
+        """The function with its parameters as inputs."""
+        import jax
+        from jax2onnx import to_onnx
+
+        def flat(*operands: Any) -> tuple[Any, ...]:
+            arguments = jax.tree_util.tree_unflatten(self.structure, operands[: len(self.inputs)])
+            tree = self.bound.with_parameters(operands[len(self.inputs) :])
+            with _positional():
+                return tuple(jax.tree_util.tree_leaves(self.bound.call(tree, *arguments)))
+
+        shapes: list[list[int | str]] = [list(a.shape) for a in self.inputs]
+        for i, open_axes in axes.items():
+            for axis, name in open_axes.items():
+                shapes[i][axis] = name
+        specs = [jax.ShapeDtypeStruct(tuple(s), a.dtype) for s, a in zip(shapes, self.inputs, strict=True)]
+        specs += [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in self.parameters]
+        try:
+            with _quiet():
+                return to_onnx(
+                    flat,
+                    specs,
+                    model_name=_title(self.source),
+                    opset=opset,
+                    enable_double_precision=any(s.dtype == np.float64 for s in specs),
+                    input_names=[*self.input_names, *self.names],
+                    # One LayerNormalization in place of a dozen nodes; what comes of it is measured.
+                    normalization_mode="prefer_native",
+                )
+        except Exception as error:  # jax2onnx raises anything; its reason is what the user needs
+            remedy = "Export without this operation, or give fixed sizes (axes={})"
+            raise UnsupportedError(
+                f"jax2onnx cannot export {_title(self.source)}: {reason_of(error)}. {remedy}."
+            ) from error
+
+    def _initialised(self, model: ModelProto) -> ModelProto:
+        """The exported model with its parameters as initializers."""
+        graph = model.graph
+        values = {short: leaf for short, (_, leaf) in zip(self.names, self.parameters, strict=True)}
+        inputs = [i for i in graph.input if i.name not in values]
+        graph.ClearField("input")
+        graph.input.extend(inputs)
+        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+        graph.ClearField("value_info")  # jax2onnx's is wrong at times
+        _join(model, set(values))
+        fold(model, set(values))
+        used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+        constants = [t for t in graph.initializer if t.name in used]
+        graph.ClearField("initializer")
+        graph.initializer.extend(constants)
+        return load(model).model
+
+
+def _input_names(source: Any, paths: Sequence[tuple[Any, ...]], skipped: int) -> list[str]:
+    """The names of the source's arguments after the first few; an argument that is a pytree has a path within."""
+    import jax
+
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    called = source if inspect.isfunction(source) else type(source).__call__
+    try:
+        named = [p.name for p in inspect.signature(called).parameters.values() if p.kind in kinds][skipped:]
+    except (TypeError, ValueError):  # a callable without a signature
+        named = []
+    names = []
+    for position, *path in paths:
+        argument = named[position.idx] if position.idx < len(named) else f"input_{position.idx}"
+        inside = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+        names.append(f"{argument}.{inside}" if inside else argument)
+    return names
+
+
+def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Initializer names by parameter path, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
+    names: dict[str, str] = {}
+    for path in paths:
+        short = ".".join(re.findall(r"[^\[\]'\".]+", path.removesuffix(".value")))
+        names[path if not short or short in names or short in taken else short] = path
+    return names
+
+
+def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """``max |value - reference| / max |reference|``; not finite where either is not."""
+    if not reference.size:
+        return 0.0
+    largest = float(np.max(np.abs(reference.astype(np.float64)))) or 1.0
+    return float(np.max(np.abs(value.astype(np.float64) - reference.astype(np.float64)))) / largest
+
+
+def reason_of(error: Exception) -> str:
+    """An exception's first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """jax2onnx logs by ``logging.info``, which sets the root logger up where nobody did; it and onnx_ir warn."""
+    root, silenced = logging.getLogger(), logging.getLogger("onnx_ir")
+    handler, level = logging.NullHandler(), silenced.level
+    root.addHandler(handler)
+    silenced.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        silenced.setLevel(level)
+        root.removeHandler(handler)
+
+
+@contextmanager
+def _positional() -> Iterator[None]:
+    """Within an export: flax's pools take positional arguments again, which jax2onnx's stand-ins for them refuse."""
+    replaced = []
+    for home in ("flax.linen", "flax.nnx"):
+        for name in ("max_pool", "avg_pool", "min_pool"):
+            pool = getattr(sys.modules.get(home), name, None)
+            if pool is not None:
+                replaced.append((sys.modules[home], name, pool))
+                setattr(sys.modules[home], name, _with_positions(pool))
+    try:
+        yield
+    finally:
+        for module, name, pool in replaced:
+            setattr(module, name, pool)
+
+
+def _with_positions(pool: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(pool).parameters)[1:]
+
+    def called(inputs: Any, *positional: Any, **named: Any) -> Any:
+        return pool(inputs, **dict(zip(names, positional, strict=False)), **named)
+
+    return called
+
+
+# -- what only rearranges a parameter --------------------------------------------------------------------------------
+
+
+def _join(model: ModelProto, names: set[str]) -> None:
+    """Make constants of Concats of constants that are no parameters, in place: jax2onnx writes shapes so."""
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer if t.name not in names}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Concat" and all(name in tensors for name in node.input):
+            pieces = [numpy_helper.to_array(tensors[name]) for name in node.input]
+            joined = numpy_helper.from_array(np.concatenate(pieces, node.attribute[0].i), node.output[0])
+            tensors[joined.name] = joined
+            graph.initializer.append(joined)
+        else:
+            kept.append(_copied(node))
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def fold(model: ModelProto, names: set[str]) -> None:
+    """Apply the layout operators that parameters pass first to the parameters themselves, in place.
+
+    Done where all uses of a parameter are the same operator with the same result. What was done is recorded in the
+    initializer's metadata under :data:`LAYOUT`.
+
+    Args:
+        model: the model.
+        names: the initializers to look at.
+    """
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    outputs = {o.name for o in graph.output}
+    gone: dict[str, str] = {}
+    steps: dict[str, list[tuple[str, list[int]]]] = {}
+    for name in sorted(names & tensors.keys()):
+        value, readers = numpy_helper.to_array(tensors[name]), users.get(name, [])
+        while readers and not any(o in outputs for n in readers for o in n.output):
+            found = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
+            step = json.loads(found.pop())
+            if found or step is None:
+                break
+            steps.setdefault(name, []).append(step)
+            value = value.transpose(step[1]) if step[0] == "transpose" else value.reshape(step[1])
+            gone |= {n.output[0]: name for n in readers}
+            readers = [u for n in readers for u in users.get(n.output[0], [])]
+        if name in steps:
+            tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            tensors[name].metadata_props.add(key=LAYOUT, value=json.dumps(steps[name]))
+    kept = []
+    for node in graph.node:
+        if node.output[0] not in gone:
+            copy = _copied(node)
+            copy.input[:] = [gone.get(i, i) for i in node.input]
+            kept.append(copy)
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _step(node: NodeProto, shape: tuple[int, ...], tensors: Mapping[str, TensorProto]) -> list[Any] | None:
+    """What a layout operator does to a parameter of that shape, or None for other operators."""
+    attributes = {a.name: list(a.ints) for a in node.attribute}
+    if node.op_type == "Transpose":
+        return ["transpose", attributes.get("perm", list(range(len(shape)))[::-1])]
+    if node.op_type not in ("Reshape", "Squeeze", "Unsqueeze") or node.input[1] not in tensors:
+        return None
+    operand = [int(v) for v in numpy_helper.to_array(tensors[node.input[1]]).ravel()]
+    empty = np.empty(shape, np.bool_)
+    if node.op_type == "Reshape":
+        return ["reshape", list(empty.reshape(operand).shape)] if 0 not in operand else None
+    changed = np.squeeze(empty, tuple(operand)) if node.op_type == "Squeeze" else np.expand_dims(empty, tuple(operand))
+    return ["reshape", list(changed.shape)]
