@@ -43,7 +43,7 @@ class Compaction:
         plan: the kept channels, for :func:`spa.surgery.apply`; empty where nothing can go.
         biases: the whole bias of a Conv or Gemm that takes over constants, by its output; (channels,) or, of a Gemm,
             whatever broadcasts to its output.
-        shifts: what is to be added to the output of a MatMul, by its name; broadcasts to it.
+        shifts: what is to be added to the output of a node without a bias, by its name; broadcasts to it.
     """
 
     plan: Plan
@@ -100,9 +100,9 @@ def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts
     """What a node made of the constants that go."""
     law = facts.analysis.laws[index]
     site = Site(facts, law.node)
-    if law.node.op not in ("Conv", "Gemm", "MatMul") or law.node.domain or law.barrier:
+    if law.node.op not in ("Conv", "Gemm", "MatMul", "Einsum") or law.node.domain or law.barrier:
         return
-    for operand, axes in enumerate(law.inputs[:2]):
+    for operand, axes in enumerate(law.inputs[:2]):  # of which one is constant
         lost = _lost(site, operand, axes, kept) if site.value(operand) is None else None
         if lost is None:
             continue
@@ -112,7 +112,7 @@ def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts
         output, out_axes = law.node.outputs[0], law.outputs[0] or ()
         bias = site.known(2) if site.has(2) else constant(np.zeros(()))
         beta = site.attr("beta", 1.0)
-        if law.node.op == "MatMul" or not bias.mask.all() or not beta:
+        if law.node.op in ("MatMul", "Einsum") or not bias.mask.all() or not beta:
             shifts[output] = _sliced(made.value, out_axes, kept).astype(lost.value.dtype)
         elif law.node.op == "Conv":
             total = np.broadcast_to(bias.value + made.value.reshape(-1), made.value.size)

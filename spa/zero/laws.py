@@ -7,7 +7,7 @@ says that nothing is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
@@ -137,6 +137,8 @@ def usable(at: Site, operand: int) -> Known:
             plain = at.node.op == "Conv" and not _padded(at) and at.value(1) is not None
         case "MatMul" | "Gemm" if operand < 2:
             plain = at.value(1 - operand) is not None and min(len(at.shape(0)), len(at.shape(1))) >= 2
+        case "Einsum" if len(at.node.inputs) == 2 and operand < 2:
+            plain = at.value(1 - operand) is not None and _pairs(at)
         case _:
             plain = False
     return known if plain or at.value(operand) is not None else known.only(known.value == 0)
@@ -147,13 +149,22 @@ def _padded(at: Site) -> bool:
     return auto.startswith("SAME") or (auto == "NOTSET" and any(at.attr("pads") or ()))
 
 
+def _pairs(at: Site) -> bool:
+    """Whether all letters that an Einsum sums over are in both its operands."""
+    left, _, right = at.attr("equation").replace(" ", "").partition("->")
+    first, second = left.split(",")
+    return "." not in left and not {*left} - {*right, ","} - ({*first} & {*second})
+
+
 def product(at: Site, first: Known, second: Known) -> Known:
-    """The sum of products of a Conv, ConvTranspose, MatMul or Gemm, its bias left out.
+    """The sum of products of a Conv, ConvTranspose, MatMul, Gemm or Einsum, its bias left out.
 
     Known where each term has a factor zero, or two known ones.
     """
     if at.node.op in ("Conv", "ConvTranspose"):
         return _convolved(at, first)
+    if at.node.op == "Einsum":
+        return _terms(partial(np.einsum, at.attr("equation")), first, second)
     if at.node.op == "Gemm":
         first = _turned(first) if at.attr("transA", 0) else first
         second = _turned(second) if at.attr("transB", 0) else second
@@ -170,20 +181,28 @@ def _turned(known: Known) -> Known:
 
 def _matrix_product(a: Known, b: Known) -> Known:
     inner = max(a.value.shape[-1], a.mask.shape[-1], b.value.shape[-2], b.mask.shape[-2])
+    if inner > 1:
+        a, b = _spread(a, -1, inner), _spread(b, -2, inner)
+    return _terms(np.matmul, a, b)
 
-    def spread(array: Array, axis: int) -> Array:
+
+def _spread(known: Known, axis: int, size: int) -> Known:
+    def spread(array: Array) -> Array:
         shape = list(array.shape)
-        shape[axis] = inner
+        shape[axis] = size
         return np.broadcast_to(array, shape)
 
-    # Terms that may vary, less those with two known factors.
-    open_terms = spread(~a.zero, -1).astype(np.float32) @ spread(~b.zero, -2).astype(np.float32)
+    return Known(spread(known.value), spread(known.mask))
+
+
+def _terms(multiply: Callable[[Array, Array], Array], a: Known, b: Known) -> Known:
+    """What is known of sums of products: those of which no term may vary."""
+    may_vary = multiply((~a.zero).astype(np.float32), (~b.zero).astype(np.float32))
     if not (a.other.any() and b.other.any()):
-        return Known(np.zeros((1,) * open_terms.ndim), open_terms == 0)
-    known_a, known_b = spread(a.other, -1), spread(b.other, -2)
-    both = known_a.astype(np.float32) @ known_b.astype(np.float32)
-    value = np.where(known_a, a.value, 0).astype(np.float64) @ np.where(known_b, b.value, 0).astype(np.float64)
-    return Known(value, open_terms == both)
+        return Known(np.zeros((1,) * may_vary.ndim), may_vary == 0)
+    known = multiply(a.other.astype(np.float32), b.other.astype(np.float32))  # counts of terms, exact to 2^24
+    value = multiply(np.where(a.other, a.value, 0).astype(np.float64), np.where(b.other, b.value, 0).astype(np.float64))
+    return Known(value, may_vary == known)
 
 
 def _convolved(at: Site, x: Known) -> Known:
@@ -216,6 +235,16 @@ def weighted(at: Site) -> Found:
     if at.node.op != "Gemm":
         value, mask = (_channels(np.broadcast_to(a, bias.value.shape), len(at.shape(0))) for a in (value, mask))
     return [Known((found.value + np.where(mask, value, 0)).astype(dtype), found.mask & mask)]
+
+
+@law("Einsum")
+def einsum(at: Site) -> Found:
+    """A sum of products of two operands."""
+    terms = at.attr("equation").replace(" ", "").partition("->")[0].split(",")
+    if len(terms) != 2 or any(len({*t}) < len(t) for t in terms):
+        return None
+    found = product(at, usable(at, 0), usable(at, 1))
+    return [Known(found.value.astype(at.known(0).value.dtype), found.mask)]
 
 
 @law("MatMul")
