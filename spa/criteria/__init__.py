@@ -1,20 +1,21 @@
 """Criteria: one score per channel of each group; channels with the lowest scores go first.
 
-A criterion scores each parameter of a group, by the weights alone (:mod:`spa.criteria.magnitude`) or by what is
-multiplied with them, too (:mod:`spa.criteria.activation`); the scores are normalised within the parameter (NORM) and
-combined over the group's parameters (AGG). Source: Structurally Prune Anything, arXiv 2403.18955, section 3.2.
+A criterion scores each parameter of a group, by the weights alone (:mod:`spa.criteria.magnitude`), by what is
+multiplied with them, too (:mod:`spa.criteria.activation`), or by a loss's derivatives that the caller gives
+(:mod:`spa.criteria.gradient`); the scores are normalised within the parameter (NORM) and combined over the group's
+parameters (AGG). Source: Structurally Prune Anything, arXiv 2403.18955, section 3.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spa.coupling import Analysis, Group, Place
-from spa.criteria import activation
-from spa.criteria.magnitude import CRITERIA, Parameter
+from spa.criteria import activation, gradient
+from spa.criteria.magnitude import CRITERIA, Parameter, weights
 from spa.criteria.places import channel_of
 from spa.errors import PlanError
 
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-NORMS: Mapping[str, Callable[[Array], Array]] = {
+NORMS: Mapping[str, Callable[[Array], Array]] = {  # scores of grasp have signs, all others none
     "none": lambda v: v,
-    "sum": lambda v: v / _positive(v.sum()),
-    "mean": lambda v: v / _positive(v.mean()),
-    "max": lambda v: v / _positive(v.max()),
+    "sum": lambda v: v / _positive(np.abs(v).sum()),
+    "mean": lambda v: v / _positive(np.abs(v).mean()),
+    "max": lambda v: v / _positive(np.abs(v).max()),
     "standardise": lambda v: (v - v.mean()) / _positive(v.std()),
 }
 
@@ -54,6 +55,11 @@ def activation_names() -> list[str]:
     return sorted(activation.CRITERIA)
 
 
+def gradient_names() -> list[str]:
+    """The criteria that need a loss's derivatives, too."""
+    return sorted(gradient.CRITERIA)
+
+
 def check(criterion: str, norm: str, agg: str, extra: Sequence[str] = ()) -> None:
     """Refuse unknown choices; ``extra`` are criteria beyond those of this package.
 
@@ -61,7 +67,7 @@ def check(criterion: str, norm: str, agg: str, extra: Sequence[str] = ()) -> Non
         PlanError: the criterion, NORM or AGG is unknown.
     """
     for what, given, known in (
-        ("criterion", criterion, [*extra, *names(), *activation_names()]),
+        ("criterion", criterion, [*extra, *names(), *activation_names(), *gradient_names()]),
         ("norm", norm, list(NORMS)),
         ("agg", agg, list(AGGREGATES)),
     ):
@@ -78,13 +84,14 @@ def score(
     seed: int = 0,
     stream: Stream | None = None,
     progress: Callable[[str, float], None] = lambda stage, share: None,
+    derivatives: Mapping[str, Any] | None = None,
 ) -> dict[str, Array]:
     """Score every channel of some groups.
 
     Args:
         analysis: the model.
         groups: the groups to score.
-        criterion: one of :func:`names` or :func:`activation_names`.
+        criterion: one of :func:`names`, :func:`activation_names` or :func:`gradient_names`.
         norm: how scores are made comparable within each parameter: none, sum, mean, max or standardise, which
             ``flap`` always does.
         agg: how the scores of a group's parameters are combined: sum, mean, max, prod or l2.
@@ -92,12 +99,14 @@ def score(
         stream: the model with inputs, for the criteria of :func:`activation_names`; groups that meet no activations
             are scored by ``l2``.
         progress: called with a stage and the share of it that is done, while inputs run.
+        derivatives: by initializer, for the criteria of :func:`gradient_names` (see
+            :func:`spa.criteria.gradient.derivatives`); of the parameters with two axes or more, as ``l2`` has it.
 
     Returns:
         By group name an array of shape (channels,), float64; higher is more important.
 
     Raises:
-        PlanError: the criterion, NORM or AGG is unknown, or the criterion needs inputs.
+        PlanError: the criterion, NORM or AGG is unknown, the criterion needs inputs, or its derivatives do not fit.
         ModelError: onnxruntime cannot run the model on the inputs.
     """
     check(criterion, norm, agg)
@@ -109,6 +118,10 @@ def score(
         if stream is None:
             raise PlanError(f"criterion {criterion!r} looks at activations. Give it a stream of inputs.")
         rows = activation.rows(analysis, groups, criterion, stream, progress)
+    elif criterion in gradient.CRITERIA:
+        parameters = {g.name: weights([_parameter(analysis, g, p) for p in g.places]) for g in groups}
+        given = gradient.checked([p for found in parameters.values() for p in found], criterion, derivatives)
+        rows = {n: gradient.scores(found, criterion, given) for n, found in parameters.items()}
     normalise = NORMS["standardise" if criterion == "flap" else norm]
     scores = {}
     for group in groups:
@@ -134,6 +147,7 @@ def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:
     node = analysis.graph.nodes[index] if index >= 0 else users[0][0]
     position = operand if index >= 0 else users[0][1]
     return Parameter(
+        name=name,
         load=lambda: analysis.graph.array(name),
         data_type=analysis.graph.constants[name].data_type,
         shape=tuple(e.size for e in analysis.uses[place.use]),

@@ -15,6 +15,7 @@ class Parameter:
     """One parameter of a group, as criteria see it.
 
     Attributes:
+        name: of the initializer.
         load: gives the value.
         data_type: the ONNX element type.
         shape: of the value.
@@ -25,6 +26,7 @@ class Parameter:
         operand: as which operand.
     """
 
+    name: str
     load: Callable[[], Array]
     data_type: int
     shape: tuple[int, ...]
@@ -54,7 +56,7 @@ class Parameter:
         return values.reshape(self.channels, -1)
 
 
-def _weights(parameters: Sequence[Parameter]) -> list[Parameter]:
+def weights(parameters: Sequence[Parameter]) -> list[Parameter]:
     """The parameters with at least two real axes (kernels and matrices), or all where a group has none."""
     matrices = [p for p in parameters if sum(n > 1 for n in p.shape) >= 2]
     return matrices or list(parameters)
@@ -63,7 +65,7 @@ def _weights(parameters: Sequence[Parameter]) -> list[Parameter]:
 def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
     """The scales of BatchNormalization, or the weights where a group has none."""
     scales = [p for p in parameters if p.operator == "BatchNormalization" and p.operand == 1]
-    return scales or _weights(parameters)
+    return scales or weights(parameters)
 
 
 def l1(parameter: Parameter) -> Array:
@@ -100,9 +102,9 @@ def lamp(parameter: Parameter) -> Array:
 
 Select = Callable[[Sequence[Parameter]], list[Parameter]]
 CRITERIA: Mapping[str, tuple[Select, Callable[[Parameter], Array]]] = {
-    "l1": (_weights, l1),
-    "l2": (_weights, l2),
+    "l1": (weights, l1),
+    "l2": (weights, l2),
     "bn_scale": (_scales, l1),
-    "fpgm": (_weights, fpgm),
-    "lamp": (_weights, lamp),
+    "fpgm": (weights, fpgm),
+    "lamp": (weights, lamp),
 }
