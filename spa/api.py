@@ -19,7 +19,7 @@ from spa.errors import PlanError
 from spa.frameworks import Origin, give_back, kind_of, origin
 from spa.graph import Graph
 from spa.io import Source, load
-from spa.job import OBSPA, Clock, Job, Outcome, inputs, reconstruction, running
+from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, inputs, reconstruction, running
 from spa.plan import Plan
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
@@ -131,6 +131,8 @@ def prune(
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
     plan: Plan | None = None,
+    gradients: Mapping[str, Any] | None = None,
+    hessian_gradients: Mapping[str, Any] | None = None,
     example_inputs: Any = None,
     convert_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -149,7 +151,10 @@ def prune(
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
             up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
-            or one of :func:`spa.criteria.names`, by the weights alone.
+            of :func:`spa.criteria.gradient_names`, by a loss's derivatives; ``gate``, by what gates of the channels do
+            to the outputs (or to the cross-entropy, where there are labels), estimated by running the model; of
+            :func:`spa.criteria.names`, by the weights alone; or ``zero``: precisely the channels whose removal
+            changes nothing, whatever the budget.
         data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
             them up (see :func:`spa.calibration.data.read_data`).
         samples: how many inputs to use at most.
@@ -170,6 +175,9 @@ def prune(
         batch: the size of open batch axes while timing.
         sizes: of other open axes while timing (see :func:`spa.bench.bench`).
         plan: keep exactly what this plan says; the options above that choose are then ignored.
+        gradients: by initializer, from any framework, for ``snip`` and ``taylor``; mean squared ones for ``fisher``.
+            Without them PyTorch takes the derivatives of the cross-entropy on labelled data.
+        hessian_gradients: the Hessian times the gradient, by initializer, for ``crop`` and ``grasp``.
         example_inputs: what a framework's model is called with, where tracing needs it.
         convert_options: further options of its importer (see :func:`spa.convert`).
         progress: called with the stage and the share of it that is done, while calibrating.
@@ -190,7 +198,7 @@ def prune(
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    criteria.check(criterion, norm, agg, extra=(OBSPA,))
+    criteria.check(criterion, norm, agg, extra=(OBSPA, GATE, ZERO))
     of = _unit(ratio, of, latency_ms, max_distortion)
     how = reconstruction(reconstruct, criterion if plan is None else None)
     budget = Budget(ratio if isinstance(ratio, float) else 0.5, of, ranking, round_to, min_width)
@@ -209,11 +217,9 @@ def prune(
     else:
         chosen, skipped = list(analysis.prunable), []
     calibrated = given = dense_accuracy = None
-    if (
-        how != "none"
-        or max_distortion is not None
-        or (plan is None and criterion in (OBSPA, *criteria.activation_names()))
-    ):
+    derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
+    looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
+    if (plan is None and looks) or how != "none":
         requested |= {"reconstruct": how}
         given = inputs(analysis, data, labels, samples, seed, mean, std)
         from spa.obspa.pipeline import Calibrated, accuracy
@@ -223,9 +229,12 @@ def prune(
                 dense_accuracy = accuracy(source.model, source.base, given, threads)
             calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
         clock("calibrate")
-    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, clock)
+    marks = None if given is None else given.labels
+    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, marks, gradients, hessian_gradients, clock)
     if plan is not None:
         outcome = job.cut(plan)
+    elif criterion == ZERO:
+        outcome = job.to_zero()
     elif max_distortion is not None:
         outcome = job.to_distortion(budget, max_distortion)
     elif of == "latency":

@@ -72,7 +72,11 @@ def prune(
     ] = None,
     ranking: Annotated[str, typer.Option(help="global, uniform or isomorphic.")] = "global",
     criterion: Annotated[
-        str, typer.Option(help="obspa, wanda, flap, activation_l2, l1, l2, bn_scale, fpgm, lamp or random.")
+        str,
+        typer.Option(
+            help="obspa, wanda, flap, activation_l2, l1, l2, bn_scale, fpgm, lamp, random, snip, taylor, fisher, crop, "
+            "grasp, gate or zero."
+        ),
     ] = "obspa",
     data: Annotated[
         Path | None, typer.Option(help="Inputs to learn from: .npz, .npy or a folder; none needed.")

@@ -15,7 +15,9 @@ from onnx import ModelProto
 from spa import criteria, surgery
 from spa.budget import Budget, Choice, choose
 from spa.coupling import Analysis, Group
-from spa.errors import ModelError, PlanError
+from spa.criteria import gradient
+from spa.criteria.gradient import derivatives
+from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.plan import Plan, make_plan
 from spa.progress import silent
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from spa.latency import LatencyModel
     from spa.obspa.pipeline import Calibrated
 
-OBSPA = "obspa"
+OBSPA, GATE, ZERO = "obspa", "gate", "zero"
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
 BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
@@ -80,6 +82,9 @@ class Job:
         seed: of everything random.
         how: which reconstruction follows: ``full``, ``bias`` or ``none``.
         calibrated: the model with inputs, where they are needed.
+        labels: the class of each input, where there are any.
+        gradients: by initializer, where the caller has them (see :mod:`spa.criteria.gradient`).
+        hessian_gradients: see there.
         clock: what stages take.
     """
 
@@ -91,6 +96,9 @@ class Job:
     seed: int
     how: str
     calibrated: Calibrated | None
+    labels: np.ndarray | None
+    gradients: Mapping[str, Any] | None
+    hessian_gradients: Mapping[str, Any] | None
     clock: Clock
     _scores: dict[str, np.ndarray] | None = field(init=False, default=None)
 
@@ -116,7 +124,38 @@ class Job:
         if self.criterion in criteria.activation_names() and self.calibrated is not None:
             with running():
                 return self.calibrated.scores(self.groups, self.criterion, self.norm, self.agg)
-        return criteria.score(self.analysis, self.groups, self.criterion, self.norm, self.agg, self.seed)
+        if self.criterion == GATE and self.calibrated is not None:
+            with running():
+                return self.calibrated.gates(self.groups, self.labels)
+        given = None
+        if self.criterion in criteria.gradient_names():
+            given = derivatives(self.criterion, self.gradients, self.hessian_gradients)
+            given = self._differentiated() if given is None else given
+        return criteria.score(
+            self.analysis, self.groups, self.criterion, self.norm, self.agg, self.seed, derivatives=given
+        )
+
+    def _differentiated(self) -> dict[str, np.ndarray]:
+        """What the criterion needs of the cross-entropy on the labelled inputs, by PyTorch."""
+        otherwise = "Or give gradients by initializer, or use --criterion gate, which only runs the model."
+        if self.calibrated is None or self.labels is None:
+            raise PlanError(f"criterion {self.criterion!r} takes derivatives of a loss on labelled data. {otherwise}")
+        try:
+            import torch
+
+            from spa.criteria.autograd import from_autograd
+            from spa.exporters.pytorch import graph_module
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(
+                f"derivatives need {error.name}: pip install 'spa-onnx[torch]'. {otherwise}"
+            ) from error
+        graph = self.analysis.graph
+        module = graph_module(graph.model, graph.base)
+        batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
+        ends = np.cumsum([len(b[0]) for b in batches])
+        labels = [torch.tensor(part) for part in np.split(self.labels.astype(np.int64), ends[:-1])]
+        needs = gradient.CRITERIA[self.criterion].needs
+        return from_autograd(module, batches, labels, needs=needs, names=module.keys)
 
     def cut(self, plan: Plan, losses: Mapping[str, float] | None = None, notes: tuple[str, ...] = ()) -> Outcome:
         """Apply a plan, and reconstruct."""
@@ -133,6 +172,18 @@ class Job:
                 changes["after"] = self.calibrated.distortion(model)
                 self.clock("measure")
         return Outcome(plan, model, losses or {}, notes, changes)
+
+    def to_zero(self) -> Outcome:
+        """Remove what changes nothing, whatever the budget."""
+        from spa.zero import lossless
+
+        found = lossless(self.analysis, self.groups)
+        model = surgery.apply(self.analysis, found.plan)
+        found.fold(model, self.analysis.graph.base)
+        self.clock("prune")
+        gone = any(len(found.plan.kept.get(g.name, range(g.size))) < g.size for g in self.groups)
+        notes = () if gone else ("no channel is always the same or read by nobody: nothing was removed",)
+        return Outcome(found.plan, model, {}, notes, {})
 
     def to_budget(self, budget: Budget) -> Outcome:
         """Remove what a budget asks for."""

@@ -192,3 +192,72 @@ def test_labels_that_no_score_answers_to_are_refused() -> None:
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(PlanError, match="samples is 0"):
         spa.prune(RESNET, samples=0)
+
+
+def test_zero_removes_what_nobody_reads_and_nothing_else() -> None:
+    model = onnx.load(RESNET)
+    assert spa.prune(model, criterion="zero").report.reached == 0
+    group = next(g for g in spa.analyze(model).prunable if len(g.readers) == 1)
+    readers = {p.tensor: p.axis for p in group.places}
+    for tensor in model.graph.initializer:
+        if tensor.name in readers and len(tensor.dims) > 1:
+            value = numpy_helper.to_array(tensor).copy()
+            np.moveaxis(value, readers[tensor.name], 0)[:3] = 0
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    result = spa.prune(model, criterion="zero")
+    assert {g.name: g.size - g.kept for g in result.report.groups if g.size != g.kept} == {group.name: 3}
+    assert spa.verify(model, result.model, atol=1e-4).equal
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_gradients_come_from_labelled_data_or_from_the_caller(criterion: str) -> None:
+    request = {"ratio": 0.3, "criterion": criterion, "samples": 64}
+    found = spa.prune(RESNET, data=RESNET.parent / "digits_train.npz", **request)
+    assert 0.28 < found.report.reached < 0.32
+    shapes = {t.name: tuple(t.dims) for t in onnx.load(RESNET).graph.initializer}
+    ones = {n: np.ones(s, np.float32) for n, s in shapes.items()}
+    given = {"snip": "gradients", "grasp": "hessian_gradients"}[criterion]
+    assert spa.prune(RESNET, **request, **{given: ones}).report.calibration is None
+    with pytest.raises(spa.PlanError, match="labelled data"):
+        spa.prune(RESNET, **request)
+
+
+def test_gates_only_run_the_model() -> None:
+    report = spa.prune(RESNET, ratio=0.3, criterion="gate", samples=16).report
+    assert 0.28 < report.reached < 0.32
+    assert report.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"ratio": "half"}, "'auto'"),
+        ({"ratio": 0.5, "max_distortion": 0.1}, "asked for together"),
+        ({"max_distortion": -1.0}, "more than 0"),
+        ({"of": "latency", "ratio": "auto"}, "takes a number"),
+    ],
+)
+def test_budgets_that_contradict_themselves_are_refused(request_: dict[str, object], reason: str) -> None:
+    with pytest.raises(spa.PlanError, match=reason):
+        spa.prune(RESNET, **request_)
+
+
+def test_a_tolerated_change_of_the_outputs_is_met_and_used_up() -> None:
+    changes = []
+    for most in (0.005, 0.05):
+        report = spa.prune(RESNET, max_distortion=most, samples=64).report
+        assert report.calibration is not None
+        assert 0.2 * most < report.calibration["after"] <= most
+        changes.append(report.reached)
+    assert changes[0] < changes[1]
+
+
+def test_the_weights_suggest_a_ratio() -> None:
+    report = spa.prune(RESNET, ratio="auto", criterion="l2").report
+    assert 0.02 < report.reached < 0.6
+    model = onnx.load(RESNET)
+    for tensor in model.graph.initializer:  # evenly spread weights have nothing to spare
+        if len(tensor.dims) > 1:
+            tensor.CopyFrom(numpy_helper.from_array(np.sign(numpy_helper.to_array(tensor)), tensor.name))
+    with pytest.raises(spa.PlanError, match="PQ index removes nothing"):
+        spa.prune(model, ratio="auto", criterion="l2")

@@ -119,9 +119,9 @@ def score(
             raise PlanError(f"criterion {criterion!r} looks at activations. Give it a stream of inputs.")
         rows = activation.rows(analysis, groups, criterion, stream, progress)
     elif criterion in gradient.CRITERIA:
-        parameters = {g.name: weights([_parameter(analysis, g, p) for p in g.places]) for g in groups}
-        given = gradient.checked([p for found in parameters.values() for p in found], criterion, derivatives)
-        rows = {n: gradient.scores(found, criterion, given) for n, found in parameters.items()}
+        scored = {g.name: weights(parameters(analysis, g)) for g in groups}
+        given = gradient.checked([p for found in scored.values() for p in found], criterion, derivatives)
+        rows = {n: gradient.scores(found, criterion, given) for n, found in scored.items()}
     normalise = NORMS["standardise" if criterion == "flap" else norm]
     scores = {}
     for group in groups:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from spa import criteria, surgery
 from spa.coupling import Analysis, Group, couple
+from spa.criteria.gates import estimate_gates
 from spa.errors import PlanError
 from spa.graph import Graph
 from spa.obspa.compensate import compensate
@@ -107,6 +108,16 @@ class Calibrated:
         stream = Stream(self._twin.graph.model, self._twin.graph.base, self.batches, self.threads)
         wanted = [twins[g.name] for g in groups]
         return criteria.score(self._twin, wanted, criterion, norm, agg, stream=stream, progress=self.progress)
+
+    @_bounded
+    def gates(self, groups: Sequence[Group], labels: Array | None) -> dict[str, Array]:
+        """Scores of groups by gating their channels (see :func:`spa.criteria.gates.estimate_gates`)."""
+        twins = {g.name: g for g in self._twin.groups}
+        wanted = [twins[g.name] for g in groups]
+        found = estimate_gates(
+            self._twin, wanted, self.batches, labels, seed=self.seed, threads=self.threads, progress=self.progress
+        )
+        return {n: np.abs(v) for n, v in found.items()}
 
     @_bounded
     def reconstruct(self, plan: Plan, pruned: ModelProto, how: str = "full") -> None:
