@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-13
+14
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spa.api import Result, analyze, prune
     from spa.bench import bench
     from spa.coupling import Analysis
+    from spa.exporting import export
     from spa.frameworks import convert
     from spa.plan import Plan
     from spa.rules import rule
@@ -30,6 +31,7 @@ _HOMES = {
     "analyze": "spa.api",
     "bench": "spa.bench",
     "convert": "spa.frameworks",
+    "export": "spa.exporting",
     "prune": "spa.api",
     "rule": "spa.rules",
     "verify": "spa.verify",
@@ -48,6 +50,7 @@ __all__ = [
     "analyze",
     "bench",
     "convert",
+    "export",
     "prune",
     "rule",
     "verify",
