@@ -55,8 +55,8 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
             compiled = openvino.Core().compile_model(done / "model.xml", "CPU", settings)
             worst = _distance(original, compiled)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+        except (RuntimeError, *_failures()) as error:
+            reason = str(error).strip().splitlines()[-1].lstrip("- ")
             raise UnsupportedError(f"openvino cannot take the model: {reason}. Export to onnx or ort.") from error
         if worst > allowed(model):
             raise UnsupportedError(
@@ -64,6 +64,19 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             )
         move(done, target)
     return target / "model.xml"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What OpenVINO's readers raise; these classes have no common base below Exception."""
+    from openvino import frontend
+
+    return (
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )
 
 
 def _distance(original: Path, compiled: Any) -> float:
@@ -88,5 +101,6 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
     different = ~((x == y) | (np.isnan(x) & np.isnan(y)))
     if not different.any():
         return 0.0
-    distance = np.linalg.norm(x[different] - y[different]) / np.linalg.norm(x[np.isfinite(x)])
+    size = np.linalg.norm(x[np.isfinite(x)])
+    distance = np.linalg.norm(x[different] - y[different]) / size if size else np.inf
     return float(distance) if np.isfinite(distance) else np.inf

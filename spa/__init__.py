@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
@@ -55,6 +57,17 @@ __all__ = [
     "rule",
     "verify",
 ]
+
+
+class _Package(ModuleType):
+    """The package, where ``spa.verify`` stays the function though importing a module of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
