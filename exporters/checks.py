@@ -13,8 +13,8 @@ from spa.graph import tensors_of
 from spa.runtime import input_specs, load_session
 from spa.verify import OutputDifference, verify
 
-# Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's convolutional networks in float32,
-# optimised or in OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.
+# Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's networks in float32, optimised or in
+# OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.
 _ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _ALLOWED_ELSE = 1e-5
 

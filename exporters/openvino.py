@@ -55,7 +55,7 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
             compiled = openvino.Core().compile_model(done / "model.xml", "CPU", settings)
             worst = _distance(original, compiled)
-        except (RuntimeError, *_failures()) as error:
+        except _failures() as error:
             reason = str(error).strip().splitlines()[-1].lstrip("- ")
             raise UnsupportedError(f"openvino cannot take the model: {reason}. Export to onnx or ort.") from error
         if worst > allowed(model):
@@ -67,10 +67,11 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What OpenVINO's readers raise; these classes have no common base below Exception."""
+    """What OpenVINO raises; its readers' classes have no common base below Exception."""
     from openvino import frontend
 
     return (
+        RuntimeError,
         frontend.GeneralFailure,
         frontend.InitializationFailure,
         frontend.NotImplementedFailure,

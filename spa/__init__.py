@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-14
+15
 """
 
 from __future__ import annotations
