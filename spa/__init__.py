@@ -2,12 +2,14 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-13
+15
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from spa.api import Result, analyze, prune
     from spa.bench import bench
     from spa.coupling import Analysis
+    from spa.exporting import export
     from spa.frameworks import convert
     from spa.plan import Plan
     from spa.rules import rule
@@ -30,6 +33,7 @@ _HOMES = {
     "analyze": "spa.api",
     "bench": "spa.bench",
     "convert": "spa.frameworks",
+    "export": "spa.exporting",
     "prune": "spa.api",
     "rule": "spa.rules",
     "verify": "spa.verify",
@@ -48,10 +52,22 @@ __all__ = [
     "analyze",
     "bench",
     "convert",
+    "export",
     "prune",
     "rule",
     "verify",
 ]
+
+
+class _Package(ModuleType):
+    """The package, where ``spa.verify`` stays the function though importing a module of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from spa._version import __version__
 from spa.errors import SpaError
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.progress import TaskID
 
 
@@ -220,6 +222,110 @@ def bench(
         from spa.report.text import show_bench
 
         show_bench(found)
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="onnx, ort, openvino or torch.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file; a folder for openvino and torch.", show_default=False)
+    ],
+    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
+    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,
+    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False,
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
+    ] = False,
+) -> None:
+    """Write MODEL for another runtime or framework, and compare what it computes."""
+    from spa.exporting import export as write
+
+    options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
+    written = write(model, to, output, **_given(options))
+    typer.echo(f"{model} → {written}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .pt, .pth, .pt2, .ckpt, .safetensors, .keras, .pb or .tflite file, or a SavedModel's folder.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of an example input: 1,3,224,224 or NAME=1,128:int64; repeatable."),
+    ] = None,
+    factory: Annotated[str | None, typer.Option(help="What builds the module of the weights: module:callable.")] = None,
+    signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Opset of the ONNX file.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Unpickle SOURCE, which can run any code that is in it.")
+    ] = False,
+) -> None:
+    """Convert a framework's model to ONNX, and compare it with the framework's own outputs."""
+    from spa.exporters.onnx import write
+    from spa.frameworks import convert as convert_model
+
+    options = {"signature": signature, "opset": opset, "trust": trust}
+    if factory:
+        options["factory"] = _callable(factory)
+    imported = convert_model(source, _example_inputs(inputs), **_given(options))
+    write(imported.model, output)
+    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.how}")
+    typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
+    for note in imported.notes:
+        typer.echo(note)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _callable(name: str) -> Any:
+    """What module:callable names; modules of the working directory are found, too."""
+    module, colon, attribute = name.partition(":")
+    try:
+        if not (module and colon and attribute):
+            raise ValueError("it is no module:callable")
+        sys.path.insert(0, "")
+        found = getattr(import_module(module), attribute)
+        if not callable(found):
+            raise ValueError(f"it is a {type(found).__name__}")
+    except (ValueError, ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"cannot use {name!r}: {error}", param_hint="--factory") from error
+    return found
+
+
+def _example_inputs(given: list[str] | None) -> tuple[np.ndarray, ...] | dict[str, np.ndarray] | None:
+    """Seeded arrays, in order, or by name; integers are 0 or 1, which every table of ids, types or positions has."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for at, item in enumerate(given or ()):
+        name, _, rest = item.rpartition("=")
+        sizes, _, kind = rest.partition(":")
+        try:
+            shape, dtype = [int(size) for size in sizes.split(",") if size], np.dtype(kind or "float32")
+            if any(size < 1 for size in shape) or dtype.kind not in "fiub":
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            message = f"{item!r} is no shape such as 1,3,224,224 or NAME=1,128:int64"
+            raise typer.BadParameter(message, param_hint="--input") from error
+        value = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+        if (name or str(at)) in arrays:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--input")
+        arrays[name or str(at)] = np.asarray(value, dtype)
+    named = [item for item in given or () if "=" in item]
+    if named and len(named) < len(arrays):
+        raise typer.BadParameter("either all inputs have names, or none", param_hint="--input")
+    return (arrays if named else tuple(arrays.values())) or None
 
 
 def _sizes(given: list[str] | None) -> dict[str, int] | None:

@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import spa.bench
 from spa.bench import _take_turns, bench
 from spa.errors import InvariantError, ModelError, PlanError
+
+module = sys.modules["spa.bench"]  # spa.bench is the function
 
 F = TensorProto.FLOAT
 
@@ -100,7 +101,7 @@ def test_a_fixed_batch_is_what_the_throughput_counts():
 def test_speed_is_per_sample_and_per_round(monkeypatch):
     # A machine that slows down from round to round.
     times = np.array([[1.0, 10.0, 100.0], [0.5, 5.0, 50.0]])
-    monkeypatch.setattr(spa.bench, "_take_turns", lambda *_, **__: times)
+    monkeypatch.setattr(module, "_take_turns", lambda *_, **__: times)
     one, six = quick([wide(8, rows=1), wide(8, rows=6)]).models
     assert (one.median_ms, six.median_ms) == (10.0, 5.0)
     assert (one.speedup, six.speedup) == (1.0, 2.0 * 6)
@@ -137,13 +138,13 @@ def test_the_report_is_json():
 
 def test_what_is_timed_is_optimised_and_what_finds_the_inputs_is_not(monkeypatch):
     opened = []
-    load = spa.bench.load_session
+    load = module.load_session
 
     def spy(*args, optimise=False, **options):
         opened.append(optimise)
         return load(*args, optimise=optimise, **options)
 
-    monkeypatch.setattr(spa.bench, "load_session", spy)
+    monkeypatch.setattr(module, "load_session", spy)
     quick([wide(8), wide(4)])
     assert opened == [False, False, True, True]
 
@@ -178,8 +179,8 @@ def test_peak_memory_is_each_models_own(tmp_path):
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux alone resets the mark")
 def test_memory_that_was_freed_before_does_not_count():
     np.ones(2**27, np.uint8)  # 128 MiB, written and freed
-    high = spa.bench._peak_resident()
-    assert spa.bench._start_watching() < high - 2**26
+    high = module._peak_resident()
+    assert module._start_watching() < high - 2**26
 
 
 def test_memory_is_not_measured_unless_asked():
@@ -192,7 +193,7 @@ def test_a_model_that_crashes_the_runtime_is_named(monkeypatch, tmp_path):
     fake = tmp_path / "python"
     fake.write_text(f"#!/bin/sh\nkill -{int(signal.SIGSEGV)} $$\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(spa.bench.sys, "executable", str(fake))
+    monkeypatch.setattr(module.sys, "executable", str(fake))
     with pytest.raises(ModelError, match=r"^onnxruntime crashes on wide8 with its optimisations on \(SIGSEGV\)\."):
         quick(wide(8), isolate_memory=True)
     fake.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
@@ -204,7 +205,7 @@ def test_the_memory_process_hands_back_its_refusal(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"garbage" * 9)
     np.savez(tmp_path / "feeds.npz")
     job = {"model": str(tmp_path / "bad.onnx"), "name": "bad", "feeds": str(tmp_path / "feeds.npz")}
-    answer = json.loads(spa.bench._measure_memory(json.dumps({**job, "inputs": [], "threads": 1})))
+    answer = json.loads(module._measure_memory(json.dumps({**job, "inputs": [], "threads": 1})))
     assert answer == {"error": "onnxruntime cannot load bad: Protobuf parsing failed."}
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -295,3 +296,117 @@ def test_importing_spa_imports_no_framework() -> None:
     code = "import spa, sys; spa.prune; print([m for m in ('torch', 'tensorflow', 'jax', 'networkx', 'threadpoolctl') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# -- export and convert ---------------------------------------------------------------------------------------------
+
+
+def test_export_writes_for_the_target_and_says_where(model: Path, tmp_path: Path) -> None:
+    result = spa("export", model, "--to", "onnx", "-o", tmp_path / "o.onnx", "--opset", 21, "--ir-version", 10)
+    assert result.returncode == 0, result.stderr
+    assert "o.onnx" in result.stdout
+    written = onnx.load(tmp_path / "o.onnx")
+    assert (written.opset_import[0].version, written.ir_version) == (21, 10)
+
+
+def test_export_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
+    refused(spa("export", model, "--to", "ort", "-o", tmp_path / "o.ort", "--optimise"), 3, "takes no optimise")
+    refused(spa("export", model, "--to", "coreml", "-o", tmp_path / "o"), 3, "'coreml'", "Choose one of")
+    refused(spa("export", model, "--to", "onnx", "-o", tmp_path / "o.onnx", "--opset", 13), 3, "Keep opset 17")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture
+def importer(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """A converter in the place of the frameworks', and the calls that it gets."""
+    from spa.importers import Imported
+
+    from spa import frameworks
+
+    calls = []
+
+    def convert(source: Any, example_inputs: Any = None, **options: Any) -> Imported:
+        calls.append((source, example_inputs, options))
+        return Imported(onnx.load(RESNET), "torch", "torch.export", {}, 2.5e-7, ("One note.", "Another."))
+
+    monkeypatch.setattr(frameworks, "convert", convert)
+    return calls
+
+
+def convert(*arguments: object) -> Any:
+    from typer.testing import CliRunner
+
+    from spa.cli import app
+
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def test_convert_without_options_passes_none(importer: list[Any], tmp_path: Path) -> None:
+    result = convert("net.pt2", "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 0, result.output
+    assert importer == [(Path("net.pt2"), None, {})]
+    assert (tmp_path / "o.onnx").read_bytes() == onnx.load(RESNET).SerializeToString(deterministic=True)
+    for words in ("by torch.export", "2.5e-07", "One note.\nAnother."):
+        assert words in result.output
+
+
+def test_convert_makes_inputs_of_the_shapes_in_order(importer: list[Any], tmp_path: Path) -> None:
+    options = ["--input", "2,3,5", "--input", "4:int64", "--input", "7:bool", "--input", ":float64"]
+    assert convert("net.pt", "-o", tmp_path / "o.onnx", *options).exit_code == 0
+    [(_, arrays, _)] = importer
+    assert [(a.shape, a.dtype.name) for a in arrays] == [
+        ((2, 3, 5), "float32"),
+        ((4,), "int64"),
+        ((7,), "bool"),
+        ((), "float64"),
+    ]
+    assert set(np.ravel(arrays[1])) <= {0, 1}
+    assert len(np.unique(arrays[0])) == 30
+
+
+def test_convert_makes_inputs_by_name_and_passes_what_was_given(
+    importer: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo_of_this_test.py").write_text("def build(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = ["--input", "ids=1,128:int64", "--input", "x=1,3", "--factory", "zoo_of_this_test:build", "--trust"]
+    result = convert("net.pt", "-o", "o.onnx", *options, "--signature", "serve", "--opset", 18)
+    assert result.exit_code == 0, result.output
+    [(_, arrays, given)] = importer
+    assert {name: (a.shape, a.dtype.name) for name, a in arrays.items()} == {
+        "ids": ((1, 128), "int64"),
+        "x": ((1, 3), "float32"),
+    }
+    assert given.pop("factory").__name__ == "build"
+    assert given == {"trust": True, "signature": "serve", "opset": 18}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input", "1,x"], "is no shape such as"),
+        (["--input", "1,0"], "is no shape such as"),
+        (["--input", "1:complex64"], "is no shape such as"),
+        (["--input", "1:floot"], "is no shape such as"),
+        (["--input", "a=1", "--input", "2"], "all inputs have names"),
+        (["--input", "a=1", "--input", "a=2"], "given twice"),
+        (["--factory", "json"], "no module:callable"),
+        (["--factory", "no_such_module:f"], "No module named"),
+        (["--factory", "json:nothing"], "nothing"),
+        (["--factory", "json:__name__"], "it is a str"),
+    ],
+)
+def test_convert_refuses_malformed_options(
+    importer: list[Any], tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+    result = convert("net.pt", "-o", tmp_path / "o.onnx", *options)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.replace("│", " ").split())
+    assert importer == []
+
+
+def test_convert_says_when_no_framework_is_recognised(tmp_path: Path) -> None:
+    refused(spa("convert", "net.xyz", "-o", tmp_path / "o.onnx"), 4, "which framework", "net.xyz")

@@ -1,0 +1,86 @@
+"""What a file must pass before it takes its name: the checker, a run, a comparison where it was rewritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from spa.errors import InvariantError, ModelError
+from spa.feeds import ranges_for, working_feeds
+from spa.graph import tensors_of
+from spa.runtime import input_specs, load_session
+from spa.verify import OutputDifference, verify
+
+# Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's networks in float32, optimised or in
+# OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.
+_ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
+_ALLOWED_ELSE = 1e-5
+
+
+def check(draft: Path, source: Path | None) -> None:
+    """What is written must pass the checker (unless the source fails it, too), load and run.
+
+    Raises:
+        ModelError: the source does not load or run either, or the checker objects to the draft alone.
+        InvariantError: the draft does not load or run.
+    """
+    reason = objection(draft)
+    if reason is not None and (source is None or objection(source) is None):
+        raise ModelError(f"the pruned model fails onnx.checker: {reason}. Check that the original passes it.")
+    try:
+        _run(draft)
+    except ModelError as error:
+        if source is not None:
+            _run(source)  # raises with onnxruntime's reason where the source is at fault
+        raise InvariantError(f"the pruned model does not run: {error}") from error
+
+
+def objection(path: Path) -> str | None:
+    """What onnx.checker has against a file, or None; it refuses GroupNormalization at opsets 18 to 20, for one."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _run(path: Path) -> None:
+    session = load_session(path)
+    working_feeds(session, ranges=ranges_for(path, input_specs(session)), name=repr(str(path)))
+
+
+def allowed(model: ModelProto) -> float:
+    """How far outputs may move by rounding alone: a relative L2 distance, by the model's coarsest float type."""
+    types = {t.data_type for t in tensors_of(model.graph)}
+    types |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    return max((_ALLOWED.get(t, 0.0) for t in types), default=0.0) or _ALLOWED_ELSE
+
+
+def difference(original: Path, other: Path, limit: float) -> str | None:
+    """How a model differs from the original in interface or outputs (onnxruntime, three seeded inputs), or None.
+
+    Args:
+        original: an ``.onnx`` file.
+        other: what onnxruntime loads.
+        limit: the relative L2 distance allowed for outputs of floats; others must be equal.
+
+    Raises:
+        ModelError: one of them cannot be loaded or run.
+    """
+    report = verify(original, other, atol=0.0)
+    if not report.same_interface:
+        return report.interface[0].rstrip(".")
+    return next((_changed(o) for o in report.outputs if not _within(o, limit)), None)
+
+
+def _within(output: OutputDifference, limit: float) -> bool:
+    if "float" in output.dtype_a and output.relative_l2 is not None:
+        return output.dtype_a == output.dtype_b and output.relative_l2 <= limit
+    return bool(output.equal)
+
+
+def _changed(output: OutputDifference) -> str:
+    how = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
+    return f"output {output.name!r} changes{how}"

@@ -1,0 +1,107 @@
+"""Writing models for OpenVINO, the runtime for Intel's processors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+from spa.exporters.checks import allowed, check
+from spa.exporters.files import drafts, move, place
+
+from spa.errors import SpaError, UnsupportedError
+from spa.feeds import first_run, ranges_for
+from spa.runtime import input_specs, load_session, output_specs, run
+
+_SEEDS = 3
+
+
+def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
+    """Convert a model to OpenVINO's format, in the model's own precision, and compare it with onnxruntime.
+
+    Args:
+        model: what to write; not changed.
+        directory: the folder for ``model.xml`` and ``model.bin``; made where it is missing.
+        base: the folder of the model's external data.
+
+    Returns:
+        The ``.xml`` file.
+
+    Raises:
+        UnsupportedError: openvino is not installed, refuses the model, or computes something else.
+        SpaError: the files cannot be written.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise UnsupportedError("openvino is not installed. Run  pip install 'spa-onnx[openvino]'.") from error
+    target = Path(directory)
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SpaError(f"cannot write {str(target)!r}: {error.strerror}. Choose another place.") from error
+    with drafts(target / "model.xml") as folder:
+        original = folder / "model.onnx"
+        place(model, original, base)
+        check(original, None)
+        done = folder / "done"
+        done.mkdir()
+        try:
+            openvino.save_model(openvino.convert_model(original), done / "model.xml", compress_to_fp16=False)
+            # Without the hint it computes in bfloat16 where the processor can.
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
+            compiled = openvino.Core().compile_model(done / "model.xml", "CPU", settings)
+            worst = _distance(original, compiled)
+        except _failures() as error:
+            reason = str(error).strip().splitlines()[-1].lstrip("- ")
+            raise UnsupportedError(f"openvino cannot take the model: {reason}. Export to onnx or ort.") from error
+        if worst > allowed(model):
+            raise UnsupportedError(
+                f"openvino's outputs differ from onnxruntime's by {worst:.2g}. Export to onnx or ort."
+            )
+        move(done, target)
+    return target / "model.xml"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What OpenVINO raises; its readers' classes have no common base below Exception."""
+    from openvino import frontend
+
+    return (
+        RuntimeError,
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )
+
+
+def _distance(original: Path, compiled: Any) -> float:
+    """The largest relative L2 distance of an output from onnxruntime's, over seeded inputs."""
+    session = load_session(original)
+    names = [o.name for o in output_specs(session)]
+    recipe, _ = first_run(session, ranges=ranges_for(original, input_specs(session)), name=repr(str(original)))
+    worst = 0.0
+    for seed in range(_SEEDS):
+        feeds = recipe.feeds(seed)
+        expected = run(session, feeds)
+        found: Mapping[str, np.ndarray] = compiled(feeds)
+        worst = max([worst, *(_relative(e, found[n]) for n, e in zip(names, expected, strict=True))])
+    return worst
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 distance; infinite where shapes differ, or where one is NaN or infinite and the other is not that."""
+    if a.shape != b.shape:
+        return np.inf
+    x, y = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    different = ~((x == y) | (np.isnan(x) & np.isnan(y)))
+    if not different.any():
+        return 0.0
+    size = np.linalg.norm(x[np.isfinite(x)])
+    distance = np.linalg.norm(x[different] - y[different]) / size if size else np.inf
+    return float(distance) if np.isfinite(distance) else np.inf
