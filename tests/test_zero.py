@@ -164,6 +164,16 @@ def test_a_mask_that_the_graph_multiplies_weights_with_counts() -> None:
     assert len(found.biases) == 1
 
 
+def test_weights_that_the_graph_multiplies_from_factors_lose_what_is_zero_in_either() -> None:
+    net = Net()
+    weight = net.node("MatMul", net.weight(3, 6, name="left"), net.weight(6, 7, name="right"))
+    h = net.node("Relu", net.node("MatMul", net.input("x", ["n", 3]), weight))
+    model = net.model(net.gemm(h, 7, 2, name="head"))
+    assert removed(compact(model)[0]) == {}
+    model = zeroed(model, ("left", 1, [0]), ("right", 0, [4]), ("right", 1, [2]), ("head", 1, [5]))
+    assert sorted(removed(compact(model)[0]).values()) == [[0, 4], [2, 5]]
+
+
 def test_a_squeeze_and_excitation_gate_of_zero_needs_its_channel_for_the_other_gates() -> None:
     def model(read: bool) -> ModelProto:
         net = Net()

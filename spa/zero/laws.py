@@ -131,7 +131,7 @@ def usable(at: Site, operand: int) -> Known:
     padded convolution, and the gaps of a transposed one, see zeros instead. Else it is what is known to be zero.
     """
     known = at.known(operand)
-    match at.node.op:
+    match at.node.key:
         case "Conv" | "ConvTranspose" if operand == 0:
             known = uniform(known, [i for i in range(known.value.ndim) if i != 1])
             plain = at.node.op == "Conv" and not _padded(at) and at.value(1) is not None
@@ -429,7 +429,7 @@ def picked(at: Site) -> Found:
 def pooled(at: Site) -> Found:
     """What is the same at all places stays what it is; padding counts in a mean only where it is asked for."""
     same = uniform(at.known(0), range(2, at.known(0).value.ndim))
-    counted = at.node.op == "AveragePool" and at.attr("count_include_pad", 0) and _padded(at)
+    counted = at.attr("count_include_pad", 0) and (_padded(at) or at.attr("ceil_mode", 0))
     return [same.only(same.value == 0) if counted else same]
 
 

@@ -53,13 +53,13 @@ class Needs:
         through = law.barrier is None and not law.node.subgraphs
         needs = self._reads(law, masks) if through else {}
         for operand, (name, axes) in enumerate(zip(law.node.inputs, law.inputs, strict=True)):
-            if not name or axes is None or self.analysis.is_constant(name):
+            if not name or axes is None or name in self.analysis.graph.constants:
                 continue
             wanted: Masks = {}
             for axis, expr in enumerate(axes) if through else ():
                 for dim in self._dims([expr]):
                     _merge(wanted, {dim: self._through(law, (operand, axis), dim, needs, masks)})
-            if self._any_left(wanted, axes) and (law.node.op, operand) not in _UNREAD:
+            if self._any_left(wanted, axes) and (law.node.key, operand) not in _UNREAD:
                 self._observe(name, wanted, axes)
 
     def _through(self, law: Law, place: Operand, dim: Dim, needs: Mapping[Operand, Masks], masks: Masks) -> Array:
@@ -70,13 +70,13 @@ class Needs:
             return np.ones(dim.size, bool)
         if dim in masks:
             return masks[dim]
-        if law.node.op in _DROPPING:
+        if law.node.key in _DROPPING:
             return np.zeros(dim.size, bool)
         for summed in needs.values():  # on the other side of a sum
             if dim in summed:
                 return summed[dim]
         everything = np.ones(dim.size, bool)
-        if (law.node.op, place[0]) not in _UNREAD:
+        if (law.node.key, place[0]) not in _UNREAD:
             _merge(self.read, {dim: everything})
         return everything
 
@@ -99,7 +99,8 @@ class Needs:
         if name not in self._observed:
             return None
         masks = dict(self._observed[name])
-        known = self.facts.of(name)
+        # What the graph makes of constants alone stays what it is only if all of it stays.
+        known = None if self.analysis.is_constant(name) else self.facts.of(name)
         if known is not None:
             if known.mask.all():
                 return None
