@@ -61,6 +61,8 @@ EXPORTERS = {"dynamo": "torch.onnx.export(dynamo=True)", "torchscript": "torch.o
 OPSET = 18  # the one that PyTorch's exporter is written in; it converts to later ones
 NEWEST_TRACED = 20  # the TorchScript exporter's last
 TOLERANCE = 1e-3  # of an output's largest magnitude
+REMEDY = "Change that operator, or convert a part of the network."
+HALVES = "onnxruntime has few operators in bfloat16: convert network.float()."
 PREFIX = "module."  # of names within Flat
 #: The spacing of numbers near 1; two implementations of a half-precision network are several of these apart.
 _EPSILON = {np.dtype(np.float16): 2.0**-10, np.dtype(ml_dtypes.bfloat16): 2.0**-7}
@@ -179,9 +181,21 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what exporters print, which is whole graphs at times."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """Drop what exporters print, from Python and from C++: whole graphs at times."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        open(os.devnull, "w") as nowhere,
+    ):
+        streams = {number: os.dup(number) for number in (1, 2)}
+        for number in streams:
+            os.dup2(nowhere.fileno(), number)
+        try:
+            yield
+        finally:
+            for number, stream in streams.items():
+                os.dup2(stream, number)
+                os.close(stream)
 
 
 @contextlib.contextmanager
@@ -267,7 +281,8 @@ def _convert_module(
         if name == "torchscript" and opset > NEWEST_TRACED:
             notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
         return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
-    raise _refusal(example.call, failures)
+    halves = any(torch.is_tensor(t) and t.dtype == torch.bfloat16 for t in module.state_dict().values())
+    raise _refusal(example.call, failures, HALVES if halves else REMEDY)
 
 
 def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: int) -> Imported:
@@ -392,15 +407,13 @@ def _trace(
     return model
 
 
-def _refusal(call: str, failures: Sequence[tuple[str, Exception]]) -> SpaError:
+def _refusal(call: str, failures: Sequence[tuple[str, Exception]], remedy: str = REMEDY) -> SpaError:
     """The error where nothing succeeded."""
     different = next((error for _, error in failures if isinstance(error, _DifferentError)), None)
     if different is not None:
         return ModelError(f"{call} in ONNX is not the same: {different} Check that its outputs depend on nothing else.")
     told = "; ".join(dict.fromkeys(f"{EXPORTERS[name]}: {reason(error).rstrip('.')}" for name, error in failures))
-    return UnsupportedError(
-        f"{call} cannot be expressed in ONNX. {told}. Change that operator, or convert a part of the network."
-    )
+    return UnsupportedError(f"{call} cannot be expressed in ONNX. {told}. {remedy}")
 
 
 # -- names -------------------------------------------------------------------------------------------------------

@@ -365,6 +365,23 @@ def test_what_no_exporter_can_express_is_refused_with_the_reasons() -> None:
     assert "i0e" in message or "eigvals" in message
 
 
+def test_exporters_print_nothing_of_theirs(capfd: pytest.CaptureFixture[str]) -> None:
+    class Packed(Recurrent):
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.head(self.lstm(packed)[0].data)
+
+    with pytest.raises(UnsupportedError, match="cannot be expressed in ONNX"):
+        convert(Packed(), (torch.randn(2, 5, 5), torch.tensor([5, 3])))
+    print("still here")
+    assert capfd.readouterr() == ("still here\n", "")
+
+
+def test_bfloat16_is_refused_with_a_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"few operators in bfloat16: convert network.float\(\)"):
+        convert(mlp().bfloat16(), torch.randn(2, 6).bfloat16())
+
+
 def test_the_network_is_not_changed() -> None:
     class Counting(Residual):
         def __init__(self) -> None:
