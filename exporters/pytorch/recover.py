@@ -72,9 +72,7 @@ def recover(
         PlanError: too few batches, or no float output to learn from.
     """
     if len(batches) < 2:
-        raise PlanError(
-            f"recovery was given {len(batches)} batches; one is to learn from, one to decide. Give 2 or more."
-        )
+        raise PlanError(f"recovery was given {len(batches)} batches: one to learn from, one to decide. Give 2 or more.")
     device = next(student.parameters()).device
     given = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
     student.eval()

@@ -100,8 +100,8 @@ def _exchange(
                 f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
                 "exporter changed it. Export without optimisation (optimize=False, do_constant_folding=False)."
             )
-        value, left = _pruned(result.analysis, kept, pruned, name)
-        _put(same[id(old[key])], value.transpose(order), old[key])
+        new, left = _pruned(result.analysis, kept, pruned, name)
+        _put(same[id(old[key])], new.transpose(order), old[key])
         yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
 
 

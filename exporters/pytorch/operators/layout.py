@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
-from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype, wants
+from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype
 from torch import Tensor
 
 from spa.graph import Graph, Node
@@ -416,10 +416,3 @@ def compress(node: Node, x: Tensor, condition: Tensor) -> Tensor:
 def non_zero(node: Node, x: Tensor) -> Tensor:
     """Where elements are not zero: [rank count]."""
     return torch.nonzero(x).T
-
-
-@operator("Unique", limit=lambda node, graph: "the first places" if wants(node, 1) else None, fixed=(0,))
-def unique(node: Node, x: Tensor) -> tuple[Tensor, ...]:
-    """Different elements, or slices along ``axis``, sorted."""
-    values, inverse, counts = torch.unique(x, True, True, True, node.attributes.get("axis"))
-    return values, counts, inverse.flatten(), counts
