@@ -56,6 +56,17 @@ def test_every_architecture_gives_what_onnxruntime_gives_and_has_finite_gradient
     assert any(g.abs().max() > 0 for g in gradients.values() if g is not None)
 
 
+@pytest.mark.parametrize("name", [n for n in QUICK if n not in UNTAKEN])  # an If looks at data
+def test_everything_follows_the_module_to_its_device(name: str) -> None:
+    model = built(name)
+    feeds = made_up(model, None)
+    module = graph_module(model).eval()
+    wanted = outputs_of(module, (), fed(feeds))
+    outputs = module.to("meta")(**{n: v.to("meta") for n, v in fed(feeds).items()})
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert [(o.device.type, tuple(o.shape)) for o in outputs] == [("meta", w.shape) for w in wanted]
+
+
 # -- parameters --------------------------------------------------------------------------------------------------
 
 

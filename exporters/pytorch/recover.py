@@ -56,7 +56,8 @@ def recover(
 
     AdamW whose rate falls as a cosine. BatchNormalizations keep their running statistics and dropout is off. The loss
     is the distortion that is reported: squared differences of the float outputs over the dense outputs' variance. What
-    is best is decided on batches that are left out of training, and the weights given are a candidate.
+    is best is decided on batches that are left out of training, and the weights given are a candidate. Both modules are
+    left in evaluation mode.
 
     Args:
         student: the pruned network; its parameters change in place.

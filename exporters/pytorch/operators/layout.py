@@ -27,12 +27,18 @@ def size(node: Node, x: Tensor) -> np.ndarray:
     return sizes([math.prod(x.shape)]).reshape(())
 
 
-@operator("ConstantOfShape", host=(0,))
+def _no_such_fill(node: Node, graph: Graph) -> str | None:
+    value = node.attributes.get("value")
+    return None if value is None else unknown_dtype(value.data_type)
+
+
+@operator("ConstantOfShape", host=(0,), limit=_no_such_fill)
 def constant_of_shape(node: Node, target: Any) -> Tensor:
     """A tensor of one number."""
     value = node.attributes.get("value")
-    fill = torch.zeros(1) if value is None else tensor(numpy_helper.to_array(value))
-    return torch.full(ints(target), fill.item(), dtype=fill.dtype)
+    if value is None:
+        return torch.zeros(ints(target))
+    return torch.full(ints(target), number(numpy_helper.to_array(value)), dtype=dtype_of(value.data_type))
 
 
 @operator("Range", host=(0, 1, 2))
