@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +263,20 @@ def test_users_teach_it_their_own_operators() -> None:
     assert torch.equal(graph_module(single("Twice", "my.domain"))(x), 2 * x)
     with pytest.raises(ValueError, match=r"my\.domain::Twice has a function already"):
         operator("my.domain::Twice")(twice)
+
+
+def test_without_pytorch_the_extra_is_named_and_the_core_works() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import spa, spa.api, spa.exporters.onnx
+try:
+    import spa.exporters.pytorch
+except spa.SpaError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said == "PyTorch is not installed. Run: pip install 'spa-onnx[torch]'.\n"
 
 
 # -- files -------------------------------------------------------------------------------------------------------

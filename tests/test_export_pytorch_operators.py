@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pkgutil import iter_modules
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -97,6 +98,15 @@ def apart(a: np.ndarray, b: np.ndarray, case: Any) -> str | None:
     x, y = a.astype(np.float64), b.astype(np.float64)
     near = np.isclose(x, y, rtol=max(case.rtol, coarse), atol=max(case.atol, 1e-6, coarse), equal_nan=True)
     return None if near.all() else f"{int((~near).sum())} of {near.size} differ"
+
+
+def test_the_comparison_finds_what_is_wrong() -> None:
+    case = SimpleNamespace(rtol=1e-3, atol=1e-7)
+    x = np.linspace(1, 2, 6, dtype=np.float32)
+    assert apart(x, x, case) is None
+    assert apart(2 * x, x, case) == "6 of 6 differ"
+    assert apart(x[:5], x, case) == "shape (5,), expected (6,)"
+    assert apart(np.arange(3, dtype=np.int32), np.arange(3), case) == "int32 differs"
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns about log of zero and the like, which cases test
