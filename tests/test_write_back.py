@@ -230,13 +230,23 @@ def test_heads_under_their_usual_names_are_counted_anew(script: bool) -> None:
     assert apart(small, result.model, MODULES["block"][1]) < 1e-5
 
 
-def test_layers_that_reconstruction_gives_a_bias_get_one() -> None:
-    module, result, names, example = pruned("mlp", criterion="obspa")
-    assert module.net[3].bias is None
-    small = write_back(module, result, names, example)
-    assert apart(small, result.model, example) < 1e-5
-    module, result, names, example = pruned("residual", criterion="obspa")
-    assert apart(write_back(module, result, names, example), result.model, example) < 1e-5
+class Unbiased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 32, 3, bias=False), nn.Conv2d(32, 24, 3, bias=False)
+        self.fc = nn.Linear(24, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Unbiased, Residual])
+def test_layers_that_reconstruction_gives_a_bias_get_one(build: type[nn.Module]) -> None:
+    module, model, names = imported(build, IMAGE)
+    result = spa.prune(model, ratio=0.5, criterion="obspa", round_to=1, samples=64)
+    small = write_back(module, result, names, IMAGE)
+    assert (build is Unbiased) == (size(small) - sum(p.numel() for k, p in small.named_parameters() if k in names) > 0)
+    assert apart(small, result.model, IMAGE) < 1e-5
 
 
 def test_parameters_that_are_one_stay_one() -> None:

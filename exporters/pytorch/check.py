@@ -40,7 +40,7 @@ def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
     specs = input_specs(model)
     args, kwargs = arguments(example_inputs)
     leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
-    if set(kwargs) == {s.name for s in specs}:
+    if kwargs.keys() >= {s.name for s in specs}:
         leaves = [kwargs[s.name] for s in specs]
     if len(leaves) != len(specs):
         wanted = ", ".join(s.name for s in specs)

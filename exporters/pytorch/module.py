@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -20,7 +21,7 @@ from spa.normalise import normalise
 from spa.shape_values import FOLDERS
 
 HOST_ELEMENTS = 64  # constants of at most one axis and this many elements may be sizes: they stay on the host
-LARGEST_WEIGHT = 1e30  # masks hold the lowest float or infinity, weights do not
+MASK = 0.5  # of the largest float: masks hold the lowest one or infinity, weights do not
 SYMBOLIC = frozenset(  # computed on the host even where sizes are symbols
     "Gather Concat Slice Squeeze Unsqueeze Identity Add Sub Mul Mod Neg Reshape Equal Where ReduceProd".split()
 )
@@ -38,15 +39,21 @@ class Step:
 
     Attributes:
         node: what to run.
-        operator: how.
         bodies: compiled subgraphs by attribute.
         done: values that nobody reads after it.
     """
 
     node: Node
-    operator: Operator
     bodies: dict[str, Program] = field(default_factory=dict)
     done: tuple[str, ...] = ()
+
+    @property
+    def operator(self) -> Operator:
+        """How to run it: looked up each time, since functions of users cannot be pickled."""
+        entry = find(self.node.key)
+        if entry is None:
+            raise UnsupportedError(f"{self.node.label}: operator {self.node.key} is not registered any more. Do so.")
+        return entry
 
 
 @dataclass
@@ -105,9 +112,8 @@ class OnnxModule(nn.Module):
         """
         given = dict(zip(self.input_names, args, strict=False)) | kwargs
         if len(args) > len(self.input_names) or given.keys() != set(self.input_names):
-            raise TypeError(
-                f"forward takes {', '.join(self.input_names)}; got {len(args)} and {sorted(kwargs)} by name."
-            )
+            wanted = ", ".join(self.input_names)
+            raise TypeError(f"forward takes {wanted}; got {len(args)} by place and {sorted(kwargs)} by name.")
         state = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
         device = next((v.device for v in {**state, **given}.values() if isinstance(v, Tensor)), torch.device("cpu"))
         with torch.device(device) if device.type != "cpu" else nullcontext():
@@ -213,8 +219,8 @@ def unshared(model: ModelProto) -> ModelProto:
     vectors = {t.name: t for t in model.graph.initializer}
     for (name, place, others), alias in owners.items():  # Case 2
         _add(copy, vectors[name], alias)
-        for node in copy.graph.node:
-            if node.op_type == "BatchNormalization" and tuple(node.input[1:]) == others:
+        for node, old in zip(copy.graph.node, model.graph.node, strict=True):
+            if old.op_type == "BatchNormalization" and tuple(old.input[1:]) == others:
                 node.input[place] = alias
     kept = [_copied(n) for n in copy.graph.node if n.output[0] not in aliases]  # Case 1
     del copy.graph.node[:]
@@ -293,10 +299,8 @@ class _Compiler:
         return program
 
     def _step(self, graph: Graph, node: Node) -> Step:
-        entry = find(node.key)
-        assert entry is not None  # _refuse has seen to that
         inner = {a.name: self.compile(_inner(a.g, graph)) for a in node.proto.attribute if a.HasField("g")}
-        return Step(node, entry, inner)
+        return Step(node, inner)
 
     def _is_weight(self, graph: Graph, name: str, uses: Sequence[tuple[Operator, int]]) -> bool:
         tensor_proto = graph.constants[name]
@@ -308,7 +312,8 @@ class _Compiler:
             return False
         if all(place in entry.host or place in entry.fixed for entry, place in uses):
             return False
-        return bool(np.all(np.abs(graph.array(name)) < LARGEST_WEIGHT))
+        value = graph.array(name)
+        return bool(np.abs(value).max(initial=0) < MASK * ml_dtypes.finfo(value.dtype).max)
 
     def _parameter(self, name: str, graph: Graph) -> str:
         return self._register(name, nn.Parameter(tensor(graph.array(name)).contiguous()))

@@ -56,7 +56,8 @@ def recover(
 
     AdamW whose rate falls as a cosine. BatchNormalizations keep their running statistics and dropout is off. The loss
     is the distortion that is reported: squared differences of the float outputs over the dense outputs' variance. What
-    is best is decided on batches that are left out of training, and the weights given are a candidate.
+    is best is decided on batches that are left out of training, and the weights given are a candidate. Both modules are
+    left in evaluation mode.
 
     Args:
         student: the pruned network; its parameters change in place.
@@ -72,9 +73,7 @@ def recover(
         PlanError: too few batches, or no float output to learn from.
     """
     if len(batches) < 2:
-        raise PlanError(
-            f"recovery was given {len(batches)} batches; one is to learn from, one to decide. Give 2 or more."
-        )
+        raise PlanError(f"recovery was given {len(batches)} batches: one to learn from, one to decide. Give 2 or more.")
     device = next(student.parameters()).device
     given = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
     student.eval()

@@ -17,10 +17,12 @@ from spa.errors import UnsupportedError
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head")
-WIDTHS = ("all_head_size", "inner_dim", "attn_dim")
+WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
+SHARES = ("num_key_value_groups",)
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
+TRANSPOSED = "Conv1D"  # of the transformers library: a linear layer whose weights are [inputs, outputs]
 KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
-FUSED = ("qkv", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "Wqkv")
+FUSED = ("qkv", "c_attn", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "Wqkv")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,15 @@ def restate(module: nn.Module, cuts: Cuts) -> None:
         UnsupportedError: a module cannot have these widths.
     """
     for path, each in module.named_modules():
+        if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
+            each.nx, each.nf = each.weight.shape
         own = {key.removeprefix(f"{path}." if path else ""): cut for key, cut in cuts.items() if _owns(path, key)}
         for kind, function in KINDS:
             if isinstance(each, kind):
                 function(path, each, own)
                 break
         else:
-            _heads(each, own)
+            _heads(path, each, own)
 
 
 def _owns(path: str, key: str) -> bool:
@@ -161,43 +165,49 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 # -- attention in the user's own words ---------------------------------------------------------------------------
 
 
-def _heads(module: Any, cuts: Cuts) -> None:
+@dataclass(frozen=True)
+class _Heads:
+    """How many heads a projection makes, and of which size; before and after."""
+
+    count: int
+    size: int
+    new_count: int
+    new_size: int
+
+
+def _heads(path: str, module: Any, cuts: Cuts) -> None:
     """Counts and sizes of heads that a module's own code keeps beside its projections."""
     queries = _projected(module, cuts, HEADS, (*QUERIES, *FUSED))
     if queries is None:
         return
-    keys = _projected(module, cuts, SHARED_HEADS, KEYS)
-    changes = {queries.attribute: queries.new_heads}
-    changes |= {n: queries.new_size for n in HEAD_SIZES if getattr(module, n, None) == queries.size}
-    width = queries.heads * queries.size
-    changes |= {n: queries.new_heads * queries.new_size for n in WIDTHS if getattr(module, n, None) == width}
-    if keys is not None:
-        changes[keys.attribute] = keys.new_heads
-        if getattr(module, "num_key_value_groups", None) == queries.heads // keys.heads:
-            changes["num_key_value_groups"] = queries.new_heads // keys.new_heads
-    for name, value in changes.items():
-        setattr(module, name, value)
+    keys = _projected(module, cuts, SHARED_HEADS, KEYS) or queries
+    width, new_width = queries.count * queries.size, queries.new_count * queries.new_size
+    for words, old, new in (
+        (HEADS, queries.count, queries.new_count),
+        (SHARED_HEADS, keys.count, keys.new_count),
+        (HEAD_SIZES, queries.size, queries.new_size),
+        (WIDTHS, width, new_width),
+        (SHARES, queries.count // keys.count, queries.new_count // keys.new_count),
+    ):
+        for name in words:
+            if getattr(module, name, None) == old:
+                setattr(module, name, new)
 
 
-@dataclass(frozen=True)
-class _Projection:
-    """Heads and their size, before and after; and the attribute that counts them."""
-
-    attribute: str
-    heads: int
-    size: int
-    new_heads: int
-    new_size: int
-
-
-def _projected(module: Any, cuts: Cuts, words: Sequence[str], projections: Sequence[str]) -> _Projection | None:
+def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequence[str]) -> _Heads | None:
     """What is left of the heads of the first projection that was cut."""
-    attribute = next((n for n in words if isinstance(getattr(module, n, None), int)), None)
-    name = next((n for n in projections if 0 in getattr(cuts.get(f"{n}.weight"), "kept", ())), None)
-    if attribute is None or name is None:
-        return None
-    cut, heads = cuts[f"{name}.weight"], getattr(module, attribute)
-    width = cut.shape[0] // (3 if name in FUSED else 1)
-    first = cut.kept[0][cut.kept[0] < width]  # of a fused projection, the queries
-    left = len(np.unique(first // (width // heads)))
-    return _Projection(attribute, heads, width // heads, left, len(first) // left)
+    for name in projections:
+        cut, projection = cuts.get(f"{name}.weight"), getattr(module, name, None)
+        axis = 1 if type(projection).__name__ == TRANSPOSED else 0
+        if cut is None or axis not in cut.kept:
+            continue
+        width = cut.shape[axis] // (3 if name in FUSED else 1)
+        size = _attribute(module, HEAD_SIZES) or width // (_attribute(module, counts) or width)
+        first = cut.kept[axis][cut.kept[axis] < width]  # of a fused projection, the queries
+        left = len(np.unique(first // size))
+        return _Heads(width // size, size, left, len(first) // left)
+    return None
+
+
+def _attribute(module: Any, names: Sequence[str]) -> int | None:
+    return next((v for n in names if isinstance(v := getattr(module, n, None), int)), None)

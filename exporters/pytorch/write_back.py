@@ -100,8 +100,8 @@ def _exchange(
                 f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
                 "exporter changed it. Export without optimisation (optimize=False, do_constant_folding=False)."
             )
-        value, left = _pruned(result.analysis, kept, pruned, name)
-        _put(same[id(old[key])], value.transpose(order), old[key])
+        new, left = _pruned(result.analysis, kept, pruned, name)
+        _put(same[id(old[key])], new.transpose(order), old[key])
         yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
 
 
@@ -158,7 +158,8 @@ def _add_biases(entries: Mapping[str, _Entry], dense: Graph, pruned: Graph, name
         for place, name in enumerate(node.inputs):
             if name not in pruned.initializers or name in dense.constants or not name.endswith("_bias"):
                 continue
-            entry = entries.get(names.get(_weight(pruned, node.inputs[1]), ""))
+            twin = dense.producer[next(o for o in node.outputs if o)]
+            entry = entries.get(names.get(_weight(dense, twin.inputs[1]), ""))
             if entry is None or BIASED.get(node.op) != place or getattr(entry.owner, "bias", 0) is not None:
                 raise UnsupportedError(
                     f"{node.label}: reconstruction gave it the bias {name!r}, for which the module has no place. Build "

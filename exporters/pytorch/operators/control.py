@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from spa.exporters.pytorch.operators import number, operator, tensor
 from torch import Tensor
@@ -28,7 +29,7 @@ def loop(node: Node, times: Any, condition: Any, *carried: Any, bodies: Bodies) 
     going = condition is None or bool(number(condition))
     state, kept, i = list(carried), [], 0
     while going and i < limit:
-        going, *results = bodies["body"](torch.tensor(i), torch.tensor(True), *state)
+        going, *results = bodies["body"](np.asarray(i, np.int64), np.asarray(True), *state)
         going = bool(number(going))
         state = results[: len(carried)]
         kept.append(results[len(carried) :])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
-from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype, wants
+from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype
 from torch import Tensor
 
 from spa.graph import Graph, Node
@@ -27,12 +27,18 @@ def size(node: Node, x: Tensor) -> np.ndarray:
     return sizes([math.prod(x.shape)]).reshape(())
 
 
-@operator("ConstantOfShape", host=(0,))
+def _no_such_fill(node: Node, graph: Graph) -> str | None:
+    value = node.attributes.get("value")
+    return None if value is None else unknown_dtype(value.data_type)
+
+
+@operator("ConstantOfShape", host=(0,), limit=_no_such_fill)
 def constant_of_shape(node: Node, target: Any) -> Tensor:
     """A tensor of one number."""
     value = node.attributes.get("value")
-    fill = torch.zeros(1) if value is None else tensor(numpy_helper.to_array(value))
-    return torch.full(ints(target), fill.item(), dtype=fill.dtype)
+    if value is None:
+        return torch.zeros(ints(target))
+    return torch.full(ints(target), number(numpy_helper.to_array(value)), dtype=dtype_of(value.data_type))
 
 
 @operator("Range", host=(0, 1, 2))
@@ -416,10 +422,3 @@ def compress(node: Node, x: Tensor, condition: Tensor) -> Tensor:
 def non_zero(node: Node, x: Tensor) -> Tensor:
     """Where elements are not zero: [rank count]."""
     return torch.nonzero(x).T
-
-
-@operator("Unique", limit=lambda node, graph: "the first places" if wants(node, 1) else None, fixed=(0,))
-def unique(node: Node, x: Tensor) -> tuple[Tensor, ...]:
-    """Different elements, or slices along ``axis``, sorted."""
-    values, inverse, counts = torch.unique(x, True, True, True, node.attributes.get("axis"))
-    return values, counts, inverse.flatten(), counts

@@ -109,7 +109,7 @@ def skip_rms_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, bias: Tens
     return (total * inverse * scale, None, inverse, total)[: len(node.outputs)]
 
 
-@operator(MS + "EmbedLayerNormalization", limit=lambda node, graph: "its mask index" if wants(node, 1) else None)
+@operator(MS + "EmbedLayerNormalization", fixed=(0, 1, 7, 8))
 def embed_layer_norm(
     node: Node,
     words: Tensor,
@@ -122,13 +122,14 @@ def embed_layer_norm(
     mask: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Any:
-    """The sum of three embeddings, which is output 2, normalised."""
+    """The sum of three embeddings, which is output 2, normalised. Output 1 counts the tokens of a mask."""
     positions = torch.arange(words.shape[1], device=words.device)[None] if positions is None else positions
     total = F.embedding(words, word_table) + F.embedding(positions, position_table)
     if segments is not None and segment_table is not None:
         total = total + F.embedding(segments, segment_table)
     y = F.layer_norm(total, scale.shape, scale, shift, node.attributes.get("epsilon", 1e-12))
-    return (y, None, total)[: len(node.outputs)]
+    counts = torch.zeros_like(words[:, 0]) if mask is None else mask.sum(-1)
+    return (y, counts.to(torch.int32), total)[: len(node.outputs)]
 
 
 @operator("LRN")
