@@ -68,7 +68,9 @@ def convert(
         if not names:
             notes = ("the weights could not be followed through tf2onnx: they bear names of its own.",)
         elif function.kind == "tensorflow" and (lost := set(function.variables) - set(names.values())):
-            notes = (f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",)
+            notes = (
+                f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",
+            )
     _name_interface(model, function)
     feeds = example_feeds(model, example_inputs)
     actual = run(load_session(model), feeds)
