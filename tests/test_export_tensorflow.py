@@ -67,7 +67,7 @@ def test_networks_come_back_narrower_equal_and_trainable(name: str) -> None:
     assert convert(small).error < 1e-5
 
 
-@pytest.mark.parametrize("name", ["perceptron", "recurrent"])
+@pytest.mark.parametrize("name", ["perceptron", pytest.param("recurrent", marks=pytest.mark.slow)])
 def test_sequential_models_train_on(name: str) -> None:
     model = keras_networks.random(name)
     small = write_back(model, *pruned(model))
