@@ -72,9 +72,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _steps(model: Any, facts: dict[str, Any]) -> None:
-    import spa
     from spa.exporters.tensorflow import write_back
     from spa.importers.tensorflow import convert
+
+    import spa
 
     with _timed(facts, "import"):
         imported = convert(model)
@@ -118,14 +119,15 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         before, after = facts.get("Keras parameters") or facts.get("parameters") or (0, 0)
         share = f"{before / 1e6:.2f} → {after / 1e6:.2f} M" if before else ""
         small = (f"{facts[key]:.0e}" if key in facts else "" for key in ("error", "distance"))
-        cells.append([f"{name} ({NETWORKS[name]}²)", *steps, *small, share])
+        cells.append([f"{name} ({NETWORKS[name]})", *steps, *small, share])
     header = ["network", *STEPS, "import error", "distance", "parameters"]
     return "\n\n".join(
         [
             "# Keras applications",
-            "Into ONNX, 30 % of the MACs removed by L2, checked against the masked original, and back into Keras, checked "
-            "against the pruned ONNX model (else the step fails). Seconds of each step, or why it failed. Random weights, "
-            "ten classes. Made by `benchmarks/coverage_keras.py`.",
+            "Into ONNX, 30 % of the MACs removed by L2, checked against the masked original, and back into Keras, "
+            "checked against the pruned ONNX model (else the step fails). Seconds of each step, or why it failed. "
+            "Random weights, ten classes, square images. Made by `benchmarks/coverage_keras.py`; timings beside other "
+            "work on the machine.",
             common.table(header, cells),
             common.describe(common.machine()),
             f"{FOOT}{json.dumps(rows)} -->",

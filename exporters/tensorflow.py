@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import shutil
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
+from spa.importers._tf2onnx import first_line
 from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
 
 from spa.errors import ModelError, SpaError, UnsupportedError
@@ -50,6 +49,11 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
         raise UnsupportedError(
             f"Keras model {keras_model.name!r} is a subclass with code of its own. Build it from keras.Input, or "
             "narrow it by hand: result.plan says which channels are kept."
+        )
+    if keras_model.compute_dtype != "float32":
+        raise UnsupportedError(
+            f"Keras model {keras_model.name!r} computes in {keras_model.compute_dtype}, to which its conversion has "
+            "cast the weights. Convert, prune and write back a float32 copy of it."
         )
     pruned = _Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
@@ -188,16 +192,15 @@ class _Builder:
             return self._run(layer, clone, args, kwargs)
         clone = self.clones[id(layer)] = self._clone(layer, args)
         outputs = self._run(layer, clone, args, kwargs)
-        self._fill(layer, clone)
+        if isinstance(layer, keras.layers.Layer):
+            self._fill(layer, clone)
         return outputs
 
     def _run(self, layer: Any, clone: Any, args: Any, kwargs: Any) -> Any:
         try:
             return clone(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            raise _fixed(
-                layer, f"it does not take its narrower input ({str(error).strip().splitlines()[0]})"
-            ) from error
+            raise _fixed(layer, f"it does not take its narrower input ({first_line(error)})") from error
 
     def _clone(self, layer: Any, args: Any) -> Any:
         name = type(layer).__name__
@@ -224,7 +227,7 @@ class _Builder:
         """Give a layer's copy its variables."""
         same = list(clone.variables)
         if len(same) > len(layer.variables):  # it has a bias that it had not
-            same.remove(next(v for v in same if v.name == "bias"))
+            same = [v for v in same if v.name != "bias"]
         for old, new in zip(layer.variables, same, strict=True):
             value = self.pruned.arrays.get(id(old))
             if value is None:
@@ -429,23 +432,22 @@ def _write(model: Any, draft: Path) -> None:
     if draft.suffix == ".keras":
         model.save(draft)
     elif draft.suffix == ".tflite":
-        draft.write_bytes(_to_tflite(model))
+        draft.write_bytes(_to_tflite(model, draft))
     else:
         model.export(draft, verbose=False)
 
 
-def _to_tflite(model: Any) -> bytes:
+def _to_tflite(model: Any, draft: Path) -> bytes:
     import tensorflow as tf
 
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    saved = draft.with_suffix(".saved")  # its way from Keras models themselves fails at several named inputs
+    model.export(saved, verbose=False)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the signature
-            return bytes(converter.convert())
+        return bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
     except Exception as error:  # the converter's own class derives from Exception alone
-        reason = str(error).strip().splitlines()[0].rpartition("error: ")[2]
+        reason = first_line(error).rpartition("): ")[2]  # behind a long location
         raise UnsupportedError(
-            f"TensorFlow Lite refuses Keras model {model.name!r}: {reason}. Save it as .keras, or fix the "
-            "shapes of its inputs."
+            f"TensorFlow Lite refuses Keras model {model.name!r}: {reason} Save it as .keras, or fix its input shapes."
         ) from error
 
 

@@ -28,7 +28,6 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from spa.coupling import TIED
 from spa.errors import ModelError, UnsupportedError
-from spa.graph import outer_uses
 
 REMEDY = "Replace that part of the model by layers that it converts, or try another opset."
 # The bits of 40009.3, number 0: any arithmetic changes a number that large, and constants are seldom near it.

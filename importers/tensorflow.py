@@ -57,6 +57,7 @@ def convert(
         UnsupportedError: tf2onnx refuses an operator.
     """
     function = read(source, example_inputs, signature=signature, inputs=inputs, outputs=outputs)
+    examples = None if example_inputs is None else _ordered(function, example_inputs)
     notes: tuple[str, ...] = ()
     if function.kind == "tflite":
         model = to_onnx(opset, tflite_path=os.fspath(source), dequantize=True)
@@ -68,11 +69,14 @@ def convert(
         if not names:
             notes = ("the weights could not be followed through tf2onnx: they bear names of its own.",)
         elif function.kind == "tensorflow" and (lost := set(function.variables) - set(names.values())):
-            notes = (f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",)
+            notes = (
+                f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",
+            )
     _name_interface(model, function)
-    feeds = example_feeds(model, example_inputs)
-    actual = run(load_session(model), feeds)
-    error = difference([o.name for o in model.graph.output], function.run(list(feeds.values())), actual)
+    if examples is None:
+        examples = list(example_feeds(model).values())
+    actual = run(load_session(model), {i.name: a for i, a in zip(model.graph.input, examples, strict=True)})
+    error = difference([o.name for o in model.graph.output], function.run(examples), actual)
     return Imported(model, function.kind, "tf2onnx", names, error, notes)
 
 
@@ -352,32 +356,31 @@ def _name_axes(tensor: ValueInfoProto, prefix: str) -> None:
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
-def example_feeds(model: ModelProto, examples: Any = None) -> dict[str, np.ndarray]:
-    """Inputs of an ONNX model by name, in its order: the examples, or made up.
+def example_feeds(model: ModelProto) -> dict[str, np.ndarray]:
+    """Made-up inputs of an ONNX model by name, in its order."""
+    session = load_session(model)
+    return dict(working_feeds(session, ranges=ranges_for(model, input_specs(session))))
+
+
+def _ordered(function: Function, examples: Any) -> list[np.ndarray]:
+    """Example inputs in the function's order.
 
     Raises:
-        ModelError: the examples do not fit.
+        ModelError: they do not fit.
     """
-    session = load_session(model)
-    specs = input_specs(session)
-    if examples is None:
-        return dict(working_feeds(session, ranges=ranges_for(model, specs)))
     names, arrays = _named(examples)
-    known = [s.name for s in specs]
-    if len(arrays) != len(known) or (isinstance(examples, Mapping) and set(names) != set(known)):
+    known = [name.removesuffix(":0") for name in function.inputs]
+    by_name = isinstance(examples, Mapping)
+    if len(arrays) != len(known) or (by_name and set(names) != set(known)):
         raise ModelError(f"example_inputs are {', '.join(names)}; the model takes {', '.join(known)}. Give these.")
-    feeds = dict(zip(names if isinstance(examples, Mapping) else known, arrays, strict=True))
-    for spec in specs:
-        array = feeds[spec.name]
-        fits = array.ndim == len(spec.shape) and all(
-            not isinstance(d, int) or d == n for d, n in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits:
+    given = dict(zip(names if by_name else known, arrays, strict=True))
+    for name, spec in zip(known, function.specs, strict=True):
+        if not spec.shape.is_compatible_with(given[name].shape):
+            expected = ["any" if n is None else n for n in spec.shape]
             raise ModelError(
-                f"example_inputs: {spec.name!r} has shape {list(array.shape)}, expected {list(spec.shape)}. Change it."
+                f"example_inputs: {name!r} has shape {list(given[name].shape)}, expected {expected}. Change it."
             )
-        feeds[spec.name] = array.astype(spec.dtype, copy=False)
-    return {name: feeds[name] for name in known}
+    return [given[n].astype(s.dtype.as_numpy_dtype, copy=False) for n, s in zip(known, function.specs, strict=True)]
 
 
 def difference(

@@ -115,6 +115,9 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 
 def random(name: str, seed: int = 0) -> Any:
     """A network by name, with random values in all of its variables."""
+    import keras
+
+    keras.utils.clear_session()  # layers are numbered anew
     model = NETWORKS[name]()
     rng = np.random.default_rng(seed)
     for variable in model.variables:
