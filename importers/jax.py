@@ -159,8 +159,8 @@ def _kind(source: Any) -> str:
         if home in sys.modules and isinstance(source, sys.modules[home].Module):
             return kind
     if not callable(source):
-        what = "Give a flax or equinox module, or a function with params=..."
-        raise ModelError(f"a {type(source).__name__} is no JAX model. {what}.")
+        remedy = "Give a flax or equinox module, or a function and its params="
+        raise ModelError(f"an object of type {type(source).__name__} is no JAX model. {remedy}.")
     return "function"
 
 
@@ -382,8 +382,8 @@ def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
     """Initializer names by parameter path, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
     names: dict[str, str] = {}
     for path in paths:
-        short = ".".join(re.findall(r"[^\[\]'\".]+", path.removesuffix(".value")))
-        names[path if not short or short in names or short in taken else short] = path
+        short = ".".join(re.findall(r"[^\[\]'\".]+", path.removesuffix(".value"))) or "params"
+        names[path if short in names or short in taken else short] = path
     return names
 
 

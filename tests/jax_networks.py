@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+# One thread, and quick compilation; XLA reads this once, when JAX makes its first array.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_backend_optimization_level=0",
+)
+
 import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from spa.importers import Imported
+from spa.importers.jax import convert
 
 CLASSES, SIDE, CHANNELS = 10, 8, 3  # images of SIDE x SIDE
 TOKENS, WORDS, WIDTH, HEADS = 6, 11, 24, 3
 IMAGE = (SIDE, SIDE, CHANNELS)
 
 
-def shaken(tree, seed=0):
-    """All arrays of floats moved a little, so that no bias is zero and no statistic is trivial."""
-    leaves, structure = jax.tree_util.tree_flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree_util.tree_unflatten(structure, [_shaken(a, k) for a, k in zip(leaves, keys, strict=True)])
+def filled(tree: Any, seed: int = 0) -> Any:
+    """Random arrays in place of shapes: making them so is quicker than the frameworks' own initialisation."""
+    rng = np.random.default_rng(seed)
 
+    def made(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        outs = max(leaf.shape[0], leaf.shape[-1]) if leaf.shape else 1
+        values = rng.normal(size=leaf.shape) * np.sqrt(outs / np.prod(leaf.shape))
+        return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape) if len(leaf.shape) == 1 else values, leaf.dtype)
 
-def _shaken(leaf, key):
-    if not eqx.is_inexact_array(leaf):
-        return leaf
-    return leaf + jax.random.uniform(key, leaf.shape, leaf.dtype, 0.0, 0.3)
+    return jax.tree_util.tree_map(made, tree)
 
 
 # -- flax nnx --------------------------------------------------------------------------------------------------------
@@ -267,9 +288,75 @@ def mlp(params, x):
 
 
 def mlp_params():
-    keys = jax.random.split(jax.random.key(3), 3)
-    hidden = [
-        {"w": jax.random.normal(k, s) * s[0] ** -0.5, "b": jnp.zeros(s[1])}
-        for k, s in zip(keys, ((7, 24), (24, 16)), strict=False)
-    ]
-    return shaken({"hidden": hidden, "out": jax.random.normal(keys[2], (16, CLASSES))})
+    shapes = {"hidden": [{"w": (7, 24), "b": (24,)}, {"w": (24, 16), "b": (16,)}], "out": (16, CLASSES)}
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    return filled(jax.tree_util.tree_map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=is_shape))
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, an input of batch 2, and what else its conversion needs."""
+
+    source: Any
+    x: np.ndarray
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> list[tuple[str, Any]]:
+        """The arrays of numbers by path."""
+        tree = self.options.get("params", self.source)
+        tree = nnx.split(tree, nnx.Not(nnx.RngState), ...)[1] if isinstance(tree, nnx.Module) else tree
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return [(jax.tree_util.keystr(p), a) for p, a in leaves if eqx.is_array(a)]
+
+
+def images(batch: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(batch, *IMAGE)).astype(np.float32)
+
+
+def first_channels(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def tokens(batch: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, WORDS, (batch, TOKENS)).astype(np.int32)
+
+
+def _nnx(kind: Callable[..., Any], x: np.ndarray) -> Case:
+    definition, state = nnx.split(nnx.eval_shape(lambda: kind(nnx.Rngs(0))))
+    return Case(nnx.merge(definition, filled(state)), x)
+
+
+def _linen(module: nn.Module, x: np.ndarray) -> Case:
+    return Case(module, x, {"params": filled(jax.eval_shape(module.init, jax.random.key(0), x))})
+
+
+def _eqx(kind: Callable[..., Any], x: np.ndarray) -> Case:
+    return Case(filled(eqx.filter_eval_shape(kind, jax.random.key(0))), x, {"vmap": True})
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "nnx_cnn": lambda: _nnx(NnxCnn, images()),
+    "nnx_mixer": lambda: _nnx(NnxMixer, images()),
+    "nnx_transformer": lambda: _nnx(NnxTransformer, tokens()),
+    "linen_cnn": lambda: _linen(LinenCnn(), images()),
+    "linen_mixer": lambda: _linen(LinenMixer(), images()),
+    "linen_transformer": lambda: _linen(LinenTransformer(), tokens()),
+    "eqx_cnn": lambda: _eqx(EqxCnn, first_channels(images())),
+    "eqx_mixer": lambda: _eqx(EqxMixer, first_channels(images())),
+    "eqx_transformer": lambda: _eqx(EqxTransformer, tokens()),
+    "mlp": lambda: Case(mlp, np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32), {"params": mlp_params()}),
+}
+
+
+@cache
+def case(name: str) -> Case:
+    return CASES[name]()
+
+
+@cache
+def converted(name: str) -> Imported:
+    made = case(name)
+    return convert(made.source, made.x, **made.options)
