@@ -72,10 +72,9 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _steps(model: Any, facts: dict[str, Any]) -> None:
+    import spa
     from spa.exporters.tensorflow import write_back
     from spa.importers.tensorflow import convert
-
-    import spa
 
     with _timed(facts, "import"):
         imported = convert(model)

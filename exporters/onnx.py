@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from onnx import ModelProto
+
+from spa.errors import PlanError
 from spa.exporters.checks import check
 from spa.exporters.files import drafts, move, place
 from spa.exporters.variants import load, variant
-
-from spa.errors import PlanError
 
 
 def write(

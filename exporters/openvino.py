@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from onnx import ModelProto
-from spa.exporters.checks import allowed, check
-from spa.exporters.files import drafts, move, place
 
 from spa.errors import SpaError, UnsupportedError
+from spa.exporters.checks import allowed, check
+from spa.exporters.files import drafts, move, place
 from spa.feeds import first_run, ranges_for
 from spa.runtime import input_specs, load_session, output_specs, run
 

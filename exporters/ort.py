@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from onnx import ModelProto
+
+from spa.errors import ModelError, UnsupportedError
 from spa.exporters.checks import allowed, check, difference
 from spa.exporters.files import drafts, move, place
 from spa.exporters.variants import optimise_to
-
-from spa.errors import ModelError, UnsupportedError
 
 
 def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None = None) -> Path:

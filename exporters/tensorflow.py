@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
-from spa.importers._tf2onnx import first_line
-from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
 
 from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.importers._tf2onnx import first_line
+from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
 from spa.runtime import load_session, run
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, version_converter
-from spa.exporters.checks import allowed, difference, objection
-from spa.exporters.files import INLINE, data_file
 
 from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.exporters.checks import allowed, difference, objection
+from spa.exporters.files import INLINE, data_file
 from spa.io import NEWEST_OPSET, OLDEST_OPSET
 from spa.runtime import ORT_ERRORS, clean_reason
 

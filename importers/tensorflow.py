@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
-from spa.importers import Imported
-from spa.importers._tf2onnx import Function, first_line, freeze, fresh, name_initializers, numbers_of, rename, to_onnx
 
 from spa.errors import ModelError, SpaError
 from spa.feeds import ranges_for, working_feeds
+from spa.importers import Imported
+from spa.importers._tf2onnx import Function, first_line, freeze, fresh, name_initializers, numbers_of, rename, to_onnx
 from spa.runtime import input_specs, load_session, run
 
 OPSET = 18  # LayerNormalization and GroupNormalization do not occur; every runtime has it

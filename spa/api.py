@@ -152,9 +152,8 @@ def prune(
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
             up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
             of :func:`spa.criteria.gradient_names`, by a loss's derivatives; ``gate``, by what gates of the channels do
-            to the outputs (or to the cross-entropy, where there are labels), estimated by running the model; of
-            :func:`spa.criteria.names`, by the weights alone; or ``zero``: precisely the channels whose removal
-            changes nothing, whatever the budget.
+            to the outputs, estimated by running the model; of :func:`spa.criteria.names`, by the weights alone; or
+            ``zero``: precisely the channels whose removal changes nothing, whatever the budget.
         data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
             them up (see :func:`spa.calibration.data.read_data`).
         samples: how many inputs to use at most.

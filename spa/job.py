@@ -126,7 +126,7 @@ class Job:
                 return self.calibrated.scores(self.groups, self.criterion, self.norm, self.agg)
         if self.criterion == GATE and self.calibrated is not None:
             with running():
-                return self.calibrated.gates(self.groups, self.labels)
+                return self.calibrated.gates(self.groups)
         given = None
         if self.criterion in criteria.gradient_names():
             given = derivatives(self.criterion, self.gradients, self.hessian_gradients)

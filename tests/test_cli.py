@@ -319,9 +319,8 @@ def test_export_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def importer(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any]]]:
     """A converter in the place of the frameworks', and the calls that it gets."""
-    from spa.importers import Imported
-
     from spa import frameworks
+    from spa.importers import Imported
 
     calls = []
 

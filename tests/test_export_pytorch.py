@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
-from spa.exporters.pytorch import graph_module, operator, save, store
-from spa.exporters.pytorch.check import difference, made_up, outputs_of, reference, tolerance
-from spa.exporters.pytorch.operators import tensor
 
 from models.builders import ZOO
 from spa.errors import UnsupportedError
+from spa.exporters.pytorch import graph_module, operator, save, store
+from spa.exporters.pytorch.check import difference, made_up, outputs_of, reference, tolerance
+from spa.exporters.pytorch.operators import tensor
 from spa.io import load
 from spa.runtime import load_session, run
 from tests.test_zoo import built

@@ -16,12 +16,12 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
-from spa.exporters.pytorch import graph_module
-from spa.exporters.pytorch.check import difference, made_up, outputs_of, reference
-from spa.exporters.pytorch.operators import array, supported, tensor
 
 import tests.rules
 from spa.errors import ModelError, UnsupportedError
+from spa.exporters.pytorch import graph_module
+from spa.exporters.pytorch.check import difference, made_up, outputs_of, reference
+from spa.exporters.pytorch.operators import array, supported, tensor
 from spa.rules import supported as traced
 
 # ONNX's cases that are not met, by a pattern of their names, each with the reason.

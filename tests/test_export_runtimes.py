@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto
-from spa.exporters import checks, openvino, ort
-from spa.exporters.onnx import write
 
 import spa
 from spa.errors import PlanError, SpaError, UnsupportedError
+from spa.exporters import checks, openvino, ort
+from spa.exporters.onnx import write
 from spa.runtime import load_session, run
 from tests.oracle import Net, random_array
 

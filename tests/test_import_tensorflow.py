@@ -21,7 +21,6 @@ pytest.importorskip("tf2onnx", reason="tf2onnx is not installed: pip install 'sp
 
 from spa.importers import tensorflow as importer  # noqa: E402
 from spa.importers.tensorflow import convert  # noqa: E402
-
 from tests import keras_networks  # noqa: E402
 
 # TensorFlow 2.21 and tf2onnx 1.17 call what numpy 2 deprecates, and protobuf types without __module__.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from spa.exporters.pytorch import graph_module, recover, store
 
 import spa
 from spa.errors import PlanError
+from spa.exporters.pytorch import graph_module, recover, store
 from spa.io import load
 from spa.runtime import load_session, run
 

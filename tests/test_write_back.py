@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import ModelProto
-from spa.exporters.pytorch import graph_module, to_torch, write_back
-from spa.exporters.pytorch.sizes import restate
 from torch import Tensor, nn
 
 import spa
 from models.builders.export import Network, dynamo, randomise, torchscript
 from spa.errors import UnsupportedError
+from spa.exporters.pytorch import graph_module, to_torch, write_back
+from spa.exporters.pytorch.sizes import restate
 from spa.plan import make_plan
 from spa.runtime import load_session, run
 

@@ -134,7 +134,8 @@ def arange(call: Call, start: Array, limit: Array, delta: Array) -> Array:
 def eye_like(call: Call, x: Array) -> Array:
     """A diagonal of ones."""
     dtype = helper.tensor_dtype_to_np_dtype(call.attr("dtype")) if call.attr("dtype") else x.dtype
-    return np.eye(*x.shape, k=call.attr("k", 0), dtype=dtype)
+    rows, columns = x.shape
+    return np.eye(rows, columns, call.attr("k", 0), dtype)
 
 
 @operator("OneHot", static=[1])

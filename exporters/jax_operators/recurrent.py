@@ -73,6 +73,7 @@ def _recurrent(
         Y [t d b h] of the first state, and the last of each state [d b h].
     """
     x, w, r, bias, lengths = operands
+    assert w is not None and r is not None  # the operator requires them
     x = jnp.asarray(x)
     batch_first = bool(call.attr("layout", 0))
     if batch_first:

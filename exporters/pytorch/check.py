@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto, TensorProto
-from spa.exporters.pytorch.operators import array
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError
+from spa.exporters.pytorch.operators import array
 from spa.feeds import ranges_for, working_feeds
 from spa.graph import Graph
 from spa.runtime import input_specs, load_session, run

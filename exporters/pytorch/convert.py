@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from onnx import ModelProto
+from torch import nn
+
+from spa.errors import InvariantError, UnsupportedError
 from spa.exporters.pytorch.check import arrays, difference, feeds_of, made_up, outputs_of, reference, tolerance
 from spa.exporters.pytorch.module import OnnxModule, graph_module
 from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.write_back import write_back
-from torch import nn
-
-from spa.errors import InvariantError, UnsupportedError
 from spa.runtime import input_specs
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-from spa.exporters.pytorch.operators import Operator, dtype_of, find, tensor, unknown_dtype
 from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
+from spa.exporters.pytorch.operators import Operator, dtype_of, find, tensor, unknown_dtype
 from spa.graph import Graph, Node
 from spa.normalise import normalise
 from spa.shape_values import FOLDERS

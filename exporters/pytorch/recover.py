@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
-from spa.exporters.pytorch.module import OnnxModule, unshared
-from spa.exporters.pytorch.operators import array, tensor
 from torch import Tensor, nn
 
 from spa.errors import PlanError
+from spa.exporters.pytorch.module import OnnxModule, unshared
+from spa.exporters.pytorch.operators import array, tensor
 from spa.graph import Graph
 from spa.normalise import normalise
 

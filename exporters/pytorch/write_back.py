@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
-from spa.exporters.pytorch.operators import array, tensor
-from spa.exporters.pytorch.sizes import Cut, restate
 from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
+from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.sizes import Cut, restate
 from spa.graph import Graph, Node
 
 if TYPE_CHECKING:

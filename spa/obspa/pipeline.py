@@ -110,14 +110,13 @@ class Calibrated:
         return criteria.score(self._twin, wanted, criterion, norm, agg, stream=stream, progress=self.progress)
 
     @_bounded
-    def gates(self, groups: Sequence[Group], labels: Array | None) -> dict[str, Array]:
+    def gates(self, groups: Sequence[Group]) -> dict[str, Array]:
         """Scores of groups by gating their channels (see :func:`spa.criteria.gates.estimate_gates`)."""
         twins = {g.name: g for g in self._twin.groups}
         wanted = [twins[g.name] for g in groups]
-        found = estimate_gates(
-            self._twin, wanted, self.batches, labels, seed=self.seed, threads=self.threads, progress=self.progress
+        return estimate_gates(
+            self._twin, wanted, self.batches, seed=self.seed, threads=self.threads, progress=self.progress
         )
-        return {n: np.abs(v) for n, v in found.items()}
 
     @_bounded
     def reconstruct(self, plan: Plan, pruned: ModelProto, how: str = "full") -> None:

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
 from spa.graph import Graph, Node
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from spa.exporters.pytorch.operators import number, operator, tensor
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import number, operator, tensor
 from spa.graph import Graph, Node
 
 Bodies = Mapping[str, Callable[..., "list[Any]"]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spa.exporters.pytorch.operators import MS, dtype_of, number, operator, tensor, unknown_dtype
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import MS, dtype_of, number, operator, tensor, unknown_dtype
 from spa.graph import Graph, Node
 
 PLAIN: dict[str, Callable[..., Any]] = {

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
-from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype
 from spa.graph import Graph, Node
 
 

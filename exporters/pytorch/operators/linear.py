@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spa.exporters.pytorch.operators import MS, along, operator
-from spa.exporters.pytorch.operators.elementwise import ACTIVATIONS
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import MS, along, operator
+from spa.exporters.pytorch.operators.elementwise import ACTIVATIONS
 from spa.graph import Graph, Node
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spa.exporters.pytorch.operators import MS, operator, wants
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import MS, operator, wants
 from spa.graph import Node
 
 

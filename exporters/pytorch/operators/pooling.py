@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spa.exporters.pytorch.operators import given, ints, number, operator, wants
-from spa.exporters.pytorch.operators.linear import pad_spatial, paddings
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import given, ints, number, operator, wants
+from spa.exporters.pytorch.operators.linear import pad_spatial, paddings
 from spa.graph import Node
 
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

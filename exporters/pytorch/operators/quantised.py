@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from spa.exporters.pytorch.operators import MS, along, dtype_of, operator, unknown_dtype
 from spa.exporters.pytorch.operators.layout import concat
 from spa.exporters.pytorch.operators.linear import conv
 from spa.exporters.pytorch.operators.pooling import average_pool
-from torch import Tensor
-
 from spa.graph import Graph, Node
 
 

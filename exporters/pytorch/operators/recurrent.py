@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spa.exporters.pytorch.operators import operator
-from spa.exporters.pytorch.operators.layout import _reversed
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import operator
+from spa.exporters.pytorch.operators.layout import _reversed
 from spa.graph import Graph, Node
 
 Activation = Callable[[Tensor], Tensor]

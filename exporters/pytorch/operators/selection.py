@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from spa.exporters.pytorch.operators import number, operator
 from torch import Tensor
 
+from spa.exporters.pytorch.operators import number, operator
 from spa.graph import Node
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
