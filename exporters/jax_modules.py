@@ -134,7 +134,8 @@ def _leaf(
         raise ModelError(
             f"{path} has shape {list(shape)}, which is not the converted model's. Give what was converted."
         )
-    places = places[np.ix_(*(kept.get(axis, range(size)) for axis, size in enumerate(places.shape)))]
+    picks = [np.asarray(kept.get(axis, range(dense.dims[axis])), np.intp) for axis in range(places.ndim)]
+    places = places[np.ix_(*picks)]
     if places.shape != tuple(pruned.dims):
         raise UnsupportedError(f"{path} is used in ways that are pruned differently. {_remedy()}")
     order = np.argsort(places, axis=None)
@@ -239,9 +240,17 @@ def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     copy = nnx.merge(definition, bound.with_parameters(arrays), rest)
     for path, module in nnx.iter_modules(copy):
         prefix = "".join(f"[{key!r}]" for key in path)
-        for name, value in _sizes(module, lambda name, at=prefix: leaves.get(_nnx_path(at, name))).items():
+        for name, value in _sizes(module, partial(_nnx_leaf, leaves, prefix)).items():
             setattr(module, name, value)
     return copy
+
+
+def _nnx_leaf(leaves: Mapping[str, Leaf], prefix: str, name: str) -> Leaf | None:
+    return leaves.get(_nnx_path(prefix, name))
+
+
+def _equinox_leaf(leaves: Mapping[str, Leaf], prefix: str, name: str) -> Leaf | None:
+    return leaves.get(f"{prefix}.{name}")
 
 
 def _nnx_path(prefix: str, name: str) -> str:
@@ -256,7 +265,7 @@ def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     bound = Bound(lambda tree: tree, source, "equinox", 1)
     copy = bound.with_parameters([jnp.asarray(leaves[path].array) for path, _ in bound.parameters()])
     for prefix, module in _walk(copy, ""):
-        for name, value in _sizes(module, lambda name, at=prefix: leaves.get(f"{at}.{name}")).items():
+        for name, value in _sizes(module, partial(_equinox_leaf, leaves, prefix)).items():
             object.__setattr__(module, name, value)  # frozen to its users; this copy is not theirs yet
     return copy
 

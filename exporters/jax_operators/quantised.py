@@ -156,7 +156,7 @@ def qgemm(
     right = right.T if call.attr("transB", 0) else right
     product = jnp.matmul(left, right) if c is None else jnp.matmul(left, right) + c
     y = product.astype(jnp.float32) * (a_scale * b_scale * call.attr("alpha", 1.0))
-    return y if y_scale is None else quantised(y, y_scale, y_zero, y_zero.dtype)
+    return y if y_scale is None or y_zero is None else quantised(y, y_scale, y_zero, y_zero.dtype)
 
 
 @operator(MS + "QLinearAdd", MS + "QLinearMul")
