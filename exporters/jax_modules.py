@@ -134,8 +134,8 @@ def _leaf(
         raise ModelError(
             f"{path} has shape {list(shape)}, which is not the converted model's. Give what was converted."
         )
-    left = [np.asarray(kept.get(axis, range(size))) for axis, size in enumerate(places.shape)]
-    places = places[np.ix_(*left)]
+    picks = [np.asarray(kept.get(axis, range(dense.dims[axis])), np.intp) for axis in range(places.ndim)]
+    places = places[np.ix_(*picks)]
     if places.shape != tuple(pruned.dims):
         raise UnsupportedError(f"{path} is used in ways that are pruned differently. {_remedy()}")
     order = np.argsort(places, axis=None)
@@ -246,16 +246,16 @@ def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
 
 
 def _nnx_leaf(leaves: Mapping[str, Leaf], prefix: str, name: str) -> Leaf | None:
-    """The leaf of a variable; the pytree path of ``query.kernel`` is ``['query']['kernel'].value``."""
     return leaves.get(_nnx_path(prefix, name))
-
-
-def _nnx_path(prefix: str, name: str) -> str:
-    return prefix + "".join(f"[{key!r}]" for key in name.split(".")) + ".value"
 
 
 def _equinox_leaf(leaves: Mapping[str, Leaf], prefix: str, name: str) -> Leaf | None:
     return leaves.get(f"{prefix}.{name}")
+
+
+def _nnx_path(prefix: str, name: str) -> str:
+    """The pytree path of a variable: ``query.kernel`` is ``['query']['kernel'].value``."""
+    return prefix + "".join(f"[{key!r}]" for key in name.split(".")) + ".value"
 
 
 def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:

@@ -105,10 +105,11 @@ def depth_to_space(call: Call, x: Array) -> Array:
 
 @operator("SpaceToDepth")
 def space_to_depth(call: Call, x: Array) -> Array:
-    """Blocks to channels (block block c)."""
+    """Blocks to channels: DCR puts them together as (block block c), CRD as (c block block)."""
     n, c, h, w = x.shape
     b = call.attr("blocksize")
-    blocks = x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if call.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    blocks = x.reshape(n, c, h // b, b, w // b, b).transpose(order)
     return blocks.reshape(n, c * b**2, h // b, w // b)
 
 
@@ -135,7 +136,7 @@ def eye_like(call: Call, x: Array) -> Array:
     """A diagonal of ones."""
     dtype = helper.tensor_dtype_to_np_dtype(call.attr("dtype")) if call.attr("dtype") else x.dtype
     rows, columns = x.shape
-    return np.eye(rows, columns, call.attr("k", 0), dtype)
+    return np.eye(rows, columns, k=call.attr("k", 0), dtype=dtype)
 
 
 @operator("OneHot", static=[1])
@@ -300,8 +301,9 @@ def tensor_scatter(call: Call, cache: Array, update: Array, start: Array | None 
 
 @operator("Compress", static=[1])
 def compress(call: Call, x: Array, condition: Array) -> Array:
-    """The indices where a known condition holds."""
-    return call.xp.compress(call.known(condition, "the condition"), x, axis=call.attr("axis"))
+    """The indices where a known condition holds, of the elements where no axis is given."""
+    picks = np.flatnonzero(call.known(condition, "the condition"))
+    return call.xp.take(x, picks, axis=call.attr("axis"))
 
 
 @operator("NonZero", static=[0])

@@ -51,7 +51,7 @@ def _functions(call: Call, defaults: list[str], directions: int) -> list[list[Fu
 
 def _recurrent(
     call: Call,
-    operands: tuple[Array | None, ...],
+    operands: tuple[Array, ...],
     gates: int,
     defaults: list[str],
     states: list[Array | None],

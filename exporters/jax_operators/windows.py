@@ -244,8 +244,6 @@ def col2im(call: Call, x: Array, image: Array, block: Array) -> Array:
         p.reshape([p.shape[0] if i == j else p.shape[1] if i == j + rank else 1 for i in range(2 * rank)])
         for j, p in enumerate(places)
     ]
-    whole = slice(None)
-    here = (whole, whole, *index)
-    y = jnp.zeros((x.shape[0], channels, *shape), x.dtype).at[here].add(columns)
-    cut = (whole, whole, *(slice(before, before + n) for (before, _), n in zip(at.pads, sizes, strict=True)))
-    return y[cut]
+    everywhere = (slice(None), slice(None))
+    y = jnp.zeros((x.shape[0], channels, *shape), x.dtype).at[everywhere + tuple(index)].add(columns)
+    return y[everywhere + tuple(slice(before, before + n) for (before, _), n in zip(at.pads, sizes, strict=True))]
