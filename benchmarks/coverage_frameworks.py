@@ -331,8 +331,9 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
         f'{RATIO:.0%} of its MACs are removed by `spa.prune(criterion="l2")`, and the result is run.',
         "- *names*: parameters that are initializers under their state_dict names, with their own values.\n"
         "- *import error*: the largest difference between the network in onnxruntime and in PyTorch, over the output's "
-        "largest value, at two batch sizes where the batch is open.\n"
+        "largest value, at several sizes of the open axes.\n"
         "- *prune error*: the same between the pruned network and the original whose removed channels are masked.",
+        "Seconds were taken beside other work on the machine.",
         common.describe(info),
     ]
     for library in dict.fromkeys(name.partition("/")[0] for name in names()):
@@ -350,7 +351,7 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
     for title, lines in (
         ("What failed, and why", reasons),
         ("What importers noted", closed),
-        ("Parameters not found", lost),
+        ("Parameters that ONNX lacks (forward does not read them)", lost),
     ):
         if lines:
             text += [f"## {title}", "\n".join(lines)]
