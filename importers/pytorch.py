@@ -26,7 +26,8 @@ import onnx
 from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
-from spa.exporters.onnx import LARGEST_MESSAGE, write
+from spa.exporters.files import LARGEST_MESSAGE
+from spa.exporters.onnx import write
 from spa.graph import tensor_array
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy

@@ -120,6 +120,7 @@ def prune(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     reconstruct: str | bool | None = None,
+    recover: int = 0,
     norm: str = "mean",
     agg: str = "mean",
     ignore: Sequence[str] = (),
@@ -163,6 +164,7 @@ def prune(
         reconstruct: how what remains is made to do what went: ``full`` (or True) refits all layers, ``bias`` moves
             their means alone, ``none`` (or False) leaves them as they were; ``auto`` (or None) is ``full`` with
             ``obspa``, ``bias`` with ``flap``, else ``none``.
+        recover: epochs of a short training in PyTorch by the dense model's outputs on the same inputs, without labels.
         norm: how scores are normalised within a parameter; ``flap`` always standardises them.
         agg: how the scores of a group's parameters are combined.
         ignore: shell patterns; groups are left alone where a parameter, a node or an operator matches.
@@ -218,8 +220,8 @@ def prune(
     calibrated = given = dense_accuracy = None
     derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
     looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
-    if (plan is None and looks) or how != "none":
-        requested |= {"reconstruct": how}
+    if (plan is None and looks) or recover > 0 or how != "none":
+        requested |= {"reconstruct": how, "recover": recover}
         given = inputs(analysis, data, labels, samples, seed, mean, std)
         from spa.obspa.pipeline import Calibrated, accuracy
 
@@ -240,6 +242,8 @@ def prune(
         outcome = job.to_latency(budget, latency_ms, threads, batch, sizes or {})
     else:
         outcome = job.to_budget(budget)
+    if recover > 0:
+        outcome = job.recovered(outcome, recover)
     report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
     if came is not None:
         report = replace(report, notes=(*came.imported.notes, *report.notes))

@@ -90,6 +90,9 @@ def prune(
     reconstruct: Annotated[
         str, typer.Option(help="full, bias, none or auto: full with obspa, bias with flap, else none.")
     ] = "auto",
+    recover: Annotated[
+        int, typer.Option(min=0, help="Epochs of training by the dense model's outputs, without labels; needs torch.")
+    ] = 0,
     norm: Annotated[str, typer.Option(help="Within a parameter: none, sum, mean, max or standardise.")] = "mean",
     agg: Annotated[str, typer.Option(help="Over a group's parameters: sum, mean, max, prod or l2.")] = "mean",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave alone what matches; repeatable.")] = None,
@@ -127,6 +130,7 @@ def prune(
             mean=_numbers(mean, "--mean"),
             std=_numbers(std, "--std"),
             reconstruct=reconstruct,
+            recover=recover,
             norm=norm,
             agg=agg,
             ignore=ignore or (),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spa.errors import PlanError
-from spa.frameworks import _installed
+from spa.frameworks import installed
 from spa.graph import Graph
 from spa.io import Source, load
 
@@ -54,7 +54,7 @@ def _write(source: Source, target: str, path: str | os.PathLike[str], options: d
         from spa.exporters.openvino import write_openvino
 
         return write_openvino(source.model, path, source.base)
-    with _installed("torch"):
+    with installed("torch"):
         from spa.exporters.pytorch import save
     save(Graph(source.model, source.base).self_contained(), path)
     return Path(path)

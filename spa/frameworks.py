@@ -106,7 +106,7 @@ def origin(source: Any, example_inputs: Any, options: Mapping[str, Any]) -> Orig
             f"cannot tell which framework {what} belongs to. Give an object of PyTorch, Keras or JAX, or a file "
             f"that ends in {', '.join(SUFFIXES)}."
         )
-    with _installed(kind):
+    with installed(kind):
         if kind == "torch":
             from spa.importers.pytorch import convert as importer
         elif kind == "tensorflow":
@@ -131,7 +131,7 @@ def give_back(result: Result, target: str) -> Any:
         return result.model
     if target == "graphsurgeon":
         return result.to_graphsurgeon()
-    with _installed({"keras": "tensorflow"}.get(target, target)):
+    with installed({"keras": "tensorflow"}.get(target, target)):
         if target == "torch":
             return _to_torch(result, came if came is not None and came.kind == "torch" else None)
         if target == "keras":
@@ -180,7 +180,7 @@ def _to_jax(result: Result, came: Origin | None) -> Any:
 
 
 @contextmanager
-def _installed(kind: str) -> Iterator[None]:
+def installed(kind: str) -> Iterator[None]:
     """Say which extra brings a framework that is not there."""
     try:
         yield

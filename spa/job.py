@@ -17,7 +17,8 @@ from spa.budget import Budget, Choice, choose
 from spa.coupling import Analysis, Group
 from spa.criteria import gradient
 from spa.criteria.gradient import derivatives
-from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.errors import ModelError, PlanError
+from spa.frameworks import installed
 from spa.plan import Plan, make_plan
 from spa.progress import silent
 
@@ -140,15 +141,11 @@ class Job:
         otherwise = "Or give gradients by initializer, or use --criterion gate, which only runs the model."
         if self.calibrated is None or self.labels is None:
             raise PlanError(f"criterion {self.criterion!r} takes derivatives of a loss on labelled data. {otherwise}")
-        try:
+        with installed("torch"):
             import torch
 
             from spa.criteria.autograd import from_autograd
             from spa.exporters.pytorch import graph_module
-        except ModuleNotFoundError as error:
-            raise UnsupportedError(
-                f"derivatives need {error.name}: pip install 'spa-onnx[torch]'. {otherwise}"
-            ) from error
         graph = self.analysis.graph
         module = graph_module(graph.model, graph.base)
         batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
@@ -172,6 +169,25 @@ class Job:
                 changes["after"] = self.calibrated.distortion(model)
                 self.clock("measure")
         return Outcome(plan, model, losses or {}, notes, changes)
+
+    def recovered(self, outcome: Outcome, epochs: int) -> Outcome:
+        """Train the pruned model for a while towards the dense one's outputs on the same inputs, without labels.
+
+        Raises:
+            UnsupportedError: PyTorch is not installed, or an operator has no counterpart in it.
+        """
+        with installed("torch"):
+            from spa.exporters.pytorch import graph_module
+            from spa.exporters.pytorch.recover import recover, store
+        assert self.calibrated is not None  # whoever asks for recovery brings inputs
+        graph = self.analysis.graph
+        student, teacher = graph_module(outcome.model, graph.base), graph_module(graph.model, graph.base)
+        recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.seed)
+        model = store(student, outcome.model)
+        self.clock("recover")
+        changes = {**outcome.changes, "after": self.calibrated.distortion(model)}
+        self.clock("measure")
+        return replace(outcome, model=model, changes=changes)
 
     def to_zero(self) -> Outcome:
         """Remove what changes nothing, whatever the budget."""
