@@ -92,10 +92,7 @@ def accuracy(net: nn.Module, data: Data) -> float:
 
 def prune(net: nn.Module, data: Data, criterion: str, ratio: float = 0.5) -> nn.Module:
     """The same class with half of its MACs; whatever needs inputs sees 256 training images."""
-    name = "input"
-    inputs = {name: data[0][:256].numpy(), "label": data[1][:256].numpy()}
-    imported = spa.convert(net, data[0][:2])
-    inputs[imported.model.graph.input[0].name] = inputs.pop(name)
+    inputs = {"x": data[0][:256].numpy(), "label": data[1][:256].numpy()}  # named as forward names them
     result = spa.prune(
         net, ratio=ratio, criterion=criterion, round_to=1, data=inputs, labels="label", example_inputs=data[0][:2]
     )
