@@ -20,6 +20,7 @@ from spa.frameworks import Origin, give_back, kind_of, origin
 from spa.graph import Graph
 from spa.io import Source, load
 from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, inputs, reconstruction, running
+from spa.memory import peak_resident
 from spa.plan import Plan
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
@@ -350,6 +351,7 @@ def _report(
         outcome.notes,
         seconds,
         latency=None if outcome.latency is None else dict(outcome.latency),
+        memory=peak_resident(),
     )
 
 

@@ -27,6 +27,7 @@ import onnxruntime as ort
 
 from spa.errors import InvariantError, ModelError, PlanError
 from spa.feeds import Recipe, first_run, ranges_for, resolve_sizes
+from spa.memory import peak_resident
 from spa.runtime import (
     ORT_ERRORS,
     Model,
@@ -368,7 +369,7 @@ def _measure_memory(job_json: str) -> str:
             run(session, feeds, name=job["name"])
     except ModelError as error:
         return json.dumps({"error": str(error)})
-    after = _peak_resident()
+    after = peak_resident()
     return json.dumps({"peak": None if before is None or after is None else max(0, after - before)})
 
 
@@ -378,23 +379,4 @@ def _start_watching() -> int | None:
     # where it is not allowed, the mark that the imports have left is the base.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_resident()
-
-
-def _peak_resident() -> int | None:
-    """The most bytes that were resident, or None where the platform does not say.
-
-    On Linux not `ru_maxrss`: a child process inherits it from its parent, however large that was.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass  # Not Linux.
-    try:
-        import resource
-    except ImportError:
-        return None  # Windows.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_resident()

@@ -52,6 +52,7 @@ class Report:
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
+        memory: the most bytes that the process has had resident so far; None where the platform does not say.
     """
 
     before: Cost
@@ -66,6 +67,7 @@ class Report:
     seconds: dict[str, float]
     calibration: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
+    memory: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""

@@ -39,6 +39,7 @@ def page(report: Report, source: str, target: str) -> str:
         "<h2>Request</h2>",
         _table(("option", "value"), report.requested.items()),
         _table(("stage", "seconds"), report.seconds.items()),
+        f"<p>At most {count(report.memory)} bytes of memory.</p>" if report.memory is not None else "",
     ]
     head = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>spa: {escape(source)}</title><style>{_STYLE}</style>"

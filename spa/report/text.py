@@ -42,10 +42,12 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         _row(table, {"macs": "MACs", "params": "parameters"}.get(name, name), count(before), count(after), removed)
     console.print(table)
     if verbose:
-        groups = _table("groups", "group", "channels", "kept", "of params", "of MACs")
+        groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
         for g in report.groups:
-            _row(groups, g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}")
+            loss = "-" if g.loss is None else f"{g.loss:.2g}"
+            _row(groups, g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}", loss)
         console.print(groups)
+        console.print(Text(effort(report)))
     if report.calibration:
         console.print(calibrated(report.calibration))
     if report.latency:
@@ -61,6 +63,12 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         )
     for label, reason in report.barriers:
         console.print(Text(f"barrier: {label}: {reason}"))
+
+
+def effort(report: Report) -> str:
+    """Time by stage and memory, in one line."""
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.seconds.items())
+    return stages + ("" if report.memory is None else f"; at most {count(report.memory)} bytes of memory")
 
 
 def calibrated(found: dict[str, Any]) -> str:
