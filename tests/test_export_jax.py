@@ -180,6 +180,16 @@ def test_a_size_that_depends_on_data_is_refused_when_the_function_is_traced() ->
         fn(params, np.ones(3, np.float32), np.asarray([3]))
 
 
+def test_weights_in_other_files_are_read(tmp_path) -> None:
+    model = load(ZOO["handmade_residual"]()).model
+    feeds = working_feeds(load_session(model), seed=0, batch=2)
+    (expected,) = run(load_session(model), feeds)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    fn, params = function(outside, base=tmp_path)
+    assert relative_error(fn(params, *feeds.values()), expected) < 1e-5
+
+
 def test_wrong_inputs_are_refused() -> None:
     fn, params = function(pruned("mlp").model)
     with pytest.raises(ModelError, match=r"the model takes 1 inputs \['x'\], not 2"):
