@@ -12,7 +12,7 @@ class Resized(nn.Module):
     """A module whose layers are as wide as their variables, with the same variables as the module itself.
 
     Linen layers compare their parameters with the sizes that the code gives them. While this module runs, each layer
-    gets its sizes from its parameters instead.
+    gets its sizes from its parameters instead, and a bias if there is one among them.
 
     Attributes:
         inner: the module.
@@ -83,7 +83,7 @@ Params = Mapping[str, Any]
 
 
 def _dense(module: Any, params: Params, x: Shape) -> dict[str, Any]:
-    return {"features": params["kernel"].shape[-1]}
+    return {"features": params["kernel"].shape[-1], "use_bias": "bias" in params}
 
 
 def _dense_general(module: Any, params: Params, x: Shape) -> dict[str, Any]:
@@ -95,11 +95,12 @@ def _dense_general(module: Any, params: Params, x: Shape) -> dict[str, Any]:
 def _conv(module: Any, params: Params, x: Shape) -> dict[str, Any]:
     """Kernel [*k i/groups o]."""
     shape = params["kernel"].shape
-    return {"features": shape[-1], "feature_group_count": x[-1] // shape[-2]}
+    return {"features": shape[-1], "feature_group_count": x[-1] // shape[-2], "use_bias": "bias" in params}
 
 
 def _conv_transpose(module: Any, params: Params, x: Shape) -> dict[str, Any]:
-    return {"features": params["kernel"].shape[-2 if module.transpose_kernel else -1]}
+    features = params["kernel"].shape[-2 if module.transpose_kernel else -1]
+    return {"features": features, "use_bias": "bias" in params}
 
 
 def _embed(module: Any, params: Params, x: Shape) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from spa.exporters.jax_modules import write_back
 from spa.graph import Graph, Node, constant_tensor, domain_of, tensor_array
 from spa.importers.jax import require
 from spa.io import load
+from spa.normalise import normalise
 
 if TYPE_CHECKING:
     from spa.exporters.jax_operators import Law
@@ -50,7 +51,7 @@ def function(
     require("jax")
     import jax.numpy as jnp
 
-    graph = Graph(load(model).model if base is None else model, base)
+    graph = Graph(load(model).model if base is None else normalise(model, own=False), base)
     block = _Block.of(graph.model.graph, _versions(graph.model), base)
     called = dict(names or {})
     weights = [n for n in graph.initializers if n in called or _is_weight(block, n)]

@@ -33,11 +33,13 @@ class Leaf:
         array: its values.
         before: its shape before pruning.
         kept: for each axis the indices that it kept.
+        bias: what reconstruction has added to the outputs of its layer, which had no bias.
     """
 
     array: np.ndarray
     before: tuple[int, ...]
     kept: tuple[np.ndarray, ...]
+    bias: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +90,7 @@ def write_back(
     elif bound.kind == "equinox":
         pruned = _equinox(source, leaves)
     else:
-        pruned = bound.with_parameters([leaves[path].array for path, _ in bound.parameters()])
+        pruned = _tree(bound, leaves)
     _verify(source, bound, pruned, leaves, result.model, feeds, kwargs, vmap)
     return pruned
 
@@ -103,6 +105,7 @@ def _leaves(bound: Bound, result: Result, names: Mapping[str, str]) -> dict[str,
     initializers = {path: name for name, path in names.items()}
     dense = {t.name: t for t in result.source.model.graph.initializer}
     pruned = {t.name: t for t in result.model.graph.initializer}
+    biases = _new_biases(result.model, dense)
     leaves = {}
     for path, value in bound.parameters():
         name, value = initializers.get(path), np.asarray(value)
@@ -115,8 +118,20 @@ def _leaves(bound: Bound, result: Result, names: Mapping[str, str]) -> dict[str,
             raise UnsupportedError(f"{path} is used in ways that are pruned differently. {_remedy()}")
         leaf = _leaf(path, value.shape, dense[name], pruned[name], result.plan.parameters.get(name, {}))
         # The exporter saw what JAX made of the value; the leaf keeps its own type.
-        leaves[path] = dataclasses.replace(leaf, array=np.asarray(jnp.asarray(leaf.array)).astype(value.dtype))
+        array = np.asarray(jnp.asarray(leaf.array)).astype(value.dtype)
+        leaves[path] = dataclasses.replace(leaf, array=array, bias=biases.get(name))
     return leaves
+
+
+def _new_biases(pruned: ModelProto, dense: Mapping[str, TensorProto]) -> dict[str, np.ndarray]:
+    """The biases, by weight, that layers have got from reconstruction."""
+    tensors = {t.name: t for t in pruned.graph.initializer}
+    layers = [n for n in pruned.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and len(n.input) == 3]
+    return {
+        n.input[1]: tensor_array(tensors[n.input[2]])
+        for n in layers
+        if n.input[2] in tensors and n.input[2] not in dense and n.input[1] in dense
+    }
 
 
 def _leaf(
@@ -228,6 +243,21 @@ def _remedy() -> str:
 Find = Callable[[str], "Leaf | None"]
 
 
+def _tree(bound: Bound, leaves: Mapping[str, Leaf]) -> Any:
+    """Pruned parameters; the layers of linen variables get their new biases."""
+    import jax
+
+    tree = bound.with_parameters([leaves[path].array for path, _ in bound.parameters()])
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree) if bound.kind == "linen" else ():
+        leaf = leaves.get(jax.tree_util.keystr(path))
+        if leaf is not None and leaf.bias is not None:
+            layer = tree
+            for key in path[:-1]:
+                layer = layer[key.key]
+            layer["bias"] = leaf.bias
+    return tree
+
+
 def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     """A copy of an nnx module with pruned variables and restated sizes."""
     import jax.numpy as jnp
@@ -242,6 +272,9 @@ def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
         prefix = "".join(f"[{key!r}]" for key in path)
         for name, value in _sizes(module, partial(_nnx_leaf, leaves, prefix)).items():
             setattr(module, name, value)
+        kernel = _nnx_leaf(leaves, prefix, "kernel")
+        if kernel is not None and kernel.bias is not None:
+            module.bias, module.use_bias = nnx.Param(jnp.asarray(kernel.bias)), True
     return copy
 
 
@@ -267,6 +300,11 @@ def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     for prefix, module in _walk(copy, ""):
         for name, value in _sizes(module, partial(_equinox_leaf, leaves, prefix)).items():
             object.__setattr__(module, name, value)  # frozen to its users; this copy is not theirs yet
+        weight = _equinox_leaf(leaves, prefix, "weight")
+        if weight is not None and weight.bias is not None:
+            spatial = (1,) * (len(weight.shape) - 2)
+            object.__setattr__(module, "bias", jnp.asarray(weight.bias.reshape(-1, *spatial)))
+            object.__setattr__(module, "use_bias", True)
     return copy
 
 
@@ -463,9 +501,11 @@ def _verify(
 def _misfit(source: Any, leaves: Mapping[str, Leaf], reason: str) -> str:
     """Why a module's own code does not run on pruned weights, with the attributes that equal a former size."""
     sizes = {b for leaf in leaves.values() for b, n in zip(leaf.before, leaf.shape, strict=True) if b != n}
+    biased = ", ".join(path for path, leaf in leaves.items() if leaf.bias is not None)
+    new = f" Layers with a new bias: {biased}; prune with reconstruct='none' to get none." if biased else ""
     held = [f"{type(m).__name__}.{k} = {v}" for m in _modules(source) for k, v in _own_integers(m) if v in sizes]
     hint = f" Former sizes in it: {', '.join(dict.fromkeys(held))}; take them from the weights' shapes." if held else ""
-    return f"{type(source).__name__}: its own code does not fit the pruned weights: {reason}.{hint} {_remedy()}"
+    return f"{type(source).__name__}: its own code does not fit the pruned weights: {reason}.{hint}{new} {_remedy()}"
 
 
 def _modules(source: Any) -> Iterator[Any]:

@@ -371,6 +371,22 @@ class Kept:
             mask = np.logical_and.outer(mask, self._mask(factor)).reshape(-1)
         return mask
 
+    def stretched(self, expr: Expr, size: int) -> np.ndarray | None:
+        """The mask where a product's first factor has another size, following the input's; None for other sizes.
+
+        >>> space = Space()
+        >>> batch, c = space.dim(2), space.dim(3)
+        >>> kept = Kept(space, {c: np.array([True, False, True])})
+        >>> kept.stretched(product(batch, c), 9).astype(int)
+        array([1, 0, 1, 1, 0, 1, 1, 0, 1])
+        """
+        expr = self._space.resolve(expr)
+        first = expr.factors[0] if isinstance(expr, Prod) and expr.factors else None
+        if first is None or self._size(first) != first.size or size % (expr.size // first.size):
+            return None
+        row = self._mask(expr).reshape(first.size, -1)[0]
+        return np.tile(row, size // row.size)
+
     def size(self, expr: Expr) -> int:
         """How many indices of the expression are kept."""
         return self._size(self._space.resolve(expr))

@@ -17,6 +17,7 @@ pytest.importorskip("equinox", reason="needs  pip install 'spa-onnx[jax]'")
 pytest.importorskip("optax", reason="needs  pip install 'spa-onnx[jax]'")
 
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,6 +31,7 @@ from spa.exporters.jax import function, write_back
 from spa.exporters.jax_modules import _regular
 from spa.exporters.jax_operators import laws, operator
 from spa.feeds import working_feeds
+from spa.importers.jax import convert
 from spa.io import load
 from spa.runtime import load_session, run
 from tests import jax_networks as nets
@@ -178,6 +180,16 @@ def test_a_size_that_depends_on_data_is_refused_when_the_function_is_traced() ->
         fn(params, np.ones(3, np.float32), np.asarray([3]))
 
 
+def test_weights_in_other_files_are_read(tmp_path) -> None:
+    model = load(ZOO["handmade_residual"]()).model
+    feeds = working_feeds(load_session(model), seed=0, batch=2)
+    (expected,) = run(load_session(model), feeds)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    fn, params = function(outside, base=tmp_path)
+    assert relative_error(fn(params, *feeds.values()), expected) < 1e-5
+
+
 def test_wrong_inputs_are_refused() -> None:
     fn, params = function(pruned("mlp").model)
     with pytest.raises(ModelError, match=r"the model takes 1 inputs \['x'\], not 2"):
@@ -319,6 +331,50 @@ def test_an_nnx_transformer_is_written_back_where_queries_and_values_keep_one_si
     written("nnx_transformer", "attention.query.*", "attention.value.*")
 
 
+class NnxPlain(nnx.Module):
+    def __init__(self, rngs) -> None:
+        self.first = nnx.Conv(3, 24, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(24, 16, (3, 3), use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.first(x)))
+
+
+class LinenPlain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(16, (3, 3), use_bias=False)(nn.relu(nn.Conv(24, (3, 3))(x)))
+
+
+class EqxPlain(eqx.Module):
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+
+    def __init__(self, key) -> None:
+        self.first = eqx.nn.Conv2d(3, 24, 3, key=key)
+        self.second = eqx.nn.Conv2d(24, 16, 3, use_bias=False, key=key)
+
+    def __call__(self, x):
+        return self.second(jax.nn.relu(self.first(x)))
+
+
+PLAIN = {
+    "nnx": lambda: nets._nnx(NnxPlain, nets.images()),
+    "linen": lambda: nets._linen(LinenPlain(), nets.images()),
+    "eqx": lambda: nets._eqx(EqxPlain, nets.first_channels(nets.images())),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PLAIN))
+def test_a_bias_that_reconstruction_adds_is_written_back(kind: str) -> None:
+    made = PLAIN[kind]()
+    imported = convert(made.source, made.x, **made.options)
+    result = spa.prune(imported.model, criterion="flap", ratio=0.4, round_to=1, samples=16)
+    added = {t.name for t in result.model.graph.initializer} - {t.name for t in imported.model.graph.initializer}
+    assert any(name.endswith("bias") for name in added)
+    write_back(made.source, result, imported.names, **made.options)  # which compares the outputs
+
+
 def test_layers_of_nnx_know_their_new_sizes() -> None:
     module, result = written("nnx_cnn"), pruned("nnx_cnn")
     dims = {t.name: list(t.dims) for t in result.model.graph.initializer}
@@ -379,7 +435,7 @@ class Stubborn(eqx.Module):
 
 def test_attributes_that_hold_a_former_size_are_named() -> None:
     made = nets._eqx(Stubborn, np.ones((2, 5), np.float32))
-    imported = nets.convert(made.source, made.x, **made.options)
+    imported = convert(made.source, made.x, **made.options)
     result = spa.prune(imported.model, criterion="l2", ratio=0.5, round_to=1)
     with pytest.raises(UnsupportedError, match=r"Former sizes in it: Stubborn.width = 24; take them from the weights"):
         write_back(made.source, result, imported.names, **made.options)

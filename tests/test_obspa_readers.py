@@ -22,6 +22,7 @@ from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
 from spa.obspa.stream import Stream
 from spa.plan import make_plan
+from tests.oracle import Net
 from tests.test_obspa import group, network, outputs
 
 Array = np.ndarray
@@ -672,3 +673,18 @@ def test_edits_of_a_cell_are_repeated_on_a_twin() -> None:
     assert learnt.biases
     Stream(second, None, ()).repeat(learnt)
     np.testing.assert_allclose(outputs(second, x), outputs(first, x), atol=1e-5)
+
+
+def test_rows_may_be_examples_times_pruned_channels() -> None:
+    """As in a token mixer that an exporter writes with Gemm: the layer's rows are (n c), and c is pruned."""
+    rng = np.random.default_rng(0)
+    net = Net(17)
+    h = net.node("MatMul", net.input("x", ["n", 3, 4]), net.constant(producer(rng, 9, 4, 5).T.astype(np.float32), "a"))
+    h = net.node(
+        "Reshape", net.node("Transpose", net.node("Relu", h), perm=[0, 2, 1]), net.constant(np.asarray([-1, 3]))
+    )
+    h = net.node("Reshape", net.gemm(h, 3, 5, name="mix"), net.constant(np.asarray([-1, 9, 5])))
+    y = net.node("MatMul", net.node("Transpose", net.node("Relu", h), perm=[0, 2, 1]), net.weight(9, 2, name="read"))
+    x = rng.standard_normal((14, 3, 4)).astype(np.float32)
+    _, want, before, after = rebuilt(net.model(y), "a", np.delete(np.arange(9), 5), x)
+    assert error(after, want) < 0.2 * error(before, want)

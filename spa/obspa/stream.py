@@ -195,8 +195,12 @@ class Stream:
 
 
 def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:
-    """A dense tensor's part that the pruned network has."""
+    """A dense tensor's part that the pruned network has; axes may hold the batch beside pruned channels."""
     for axis, expr in enumerate(axes or ()):
-        if kept.size(expr) != expr.size and value.shape[axis] == expr.size:
-            value = np.compress(kept.mask(expr), value, axis=axis)
+        if kept.size(expr) == expr.size:
+            continue
+        size = value.shape[axis]
+        mask = kept.mask(expr) if size == expr.size else kept.stretched(expr, size)
+        if mask is not None:
+            value = np.compress(mask, value, axis=axis)
     return value
