@@ -12,8 +12,8 @@ from onnx import AttributeProto, GraphProto, ModelProto
 
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_modules import write_back
+from spa.extras import extra
 from spa.graph import Graph, Node, constant_tensor, domain_of, tensor_array
-from spa.importers.jax import require
 from spa.io import load
 from spa.normalise import normalise
 
@@ -48,7 +48,8 @@ def function(
         UnsupportedError: an operator is not covered, or JAX is missing.
         ModelError: the model is malformed. The function itself raises it on inputs that do not fit.
     """
-    require("jax")
+    with extra("jax"):
+        import jax  # noqa: F401
     import jax.numpy as jnp
 
     graph = Graph(load(model).model if base is None else normalise(model, own=False), base)

@@ -14,9 +14,10 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
+from spa.extras import extra
 from spa.feeds import working_feeds
 from spa.graph import tensor_array
-from spa.importers.jax import LAYOUT, Bound, bind, reason_of, require
+from spa.importers.jax import LAYOUT, Bound, bind, reason_of
 from spa.runtime import load_session, run
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def write_back(
             the pruned weights do not fit. :func:`spa.exporters.jax.function` does without the code.
         ModelError: `result` is no pruning of the converted model.
     """
-    require("jax")
+    with extra("jax"):
+        import jax  # noqa: F401
     bound = bind(source, params, kwargs, vmap)
     leaves = _leaves(bound, result, names)
     feeds = working_feeds(load_session(result.model), name="the pruned model")

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, check
 from spa.exporters.files import drafts, move, place
+from spa.extras import extra
 from spa.feeds import first_run, ranges_for
 from spa.runtime import input_specs, load_session, output_specs, run
 
@@ -34,10 +35,8 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
         UnsupportedError: openvino is not installed, refuses the model, or computes something else.
         SpaError: the files cannot be written.
     """
-    try:
+    with extra("openvino"):
         import openvino
-    except ModuleNotFoundError as error:
-        raise UnsupportedError("openvino is not installed. Run  pip install 'spa-onnx[openvino]'.") from error
     target = Path(directory)
     try:
         target.mkdir(exist_ok=True)

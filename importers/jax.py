@@ -22,6 +22,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
+from spa.extras import extra
 from spa.importers import Imported
 from spa.io import load
 from spa.runtime import load_session, run
@@ -76,20 +77,6 @@ class Bound:
 
         outputs = jax.jit(call)([array for _, array in self.parameters()], list(inputs))
         return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
-
-
-def require(*modules: str) -> None:
-    """Import modules.
-
-    Raises:
-        UnsupportedError: one is missing; the message names the extra that brings it.
-    """
-    for module in modules:
-        try:
-            __import__(module)
-        except ImportError as error:
-            remedy = "Install it with  pip install 'spa-onnx[jax]'"
-            raise UnsupportedError(f"JAX models need {module}, which is missing ({error}). {remedy}.") from error
 
 
 def is_parameter(leaf: Any) -> bool:
@@ -198,7 +185,8 @@ def convert(
         ModelError: the inputs or parameters do not fit, or the exported model computes something else.
         UnsupportedError: jax2onnx refuses, with its reason, or a package is missing.
     """
-    require("jax", "jax2onnx")
+    with extra("jax"):
+        import jax2onnx  # noqa: F401
     arguments = _arguments(source, example_inputs)
     bound = bind(source, params, kwargs, vmap)
     export = _Export(source, bound, arguments)

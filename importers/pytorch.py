@@ -28,17 +28,16 @@ from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.exporters.files import LARGEST_MESSAGE
 from spa.exporters.onnx import write
+from spa.extras import extra
 from spa.graph import tensor_array
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy
 from spa.io import NEWEST_OPSET
 from spa.runtime import input_specs, load_session, output_specs, run
 
-try:
+with extra("torch"):
     import torch
     from torch import nn
-except ImportError as error:
-    raise SpaError("PyTorch is missing. Install it: pip install 'spa-onnx[torch]'.") from error
 
 from spa.importers import _torch_files as files
 from spa.importers._torch_interface import (

@@ -12,7 +12,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from spa.errors import ModelError, SpaError
+from spa.errors import ModelError
+from spa.extras import extra
 from spa.feeds import ranges_for, working_feeds
 from spa.importers import Imported
 from spa.importers._tf2onnx import Function, first_line, freeze, fresh, name_initializers, numbers_of, rename, to_onnx
@@ -20,7 +21,6 @@ from spa.runtime import input_specs, load_session, run
 
 OPSET = 18  # LayerNormalization and GroupNormalization do not occur; every runtime has it
 TOLERANCE = 1e-3
-EXTRA = "tensorflow is not installed. Install it with: pip install 'spa-onnx[tensorflow]'."
 
 
 def convert(
@@ -51,7 +51,7 @@ def convert(
         The ONNX model, the variable that each initializer came from, and the measured difference.
 
     Raises:
-        SpaError: TensorFlow or tf2onnx is not installed.
+        UnsupportedError: TensorFlow or tf2onnx is not installed.
         ModelError: the source cannot be read or traced, example inputs are missing or do not fit, or the ONNX model
             computes something else.
         UnsupportedError: tf2onnx refuses an operator.
@@ -411,9 +411,7 @@ def difference(
 
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on standard error
-    try:
+    with extra("tensorflow"):
         import tensorflow
         import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise SpaError(EXTRA) from error
     return tensorflow

@@ -19,7 +19,7 @@ from spa.errors import PlanError
 from spa.frameworks import Origin, give_back, kind_of, origin
 from spa.graph import Graph
 from spa.io import Source, load
-from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, inputs, reconstruction, running
+from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
 from spa.memory import peak_resident
 from spa.plan import Plan
 from spa.progress import Progress, silent
@@ -27,6 +27,8 @@ from spa.report import GroupReport, Report
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+    from spa.calibration.data import Calibration
 
 
 @dataclass(frozen=True)
@@ -203,61 +205,66 @@ def prune(
     criteria.check(criterion, norm, agg, extra=(OBSPA, GATE, ZERO))
     of = _unit(ratio, of, latency_ms, max_distortion)
     how = reconstruction(reconstruct, criterion if plan is None else None)
-    budget = Budget(ratio if isinstance(ratio, float) else 0.5, of, ranking, round_to, min_width)
+    budget = Budget(ratio if isinstance(ratio, int | float) else 0.5, of, ranking, round_to, min_width)
+    chosen, skipped = (
+        (list(analysis.prunable), []) if plan is not None else _choose_groups(analysis, ignore, cross_norm)
+    )
+    if plan is None and ratio == "auto" and max_distortion is None:
+        budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
+    derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
+    looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
+    given = calibrated = dense_accuracy = None
+    if (plan is None and looks) or recover > 0 or how != "none":
+        given = inputs(analysis, data, labels, samples, seed, mean, std)
+        dense_accuracy = _accuracy(source.model, source, given, threads)
+        calibrated = calibrate(analysis, given, data is None, threads, seed, progress)
+        clock("calibrate")
+    marks = None if given is None else given.labels
+    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, marks, gradients, hessian_gradients, clock)
+    outcome = job.run(budget, plan, latency_ms, max_distortion, (threads, batch, sizes or {}))
+    if recover > 0:
+        outcome = job.recovered(outcome, recover)
     requested: dict[str, Any] = {"plan": True}
     if plan is None:
-        chosen, skipped = _choose_groups(analysis, ignore, cross_norm)
-        if not chosen:
-            raise PlanError(_nothing(analysis, skipped))
-        if ratio == "auto" and max_distortion is None:
-            budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
         asked = {"latency_ms": latency_ms, "max_distortion": max_distortion}
         requested = {k: v for k, v in asked.items() if v is not None} or {"ratio": budget.ratio}
         requested |= {"of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
         requested |= {"cross_norm": cross_norm, "seed": seed}
-    else:
-        chosen, skipped = list(analysis.prunable), []
-    calibrated = given = dense_accuracy = None
-    derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
-    looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
-    if (plan is None and looks) or recover > 0 or how != "none":
-        requested |= {"reconstruct": how, "recover": recover}
-        given = inputs(analysis, data, labels, samples, seed, mean, std)
-        from spa.obspa.pipeline import Calibrated, accuracy
-
-        with running():
-            if given.labels is not None:
-                dense_accuracy = accuracy(source.model, source.base, given, threads)
-            calibrated = Calibrated(analysis, given.batches, data is None, threads, seed, progress)
-        clock("calibrate")
-    marks = None if given is None else given.labels
-    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, marks, gradients, hessian_gradients, clock)
-    if plan is not None:
-        outcome = job.cut(plan)
-    elif criterion == ZERO:
-        outcome = job.to_zero()
-    elif max_distortion is not None:
-        outcome = job.to_distortion(budget, max_distortion)
-    elif of == "latency":
-        outcome = job.to_latency(budget, latency_ms, threads, batch, sizes or {})
-    else:
-        outcome = job.to_budget(budget)
-    if recover > 0:
-        outcome = job.recovered(outcome, recover)
-    report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
-    if came is not None:
-        report = replace(report, notes=(*came.imported.notes, *report.notes))
     if given is not None:
-        calibration: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
-        if given.labels is not None:
-            calibration["accuracy"] = [dense_accuracy, accuracy(outcome.model, source.base, given, threads)]
-        report = replace(report, calibration=calibration, notes=(*given.notes, *report.notes))
+        requested |= {"reconstruct": how, "recover": recover}
+    accuracies = [dense_accuracy, _accuracy(outcome.model, source, given, threads)]
+    report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
+    report = _with_origins(report, outcome, given, accuracies, came)
     return Result(outcome.model, outcome.plan, report, analysis, source, came)
 
 
+def _accuracy(model: ModelProto, source: Source, given: Calibration | None, threads: int) -> float | None:
+    """Top-1 in percent, where there are labels."""
+    if given is None or given.labels is None:
+        return None
+    from spa.obspa.pipeline import accuracy
+
+    with running():
+        return accuracy(model, source.base, given, threads)
+
+
+def _with_origins(
+    report: Report, outcome: Outcome, given: Calibration | None, accuracies: list[float | None], came: Origin | None
+) -> Report:
+    """The report with what is to be said of the framework's model and of the inputs."""
+    if came is not None:
+        report = replace(report, notes=(*came.imported.notes, *report.notes))
+    if given is None:
+        return report
+    calibration: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
+    if given.labels is not None:
+        calibration["accuracy"] = accuracies
+    return replace(report, calibration=calibration, notes=(*given.notes, *report.notes))
+
+
 def _unit(ratio: float | str | None, of: str, latency_ms: float | None, max_distortion: float | None) -> str:
-    """The budget's unit, when what is asked for makes sense together."""
+    """The budget's unit, where what is asked for makes sense together."""
     if isinstance(ratio, str) and ratio != "auto":
         raise PlanError(f"ratio is {ratio!r}. Give a number between 0 and 1, or 'auto'.")
     number = ratio if ratio != "auto" else None
@@ -291,6 +298,8 @@ def _choose_groups(
             skipped.append((group.name, group.size, f"statistics are taken over it by {group.crossings[0]}"))
         else:
             chosen.append(group)
+    if not chosen:
+        raise PlanError(_nothing(analysis, skipped))
     return chosen, skipped
 
 

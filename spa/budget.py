@@ -18,7 +18,7 @@ import numpy as np
 from spa.axes import Dim, Expr, Prod, Sum
 from spa.cost import Cost, CostModel
 from spa.coupling import Analysis, Group
-from spa.errors import PlanError
+from spa.errors import OutOfReachError, PlanError
 
 if TYPE_CHECKING:
     from spa.latency import LatencyModel
@@ -153,13 +153,13 @@ def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
     """Notes on a budget that is met only nearly; ``most`` is the largest fraction that can go.
 
     Raises:
-        PlanError: the budget asks for more than that.
+        OutOfReachError: the budget asks for more than that.
     """
     if abs(reached - budget.ratio) <= TOLERANCE:
         return ()
     if budget.ratio > most:
         remedies = "allow --cross-norm, lower --min-width or --round-to, or ignore fewer groups"
-        raise PlanError(
+        raise OutOfReachError(
             f"cannot remove {budget.ratio:.1%} of the {budget.of}: at most {most:.1%} can go under these constraints. "
             f"Ask for less, or {remedies}."
         )

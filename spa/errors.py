@@ -6,7 +6,7 @@ Every message has one grammar: the object, the fact, the remedy, as in
 
 from __future__ import annotations
 
-__all__ = ["InvariantError", "ModelError", "PlanError", "SpaError", "UnsupportedError"]
+__all__ = ["InvariantError", "ModelError", "OutOfReachError", "PlanError", "SpaError", "UnsupportedError"]
 
 
 class SpaError(Exception):
@@ -19,6 +19,10 @@ class PlanError(SpaError):
     """An impossible request: an unreachable ratio, nothing to prune, an option that fits nothing."""
 
     exit_code = 3
+
+
+class OutOfReachError(PlanError):
+    """More is asked for than can be removed."""
 
 
 class ModelError(SpaError):

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from spa.errors import PlanError
-from spa.frameworks import installed
-from spa.graph import Graph
 from spa.io import Source, load
 
 TARGETS = ("onnx", "ort", "openvino", "torch")
@@ -20,7 +18,7 @@ def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any
     Args:
         model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
         target: ``onnx``, ``ort`` (``NAME.ort``, for onnxruntime's small builds), ``openvino`` (a folder with
-            ``model.xml``) or ``torch`` (a folder with a module's source and weights).
+            ``model.xml``) or ``torch`` (a folder with ``model.pt2``, which ``torch.export.load`` reads).
         path: the file to write, or the folder for ``openvino`` and ``torch``.
         options: of the target ``onnx`` alone: ``opset``, ``ir_version``, ``external``, ``optimise`` and ``force`` as
             in :func:`spa.exporters.onnx.write`.
@@ -54,7 +52,6 @@ def _write(source: Source, target: str, path: str | os.PathLike[str], options: d
         from spa.exporters.openvino import write_openvino
 
         return write_openvino(source.model, path, source.base)
-    with installed("torch"):
-        from spa.exporters.pytorch import save
-    save(Graph(source.model, source.base).self_contained(), path)
-    return Path(path)
+    from spa.exporters.pytorch import save
+
+    return save(source.model, path, source.base)

@@ -6,8 +6,7 @@ Frameworks are imported in the files of ``spa.importers`` and ``spa.exporters`` 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -106,13 +105,12 @@ def origin(source: Any, example_inputs: Any, options: Mapping[str, Any]) -> Orig
             f"cannot tell which framework {what} belongs to. Give an object of PyTorch, Keras or JAX, or a file "
             f"that ends in {', '.join(SUFFIXES)}."
         )
-    with installed(kind):
-        if kind == "torch":
-            from spa.importers.pytorch import convert as importer
-        elif kind == "tensorflow":
-            from spa.importers.tensorflow import convert as importer
-        else:
-            from spa.importers.jax import convert as importer
+    if kind == "torch":
+        from spa.importers.pytorch import convert as importer
+    elif kind == "tensorflow":
+        from spa.importers.tensorflow import convert as importer
+    else:
+        from spa.importers.jax import convert as importer
     try:
         imported = importer(source, example_inputs, **options)
     except TypeError as error:
@@ -131,12 +129,11 @@ def give_back(result: Result, target: str) -> Any:
         return result.model
     if target == "graphsurgeon":
         return result.to_graphsurgeon()
-    with installed({"keras": "tensorflow"}.get(target, target)):
-        if target == "torch":
-            return _to_torch(result, came if came is not None and came.kind == "torch" else None)
-        if target == "keras":
-            return _to_keras(result, came if came is not None and came.kind == "tensorflow" else None)
-        return _to_jax(result, came if came is not None and came.kind == "jax" else None)
+    if target == "torch":
+        return _to_torch(result, came if came is not None and came.kind == "torch" else None)
+    if target == "keras":
+        return _to_keras(result, came if came is not None and came.kind == "tensorflow" else None)
+    return _to_jax(result, came if came is not None and came.kind == "jax" else None)
 
 
 def _to_torch(result: Result, came: Origin | None) -> Any:
@@ -177,12 +174,3 @@ def _to_jax(result: Result, came: Origin | None) -> Any:
 
     options = {k: v for k, v in came.options.items() if k in ("params", "kwargs", "vmap")}
     return write_back(came.given, result, came.imported.names, **options)
-
-
-@contextmanager
-def installed(kind: str) -> Iterator[None]:
-    """Say which extra brings a framework that is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(f"{error.name} is not installed. Run  pip install 'spa-onnx[{kind}]'.") from error

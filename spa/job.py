@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import log
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from spa.budget import Budget, Choice, choose
 from spa.coupling import Analysis, Group
 from spa.criteria import gradient
 from spa.criteria.gradient import derivatives
-from spa.errors import ModelError, PlanError
-from spa.frameworks import installed
+from spa.errors import ModelError, OutOfReachError, PlanError
+from spa.extras import extra
 from spa.plan import Plan, make_plan
-from spa.progress import silent
+from spa.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
@@ -103,6 +104,33 @@ class Job:
     clock: Clock
     _scores: dict[str, np.ndarray] | None = field(init=False, default=None)
 
+    def run(
+        self,
+        budget: Budget,
+        plan: Plan | None,
+        latency_ms: float | None,
+        max_distortion: float | None,
+        timing: tuple[int, int, Mapping[str, int]],
+    ) -> Outcome:
+        """Prune by a plan, by what changes nothing, by a tolerated change, or by a budget.
+
+        Args:
+            budget: what to remove; of its ratio only where nothing else says how much.
+            plan: the channels to keep, if they are known.
+            latency_ms: what the pruned model may take.
+            max_distortion: the change of the outputs to tolerate.
+            timing: threads, batch and other sizes of what is timed.
+        """
+        if plan is not None:
+            return self.cut(plan)
+        if self.criterion == ZERO:
+            return self.to_zero()
+        if max_distortion is not None:
+            return self.to_distortion(budget, max_distortion)
+        if budget.of == "latency":
+            return self.to_latency(budget, latency_ms, *timing)
+        return self.to_budget(budget)
+
     def choose(self, budget: Budget, latency: LatencyModel | None = None) -> tuple[Choice, dict[str, float]]:
         """The channels to keep, and the estimated loss of each group where there is an estimate."""
         if self.criterion != OBSPA or self.calibrated is None:
@@ -141,11 +169,11 @@ class Job:
         otherwise = "Or give gradients by initializer, or use --criterion gate, which only runs the model."
         if self.calibrated is None or self.labels is None:
             raise PlanError(f"criterion {self.criterion!r} takes derivatives of a loss on labelled data. {otherwise}")
-        with installed("torch"):
+        with extra("torch"):
             import torch
+        from spa.criteria.autograd import from_autograd
+        from spa.exporters.pytorch import graph_module
 
-            from spa.criteria.autograd import from_autograd
-            from spa.exporters.pytorch import graph_module
         graph = self.analysis.graph
         module = graph_module(graph.model, graph.base)
         batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
@@ -154,9 +182,17 @@ class Job:
         needs = gradient.CRITERIA[self.criterion].needs
         return from_autograd(module, batches, labels, needs=needs, names=module.keys)
 
-    def cut(self, plan: Plan, losses: Mapping[str, float] | None = None, notes: tuple[str, ...] = ()) -> Outcome:
-        """Apply a plan, and reconstruct."""
+    def cut(
+        self,
+        plan: Plan,
+        losses: Mapping[str, float] | None = None,
+        notes: tuple[str, ...] = (),
+        fold: Callable[[ModelProto, Path | None], None] | None = None,
+    ) -> Outcome:
+        """Apply a plan, fold in what it leaves behind, and reconstruct."""
         model = surgery.apply(self.analysis, plan)
+        if fold is not None:
+            fold(model, self.analysis.graph.base)
         self.clock("prune")
         changes: dict[str, float | None] = {}
         if self.calibrated is not None:
@@ -176,10 +212,9 @@ class Job:
         Raises:
             UnsupportedError: PyTorch is not installed, or an operator has no counterpart in it.
         """
-        with installed("torch"):
-            from spa.exporters.pytorch import graph_module
-            from spa.exporters.pytorch.recover import recover, store
-        assert self.calibrated is not None  # whoever asks for recovery brings inputs
+        from spa.exporters.pytorch import graph_module, recover, store
+
+        assert self.calibrated is not None  # `prune` makes inputs for it
         graph = self.analysis.graph
         student, teacher = graph_module(outcome.model, graph.base), graph_module(graph.model, graph.base)
         recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.seed)
@@ -194,12 +229,8 @@ class Job:
         from spa.zero import lossless
 
         found = lossless(self.analysis, self.groups)
-        model = surgery.apply(self.analysis, found.plan)
-        found.fold(model, self.analysis.graph.base)
-        self.clock("prune")
-        gone = any(len(found.plan.kept.get(g.name, range(g.size))) < g.size for g in self.groups)
-        notes = () if gone else ("no channel is always the same or read by nobody: nothing was removed",)
-        return Outcome(found.plan, model, {}, notes, {})
+        notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
+        return self.cut(found.plan, notes=notes, fold=found.fold)
 
     def to_budget(self, budget: Budget) -> Outcome:
         """Remove what a budget asks for."""
@@ -229,32 +260,40 @@ class Job:
         Raises:
             PlanError: even the least that can go changes the outputs more, or they are no floats.
         """
-        low, high = (0.0, most / 100), (1.0, 1.0)  # ratio and change: met, and not met
+        low, high = (0.0, most / 100), (1.0, max(1.0, 10 * most))  # ratio and change: met, and not met
         best: Outcome | None = None
+        refused = PlanError("nothing can go under these constraints. Lower --round-to or --min-width.")
         ratio = 0.5
         for _ in range(ATTEMPTS):
             try:
                 outcome = self.to_budget(replace(budget, ratio=ratio))
-                change = outcome.changes["after"]
-            except PlanError:
-                outcome, change = None, max(1.0, 10 * most)
-            if change is None:
-                raise PlanError("the model has no float output of which the change could be measured. Give a ratio.")
-            if outcome is not None and change <= most:
-                best, low = replace(outcome, notes=()), (ratio, max(change, most / 100))
-                if change >= NEAR * most:
-                    break
+            except OutOfReachError as error:
+                refused, high = error, (ratio, high[1])
             else:
-                high = (ratio, change)
+                change = outcome.changes["after"]
+                if change is None:
+                    raise PlanError("the model has no float output that could be compared. Give a ratio.")
+                if change <= most:
+                    low = (ratio, max(change, most / 100))
+                    if outcome.plan.removes:
+                        best = replace(outcome, notes=())
+                    if change >= NEAR * most:
+                        break
+                else:
+                    refused, high = _too_much(outcome, ratio, budget.of, most), (ratio, change)
             if high[0] - low[0] < 0.01:
                 break
             ratio = _between(low, high, most)
         if best is None:
-            raise PlanError(
-                f"removing {high[0]:.1%} of the {budget.of} already changes the outputs by {high[1]:.3g} of their "
-                f"variance, more than {most:g}. Tolerate more, or leave sensitive layers alone with --ignore."
-            )
+            raise refused
         return best
+
+
+def _too_much(outcome: Outcome, ratio: float, of: str, most: float) -> PlanError:
+    return PlanError(
+        f"removing {ratio:.1%} of the {of} changes the outputs by {outcome.changes['after']:.3g} of their variance, "
+        f"more than {most:g}. Tolerate more, or leave sensitive layers alone with --ignore."
+    )
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], goal: float) -> float:
@@ -282,6 +321,16 @@ def running() -> Iterator[None]:
         yield
     except ModelError as error:
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+
+
+def calibrate(
+    analysis: Analysis, given: Calibration, synthetic: bool, threads: int, seed: int, progress: Progress
+) -> Calibrated:
+    """The model with its inputs."""
+    from spa.obspa.pipeline import Calibrated
+
+    with running():
+        return Calibrated(analysis, given.batches, synthetic, threads, seed, progress)
 
 
 def inputs(

@@ -31,6 +31,11 @@ class Plan:
     sizes: Mapping[str, int]
     parameters: Mapping[str, Mapping[int, tuple[int, ...]]]
 
+    @property
+    def removes(self) -> bool:
+        """Whether any channel goes."""
+        return any(len(kept) < self.sizes[name] for name, kept in self.kept.items())
+
     def masks(self, analysis: Analysis) -> dict[Dim, np.ndarray]:
         """Boolean arrays of kept indices by dimension.
 

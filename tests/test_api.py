@@ -209,6 +209,13 @@ def test_zero_removes_what_nobody_reads_and_nothing_else() -> None:
     assert spa.verify(model, result.model, atol=1e-4).equal
 
 
+def test_zero_with_inputs_reports_what_they_say() -> None:
+    report = spa.prune(RESNET, criterion="zero", reconstruct="bias", samples=16).report
+    assert report.calibration is not None
+    assert report.calibration["before"] == 0
+    assert report.calibration["after"] < 1e-9
+
+
 @pytest.mark.parametrize("criterion", ["snip", "grasp"])
 def test_gradients_come_from_labelled_data_or_from_the_caller(criterion: str) -> None:
     request = {"ratio": 0.3, "criterion": criterion, "samples": 64}
@@ -232,6 +239,9 @@ def test_gates_only_run_the_model() -> None:
     ("request_", "reason"),
     [
         ({"ratio": "half"}, "'auto'"),
+        ({"ratio": 1}, "between 0 and 1"),
+        ({"max_distortion": 1e-9, "round_to": 8, "samples": 16}, "more than 1e-09"),
+        ({"max_distortion": 0.1, "criterion": "snip", "samples": 16}, "labelled data"),
         ({"ratio": 0.5, "max_distortion": 0.1}, "asked for together"),
         ({"max_distortion": -1.0}, "more than 0"),
         ({"of": "latency", "ratio": "auto"}, "takes a number"),

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.errors import ModelError, UnsupportedError
 from spa.runtime import load_session, run
 
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip install 'spa-onnx[tensorflow]'")
@@ -291,4 +291,4 @@ def test_a_missing_tensorflow_names_the_extra() -> None:
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.startswith(SpaError.__name__) and "pip install 'spa-onnx[tensorflow]'" in out
+    assert out.startswith(UnsupportedError.__name__) and "pip install 'spa-onnx[tensorflow]'" in out

@@ -9,12 +9,10 @@
 
 from __future__ import annotations
 
-from spa.errors import SpaError
+from spa.extras import extra
 
-try:
+with extra("torch"):
     import torch  # noqa: F401 -- says early, and once, what is missing
-except ImportError as error:
-    raise SpaError("PyTorch is not installed. Run: pip install 'spa-onnx[torch]'.") from error
 
 from spa.exporters.pytorch.convert import save, to_torch
 from spa.exporters.pytorch.module import OnnxModule, graph_module

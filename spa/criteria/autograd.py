@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spa.criteria.gradient import CURVATURE, GRADIENT, SQUARE
-from spa.errors import PlanError, UnsupportedError
+from spa.errors import PlanError
+from spa.extras import extra
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +47,8 @@ def from_autograd(
         PlanError: there are no batches, or the loss depends on no parameter.
         UnsupportedError: torch is not installed.
     """
-    try:
+    with extra("torch"):
         import torch
-    except ImportError as error:
-        raise UnsupportedError("autograd needs torch. Install it: pip install 'spa-onnx[torch]'.") from error
     value_of: Callable[..., torch.Tensor] = loss or torch.nn.functional.cross_entropy
     parameters = dict(module.named_parameters())
     pairs = _pairs(batches, labels)
