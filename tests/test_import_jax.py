@@ -189,5 +189,5 @@ def test_a_model_that_computes_something_else_is_refused() -> None:
 
 def test_a_missing_package_is_reported_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(UnsupportedError, match=r"jax2onnx, which is missing .* pip install 'spa-onnx\[jax\]'"):
+    with pytest.raises(UnsupportedError, match=r"jax2onnx cannot be imported .* pip install 'spa-onnx\[jax\]'"):
         convert(jnp.tanh, np.ones((2, 6), np.float32))
