@@ -8,8 +8,9 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from spa.errors import InvariantError, ModelError
-from spa.feeds import ranges_for, working_feeds
+from spa.feeds import working_feeds
 from spa.graph import tensors_of
+from spa.ranges import ranges_for
 from spa.runtime import input_specs, load_session
 from spa.verify import OutputDifference, verify
 

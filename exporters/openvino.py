@@ -14,7 +14,8 @@ from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, check
 from spa.exporters.files import drafts, move, place
 from spa.extras import extra
-from spa.feeds import first_run, ranges_for
+from spa.feeds import first_run
+from spa.ranges import ranges_for
 from spa.runtime import input_specs, load_session, output_specs, run
 
 _SEEDS = 3

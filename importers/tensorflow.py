@@ -14,9 +14,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from spa.errors import ModelError
 from spa.extras import extra
-from spa.feeds import ranges_for, working_feeds
+from spa.feeds import working_feeds
 from spa.importers import Imported
 from spa.importers._tf2onnx import Function, first_line, freeze, fresh, name_initializers, numbers_of, rename, to_onnx
+from spa.ranges import ranges_for
 from spa.runtime import input_specs, load_session, run
 
 OPSET = 18  # LayerNormalization and GroupNormalization do not occur; every runtime has it

@@ -26,8 +26,9 @@ import onnx
 import onnxruntime as ort
 
 from spa.errors import InvariantError, ModelError, PlanError
-from spa.feeds import Recipe, first_run, ranges_for, resolve_sizes
+from spa.feeds import Recipe, first_run, resolve_sizes
 from spa.memory import peak_resident
+from spa.ranges import ranges_for
 from spa.runtime import (
     ORT_ERRORS,
     Model,

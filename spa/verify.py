@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime as ort
 
 from spa.errors import UnsupportedError
-from spa.feeds import first_run, ranges_for
+from spa.feeds import first_run
+from spa.ranges import ranges_for
 from spa.runtime import Model, TensorSpec, input_specs, load_session, model_name, output_specs, run
 
 __all__ = ["OutputDifference", "VerifyReport", "verify"]

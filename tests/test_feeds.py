@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from spa.errors import ModelError, PlanError, UnsupportedError
-from spa.feeds import input_ranges, make_feeds, resolve_sizes, working_feeds
+from spa.feeds import make_feeds, resolve_sizes, working_feeds
+from spa.ranges import input_ranges
 from spa.runtime import clean_reason, input_specs, load_graph, load_session, output_specs, run
 
 F, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError
 from spa.exporters.pytorch.operators import array
-from spa.feeds import ranges_for, working_feeds
+from spa.feeds import working_feeds
 from spa.graph import Graph
+from spa.ranges import ranges_for
 from spa.runtime import input_specs, load_session, run
 
 Feeds = Mapping[str, np.ndarray]

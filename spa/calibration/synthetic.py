@@ -20,7 +20,8 @@ import onnx
 
 from spa.calibration.batches import comfortable
 from spa.errors import ModelError, PlanError
-from spa.feeds import Recipe, first_run, ranges_for, resolve_sizes
+from spa.feeds import Recipe, first_run, resolve_sizes
+from spa.ranges import ranges_for
 from spa.runtime import TensorSpec, input_specs, load_session, model_name, run
 
 __all__ = ["dead_leaves", "pink_noise", "synthesise"]
