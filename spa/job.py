@@ -242,9 +242,9 @@ class Job:
         self, budget: Budget, ms: float | None, threads: int, batch: int, sizes: Mapping[str, int]
     ) -> Outcome:
         """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
-        from spa import latency
+        from spa import latency, stopwatch
 
-        watch = latency.Stopwatch(threads, batch, sizes)
+        watch = stopwatch.Stopwatch(threads, batch, sizes)
         progress = silent if self.calibrated is None else self.calibrated.progress
         choice, losses, timed, notes = latency.choose(
             self.analysis, self.groups, budget, ms, self.choose, watch, progress

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import spa
 from models.builders import ZOO
-from spa import latency, surgery
+from spa import latency, stopwatch, surgery
 from spa.bench import bench
 from spa.budget import RANKINGS, Budget, alignment, allowed_widths
 from spa.cli import app
@@ -28,8 +28,9 @@ from spa.cost import CostModel
 from spa.coupling import Analysis, Group
 from spa.errors import ModelError, PlanError
 from spa.feeds import working_feeds
-from spa.latency import Cache, LatencyModel, Stopwatch
+from spa.latency import LatencyModel
 from spa.runtime import load_session, run
+from spa.stopwatch import Cache, Stopwatch
 
 MODELS = Path(__file__).parent.parent / "models"
 RESNET, VIT, LSTM = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "vit", "lstm"))
@@ -77,13 +78,13 @@ class Slow(Fake):
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency.sys, "platform", "linux")
-    return latency.cache_file()
+    monkeypatch.setattr(stopwatch.sys, "platform", "linux")
+    return stopwatch.cache_file()
 
 
 @pytest.fixture
 def fake(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "Stopwatch", lambda *_: Fake())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Fake())
 
 
 def measured(path: Path, watch: Fake, file: Path) -> tuple[Analysis, list[Group], LatencyModel]:
@@ -225,9 +226,9 @@ def test_times_hold_for_one_processor_one_runtime_and_one_number_of_threads(monk
     network = latency._Network(analysis.graph.model, None, {"input": (1, 1, 8, 8)}, analysis)
     cut = network.cut(latency._parts(analysis)[1])
     keys = {cut.key(Stopwatch(threads).context) for threads in (1, 2)}
-    monkeypatch.setattr(latency, "cpu_name", lambda: "another")
+    monkeypatch.setattr(stopwatch, "cpu_name", lambda: "another")
     keys.add(cut.key(Stopwatch(1).context))
-    monkeypatch.setattr(latency.ort, "__version__", "0.0")
+    monkeypatch.setattr(stopwatch.ort, "__version__", "0.0")
     keys.add(cut.key(Stopwatch(1).context))
     larger = latency._Network(analysis.graph.model, None, {"input": (2, 1, 8, 8)}, analysis)
     keys.add(larger.cut(latency._parts(analysis)[1]).key(Stopwatch(1).context))
@@ -266,8 +267,8 @@ def test_the_cache_lies_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     found = []
     for platform in ("linux", "darwin", "win32"):
-        monkeypatch.setattr(latency.sys, "platform", platform)
-        found.append(latency.cache_file().relative_to(Path.home()).parts)
+        monkeypatch.setattr(stopwatch.sys, "platform", platform)
+        found.append(stopwatch.cache_file().relative_to(Path.home()).parts)
     assert found == [
         (".cache", "spa", "latency.json"),
         ("Library", "Caches", "spa", "latency.json"),
@@ -295,7 +296,7 @@ def test_a_budget_of_latency_is_met_with_optimal_brain_surgery(fake: None) -> No
 
 
 def test_widths_become_multiples_of_the_machines_block(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "Stopwatch", lambda *_: Blocked())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Blocked())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2").report
     assert report.latency is not None
     assert report.latency["block"] == 16
@@ -303,7 +304,7 @@ def test_widths_become_multiples_of_the_machines_block(cache: Path, monkeypatch:
 
 
 def test_what_is_measured_corrects_what_was_estimated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "Stopwatch", lambda *_: Slow())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Slow())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2", round_to=1).report
     assert report.latency is not None
     assert report.latency["choices"] == 2
@@ -315,7 +316,7 @@ def test_a_budget_that_is_missed_in_the_end_is_said(cache: Path, monkeypatch: py
     class Hopeless(Fake):
         slower = 1000.0
 
-    monkeypatch.setattr(latency, "Stopwatch", lambda *_: Hopeless())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Hopeless())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2", round_to=1).report
     assert any("the nearest network that was found takes" in note for note in report.notes)
 
@@ -377,7 +378,7 @@ def test_a_part_that_cannot_be_timed_alone_is_counted_and_said(cache: Path, monk
                 raise ModelError("no")
             return super().part(model, feeds)
 
-    monkeypatch.setattr(latency, "Stopwatch", lambda *_: Picky())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Picky())
     report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
     assert any("could not be timed alone" in note for note in report.notes)
 
