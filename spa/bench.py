@@ -172,10 +172,25 @@ def bench(
         for model, name, arrays in zip(models, names, feeds, strict=True)
     ]
     times = _take_turns(steps, runs=runs, seconds=seconds, warmup=warmup)
-    sizes_on_disk = [_file_bytes(model, name) for model, name in zip(models, names, strict=True)]
+    files = [_file_bytes(model, name) for model, name in zip(models, names, strict=True)]
     batches = [recipe.batch for recipe in recipes]
+    return BenchReport(
+        models=_entries(names, times, batches, files, memory),
+        runs=times.shape[1],
+        warmup=warmup,
+        threads=threads,
+        seed=seed,
+        inputs=tuple({key: tuple(array.shape) for key, array in arrays.items()} for arrays in feeds),
+        onnxruntime=ort.__version__,
+    )
+
+
+def _entries(
+    names: Sequence[str], times: np.ndarray, batches: Sequence[int], files: Sequence[int], memory: Sequence[int | None]
+) -> tuple[ModelBench, ...]:
+    """Each model's figures, compared with the first's; times in milliseconds, ``[model, run]``."""
     medians = np.median(times, axis=1)
-    entries = tuple(
+    return tuple(
         ModelBench(
             name=name,
             median_ms=float(medians[at]),
@@ -183,22 +198,13 @@ def bench(
             p90_ms=float(np.percentile(times[at], 90)),
             throughput=float(1000 * batches[at] / medians[at]),
             batch=batches[at],
-            file_bytes=sizes_on_disk[at],
+            file_bytes=files[at],
             peak_memory_bytes=memory[at],
             speedup=float(np.median(times[0] / times[at])) * batches[at] / batches[0],
-            size_ratio=sizes_on_disk[at] / sizes_on_disk[0],
+            size_ratio=files[at] / files[0],
             memory_ratio=_ratio(memory[at], memory[0]),
         )
         for at, name in enumerate(names)
-    )
-    return BenchReport(
-        models=entries,
-        runs=times.shape[1],
-        warmup=warmup,
-        threads=threads,
-        seed=seed,
-        inputs=tuple({key: tuple(array.shape) for key, array in arrays.items()} for arrays in feeds),
-        onnxruntime=ort.__version__,
     )
 
 
