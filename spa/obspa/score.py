@@ -22,6 +22,9 @@ Array = np.ndarray
 # Removing channels of a stream that many layers read harms more than the sum of its readers' own losses says: their
 # errors add up along the depth. Found by measuring the outputs of ResNet-20 and ResNet-56 (benchmarks/accuracy.py).
 SHARED = 4.0
+# Later fits mend part of what goes wrong in a layer: with n readers behind it, its loss counts (1 + n)^-MENDED.
+# Found on the same networks' training images; docs/decisions/0007 says how far it was measured.
+MENDED = 0.3
 ROWS = 40_000  # rows that a least-squares fit sees at most, or ten per unknown where that is more
 
 
@@ -50,8 +53,9 @@ def curves(
 ) -> dict[str, Curve]:
     """For each group the order in which channels go, and the relative output error of each prefix.
 
-    Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization) and
-    divided by the energy of the sum that it goes into, so that they compare across the network.
+    Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization),
+    divided by the energy of the sum that it goes into, so that they compare across the network, and weighted by the
+    group's place in it.
 
     Returns:
         By group name; groups none of whose readers is understood (see :func:`observe`) are missing.
@@ -76,9 +80,14 @@ def curves(
         for group in wanted[index]:
             if last[group.name] == index and pending[group.name]:
                 curve = greedy(pending.pop(group.name), group.size, damping=damping)
-                weight = SHARED if len(group.readers) > 1 else 1.0
-                result[group.name] = Curve(curve.order, curve.loss * weight)
+                result[group.name] = Curve(curve.order, curve.loss * _weight(group, sorted(wanted)))
     return result
+
+
+def _weight(group: Group, readers: Sequence[int]) -> float:
+    """What the outputs see of a group's loss, among the sorted indices of all readers."""
+    behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
+    return (SHARED if len(group.readers) > 1 else 1.0) * float(np.mean((1.0 + behind) ** -MENDED))
 
 
 def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
