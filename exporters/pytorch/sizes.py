@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -69,8 +69,8 @@ class Queries:
         """Multiply the queries."""
         with torch.no_grad():
             self.projection.weight.narrow(self.axis, 0, self.rows).mul_(factor)
-            if self.projection.bias is not None:
-                self.projection.bias[: self.rows].mul_(factor)
+            if isinstance(bias := getattr(self.projection, "bias", None), Tensor):
+                bias[: self.rows].mul_(factor)
 
 
 def restate(module: nn.Module, cuts: Cuts) -> list[Queries]:
