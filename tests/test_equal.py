@@ -115,13 +115,13 @@ def test_values_that_cannot_shrink_hold_the_queries() -> None:
 @pytest.mark.parametrize("criterion", ["l2", "obspa"])
 def test_tied_groups_keep_one_share_and_the_network_is_the_masked_original(ranking: str, criterion: str) -> None:
     for name in ("bert", "llama"):
-        request = {"ratio": 0.65, "of": "params", "round_to": 1, "ranking": ranking, "criterion": criterion}
+        request = {"ratio": 0.75, "of": "params", "round_to": 1, "ranking": ranking, "criterion": criterion}
         result = spa.prune(model_of(name), **request, equal=["heads"], reconstruct="none", samples=16)
         sets = equal_sets(result.analysis, result.analysis.free, ["heads"])
         assert sets
         assert all(len(shares(result, names)) == 1 for names in sets)
         assert min(min(shares(result, names)) for names in sets) < 1
-        assert abs(result.report.reached - 0.65) < 0.02
+        assert abs(result.report.reached - 0.75) < 0.03
         same = verify(result.model, masked(result.analysis, result.plan), atol=1e-5, rtol=1e-5)
         assert same.equal
 
