@@ -15,8 +15,9 @@ from spa.budget import Budget
 from spa.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling import Analysis, Group, couple
 from spa.criteria.sparsity import suggested_ratio
+from spa.equal import HEADS, equal_sets
 from spa.errors import PlanError
-from spa.frameworks import Origin, give_back, kind_of, origin
+from spa.frameworks import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
 from spa.graph import Graph
 from spa.io import Source, load
 from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
@@ -130,6 +131,7 @@ def prune(
     round_to: int = 8,
     min_width: int = 1,
     cross_norm: bool = False,
+    equal: Sequence[str] | None = None,
     seed: int = 0,
     threads: int = 2,
     batch: int = 1,
@@ -174,6 +176,9 @@ def prune(
         round_to: widths become multiples of this, which runtimes like.
         min_width: no group becomes narrower.
         cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
+        equal: what keeps the same share of its channels: shell patterns, each for the groups of which it matches a
+            place, ``tensor[axis]``; and the word ``heads`` for the head sizes of each attention, of which classes of
+            PyTorch and JAX know one. By default ``heads`` for models of these, else nothing (see :mod:`spa.equal`).
         seed: of everything random.
         threads: of onnxruntime and of linear algebra, while calibrating and timing.
         batch: the size of open batch axes while timing.
@@ -205,10 +210,13 @@ def prune(
     criteria.check(criterion, norm, agg, extra=(OBSPA, GATE, ZERO))
     of = _unit(ratio, of, latency_ms, max_distortion)
     how = reconstruction(reconstruct, criterion if plan is None else None)
-    budget = Budget(ratio if isinstance(ratio, int | float) else 0.5, of, ranking, round_to, min_width)
     chosen, skipped = (
         (list(analysis.prunable), []) if plan is not None else _choose_groups(analysis, ignore, cross_norm)
     )
+    equal = (HEADS,) if equal is None and came is not None and came.kind in ONE_HEAD_SIZE else tuple(equal or ())
+    together = equal_sets(analysis, chosen, equal) if plan is None else ()
+    number = ratio if isinstance(ratio, int | float) else 0.5
+    budget = Budget(number, of, ranking, round_to, min_width, together)
     if plan is None and ratio == "auto" and max_distortion is None:
         budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
     derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
@@ -230,7 +238,7 @@ def prune(
         requested = {k: v for k, v in asked.items() if v is not None} or {"ratio": budget.ratio}
         requested |= {"of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
-        requested |= {"cross_norm": cross_norm, "seed": seed}
+        requested |= {"cross_norm": cross_norm, "seed": seed} | ({"equal": list(equal)} if equal else {})
     if given is not None:
         requested |= {"reconstruct": how, "recover": recover}
     accuracies = [dense_accuracy, _accuracy(outcome.model, source, given, threads)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from math import gcd, lcm
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class Budget:
             Fang et al., ECCV 2024).
         round_to: widths become multiples of this.
         min_width: no group becomes narrower than this.
+        equal: sets of names of groups that keep the same share of their channels; where one of a set may not be pruned,
+            none of it is.
     """
 
     ratio: float = 0.5
@@ -47,6 +50,7 @@ class Budget:
     ranking: str = "global"
     round_to: int = 8
     min_width: int = 1
+    equal: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -81,12 +85,25 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Groups that shrink together, most often one alone.
+
+    Attributes:
+        members: the groups' positions.
+        rungs: the widths that they may have, from the whole down.
+    """
+
+    members: tuple[int, ...]
+    rungs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class _Chunk:
-    """Channels of one group that go together; ``group`` is its position, ``width`` what is left after them."""
+    """Channels that go together; ``ladder`` is the position of the ladder they are on, ``rung`` what they lead to."""
 
     key: float
-    group: int
-    width: int
+    ladder: int
+    rung: int
 
 
 def choose(
@@ -110,16 +127,16 @@ def choose(
     """
     costs = CostModel(analysis, [g.dim for g in groups], latency)
     order = [np.argsort(scores[g.name], kind="stable") for g in groups]
-    steps = alignment(analysis, groups, budget.round_to)
-    chunks = _sequence(groups, scores, order, steps, budget)
+    ladders = ladders_of(analysis, groups, budget)
+    chunks = _sequence(groups, [scores[g.name][o] for g, o in zip(groups, order, strict=True)], ladders, budget.ranking)
 
     def removed_by(taken: Sequence[_Chunk]) -> float:
-        return costs.removed(_widths(costs.sizes, taken), budget.of)
+        return costs.removed(widths_at(ladders, _rungs(ladders, taken)), budget.of)
 
     taken = _nearest(removed_by, chunks, budget.ratio)
     reached = removed_by(taken)
     notes = check(budget, reached, removed_by(chunks))
-    widths = _widths(costs.sizes, taken)
+    widths = widths_at(ladders, _rungs(ladders, taken))
     kept = {g.name: np.sort(o[g.size - w :]) for g, o, w in zip(groups, order, widths, strict=True) if w != g.size}
     return Choice(kept, costs.evaluate(costs.sizes), costs.evaluate(widths), reached, notes)
 
@@ -144,7 +161,7 @@ def _nearest(removed: Callable[[Sequence[_Chunk]], float], chunks: Sequence[_Chu
         return abs(removed(taken) - ratio)
 
     if min(map(miss, candidates)) > TOLERANCE:
-        following = {c.group: c for c in reversed(chunks[len(below) :])}
+        following = {c.ladder: c for c in reversed(chunks[len(below) :])}
         candidates += [[*below, c] for _, c in sorted(following.items())]
     return min(candidates, key=miss)
 
@@ -169,33 +186,67 @@ def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
     )
 
 
-def _widths(sizes: Sequence[int], chunks: Sequence[_Chunk]) -> list[int]:
-    widths = list(sizes)
+def _rungs(ladders: Sequence[Ladder], chunks: Sequence[_Chunk]) -> list[int]:
+    rungs = [0] * len(ladders)
     for chunk in chunks:
-        widths[chunk.group] = min(widths[chunk.group], chunk.width)
-    return widths
+        rungs[chunk.ladder] = max(rungs[chunk.ladder], chunk.rung)
+    return rungs
+
+
+def widths_at(ladders: Sequence[Ladder], rungs: Sequence[int]) -> list[int]:
+    """The width of each group, where each ladder stands on one of its rungs."""
+    widths = {m: w for c, at in zip(ladders, rungs, strict=True) for m, w in zip(c.members, c.rungs[at], strict=True)}
+    return [widths[i] for i in range(len(widths))]
 
 
 def _sequence(
-    groups: Sequence[Group],
-    scores: Mapping[str, np.ndarray],
-    order: Sequence[np.ndarray],
-    steps: Sequence[int],
-    budget: Budget,
+    groups: Sequence[Group], ascending: Sequence[np.ndarray], ladders: Sequence[Ladder], ranking: str
 ) -> list[_Chunk]:
-    """All chunks in the order in which they go; within a group that order is by shrinking width."""
+    """All chunks in the order in which they go; within a ladder that order is down its rungs.
+
+    Args:
+        groups: those that may be pruned.
+        ascending: by group its channels' scores, sorted.
+        ladders: the groups' ladders.
+        ranking: see :class:`Budget`.
+    """
     chunks: list[_Chunk] = []
-    for position, (group, indices, step) in enumerate(zip(groups, order, steps, strict=True)):
-        sorted_scores = scores[group.name][indices]
+    for position, ladder in enumerate(ladders):
+        members = [(groups[m].size, ascending[m]) for m in ladder.members]
         highest = -np.inf
-        for width, smaller in pairwise(allowed_widths(group.size, step, budget.min_width)):
-            removed = slice(group.size - width, group.size - smaller)
-            highest = max(highest, float(sorted_scores[removed].mean()))
-            key = highest if budget.ranking != "uniform" else 1 - smaller / group.size
-            chunks.append(_Chunk(key, position, smaller))
-    if budget.ranking == "isomorphic":
-        chunks = _by_quantile(groups, chunks)
-    return sorted(chunks, key=lambda c: (c.key, c.group, -c.width))
+        for rung, (widths, smaller) in enumerate(pairwise(ladder.rungs), 1):
+            removed = [s[n - w : n - v] for (n, s), w, v in zip(members, widths, smaller, strict=True)]
+            highest = max(highest, float(np.concatenate(removed).mean()))
+            key = highest if ranking != "uniform" else 1 - smaller[0] / members[0][0]
+            chunks.append(_Chunk(key, position, rung))
+    if ranking == "isomorphic":
+        chunks = _by_quantile(groups, ladders, chunks)
+    return sorted(chunks, key=lambda c: (c.key, c.ladder, c.rung))
+
+
+def ladders_of(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list[Ladder]:
+    """Which groups shrink together, and through which widths; in the order of the groups."""
+    steps = alignment(analysis, groups, budget.round_to)
+    alone = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    sets = {name: names for names in budget.equal for name in names}
+    places = {g.name: i for i, g in enumerate(groups)}
+    found: dict[int, Ladder] = {}
+    for group in groups:
+        names = sets.get(group.name, frozenset((group.name,)))
+        members = tuple(sorted(places[n] for n in names if n in places))
+        rungs = tuple(zip(*_same_shares([alone[m] for m in members]), strict=True))
+        found.setdefault(members[0], Ladder(members, rungs if len(members) == len(names) else rungs[:1]))
+    return list(found.values())
+
+
+def _same_shares(alone: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The widths that are the same share of the whole in all of several lists; each starts with the whole.
+
+    >>> _same_shares([[16, 12, 8, 4], [8, 7, 6, 5, 4, 3]])
+    [[16, 12, 8], [8, 6, 4]]
+    """
+    shares = set.intersection(*({Fraction(w, widths[0]) for w in widths} for widths in alone))
+    return [[w for w in widths if Fraction(w, widths[0]) in shares] for widths in alone]
 
 
 def allowed_widths(size: int, step: int, least: int) -> list[int]:
@@ -206,20 +257,20 @@ def allowed_widths(size: int, step: int, least: int) -> list[int]:
     return widths
 
 
-def _by_quantile(groups: Sequence[Group], chunks: Sequence[_Chunk]) -> list[_Chunk]:
+def _by_quantile(groups: Sequence[Group], ladders: Sequence[Ladder], chunks: Sequence[_Chunk]) -> list[_Chunk]:
     """Replace each chunk's key by the fraction of its isomorphic set's channels that has gone with it."""
     sets: dict[object, list[_Chunk]] = {}
     for chunk in chunks:
-        sets.setdefault(structure(groups[chunk.group]), []).append(chunk)
+        sets.setdefault(tuple(structure(groups[m]) for m in ladders[chunk.ladder].members), []).append(chunk)
     result = []
     for members in sets.values():
-        total = sum(groups[g].size for g in {c.group for c in members})
-        width = {c.group: groups[c.group].size for c in members}
-        gone = 0
-        for chunk in sorted(members, key=lambda c: (c.key, c.group, -c.width)):
-            gone += width[chunk.group] - chunk.width
-            width[chunk.group] = chunk.width
-            result.append(_Chunk(gone / total, chunk.group, chunk.width))
+        left = {c.ladder: sum(ladders[c.ladder].rungs[0]) for c in members}
+        total, gone = sum(left.values()), 0
+        for chunk in sorted(members, key=lambda c: (c.key, c.ladder, c.rung)):
+            now = sum(ladders[chunk.ladder].rungs[chunk.rung])
+            gone += left[chunk.ladder] - now
+            left[chunk.ladder] = now
+            result.append(_Chunk(gone / total, chunk.ladder, chunk.rung))
     return result
 
 

@@ -99,6 +99,10 @@ def prune(
     round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 8,
     min_width: Annotated[int, typer.Option(help="No group becomes narrower.")] = 1,
     cross_norm: Annotated[bool, typer.Option("--cross-norm", help="Prune through normalisations, too.")] = False,
+    equal: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep the same share of all groups that match, or of each attention's head sizes: heads."),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 2,
     batch: Annotated[int, typer.Option(min=1, help="Samples per run while timing.")] = 1,
@@ -137,6 +141,7 @@ def prune(
             round_to=round_to,
             min_width=min_width,
             cross_norm=cross_norm,
+            equal=equal,
             seed=seed,
             threads=threads,
             batch=batch,

@@ -37,6 +37,8 @@ SUFFIXES = {
     ".pb": "tensorflow",
     ".tflite": "tensorflow",
 }
+# Whose attention layers have one size of a head; those of Keras have two.
+ONE_HEAD_SIZE = ("torch", "jax")
 TARGETS = ("onnx", "graphsurgeon", "torch", "keras", "jax")
 
 

@@ -25,7 +25,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa import surgery
 from spa.axes import Axes
-from spa.budget import Budget, Choice, alignment, allowed_widths, structure
+from spa.budget import Budget, Choice, alignment, allowed_widths, ladders_of, structure, widths_at
 from spa.cost import CostModel, Sizes, Term
 from spa.coupling import Analysis, Group
 from spa.errors import ModelError, PlanError
@@ -431,8 +431,8 @@ def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: floa
     """The share to remove so that so many milliseconds are left."""
     if not ms < model.dense_ms:
         raise PlanError(f"the network takes {model.dense_ms:.3g} ms, not more than the {ms:g} asked for. Ask for less.")
-    steps = alignment(analysis, groups, budget.round_to)
-    narrowest = [allowed_widths(g.size, s, budget.min_width)[-1] for g, s in zip(groups, steps, strict=True)]
+    ladders = ladders_of(analysis, groups, budget)
+    narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
     least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)
     if ms < least:
         raise PlanError(

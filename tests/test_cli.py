@@ -149,6 +149,10 @@ def test_nothing_to_prune_is_said_and_nothing_written(model: Path, tmp_path: Pat
     assert not (tmp_path / "o.onnx").exists()
 
 
+def test_a_set_of_groups_that_matches_none_is_refused(model: Path, tmp_path: Path) -> None:
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", "--equal", "none*"), 3, "equal: 'none*' matches none of")
+
+
 def test_the_input_is_not_overwritten_without_force(model: Path) -> None:
     before = model.read_bytes()
     refused(spa("prune", model, "-o", model), 3, "is the input", "--force")

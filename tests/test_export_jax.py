@@ -327,8 +327,23 @@ def test_pruned_weights_run_in_the_frameworks_own_code(name: str) -> None:
     assert before == sum(np.size(a) for _, a in made.parameters())  # the source is as it was
 
 
-def test_an_nnx_transformer_is_written_back_where_queries_and_values_keep_one_size() -> None:
-    written("nnx_transformer", "attention.query.*", "attention.value.*")
+@pytest.mark.parametrize("name", ["nnx_transformer", "linen_transformer"])
+def test_attention_of_flax_is_written_back_as_queries_and_values_keep_one_size(name: str) -> None:
+    made = nets.case(name)
+    request = {"criterion": "l2", "ratio": 0.5, "round_to": 1, "convert_options": made.options}
+    result = spa.prune(made.source, example_inputs=made.x, **request)
+    small = result.pruned
+    model = result.model
+    x = made.x[::-1].copy()
+    expected = run(load_session(model), {model.graph.input[0].name: x})[0]
+    assert relative_error(framework_outputs(name, small, x), expected) < 1e-5
+    if name == "nnx_transformer":
+        assert type(small) is type(made.source)
+        assert small.attention.head_dim == small.attention.value.kernel[...].shape[2] < nets.WIDTH // nets.HEADS
+        found = nnx.grad(lambda m: jnp.sum(jnp.square(m(x))))(small)
+        assert all(jnp.isfinite(g).all() for g in jax.tree_util.tree_leaves(found))
+        again = spa.prune(small, example_inputs=made.x, **(request | {"ratio": 0.2})).pruned
+        assert again.up.out_features <= small.up.out_features
 
 
 class NnxPlain(nnx.Module):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -16,9 +17,10 @@ from spa.errors import UnsupportedError
 # What code calls the number of heads, of key-value heads, the size of a head, the width of all heads, and projections.
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
-HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head")
+HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "d_kv", "key_value_proj_dim")
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
 SHARES = ("num_key_value_groups",)
+ROTATED = ("rotary_ndims", "rotary_dim")  # that many dimensions of each head
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
 TRANSPOSED = "Conv1D"  # of the transformers library: a linear layer whose weights are [inputs, outputs]
 KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
@@ -47,12 +49,40 @@ class Cut:
 Cuts = Mapping[str, Cut]  # by state_dict key
 
 
-def restate(module: nn.Module, cuts: Cuts) -> None:
+@dataclass(frozen=True)
+class Queries:
+    """A projection that makes queries whose size has changed.
+
+    Attributes:
+        projection: the layer.
+        axis: of its weights, along which they lie.
+        rows: how many of its outputs they are; the first.
+        ratio: their new size over the former.
+    """
+
+    projection: Any
+    axis: int
+    rows: int
+    ratio: float
+
+    def scale(self, factor: float) -> None:
+        """Multiply the queries."""
+        with torch.no_grad():
+            self.projection.weight.narrow(self.axis, 0, self.rows).mul_(factor)
+            if isinstance(bias := getattr(self.projection, "bias", None), Tensor):
+                bias[: self.rows].mul_(factor)
+
+
+def restate(module: nn.Module, cuts: Cuts) -> list[Queries]:
     """Set the sizes of all modules from their weights.
+
+    Returns:
+        The projections that make queries whose size has changed, and thereby a scale that is computed from it.
 
     Raises:
         UnsupportedError: a module cannot have these widths.
     """
+    found: list[Queries] = []
     for path, each in module.named_modules():
         if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
             each.nx, each.nf = each.weight.shape
@@ -62,7 +92,8 @@ def restate(module: nn.Module, cuts: Cuts) -> None:
                 function(path, each, own)
                 break
         else:
-            _heads(path, each, own)
+            found += _heads(each, own)
+    return found
 
 
 def _owns(path: str, key: str) -> bool:
@@ -167,16 +198,18 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 
 @dataclass(frozen=True)
 class _Heads:
-    """How many heads a projection makes, and of which size; before and after."""
+    """How many heads a projection makes along an axis of its weights, and of which size; before and after."""
 
+    projection: Any
+    axis: int
     count: int
     size: int
     new_count: int
     new_size: int
 
 
-def _heads(path: str, module: Any, cuts: Cuts) -> None:
-    """Counts and sizes of heads that a module's own code keeps beside its projections."""
+def _heads(module: Any, cuts: Cuts) -> Iterator[Queries]:
+    """Set counts and sizes of heads that a module's own code keeps beside its projections."""
     queries = _projected(module, cuts, HEADS, (*QUERIES, *FUSED))
     if queries is None:
         return
@@ -192,20 +225,30 @@ def _heads(path: str, module: Any, cuts: Cuts) -> None:
         for name in words:
             if getattr(module, name, None) == old:
                 setattr(module, name, new)
+    if queries.new_size != queries.size:
+        for name in ROTATED:
+            if isinstance(rotated := getattr(module, name, None), int):
+                setattr(module, name, rotated * queries.new_size // queries.size)
+        yield Queries(queries.projection, queries.axis, new_width, queries.new_size / queries.size)
 
 
 def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequence[str]) -> _Heads | None:
-    """What is left of the heads of the first projection that was cut."""
+    """What is left of the heads of the first projection that the module has."""
     for name in projections:
-        cut, projection = cuts.get(f"{name}.weight"), getattr(module, name, None)
-        axis = 1 if type(projection).__name__ == TRANSPOSED else 0
-        if cut is None or axis not in cut.kept:
+        projection = getattr(module, name, None)
+        weight = getattr(projection, "weight", None)
+        if weight is None:
             continue
+        axis = 1 if type(projection).__name__ == TRANSPOSED else 0
+        cut = cuts.get(f"{name}.weight", Cut(tuple(weight.shape), {}))
         width = cut.shape[axis] // (3 if name in FUSED else 1)
         size = _attribute(module, HEAD_SIZES) or width // (_attribute(module, counts) or width)
-        first = cut.kept[axis][cut.kept[axis] < width]  # of a fused projection, the queries
+        if width % size:
+            continue
+        first = cut.kept.get(axis, np.arange(width))
+        first = first[first < width]  # of a fused projection, the queries
         left = len(np.unique(first // size))
-        return _Heads(width // size, size, left, len(first) // left)
+        return _Heads(projection, axis, width // size, size, left, len(first) // left)
     return None
 
 

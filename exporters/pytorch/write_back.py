@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
 from spa.exporters.pytorch.operators import array, tensor
-from spa.exporters.pytorch.sizes import Cut, restate
+from spa.exporters.pytorch.sizes import Cut, Queries, restate
 from spa.graph import Graph, Node
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
     """A copy of the user's module with the pruned weights, checked against the pruned ONNX model.
 
     Sizes that modules of ``torch.nn`` keep as attributes (``out_channels``, ``groups``, ``hidden_size`` ...) and counts
-    of attention heads under their usual names follow the weights. Parameters that are one tensor stay one.
+    of attention heads under their usual names follow the weights. Parameters that are one tensor stay one. Where scores
+    are divided by the root of the pruned size of a query, the queries make up for it: the ONNX model's scale stays.
 
     Args:
         module: what was imported; not changed.
@@ -66,8 +67,7 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
     entries = _entries(small)
     cuts = dict(_exchange(entries, pruned, result, names))
     _add_biases(entries, dense, pruned, names)
-    restate(small, cuts)
-    _verify(small, result, example_inputs)
+    _verify(small, result, example_inputs, restate(small, cuts))
     return small
 
 
@@ -89,12 +89,15 @@ def _exchange(
     for key, value in old.items():
         same.setdefault(id(value), []).append(entries[key])
     dense, kept = result.analysis.graph, result.analysis.kept(result.plan.masks(result.analysis))
-    for name, key in names.items():
+    unsaved = {key: key for key in old if key in dense.constants.keys() - names.keys() - set(names.values())}
+    for name, key in {**names, **unsaved}.items():
         if name not in dense.constants:
             continue
         if key not in old:
             raise UnsupportedError(f"initializer {name!r} is called {key!r}, which the module lacks. Import it again.")
         order = _order(dense.array(name), array(old[key]))
+        if order is None and key in unsaved:  # a buffer of which the exporter has made something else
+            continue
         if order is None:
             raise UnsupportedError(
                 f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
@@ -181,15 +184,21 @@ def _weight(graph: Graph, name: str) -> str:
 # -- checking ----------------------------------------------------------------------------------------------------
 
 
-def _verify(module: nn.Module, result: Result, example_inputs: Any) -> None:
+def _verify(module: nn.Module, result: Result, example_inputs: Any, queries: Sequence[Queries]) -> None:
+    """Compare with the pruned ONNX model; of the queries as they are and scaled, what is nearer stays."""
     feeds = feeds_of(result.model, example_inputs)
     wanted = reference(result.model, result.source.base, feeds)
-    args, kwargs = arguments(example_inputs)
-    try:
-        got = outputs_of(module, args, kwargs)
-    except Exception as error:  # whatever the user's code raises on sizes that it does not expect
-        raise UnsupportedError(f"{_where(module, error)} {REMEDY}") from error
+    got = _outputs(module, example_inputs)
     off = difference(got, wanted)
+    if queries:
+        before = copy.deepcopy(module.state_dict())
+        for each in queries:
+            each.scale(each.ratio**0.5)
+        scaled = _outputs(module, example_inputs)
+        if difference(scaled, wanted) < off:
+            got, off = scaled, difference(scaled, wanted)
+        else:
+            module.load_state_dict(before)
     if not off <= tolerance(result.model):
         shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
         how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
@@ -197,6 +206,19 @@ def _verify(module: nn.Module, result: Result, example_inputs: Any) -> None:
             f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
             f"scale is written into its forward code. {REMEDY}"
         )
+
+
+def _outputs(module: nn.Module, example_inputs: Any) -> list[np.ndarray]:
+    """What a module gives.
+
+    Raises:
+        UnsupportedError: it does not run with its new sizes.
+    """
+    args, kwargs = arguments(example_inputs)
+    try:
+        return outputs_of(module, args, kwargs)
+    except Exception as error:  # whatever the user's code raises on sizes that it does not expect
+        raise UnsupportedError(f"{_where(module, error)} {REMEDY}") from error
 
 
 def _where(module: nn.Module, error: Exception) -> str:

@@ -7,7 +7,7 @@ from math import ceil
 
 import numpy as np
 
-from spa.budget import Budget, alignment, allowed_widths
+from spa.budget import Budget, ladders_of, widths_at
 from spa.cost import CostModel
 from spa.coupling import Analysis, Group
 from spa.criteria import parameters
@@ -38,12 +38,15 @@ def suggested_ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget)
     Raises:
         PlanError: nothing would go.
     """
-    steps = alignment(analysis, groups, budget.round_to)
-    widths = []
-    for group, step in zip(groups, steps, strict=True):
-        allowed = allowed_widths(group.size, step, budget.min_width)
-        needed = ceil(group.size * _kept(analysis, group))
-        widths.append(min(w for w in allowed if w >= needed))
+    needed = [ceil(g.size * _kept(analysis, g)) for g in groups]
+    ladders = ladders_of(analysis, groups, budget)
+    rungs = [
+        max(
+            i for i, widths in enumerate(x.rungs) if all(w >= needed[m] for m, w in zip(x.members, widths, strict=True))
+        )
+        for x in ladders
+    ]
+    widths = widths_at(ladders, rungs)
     costs = CostModel(analysis, [g.dim for g in groups])
     ratio = costs.removed(widths, budget.of)
     if ratio <= 0:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spa.budget import TOLERANCE, Budget, Choice, alignment, allowed_widths, check
+from spa.budget import TOLERANCE, Budget, Choice, Ladder, check, ladders_of, widths_at
 from spa.cost import CostModel
 from spa.coupling import Analysis, Group
 from spa.obspa.curves import Curve
@@ -45,20 +45,21 @@ def allocate(
     groups = [g for g in groups if g.name in curves]
     costs = CostModel(analysis, [g.dim for g in groups], latency)
 
-    def removed(widths: Sequence[int]) -> float:
-        return costs.removed(widths, budget.of)
+    ladders = ladders_of(analysis, groups, budget)
 
-    steps = alignment(analysis, groups, budget.round_to)
-    ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
-    losses = [curves[g.name].loss[g.size - np.asarray(r)] for g, r in zip(groups, ladders, strict=True)]
-    most = removed([r[-1] for r in ladders])
-    rung = [0] * len(groups)
+    def removed(rungs: Sequence[int]) -> float:
+        return costs.removed(widths_at(ladders, rungs), budget.of)
+
+    sizes = [np.array([sum(widths) for widths in ladder.rungs]) for ladder in ladders]
+    losses = [_losses(ladder, groups, curves) for ladder in ladders]
+    most = removed([len(s) - 1 for s in sizes])
+    rungs = [0] * len(ladders)
     for step in range(1, STEPS + 1):
-        before = list(rung)
-        _descend(rung, ladders, losses, removed, budget.ratio * step / STEPS)
-    rung = _nearest(before, rung, ladders, losses, removed, budget.ratio)
-    widths = [r[i] for r, i in zip(ladders, rung, strict=True)]
-    reached = removed(widths)
+        before = list(rungs)
+        _descend(rungs, sizes, losses, removed, budget.ratio * step / STEPS)
+    rungs = _nearest(before, rungs, losses, removed, budget.ratio)
+    widths = widths_at(ladders, rungs)
+    reached = removed(rungs)
     notes = check(budget, reached, most)
     kept = {
         g.name: np.sort(curves[g.name].order[g.size - w :]) for g, w in zip(groups, widths, strict=True) if w != g.size
@@ -66,30 +67,38 @@ def allocate(
     return Choice(kept, costs.evaluate(costs.sizes), costs.evaluate(widths), reached, notes)
 
 
+def _losses(ladder: Ladder, groups: Sequence[Group], curves: Mapping[str, Curve]) -> Array:
+    """What each rung costs in all its groups."""
+    gone = [
+        groups[m].size - np.array(widths)
+        for m, widths in zip(ladder.members, zip(*ladder.rungs, strict=True), strict=True)
+    ]
+    return np.sum([curves[groups[m].name].loss[g] for m, g in zip(ladder.members, gone, strict=True)], axis=0)
+
+
 def _nearest(
     before: Sequence[int],
-    rung: Sequence[int],
-    ladders: Sequence[Sequence[int]],
+    rungs: Sequence[int],
     losses: Sequence[Array],
     removed: Callable[[Sequence[int]], float],
     ratio: float,
 ) -> list[int]:
-    """The rungs reached with some of the last moves taken back; where that misses the ratio, single groups move.
+    """The rungs reached with some of the last moves taken back; where that misses the ratio, single ladders move.
 
     Of the moves that meet the ratio the one with the least loss is made, otherwise the one that comes nearest.
     """
 
-    def miss(rung: Sequence[int]) -> float:
-        return abs(removed([r[i] for r, i in zip(ladders, rung, strict=True)]) - ratio)
+    def miss(rungs: Sequence[int]) -> float:
+        return abs(removed(rungs) - ratio)
 
-    def loss(rung: Sequence[int]) -> float:
-        return float(sum(values[i] for values, i in zip(losses, rung, strict=True)))
+    def loss(rungs: Sequence[int]) -> float:
+        return float(sum(values[i] for values, i in zip(losses, rungs, strict=True)))
 
-    best = list(rung)
+    best = list(rungs)
     for g in range(len(best)):
-        best = min([best, *([*best[:g], i, *best[g + 1 :]] for i in range(before[g], rung[g]))], key=miss)
+        best = min([best, *([*best[:g], i, *best[g + 1 :]] for i in range(before[g], rungs[g]))], key=miss)
     while miss(best) > TOLERANCE:
-        others = [[*best[:g], i, *best[g + 1 :]] for g, r in enumerate(ladders) for i in range(len(r)) if i != best[g]]
+        others = [[*best[:g], i, *best[g + 1 :]] for g, r in enumerate(losses) for i in range(len(r)) if i != best[g]]
         met = [o for o in others if miss(o) <= TOLERANCE]
         if met:
             return min(met, key=loss)
@@ -101,46 +110,42 @@ def _nearest(
 
 
 def _descend(
-    rung: list[int],
-    ladders: Sequence[Sequence[int]],
+    rungs: list[int],
+    sizes: Sequence[Array],
     losses: Sequence[Array],
     removed: Callable[[Sequence[int]], float],
     goal: float,
 ) -> None:
-    """Go down the ladders, cheapest loss per cost first, until the goal is met; changes ``rung``."""
-    now = [r[i] for r, i in zip(ladders, rung, strict=True)]
-    before = removed(now)
+    """Go down the ladders, cheapest loss per cost first, until the goal is met; changes ``rungs``."""
+    before = removed(rungs)
     if before >= goal:
         return
     moves: list[tuple[float, int, int]] = []
-    for g, (ladder, loss) in enumerate(zip(ladders, losses, strict=True)):
-        at = rung[g]
-        if at + 1 >= len(ladder):
+    for g, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
+        at = rungs[g]
+        if at + 1 >= len(size):
             continue
-        probe = list(now)
-        probe[g] = ladder[at + 1]
-        unit = (removed(probe) - before) / (now[g] - ladder[at + 1])
+        unit = (removed(_after(rungs, [(0.0, g, at + 1)])) - before) / (size[at] - size[at + 1])
         if unit > 0:
-            moves += [(slope / unit, g, to) for slope, to in _hull(np.asarray(ladder[at:]), loss[at:], at)]
+            moves += [(slope / unit, g, to) for slope, to in _hull(size[at:], loss[at:], at)]
     low = 0
     moves.sort()
-    # Moves of one group come in order of growing slope, so any prefix is a valid state.
+    # Moves of one ladder come in order of growing slope, so any prefix is a valid state.
     high = len(moves)
     while low < high:
         middle = (low + high) // 2
-        if removed(_after(rung, ladders, moves[:middle])) < goal:
+        if removed(_after(rungs, moves[:middle])) < goal:
             low = middle + 1
         else:
             high = middle
-    for _, g, to in moves[:low]:
-        rung[g] = max(rung[g], to)
+    rungs[:] = _after(rungs, moves[:low])
 
 
-def _after(rung: Sequence[int], ladders: Sequence[Sequence[int]], moves: Sequence[tuple[float, int, int]]) -> list[int]:
-    state = list(rung)
+def _after(rungs: Sequence[int], moves: Sequence[tuple[float, int, int]]) -> list[int]:
+    state = list(rungs)
     for _, g, to in moves:
         state[g] = max(state[g], to)
-    return [r[i] for r, i in zip(ladders, state, strict=True)]
+    return state
 
 
 def _hull(widths: Array, loss: Array, base: int) -> list[tuple[float, int]]:
