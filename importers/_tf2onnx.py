@@ -1,8 +1,8 @@
 """From a TensorFlow function to ONNX through tf2onnx, with four habits of it mended.
 
 1. It freezes variables first, so that TensorFlow folds Conv and BatchNormalization. Here weights stay opaque while
-   TensorFlow optimises (:func:`freeze`), Keras' BatchNormalization is traced as one operator, and tf2onnx' own merging
-   of Conv and BatchNormalization is left out.
+   TensorFlow optimises (:func:`freeze`), BatchNormalization becomes one operator before it does, and tf2onnx' own
+   merging of Conv and BatchNormalization is left out.
 2. It permutes, splits and joins weights and loses their names. Here the graph is converted a second time with every
    weight's elements replaced by their own numbers, and each initializer tells from what it was made
    (:func:`name_initializers`). No two weights are confused, be their values equal or not.
@@ -28,6 +28,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from spa.coupling import TIED
 from spa.errors import ModelError, UnsupportedError
+from spa.importers._batch_normalisation import join_batch_normalisations
 
 REMEDY = "Replace that part of the model by layers that it converts, or try another opset."
 # The bits of 40009.3, number 0: any arithmetic changes a number that large, and constants are seldom near it.
@@ -47,7 +48,7 @@ class Function:
         specs: the inputs' shapes and types.
         inputs: names of the inputs.
         outputs: names of the outputs, as many as are known.
-        variables: float32 variables by path.
+        variables: float32 variables by path; of a ``.tflite`` file the names of its tensors alone.
         owner: what keeps the variables alive; TensorFlow's functions refer to them weakly.
     """
 
@@ -132,11 +133,10 @@ def freeze(function: Function) -> Frozen:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
 
-    with _whole_batch_normalisation(tf):
-        try:
-            traced = tf.function(function.call, autograph=False).get_concrete_function(*function.specs)
-        except (TypeError, ValueError, tf.errors.OpError) as error:
-            raise ModelError(f"TensorFlow cannot trace the model: {first_line(error)} Check example_inputs.") from error
+    try:
+        traced = tf.function(function.call, autograph=False).get_concrete_function(*function.specs)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise ModelError(f"TensorFlow cannot trace the model: {first_line(error)} Check example_inputs.") from error
     handles = {id(v.handle): path for path, v in function.variables.items()}
     paths = {own.op.name: handles[id(outer)] for outer, own in traced.graph.captures if id(outer) in handles}
     constant = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
@@ -149,9 +149,11 @@ def freeze(function: Function) -> Frozen:
         if node.name in weights:
             _make_placeholder(node)
     inputs, outputs = [t.name for t in constant.inputs], [t.name for t in constant.outputs]
-    with tf.Graph().as_default():
+    with tf.Graph().as_default() as whole:
         tf.import_graph_def(graph, name="")
-        return Frozen(tf_loader.tf_optimize(inputs, outputs, graph), weights, inputs, outputs)
+        replaced = join_batch_normalisations(whole, weights)
+        outputs = [replaced.get(name, name) for name in outputs]
+        return Frozen(tf_loader.tf_optimize(inputs, outputs, whole.as_graph_def()), weights, inputs, outputs)
 
 
 def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
@@ -194,44 +196,6 @@ def _make_placeholder(node: Any) -> None:
     node.attr["shape"].shape.CopyFrom(shape)
     node.attr["dtype"].type = kind
     del node.attr["value"]
-
-
-@contextlib.contextmanager
-def _whole_batch_normalisation(tf: Any) -> Iterator[None]:
-    """Trace Keras' inference BatchNormalization as one operator; Keras 3 writes it as arithmetic, which is folded."""
-    import keras.src.backend.tensorflow.nn as backend
-
-    original = backend.batch_normalization
-
-    def whole(
-        x: Any, mean: Any, variance: Any, axis: int, offset: Any = None, scale: Any = None, epsilon: float = 1e-3
-    ) -> Any:
-        rank = len(x.shape)
-        if rank > 5 or mean.shape.rank != 1 or x.dtype != tf.float32:
-            return original(x, mean, variance, axis, offset, scale, epsilon)
-        last = [*(a for a in range(rank) if a != axis % rank), axis % rank]
-        y = tf.transpose(x, last) if last != sorted(last) else x
-        for _ in range(4 - rank):
-            y = tf.expand_dims(y, 1)
-        y = tf.raw_ops.FusedBatchNormV3(
-            x=y,
-            scale=tf.ones(mean.shape) if scale is None else scale,
-            offset=tf.zeros(mean.shape) if offset is None else offset,
-            mean=mean,
-            variance=variance,
-            epsilon=epsilon,
-            is_training=False,
-            data_format="NDHWC" if rank == 5 else "NHWC",
-        ).y
-        for _ in range(4 - rank):
-            y = tf.squeeze(y, 1)
-        return tf.transpose(y, np.argsort(last)) if last != sorted(last) else y
-
-    backend.batch_normalization = whole
-    try:
-        yield
-    finally:
-        backend.batch_normalization = original
 
 
 # -- tf2onnx ---------------------------------------------------------------------------------------------------------
@@ -390,6 +354,13 @@ def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full(array.shape, -1), np.ones(array.shape, np.float32)
     bits = np.abs(array).view(np.uint32).astype(np.int64) - FIRST_TAG
     return np.where((bits >= 0) & (bits < size), bits, -1), np.where(array < 0, -1, 1).astype(np.float32)
+
+
+def weights_left(numbered: ModelProto, frozen: Frozen) -> set[str]:
+    """The paths of the weights that are found in a numbered model, alone or joined with others."""
+    numbers = [numbers_of(t, frozen.size)[0].ravel() for t in numbered.graph.initializer]
+    found = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
+    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(found, span)) > 0}
 
 
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:
