@@ -1,4 +1,4 @@
-"""From a TensorFlow function to ONNX through tf2onnx, with four habits of it mended.
+"""From a TensorFlow function to ONNX through tf2onnx, with five habits of it mended.
 
 1. It freezes variables first, so that TensorFlow folds Conv and BatchNormalization. Here weights stay opaque while
    TensorFlow optimises (:func:`freeze`), BatchNormalization becomes one operator before it does, and tf2onnx' own
@@ -9,6 +9,7 @@
 3. It merges constants of equal value. Here it merges operators only.
 4. It has no handler for ``Erfc``, of which the exact GELU is made, leaves unknown operators in the graph, and orders
    operators differently from run to run.
+5. It makes a Loop of a GRU of Keras 3. Here recurrent layers become nodes (:mod:`spa.importers._recurrent`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from spa.coupling import TIED
 from spa.errors import ModelError, UnsupportedError
 from spa.importers._batch_normalisation import join_batch_normalisations
+from spa.importers._recurrent import Cell, find_cells, replace_loops
 
 REMEDY = "Replace that part of the model by layers that it converts, or try another opset."
 # The bits of 40009.3, number 0: any arithmetic changes a number that large, and constants are seldom near it.
@@ -77,12 +79,14 @@ class Frozen:
         weights: (path, Const node) by the placeholder's name.
         inputs: tensor names.
         outputs: tensor names.
+        cells: its loops that are recurrent cells, by name.
     """
 
     graph: Any
     weights: Mapping[str, tuple[str, Any]]
     inputs: list[str]
     outputs: list[str]
+    cells: Mapping[str, Cell]
 
     def spans(self) -> dict[str, tuple[int, int]]:
         """The numbers of each weight's elements: the first, and one after the last."""
@@ -130,7 +134,6 @@ def freeze(function: Function) -> Frozen:
         ModelError: TensorFlow cannot trace it.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
 
     try:
@@ -139,21 +142,45 @@ def freeze(function: Function) -> Frozen:
         raise ModelError(f"TensorFlow cannot trace the model: {first_line(error)} Check example_inputs.") from error
     handles = {id(v.handle): path for path, v in function.variables.items()}
     paths = {own.op.name: handles[id(outer)] for outer, own in traced.graph.captures if id(outer) in handles}
-    constant = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
-    graph = tf_loader.fix_freezing_errors_part2(constant.graph.as_graph_def(add_shapes=True))
-    graph = _inlined(tf, graph, [t.name for t in constant.outputs])
+    graph, inputs = _with_constants(traced)
+    outputs = [t.name for t in traced.outputs]
+    graph = _inlined(tf, tf_loader.fix_freezing_errors_part2(graph), outputs)
     if not function.variables:
         paths = {n.name: n.name for n in graph.node if _is_weight(tf, n)}
     weights = {n.name: (paths[n.name], _copy(tf, n)) for n in graph.node if n.op == "Const" and n.name in paths}
     for node in graph.node:
         if node.name in weights:
             _make_placeholder(node)
-    inputs, outputs = [t.name for t in constant.inputs], [t.name for t in constant.outputs]
     with tf.Graph().as_default() as whole:
         tf.import_graph_def(graph, name="")
         replaced = join_batch_normalisations(whole, weights)
         outputs = [replaced.get(name, name) for name in outputs]
-        return Frozen(tf_loader.tf_optimize(inputs, outputs, whole.as_graph_def()), weights, inputs, outputs)
+        optimised = tf_loader.tf_optimize(inputs, outputs, whole.as_graph_def())
+    shapes = {n: tuple(d.size for d in c.attr["value"].tensor.tensor_shape.dim) for n, (_, c) in weights.items()}
+    return Frozen(optimised, weights, inputs, outputs, find_cells(optimised, shapes))
+
+
+def _with_constants(traced: Any) -> tuple[Any, list[str]]:
+    """The graph of a concrete function with constants for variables, and the names of the inputs that it keeps.
+
+    ``convert_variables_to_constants_v2`` without its last step, which fails where a variable is assigned to, as Keras'
+    recurrent layers do when they count the seeds of dropout. Nobody reads what is assigned.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    data = convert_to_constants._FunctionConverterDataInEager(
+        func=traced, lower_control_flow=False, aggressive_inlining=True
+    )
+    graph, converted = convert_to_constants._replace_variables_by_constants(data)
+    captures = traced.graph.internal_captures
+    constants = {captures[i].name for i in converted}
+    assignments = {n.name for n in graph.node if n.op.startswith("Assign") and n.op.endswith("VariableOp")}
+    for at in reversed(range(len(graph.node))):
+        node = graph.node[at]
+        node.input[:] = [name for name in node.input if name.removeprefix("^") not in assignments]
+        if node.name in assignments:
+            del graph.node[at]
+    return graph, [t.name for t in traced.inputs if t.name not in constants]
 
 
 def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
@@ -217,7 +244,8 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
     from tf2onnx import optimizer, tfonnx, utils
 
     utils.INTERNAL_NAME = 1  # the counter behind its names: the same model shall give the same bytes
-    with _quiet(), _ordered_sets(), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
+    cells = {} if frozen is None else frozen.cells
+    with _quiet(), _ordered_sets(), _known(cells), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
         if frozen is not None:
             tf.import_graph_def(frozen.filled(numbered), name="")
             options = {"input_names": frozen.inputs, "output_names": frozen.outputs}
@@ -321,6 +349,19 @@ def _ordered_sets() -> Iterator[None]:
     finally:
         for module in modules:
             del module.set
+
+
+@contextlib.contextmanager
+def _known(cells: Mapping[str, Cell]) -> Iterator[None]:
+    """Have tf2onnx write recurrent nodes for these loops, before it looks for those of Keras 2."""
+    from tf2onnx import tfonnx
+
+    original = tfonnx.rewriter_lstm_tf2
+    tfonnx.rewriter_lstm_tf2 = lambda graph, ops: original(graph, replace_loops(cells, graph, ops))
+    try:
+        yield
+    finally:
+        tfonnx.rewriter_lstm_tf2 = original
 
 
 @contextlib.contextmanager
