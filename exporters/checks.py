@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
 from spa.errors import InvariantError, ModelError
-from spa.feeds import working_feeds
+from spa.feeds import first_run, working_feeds
 from spa.graph import tensors_of
 from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session
+from spa.runtime import input_specs, load_session, run
 from spa.verify import OutputDifference, verify
 
 # Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's networks in float32, optimised or in
 # OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.
 _ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _ALLOWED_ELSE = 1e-5
+_SEEDS = 3
 
 
-def check(draft: Path, source: Path | None) -> None:
+def check(draft: Path, source: Path | None, name: str = "the model") -> None:
     """What is written must pass the checker (unless the source fails it, too), load and run.
+
+    Args:
+        draft: the file.
+        source: the file that it was made from.
+        name: what messages call the draft.
 
     Raises:
         ModelError: the source does not load or run either, or the checker objects to the draft alone.
@@ -29,13 +37,13 @@ def check(draft: Path, source: Path | None) -> None:
     """
     reason = objection(draft)
     if reason is not None and (source is None or objection(source) is None):
-        raise ModelError(f"the pruned model fails onnx.checker: {reason}. Check that the original passes it.")
+        raise ModelError(f"{name} fails onnx.checker: {reason}. Check what it was made from.")
     try:
         _run(draft)
     except ModelError as error:
         if source is not None:
             _run(source)  # raises with onnxruntime's reason where the source is at fault
-        raise InvariantError(f"the pruned model does not run: {error}") from error
+        raise InvariantError(f"{name} does not run: {error}") from error
 
 
 def objection(path: Path) -> str | None:
@@ -85,3 +93,40 @@ def _within(output: OutputDifference, limit: float) -> bool:
 def _changed(output: OutputDifference) -> str:
     how = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
     return f"output {output.name!r} changes{how}"
+
+
+def distance(
+    original: Path,
+    compute: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]],
+    batches: Sequence[int | None] = (None,),
+) -> float:
+    """The largest relative L2 distance of an output from onnxruntime's, over seeded inputs.
+
+    Args:
+        original: an ``.onnx`` file.
+        compute: another runtime: outputs in the model's order, from inputs by name.
+        batches: sizes of open batch axes to try; None for a size on which the model runs.
+    """
+    session = load_session(original)
+    ranges = ranges_for(original, input_specs(session))
+    worst = 0.0
+    for batch in batches:
+        recipe, _ = first_run(session, batch=batch, ranges=ranges, name=repr(str(original)))
+        for seed in range(_SEEDS):
+            feeds = recipe.feeds(seed)
+            pairs = zip(run(session, feeds), compute(feeds), strict=True)
+            worst = max([worst, *(_relative(np.asarray(a), np.asarray(b)) for a, b in pairs)])
+    return worst
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 distance; infinite where shapes differ, or where one is NaN or infinite and the other is not that."""
+    if a.shape != b.shape:
+        return np.inf
+    x, y = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    different = ~((x == y) | (np.isnan(x) & np.isnan(y)))
+    if not different.any():
+        return 0.0
+    size = np.linalg.norm(x[np.isfinite(x)])
+    distance = np.linalg.norm(x[different] - y[different]) / size if size else np.inf
+    return float(distance) if np.isfinite(distance) else np.inf

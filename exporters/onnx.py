@@ -24,6 +24,7 @@ def write(
     opset: int | None = None,
     ir_version: int | None = None,
     optimise: bool = False,
+    name: str = "the model",
 ) -> Path:
     """Check a model and write it.
 
@@ -42,6 +43,7 @@ def write(
         ir_version: write the file with this IR version, for runtimes that refuse newer ones.
         optimise: let onnxruntime's basic level fold and fuse what the standard's operators can express. The file
             runs anywhere, but cannot be pruned as well: BatchNormalization is gone.
+        name: what messages call the model.
 
     Returns:
         The target.
@@ -58,7 +60,7 @@ def write(
     with drafts(target) as folder:
         draft = folder / target.name
         place(model, draft, base, external)
-        check(draft, source)
+        check(draft, source, name)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)
         if rewritten != draft:
             folder = folder / "rewritten"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,9 @@ import numpy as np
 from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
-from spa.exporters.checks import allowed, check
+from spa.exporters.checks import allowed, check, distance
 from spa.exporters.files import drafts, move, place
 from spa.extras import extra
-from spa.feeds import first_run
-from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session, output_specs, run
-
-_SEEDS = 3
 
 
 def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -39,6 +34,7 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
     with extra("openvino"):
         import openvino
     target = Path(directory)
+    names = [output.name for output in model.graph.output]
     try:
         target.mkdir(exist_ok=True)
     except OSError as error:
@@ -54,7 +50,7 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             # Without the hint it computes in bfloat16 where the processor can.
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
             compiled = openvino.Core().compile_model(done / "model.xml", "CPU", settings)
-            worst = _distance(original, compiled)
+            worst = distance(original, lambda feeds: _outputs(compiled, feeds, names))
         except _failures() as error:
             reason = str(error).strip().splitlines()[-1].lstrip("- ")
             raise UnsupportedError(f"openvino cannot take the model: {reason}. Export to onnx or ort.") from error
@@ -64,6 +60,11 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             )
         move(done, target)
     return target / "model.xml"
+
+
+def _outputs(compiled: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    results = compiled(feeds)
+    return [results[name] for name in names]
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -78,30 +79,3 @@ def _failures() -> tuple[type[Exception], ...]:
         frontend.OpConversionFailure,
         frontend.OpValidationFailure,
     )
-
-
-def _distance(original: Path, compiled: Any) -> float:
-    """The largest relative L2 distance of an output from onnxruntime's, over seeded inputs."""
-    session = load_session(original)
-    names = [o.name for o in output_specs(session)]
-    recipe, _ = first_run(session, ranges=ranges_for(original, input_specs(session)), name=repr(str(original)))
-    worst = 0.0
-    for seed in range(_SEEDS):
-        feeds = recipe.feeds(seed)
-        expected = run(session, feeds)
-        found: Mapping[str, np.ndarray] = compiled(feeds)
-        worst = max([worst, *(_relative(e, found[n]) for n, e in zip(names, expected, strict=True))])
-    return worst
-
-
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 distance; infinite where shapes differ, or where one is NaN or infinite and the other is not that."""
-    if a.shape != b.shape:
-        return np.inf
-    x, y = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
-    different = ~((x == y) | (np.isnan(x) & np.isnan(y)))
-    if not different.any():
-        return 0.0
-    size = np.linalg.norm(x[np.isfinite(x)])
-    distance = np.linalg.norm(x[different] - y[different]) / size if size else np.inf
-    return float(distance) if np.isfinite(distance) else np.inf

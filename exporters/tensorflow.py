@@ -6,15 +6,16 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.importers._recurrent import OPERATORS, ORDER
 from spa.importers._tf2onnx import first_line
 from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
 from spa.runtime import load_session, run
@@ -72,7 +73,7 @@ class _Pruned:
         arrays: the new value by the old variable's id.
         kept: the kept indices of its first axis, by the same.
         groups: of the convolution that reads a kernel, by the kernel's id.
-        biases: what a reconstruction added to a convolution without bias, by the kernel's id.
+        biases: what a reconstruction added to a convolution or a recurrent cell without bias, by the kernel's id.
     """
 
     arrays: Mapping[int, np.ndarray]
@@ -92,7 +93,7 @@ class _Pruned:
             )
         variables = keras_variables(keras_model)
         weights = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
-        _join_lstm_biases(result.model, weights)
+        _join_biases(result.model, weights)
         pieces = _pieces(sources, result, weights)
         blocks = {id(v): _block(path, v, spans.get(path, (0, 0)), pieces) for path, v in variables.items()}
         groups, biases = {}, {}
@@ -102,17 +103,44 @@ class _Pruned:
                 groups[kernel] = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
                 if len(node.input) > 2 and node.input[2] not in dense:
                     biases[kernel] = weights[node.input[2]]
+        biases |= {id(variables[path]): b for path, b in _recurrent_biases(result.model, weights, sources, spans)}
         arrays, kept = ({key: block[i] for key, block in blocks.items()} for i in (0, 1))
         return cls(arrays, kept, groups, biases)
 
 
-def _join_lstm_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
-    """Put the sum of ONNX's two biases, ``B[d (2 4 h)]``, in the place of both: Keras has one."""
+def _join_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
+    """Put the sum of ONNX's two biases, ``B[d (2 g h)]``, in the place of both, where Keras has one."""
     for node in model.graph.node:
-        if node.op_type == "LSTM" and len(node.input) > 3 and node.input[3] in weights:
+        cell = node.op_type in OPERATORS.values() and not _resets_after(node)
+        if cell and len(node.input) > 3 and node.input[3] in weights:
             both = weights[node.input[3]]
             total = both.reshape(len(both), 2, -1).sum(axis=1)
             weights[node.input[3]] = np.concatenate([total, total], axis=1)
+
+
+def _resets_after(node: NodeProto) -> bool:
+    """Whether a node is a GRU of the kind that has two biases in Keras, too."""
+    return any(a.name == "linear_before_reset" and a.i for a in node.attribute)
+
+
+def _recurrent_biases(
+    model: ModelProto,
+    weights: Mapping[str, np.ndarray],
+    sources: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    spans: Mapping[str, tuple[int, int]],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Keras' biases of cells that had none, by the path of the kernel."""
+    for node in model.graph.node:
+        if node.op_type not in OPERATORS.values() or node.input[1] not in sources:
+            continue
+        given = weights[node.input[3]]
+        if node.input[3] in sources or not given.any():
+            continue
+        gates = next(g for g, op in OPERATORS.items() if op == node.op_type)
+        for bias, numbers in zip(given, sources[node.input[1]][0], strict=True):
+            both = bias.reshape(2, gates, -1)[:, np.argsort(ORDER[gates])].reshape(2, -1)
+            path = next(p for p, (first, end) in spans.items() if first <= numbers.flat[0] < end)
+            yield path, both if _resets_after(node) else both[0]
 
 
 def _pieces(
@@ -226,22 +254,26 @@ class _Builder:
     def _fill(self, layer: Any, clone: Any) -> None:
         """Give a layer's copy its variables."""
         same = list(clone.variables)
-        if len(same) > len(layer.variables):  # it has a bias that it had not
+        if len(same) > len(layer.variables):  # it has a bias that it had not; an LSTM's begins with ones
+            for bias in (v for v in same if v.name == "bias"):
+                bias.assign(np.zeros(bias.shape))
             same = [v for v in same if v.name != "bias"]
-        for old, new in zip(layer.variables, same, strict=True):
+        pairs = list(zip(layer.variables, same, strict=True))
+        for old, new in pairs:
             value = self.pruned.arrays.get(id(old))
             if value is None:
                 value = np.asarray(old)
             if tuple(new.shape) != value.shape:
                 raise _fixed(layer, f"{old.path!r} should have shape {list(value.shape)} and gets {list(new.shape)}")
             new.assign(value * _rescaled(layer, clone, old))
-        for old in layer.variables:
+        for old, kernel in pairs:
             bias = self.pruned.biases.get(id(old))
             if bias is not None:
                 if old.name == "depthwise_kernel":  # inside a separable convolution: the pointwise one takes it along
                     pointwise = next(v for v in clone.variables if v.name == "pointwise_kernel")
                     bias = bias @ np.asarray(pointwise).reshape(bias.size, -1)
-                new = next(v for v in clone.variables if v.name == "bias")
+                path = f"{kernel.path.rpartition('/')[0]}/bias"
+                new = next(v for v in clone.variables if v.path == path)
                 new.assign(np.asarray(new) + bias)
 
 
@@ -327,6 +359,7 @@ def _separable(config: Config, widths: _Widths) -> None:
 
 def _recurrent(config: Config, widths: _Widths) -> None:
     config["units"] = widths.shape("recurrent_kernel")[0]
+    widths.bias(config)
 
 
 def _embedding(config: Config, widths: _Widths) -> None:

@@ -1,14 +1,15 @@
-"""From a TensorFlow function to ONNX through tf2onnx, with four habits of it mended.
+"""From a TensorFlow function to ONNX through tf2onnx, with five habits of it mended.
 
 1. It freezes variables first, so that TensorFlow folds Conv and BatchNormalization. Here weights stay opaque while
-   TensorFlow optimises (:func:`freeze`), Keras' BatchNormalization is traced as one operator, and tf2onnx' own merging
-   of Conv and BatchNormalization is left out.
+   TensorFlow optimises (:func:`freeze`), BatchNormalization becomes one operator before it does, and tf2onnx' own
+   merging of Conv and BatchNormalization is left out.
 2. It permutes, splits and joins weights and loses their names. Here the graph is converted a second time with every
    weight's elements replaced by their own numbers, and each initializer tells from what it was made
    (:func:`name_initializers`). No two weights are confused, be their values equal or not.
 3. It merges constants of equal value. Here it merges operators only.
 4. It has no handler for ``Erfc``, of which the exact GELU is made, leaves unknown operators in the graph, and orders
    operators differently from run to run.
+5. It makes a Loop of a GRU of Keras 3. Here recurrent layers become nodes (:mod:`spa.importers._recurrent`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from spa.coupling import TIED
 from spa.errors import ModelError, UnsupportedError
+from spa.importers._batch_normalisation import join_batch_normalisations
+from spa.importers._recurrent import Cell, find_cells, replace_loops
 
 REMEDY = "Replace that part of the model by layers that it converts, or try another opset."
 # The bits of 40009.3, number 0: any arithmetic changes a number that large, and constants are seldom near it.
@@ -47,7 +50,7 @@ class Function:
         specs: the inputs' shapes and types.
         inputs: names of the inputs.
         outputs: names of the outputs, as many as are known.
-        variables: float32 variables by path.
+        variables: float32 variables by path; of a ``.tflite`` file the names of its tensors alone.
         owner: what keeps the variables alive; TensorFlow's functions refer to them weakly.
     """
 
@@ -76,12 +79,14 @@ class Frozen:
         weights: (path, Const node) by the placeholder's name.
         inputs: tensor names.
         outputs: tensor names.
+        cells: its loops that are recurrent cells, by name.
     """
 
     graph: Any
     weights: Mapping[str, tuple[str, Any]]
     inputs: list[str]
     outputs: list[str]
+    cells: Mapping[str, Cell]
 
     def spans(self) -> dict[str, tuple[int, int]]:
         """The numbers of each weight's elements: the first, and one after the last."""
@@ -129,29 +134,53 @@ def freeze(function: Function) -> Frozen:
         ModelError: TensorFlow cannot trace it.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
 
-    with _whole_batch_normalisation(tf):
-        try:
-            traced = tf.function(function.call, autograph=False).get_concrete_function(*function.specs)
-        except (TypeError, ValueError, tf.errors.OpError) as error:
-            raise ModelError(f"TensorFlow cannot trace the model: {first_line(error)} Check example_inputs.") from error
+    try:
+        traced = tf.function(function.call, autograph=False).get_concrete_function(*function.specs)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise ModelError(f"TensorFlow cannot trace the model: {first_line(error)} Check example_inputs.") from error
     handles = {id(v.handle): path for path, v in function.variables.items()}
     paths = {own.op.name: handles[id(outer)] for outer, own in traced.graph.captures if id(outer) in handles}
-    constant = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
-    graph = tf_loader.fix_freezing_errors_part2(constant.graph.as_graph_def(add_shapes=True))
-    graph = _inlined(tf, graph, [t.name for t in constant.outputs])
+    graph, inputs = _with_constants(traced)
+    outputs = [t.name for t in traced.outputs]
+    graph = _inlined(tf, tf_loader.fix_freezing_errors_part2(graph), outputs)
     if not function.variables:
         paths = {n.name: n.name for n in graph.node if _is_weight(tf, n)}
     weights = {n.name: (paths[n.name], _copy(tf, n)) for n in graph.node if n.op == "Const" and n.name in paths}
     for node in graph.node:
         if node.name in weights:
             _make_placeholder(node)
-    inputs, outputs = [t.name for t in constant.inputs], [t.name for t in constant.outputs]
-    with tf.Graph().as_default():
+    with tf.Graph().as_default() as whole:
         tf.import_graph_def(graph, name="")
-        return Frozen(tf_loader.tf_optimize(inputs, outputs, graph), weights, inputs, outputs)
+        replaced = join_batch_normalisations(whole, weights)
+        outputs = [replaced.get(name, name) for name in outputs]
+        optimised = tf_loader.tf_optimize(inputs, outputs, whole.as_graph_def())
+    shapes = {n: tuple(d.size for d in c.attr["value"].tensor.tensor_shape.dim) for n, (_, c) in weights.items()}
+    return Frozen(optimised, weights, inputs, outputs, find_cells(optimised, shapes))
+
+
+def _with_constants(traced: Any) -> tuple[Any, list[str]]:
+    """The graph of a concrete function with constants for variables, and the names of the inputs that it keeps.
+
+    ``convert_variables_to_constants_v2`` without its last step, which fails where a variable is assigned to, as Keras'
+    recurrent layers do when they count the seeds of dropout. Nobody reads what is assigned.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    data = convert_to_constants._FunctionConverterDataInEager(
+        func=traced, lower_control_flow=False, aggressive_inlining=True
+    )
+    graph, converted = convert_to_constants._replace_variables_by_constants(data)
+    captures = traced.graph.internal_captures
+    constants = {captures[i].name for i in converted}
+    assignments = {n.name for n in graph.node if n.op.startswith("Assign") and n.op.endswith("VariableOp")}
+    for at in reversed(range(len(graph.node))):
+        node = graph.node[at]
+        node.input[:] = [name for name in node.input if name.removeprefix("^") not in assignments]
+        if node.name in assignments:
+            del graph.node[at]
+    return graph, [t.name for t in traced.inputs if t.name not in constants]
 
 
 def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
@@ -196,44 +225,6 @@ def _make_placeholder(node: Any) -> None:
     del node.attr["value"]
 
 
-@contextlib.contextmanager
-def _whole_batch_normalisation(tf: Any) -> Iterator[None]:
-    """Trace Keras' inference BatchNormalization as one operator; Keras 3 writes it as arithmetic, which is folded."""
-    import keras.src.backend.tensorflow.nn as backend
-
-    original = backend.batch_normalization
-
-    def whole(
-        x: Any, mean: Any, variance: Any, axis: int, offset: Any = None, scale: Any = None, epsilon: float = 1e-3
-    ) -> Any:
-        rank = len(x.shape)
-        if rank > 5 or mean.shape.rank != 1 or x.dtype != tf.float32:
-            return original(x, mean, variance, axis, offset, scale, epsilon)
-        last = [*(a for a in range(rank) if a != axis % rank), axis % rank]
-        y = tf.transpose(x, last) if last != sorted(last) else x
-        for _ in range(4 - rank):
-            y = tf.expand_dims(y, 1)
-        y = tf.raw_ops.FusedBatchNormV3(
-            x=y,
-            scale=tf.ones(mean.shape) if scale is None else scale,
-            offset=tf.zeros(mean.shape) if offset is None else offset,
-            mean=mean,
-            variance=variance,
-            epsilon=epsilon,
-            is_training=False,
-            data_format="NDHWC" if rank == 5 else "NHWC",
-        ).y
-        for _ in range(4 - rank):
-            y = tf.squeeze(y, 1)
-        return tf.transpose(y, np.argsort(last)) if last != sorted(last) else y
-
-    backend.batch_normalization = whole
-    try:
-        yield
-    finally:
-        backend.batch_normalization = original
-
-
 # -- tf2onnx ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +244,8 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
     from tf2onnx import optimizer, tfonnx, utils
 
     utils.INTERNAL_NAME = 1  # the counter behind its names: the same model shall give the same bytes
-    with _quiet(), _ordered_sets(), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
+    cells = {} if frozen is None else frozen.cells
+    with _quiet(), _ordered_sets(), _known(cells), tf.Graph().as_default() as graph, tf.device("/cpu:0"):
         if frozen is not None:
             tf.import_graph_def(frozen.filled(numbered), name="")
             options = {"input_names": frozen.inputs, "output_names": frozen.outputs}
@@ -360,6 +352,19 @@ def _ordered_sets() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _known(cells: Mapping[str, Cell]) -> Iterator[None]:
+    """Have tf2onnx write recurrent nodes for these loops, before it looks for those of Keras 2."""
+    from tf2onnx import tfonnx
+
+    original = tfonnx.rewriter_lstm_tf2
+    tfonnx.rewriter_lstm_tf2 = lambda graph, ops: original(graph, replace_loops(cells, graph, ops))
+    try:
+        yield
+    finally:
+        tfonnx.rewriter_lstm_tf2 = original
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without tf2onnx' log: what matters in it is raised."""
     logger = logging.getLogger("tf2onnx")
@@ -390,6 +395,13 @@ def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full(array.shape, -1), np.ones(array.shape, np.float32)
     bits = np.abs(array).view(np.uint32).astype(np.int64) - FIRST_TAG
     return np.where((bits >= 0) & (bits < size), bits, -1), np.where(array < 0, -1, 1).astype(np.float32)
+
+
+def weights_left(numbered: ModelProto, frozen: Frozen) -> set[str]:
+    """The paths of the weights that are found in a numbered model, alone or joined with others."""
+    numbers = [numbers_of(t, frozen.size)[0].ravel() for t in numbered.graph.initializer]
+    found = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
+    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(found, span)) > 0}
 
 
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:

@@ -10,13 +10,23 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto
 
 from spa.errors import ModelError
 from spa.extras import extra
 from spa.feeds import working_feeds
 from spa.importers import Imported
-from spa.importers._tf2onnx import Function, first_line, freeze, fresh, name_initializers, numbers_of, rename, to_onnx
+from spa.importers._tf2onnx import (
+    Function,
+    first_line,
+    freeze,
+    fresh,
+    name_initializers,
+    numbers_of,
+    rename,
+    to_onnx,
+    weights_left,
+)
 from spa.ranges import ranges_for
 from spa.runtime import input_specs, load_session, run
 
@@ -62,23 +72,31 @@ def convert(
     notes: tuple[str, ...] = ()
     if function.kind == "tflite":
         model = to_onnx(opset, tflite_path=os.fspath(source), dequantize=True)
-        names = {t.name: t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and t.dims}
+        names = {t.name: t.name for t in model.graph.initializer if t.name in function.variables and t.dims}
+        notes = ("what TensorFlow Lite's converter has folded stays folded: BatchNormalization, for one.",)
     else:
         frozen = freeze(function)
-        model = to_onnx(opset, frozen)
-        names = name_initializers(model, to_onnx(opset, frozen, numbered=True), frozen)
-        if not names:
-            notes = ("the weights could not be followed through tf2onnx: they bear names of its own.",)
-        elif function.kind == "tensorflow" and (lost := set(function.variables) - set(names.values())):
-            notes = (
-                f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",
-            )
+        model, numbered = to_onnx(opset, frozen), to_onnx(opset, frozen, numbered=True)
+        names = name_initializers(model, numbered, frozen)
+        notes = _what_became_of(function, names, weights_left(numbered, frozen))
     _name_interface(model, function)
     if examples is None:
         examples = list(example_feeds(model).values())
     actual = run(load_session(model), {i.name: a for i, a in zip(model.graph.input, examples, strict=True)})
     error = difference([o.name for o in model.graph.output], function.run(examples), actual)
     return Imported(model, function.kind, "tf2onnx", names, error, notes)
+
+
+def _what_became_of(function: Function, names: Mapping[str, str], left: set[str]) -> tuple[str, ...]:
+    """What the user should know of the variables."""
+    if not names:
+        return ("the weights could not be followed through tf2onnx: they bear names of its own.",)
+    if not function.variables:
+        return ("a frozen graph has no variables: its weights bear the names of its constants.",)
+    lost = set(function.variables) - left
+    if function.kind == "keras" or not lost:
+        return ()
+    return (f"{len(lost)} of {len(function.variables)} variables were folded into others, {min(lost)!r} for one.",)
 
 
 def weight_sources(model: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, tuple[int, int]]]:
@@ -281,7 +299,8 @@ def _from_tflite(tf: Any, path: Path) -> Function:
         return [interpreter.get_tensor(d["index"]) for d in outputs]
 
     specs = [tf.TensorSpec([None if n < 0 else n for n in d["shape_signature"]], d["dtype"]) for d in inputs]
-    return Function("tflite", call, specs, [d["name"] for d in inputs], [d["name"] for d in outputs], {})
+    constants = {d["name"]: None for d in interpreter.get_tensor_details() if d["dtype"] == np.float32}
+    return Function("tflite", call, specs, [d["name"] for d in inputs], [d["name"] for d in outputs], constants)
 
 
 def _ends(graph: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> tuple[list[str], list[str]]:

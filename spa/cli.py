@@ -236,9 +236,9 @@ def bench(
 @app.command()
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="onnx, ort, openvino or torch.", show_default=False)],
+    to: Annotated[str, typer.Option(help="onnx, ort, openvino, torch, tensorflow or jax.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file; a folder for openvino and torch.", show_default=False)
+        Path, typer.Option("--output", "-o", help="A file with onnx and ort, else a folder.", show_default=False)
     ],
     opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
     ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,

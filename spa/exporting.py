@@ -6,20 +6,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+from onnx import TensorProto
+
 from spa.errors import PlanError
+from spa.graph import tensors_of
 from spa.io import Source, load
 
-TARGETS = ("onnx", "ort", "openvino", "torch")
+TARGETS = ("onnx", "ort", "openvino", "torch", "tensorflow", "jax")
 
 
 def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any) -> Path:
     """Write a model for a runtime or a framework, compared with what onnxruntime computes.
 
     Args:
-        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
+        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto``, an onnx-graphsurgeon ``Graph``, or the
+            :class:`spa.Result` of pruning.
         target: ``onnx``, ``ort`` (``NAME.ort``, for onnxruntime's small builds), ``openvino`` (a folder with
-            ``model.xml``) or ``torch`` (a folder with ``model.pt2``, which ``torch.export.load`` reads).
-        path: the file to write, or the folder for ``openvino`` and ``torch``.
+            ``model.xml``), ``torch`` (a folder with ``model.pt2``, which ``torch.export.load`` reads), ``jax`` (a
+            folder with ``model.jax`` and ``params.npz``, see :func:`spa.exporters.jax_files.write_jax`) or
+            ``tensorflow`` (a SavedModel; the result of pruning a Keras model is rebuilt as Keras layers, in a
+            ``.keras`` or ``.tflite`` file if the path says so, anything else goes through JAX, see
+            :func:`spa.exporters.saved_model.write_saved_model`).
+        path: the file to write, or the folder for ``openvino``, ``torch``, ``jax`` and ``tensorflow``.
         options: of the target ``onnx`` alone: ``opset``, ``ir_version``, ``external``, ``optimise`` and ``force`` as
             in :func:`spa.exporters.onnx.write`.
 
@@ -36,7 +44,22 @@ def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any
         raise PlanError(f"cannot export to {target!r}. Choose one of {', '.join(TARGETS)}.")
     if target != "onnx" and options:
         raise PlanError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
-    return _write(load(model), target, path, options)
+    if not _is_result(model):
+        return _write(load(model), target, path, options)
+    if target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":
+        from spa.exporters.tensorflow import save
+
+        return save(model.to("keras"), path)
+    dense = model.source
+    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(dense.model.graph))
+    own = {"external": outside, "name": "the pruned model"} if target == "onnx" else {}
+    return _write(Source(model.model, dense.path, dense.base), target, path, own | options)
+
+
+def _is_result(model: Any) -> bool:
+    from spa.api import Result
+
+    return isinstance(model, Result)
 
 
 def _write(source: Source, target: str, path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
@@ -45,13 +68,13 @@ def _write(source: Source, target: str, path: str | os.PathLike[str], options: d
 
         return write(source.model, path, base=source.base, source=source.path, **options)
     if target == "ort":
-        from spa.exporters.ort import write_ort
-
-        return write_ort(source.model, path, source.base)
-    if target == "openvino":
-        from spa.exporters.openvino import write_openvino
-
-        return write_openvino(source.model, path, source.base)
-    from spa.exporters.pytorch import save
-
-    return save(source.model, path, source.base)
+        from spa.exporters.ort import write_ort as write_other
+    elif target == "openvino":
+        from spa.exporters.openvino import write_openvino as write_other
+    elif target == "tensorflow":
+        from spa.exporters.saved_model import write_saved_model as write_other
+    elif target == "jax":
+        from spa.exporters.jax_files import write_jax as write_other
+    else:
+        from spa.exporters.pytorch import save as write_other
+    return write_other(source.model, path, source.base)

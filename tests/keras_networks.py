@@ -50,6 +50,16 @@ def recurrent() -> Any:
     return keras.Sequential([keras.Input((None, 7)), *cells, layers.Dense(16, activation="relu"), layers.Dense(5)])
 
 
+def gated() -> Any:
+    import keras
+    from keras import layers
+
+    first = layers.GRU(11, return_sequences=True, dropout=0.3, recurrent_dropout=0.2)
+    cells = [layers.Bidirectional(first), layers.GRU(14, return_sequences=True, reset_after=False)]
+    last = [layers.GRU(9, use_bias=False, go_backwards=True), layers.Dense(16, activation="relu"), layers.Dense(5)]
+    return keras.Sequential([keras.Input((None, 7)), *cells, *last])
+
+
 def transformer() -> Any:
     import keras
     from keras import layers
@@ -109,7 +119,7 @@ def siamese() -> Any:
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     build.__name__: build
-    for build in (residual, separable, perceptron, recurrent, transformer, grouped, reshaped, nested, siamese)
+    for build in (residual, separable, perceptron, recurrent, gated, transformer, grouped, reshaped, nested, siamese)
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 import spa
-from spa.errors import PlanError, SpaError, UnsupportedError
+from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.exporters import checks, openvino, ort
 from spa.exporters.onnx import write
 from spa.runtime import load_session, run
@@ -307,7 +307,18 @@ def test_an_openvino_model_that_differs_is_refused(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_the_distance_of_arrays(a: list[float], b: list[float], distance: float) -> None:
-    assert openvino._relative(np.array(a), np.array(b)) == pytest.approx(distance)
+    assert checks._relative(np.array(a), np.array(b)) == pytest.approx(distance)
+
+
+def test_what_fails_its_checks_is_called_by_its_name(tmp_path: Path) -> None:
+    net = Net(opset=17)
+    broken = net.model(net.node("Relu", net.input("x", ["n", 3])))
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(broken, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"^the model fails onnx.checker: .*NoSuchOperator"):
+        checks.check(tmp_path / "m.onnx", None)
+    with pytest.raises(ModelError, match=r"^the pruned model fails onnx.checker"):
+        checks.check(tmp_path / "m.onnx", None, "the pruned model")
 
 
 # -- the one door ---------------------------------------------------------------------------------------------------
@@ -318,6 +329,18 @@ def test_an_unknown_target_and_options_of_another_are_refused(tmp_path: Path) ->
         spa.export(RESNET, "tflite", tmp_path / "m")
     with pytest.raises(PlanError, match="the target ort takes no opset: that is for onnx"):
         spa.export(RESNET, "ort", tmp_path / "m.ort", opset=13)
+
+
+def test_a_result_is_exported_as_its_pruned_model(tmp_path: Path) -> None:
+    source = external(tmp_path / "in")
+    result = spa.prune(source, criterion="l2", ratio=0.3)
+    result.save(tmp_path / "saved.onnx")
+    path = spa.export(result, "onnx", tmp_path / "exported.onnx")
+    assert names(tmp_path) == ["exported.onnx", "exported.onnx.data", "in", "saved.onnx", "saved.onnx.data"]
+    assert same(tmp_path / "saved.onnx", path, 0.0)
+    assert same(path, spa.export(result, "ort", tmp_path / "m.ort"))
+    with pytest.raises(PlanError, match=r"the output .* is the input"):
+        spa.export(result, "onnx", source)
 
 
 @pytest.mark.parametrize("target", ["onnx", "ort", "openvino"])

@@ -78,11 +78,25 @@ def test_sequential_models_train_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["obspa", "flap"])
-@pytest.mark.parametrize("name", ["residual", "separable", "perceptron", "recurrent", "transformer"])
+@pytest.mark.parametrize("name", ["residual", "separable", "perceptron", "recurrent", "gated", "transformer"])
 def test_reconstructed_weights_and_new_biases_come_back(name: str, criterion: str) -> None:
     model = keras_networks.random(name)
     result, names = pruned(model, criterion=criterion, samples=32)
     assert_same_outputs(write_back(model, result, names), result)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_cells_without_a_bias_get_the_one_of_the_reconstruction(cell: str) -> None:
+    keras.utils.clear_session()
+    make = getattr(keras.layers, cell)
+    body = [keras.layers.Bidirectional(make(11, use_bias=False, return_sequences=True)), make(13, use_bias=False)]
+    model = keras.Sequential([keras.Input((None, 7)), *body, keras.layers.Dense(5)])
+    for number, variable in enumerate(model.trainable_variables):
+        variable.assign(0.4 * np.random.default_rng(number).standard_normal(variable.shape))
+    result, names = pruned(model, criterion="obspa", samples=32)
+    small = write_back(model, result, names)
+    assert len(small.trainable_variables) > len(model.trainable_variables)
+    assert_same_outputs(small, result)
 
 
 def test_an_empty_plan_gives_the_same_model() -> None:

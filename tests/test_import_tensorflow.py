@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_keras_networks_convert_exactly_and_every_variable_is_found_by_name(name
     known = {t.name for t in imported.model.graph.initializer}
     assert set(imported.names) <= known
     found, wanted = set(imported.names.values()), set(importer.keras_variables(model))
-    # A bidirectional LSTM's two kernels are one initializer, which bears the forward one's name.
+    # A bidirectional layer's two kernels are one initializer, which bears the forward one's name.
     assert {path for path in wanted - found if "/backward_" not in path} == set()
     assert found <= wanted
 
@@ -105,14 +106,89 @@ def test_other_batches_and_lengths_run() -> None:
         assert np.allclose(run(session, {"input_0": x})[0], np.asarray(model(x, training=False)), atol=1e-5)
 
 
-def test_the_model_is_not_changed() -> None:
-    import keras.src.backend.tensorflow.nn as backend
+def cells(imported: Any) -> list[str]:
+    return [op for op in operators(imported.model) if op in ("RNN", "GRU", "LSTM", "Loop")]
 
-    model, function = keras_networks.random("residual"), backend.batch_normalization
+
+def networked(*given: Any, shape: tuple[int | None, ...] = (None, 7)) -> Any:
+    model = keras.Sequential([keras.Input(shape), *given])
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.dtype == "float32":
+            variable.assign(0.4 * rng.standard_normal(variable.shape))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_sequences": True},
+        {"go_backwards": True, "return_sequences": True},
+        {"reset_after": False},
+        {"reset_after": False, "use_bias": False},
+        {"use_bias": False, "implementation": 1},
+        {"activation": "relu", "recurrent_activation": "tanh"},
+        {"dropout": 0.5, "recurrent_dropout": 0.5},
+    ],
+    ids=str,
+)
+def test_a_gru_is_an_operator_with_the_weights_of_its_layer(options: dict[str, Any]) -> None:
+    model = networked(keras.layers.GRU(5, **options))
+    imported = convert(model)
+    assert cells(imported) == ["GRU"] and imported.error < 1e-5
+    assert set(imported.names.values()) == set(importer.keras_variables(model))
+    node = next(n for n in imported.model.graph.node if n.op_type == "GRU")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert bool(attributes.get("linear_before_reset")) is options.get("reset_after", True)
+    weights = {t.name: numpy_helper.to_array(t) for t in imported.model.graph.initializer}
+    own = [np.asarray(v) for v in model.layers[0].trainable_weights]
+    assert np.array_equal(weights[node.input[1]][0], own[0].T) and np.array_equal(weights[node.input[2]][0], own[1].T)
+
+
+@pytest.mark.parametrize("units", [1, 2, 7])
+def test_weights_of_like_shapes_are_not_confused(units: int) -> None:
+    for shape in ((4, units), (4, 2)):
+        imported = convert(networked(keras.layers.GRU(units), shape=shape))
+        assert cells(imported) == ["GRU"] and imported.error < 1e-5
+
+
+def test_directions_states_and_the_other_cells_are_operators() -> None:
+    layers = keras.layers
+    for cell, op in ((layers.SimpleRNN, "RNN"), (layers.GRU, "GRU"), (layers.LSTM, "LSTM")):
+        both = networked(layers.Bidirectional(cell(5, return_sequences=True, recurrent_dropout=0.1)), cell(4))
+        imported = convert(both)
+        assert set(cells(imported)) == {op} and imported.error < 1e-5
+        entry, state = keras.Input((None, 7)), [keras.Input((5,)) for _ in range(1 + (op == "LSTM"))]
+        outputs = cell(5, return_sequences=True, return_state=True)(entry, initial_state=state)
+        imported = convert(keras.Model([entry, *state], outputs))
+        assert cells(imported) == [op] and imported.error < 1e-5
+
+
+class Contrary(keras.layers.GRUCell):  # type: ignore[misc]
+    """A GRU but for the update gate's sense."""
+
+    def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
+        new, _ = super().call(inputs, states)
+        return states[0] + inputs[:, :1] - new, [states[0] + inputs[:, :1] - new]
+
+
+def test_loops_that_no_operator_expresses_stay_loops() -> None:
+    layers = keras.layers
+    masked = networked(layers.Masking(), layers.GRU(5))
+    for model in (masked, networked(layers.SimpleRNN(5, activation="gelu")), networked(layers.RNN(Contrary(5)))):
+        imported = convert(model)
+        assert cells(imported) == ["Loop"] and imported.error < 1e-5
+    x = np.random.default_rng(0).standard_normal((2, 6, 7)).astype(np.float32)
+    x[0, 3:] = 0
+    assert convert(masked, x).error < 1e-5
+
+
+def test_the_model_is_not_changed() -> None:
+    model = keras_networks.random("residual")
     before = [np.asarray(v) for v in model.variables]
     convert(model)
     assert all(np.array_equal(a, np.asarray(v)) for a, v in zip(before, model.variables, strict=True))
-    assert backend.batch_normalization is function
 
 
 def test_equal_models_give_equal_bytes() -> None:
@@ -138,9 +214,61 @@ def test_keras_files_and_saved_models_convert(tmp_path: Path) -> None:
     assert set(imported.names.values()) == paths
     imported = convert(str(tmp_path / "saved"))
     assert imported.kind == "tensorflow" and imported.error < 1e-5
-    # Keras 3 writes BatchNormalization into SavedModels as arithmetic on its variables, which tf2onnx folds into Conv.
-    assert set(imported.names.values()) == {"logits/kernel", "logits/bias"}
-    assert imported.notes == ("15 of 17 variables were folded into others, 'batch_normalization/beta' for one.",)
+    assert set(imported.names.values()) == paths and imported.notes == ()
+
+
+@pytest.mark.parametrize("name", ["residual", "separable", "nested", "perceptron", "recurrent", "gated"])
+def test_saved_models_keep_batch_normalisation_and_keras_paths(tmp_path: Path, name: str) -> None:
+    model = keras_networks.random(name)
+    model.export(tmp_path / "exported", verbose=False)
+    if name != "gated":  # TensorFlow does not find the seeds of its dropout
+        tf.saved_model.save(model, str(tmp_path / "saved"))
+    own = convert(model)
+    for folder in tmp_path.iterdir():
+        imported = convert(folder)
+        assert imported.kind == "tensorflow" and imported.error < 1e-5 and imported.notes == ()
+        assert set(imported.names.values()) == set(own.names.values())
+        assert Counter(operators(imported.model)) == Counter(operators(own.model))
+
+
+def normalised(x: Any, variance: Any, **options: Any) -> Any:
+    mean, beta, gamma = (tf.Variable(np.linspace(a, 2.0, 7, dtype=np.float32), name=n) for a, n in MEANS)
+    given = {"offset": beta, "scale": gamma, "mean": mean} | options
+    return tf.function(lambda x: tf.nn.batch_normalization(x, variance=variance, variance_epsilon=0.01, **given)), x
+
+
+MEANS = ((-1.0, "mean"), (0.5, "beta"), (-0.7, "gamma"))
+PICTURE = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize("missing", [[], ["offset"], ["scale"], ["offset", "scale"]])
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_functions_keep_batch_normalisation_with_and_without_scale_and_offset(missing: list[str], rank: int) -> None:
+    variance = tf.Variable(np.linspace(0.3, 3.0, 7, dtype=np.float32), name="variance")
+    imported = convert(*normalised(PICTURE[(0,) * (4 - rank)], variance, **dict.fromkeys(missing)))
+    node = next(n for n in imported.model.graph.node if n.op_type == "BatchNormalization")
+    assert imported.error < 1e-6
+    own = {"scale": "gamma", "offset": "beta"}
+    assert set(imported.names.values()) == {"mean", "variance", *(own[n] for n in own if n not in missing)}
+    assert [imported.names.get(i) for i in node.input[3:]] == ["mean", "variance"]
+    assert next(a.f for a in node.attribute if a.name == "epsilon") == np.float32(0.01)
+
+
+def test_what_only_resembles_batch_normalisation_stays_as_it_is() -> None:
+    weight = tf.Variable(np.linspace(0.3, 3.0, 7, dtype=np.float32), name="weight")
+    computed, _ = normalised(PICTURE, tf.abs(weight) + tf.nn.relu(weight))
+    matrix, _ = normalised(PICTURE, weight, mean=tf.Variable(np.ones((5, 7), np.float32)))
+    wider, _ = normalised(PICTURE[..., :1], weight)
+
+    @tf.function
+    def other(x: Any) -> Any:
+        root = tf.math.rsqrt(weight + 0.1)
+        return x * (root * weight) + (weight - weight * (root * tf.abs(weight)))
+
+    for function, x in ((computed, PICTURE), (matrix, PICTURE), (wider, PICTURE[..., :1]), (other, PICTURE)):
+        imported = convert(function, x)
+        assert imported.error < 1e-5
+        assert "BatchNormalization" not in operators(imported.model)
 
 
 def test_saved_models_with_several_signatures_ask_which(tmp_path: Path) -> None:
@@ -221,11 +349,24 @@ def frozen(tmp_path: Path) -> Path:
     return path
 
 
+def test_frozen_graphs_keep_batch_normalisation_that_was_not_folded(tmp_path: Path) -> None:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    model = keras_networks.random("residual")
+    function = tf.function(lambda x: model(x, training=False))
+    constant = convert_variables_to_constants_v2(function.get_concrete_function(tf.TensorSpec((None, 16, 16, 3))))
+    path = tmp_path / "graph.pb"
+    path.write_bytes(constant.graph.as_graph_def().SerializeToString())
+    imported = convert(path)
+    assert operators(imported.model).count("BatchNormalization") == 3 and len(imported.names) == 17
+
+
 def test_frozen_graphs_convert_with_guessed_or_given_ends(tmp_path: Path) -> None:
     path = frozen(tmp_path)
     imported = convert(path)
     assert [v.name for v in imported.model.graph.input] == ["picture"]
     assert len(imported.model.graph.output) == 2
+    assert imported.notes == ("a frozen graph has no variables: its weights bear the names of its constants.",)
     assert [list(t.dims) for t in imported.model.graph.initializer if t.name in imported.names] == [[5, 2, 3, 3]]
     assert len(convert(path, inputs=["picture"], outputs=["Relu"]).model.graph.output) == 1
     with pytest.raises(ModelError, match="placeholders picture"):
@@ -239,6 +380,8 @@ def test_tflite_files_convert(tmp_path: Path) -> None:
     imported = convert(path)
     assert imported.kind == "tflite" and imported.error < 1e-5
     assert operators(imported.model).count("Conv") == 3
+    assert imported.notes == ("what TensorFlow Lite's converter has folded stays folded: BatchNormalization, for one.",)
+    assert set() < set(imported.names.values()) <= set(importer.read(path).variables)
 
 
 def test_operators_that_tf2onnx_lacks_are_named() -> None:
