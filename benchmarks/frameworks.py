@@ -19,18 +19,20 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, ROOT, describe, machine, table
+from onnx import ModelProto, NodeProto
 
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import spa  # the checkout must be on the path first
 from models.evaluate import accuracy
+from spa.importers import Imported
 
 SIDES = {"torch": "torch_loop", "keras": "keras_loop", "flax": "jax_loop"}
 TITLES = {"torch": "PyTorch", "keras": "Keras", "flax": "flax"}
@@ -116,12 +118,13 @@ class Side:
         options = {"data": self.x, "threads": self.threads, "round_to": 1, "seed": seed} | request | given
         return spa.prune(model, ratio=1 - 1 / factor, **options)
 
-    def measured(self, net: Any, seed: int) -> dict[str, dict[str, Any]]:
-        """Accuracy right after each pruning, the share of MACs that is left, and the channels of convolutions."""
+    def measured(self, net: Any, seed: int, order: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """Accuracy right after each pruning, MACs, and the channels of convolutions, in this order if one is given."""
         imported = spa.convert(net, self.inputs())
+        model = in_order(imported, order)
         found = {}
         for name, factor, request in requests():
-            result = self.prune(imported.model, factor, request, seed)
+            result = self.prune(model, factor, request, seed)
             found[f"{factor:g} {name}"] = {
                 "accuracy": 100 * accuracy(result.model.SerializeToString(), self.x_test, self.y_test),
                 "macs": [result.report.before.macs, result.report.after.macs],
@@ -158,6 +161,34 @@ def kept(result: spa.Result, names: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def in_order(imported: Imported, order: Sequence[str]) -> ModelProto:
+    """The model with its convolutions in this order, each with the node that reads it: as valid as any other.
+
+    Exporters order parallel branches differently, and `obspa` refits layers in the order in which they come.
+    """
+    graph = imported.model.graph
+    made = {name: node for node in graph.node for name in node.output}
+    reader = {name: node for node in reversed(graph.node) for name in node.input}
+    weights = {pytorch_name(imported.names[n.input[1]]): n for n in graph.node if n.op_type == "Conv"}
+    placed: dict[str, NodeProto] = {}
+
+    def place(node: NodeProto) -> None:
+        for name in node.input:
+            if name in made and made[name].output[0] not in placed:
+                place(made[name])
+        placed.setdefault(node.output[0], node)
+
+    for weight in order:
+        place(reader[weights[weight].output[0]])
+    for node in graph.node:
+        place(node)
+    model = ModelProto()
+    model.CopyFrom(imported.model)
+    del model.graph.node[:]
+    model.graph.node.extend(placed.values())
+    return model
+
+
 def run(name: str, seeds: int, threads: int, cache: Path) -> dict[str, Any]:
     side = Side(name, threads)
     part: dict[str, Any] = {"about": machine() | {"threads used": threads}, "networks": [], "taken over": []}
@@ -172,8 +203,10 @@ def run(name: str, seeds: int, threads: int, cache: Path) -> dict[str, Any]:
         print(name, "seed", seed, f"{dense:.1f}", {k: round(v["accuracy"], 1) for k, v in pruned.items()}, flush=True)
         if name != "torch" and seed < TRANSFERRED:
             with np.load(file) as weights:
-                same = take_over(name, side.example.build(seed), dict(weights))
-            part["taken over"].append(side.measured(same, seed))
+                taken = dict(weights)
+            same = take_over(name, side.example.build(seed), taken)
+            order = [key for key, value in taken.items() if value.ndim == 4]
+            part["taken over"].append(side.measured(same, seed, order))
     return part
 
 

@@ -37,7 +37,7 @@ def residual(x: Any, width: int, stride: int, name: str) -> Any:
     y = conv_norm(y, width, 3, 1, (f"{name}_conv2", f"{name}_bn2"))
     if stride != 1 or x.shape[-1] != width:
         x = conv_norm(x, width, 1, stride, (f"{name}_shortcut_0", f"{name}_shortcut_1"))
-    return layers.ReLU()(layers.Add()([y, x]))
+    return layers.ReLU()(layers.Add()([x, y]))
 
 
 def build(seed: int) -> keras.Model:
