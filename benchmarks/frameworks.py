@@ -28,7 +28,8 @@ import numpy as np
 from common import RESULTS, ROOT, describe, machine, table
 from onnx import ModelProto, NodeProto
 
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "examples"))
 
 import spa  # the checkout must be on the path first
 from models.evaluate import accuracy
@@ -115,6 +116,7 @@ class Side:
         return torch.from_numpy(self.x[:2])
 
     def prune(self, model: Any, factor: float, request: dict[str, Any], seed: int, **given: Any) -> spa.Result:
+        """Divide the MACs by a factor."""
         options = {"data": self.x, "threads": self.threads, "round_to": 1, "seed": seed} | request | given
         return spa.prune(model, ratio=1 - 1 / factor, **options)
 
@@ -199,6 +201,9 @@ def run(name: str, seeds: int, threads: int, cache: Path) -> dict[str, Any]:
             np.savez(file, **{k: v.numpy() for k, v in variables(name, net).items()})
         dense = side.example.accuracy(net, side.x_test, side.y_test)
         pruned = side.measured(net, seed)
+        if name != "torch" or seed >= TRANSFERRED:
+            for case in pruned.values():
+                del case["kept"]  # nothing is compared with it
         part["networks"].append({"dense": dense, "pruned": pruned, "tuned": side.tuned(net, seed)})
         print(name, "seed", seed, f"{dense:.1f}", {k: round(v["accuracy"], 1) for k, v in pruned.items()}, flush=True)
         if name != "torch" and seed < TRANSFERRED:
@@ -247,9 +252,9 @@ def verdict(values: np.ndarray) -> str:
     chance = (1 + (deals >= found).sum()) / (1 + DEALS)
     agree = "agree within noise" if chance > 0.05 else "do NOT agree within noise"
     return (
-        f"Of {count * sides * (sides - 1) // 2} differences between two columns, {found} exceed two standard errors; the "
-        f"same {sides * seeds} networks dealt to the columns at random give {deals.mean():.1f} on average, and {found} "
-        f"or more in {chance:.0%} of {DEALS} deals: **the columns {agree}**."
+        f"Of {count * sides * (sides - 1) // 2} differences between two columns, {found} exceed two standard errors; "
+        f"the same {sides * seeds} networks dealt to the columns at random give {deals.mean():.1f} on average, and "
+        f"{found} or more in {chance:.0%} of {DEALS} deals: **the columns {agree}**."
     )
 
 
@@ -299,7 +304,8 @@ MACs are divided. 512 training images to learn from, or none; global ranking, wi
 
 {verdict(np.stack(list(found.values()))) if len(parts) > 1 and seeds > 1 else ""}
 
-The weights that PyTorch trained (seeds 0 to {TRANSFERRED - 1}), put into the other frameworks' networks and pruned there:
+The weights that PyTorch trained (seeds 0 to {TRANSFERRED - 1}), put into the other frameworks' networks, converted, and
+pruned with the nodes in PyTorch's order (tf2onnx writes the shortcut first, which changes what `obspa` fits first):
 
 {exactness(parts)}
 
