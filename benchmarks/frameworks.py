@@ -39,7 +39,7 @@ SIDES = {"torch": "torch_loop", "keras": "keras_loop", "flax": "jax_loop"}
 TITLES = {"torch": "PyTorch", "keras": "Keras", "flax": "flax"}
 FACTORS = (1.5, 2.0, 3.0)
 CRITERIA = ("obspa", "l1", "l2", "bn_scale", "fpgm", "lamp", "wanda", "flap", "random")
-TUNED = ("obspa", "l2")
+TUNED, TUNED_FACTOR = ("obspa", "l2"), 2.0
 EPOCHS, TUNING = 15, 3
 TRANSFERRED = 2  # seeds whose networks go from PyTorch to the others
 DEALS = 4000
@@ -138,13 +138,12 @@ class Side:
         """Accuracy of the framework's own pruned network, and after a short training there."""
         found = {}
         for criterion in TUNED:
-            for factor in FACTORS[1:]:
-                result = self.prune(net, factor, {"criterion": criterion}, seed, example_inputs=self.inputs())
-                small = result.pruned
-                before = self.example.accuracy(small, self.x_test, self.y_test)
-                small = self.example.train(small, self.x, self.y, TUNING, 1e-3, seed)
-                after = self.example.accuracy(small, self.x_test, self.y_test)
-                found[f"{factor:g} {criterion}"] = {"pruned": before, "tuned": after}
+            result = self.prune(net, TUNED_FACTOR, {"criterion": criterion}, seed, example_inputs=self.inputs())
+            small = result.pruned
+            before = self.example.accuracy(small, self.x_test, self.y_test)
+            small = self.example.train(small, self.x, self.y, TUNING, 1e-3, seed)
+            after = self.example.accuracy(small, self.x_test, self.y_test)
+            found[f"{TUNED_FACTOR:g} {criterion}"] = {"pruned": before, "tuned": after}
         return found
 
 
@@ -191,7 +190,8 @@ def in_order(imported: Imported, order: Sequence[str]) -> ModelProto:
     return model
 
 
-def run(name: str, seeds: int, threads: int, cache: Path) -> dict[str, Any]:
+def run(name: str, seeds: int, threads: int, cache: Path, results: Path) -> None:
+    """Measure, and write the part after each seed."""
     side = Side(name, threads)
     part: dict[str, Any] = {"about": machine() | {"threads used": threads}, "networks": [], "taken over": []}
     for seed in range(seeds):
@@ -212,15 +212,16 @@ def run(name: str, seeds: int, threads: int, cache: Path) -> dict[str, Any]:
             same = take_over(name, side.example.build(seed), taken)
             order = [key for key, value in taken.items() if value.ndim == 4]
             part["taken over"].append(side.measured(same, seed, order))
-    return part
+        (results / f"frameworks_{name}.json").write_text(json.dumps(part, indent=1) + "\n", encoding="utf-8")
 
 
 # -- the table -------------------------------------------------------------------------------------------
 
 
 def rows(parts: dict[str, Any]) -> dict[tuple[str, str, str], np.ndarray]:
-    """Accuracies [framework seed] by RF, criterion and stage."""
-    networks = [part["networks"] for part in parts.values()]
+    """Accuracies [framework seed] by RF, criterion and stage, of the seeds that all parts have."""
+    seeds = min(len(part["networks"]) for part in parts.values())
+    networks = [part["networks"][:seeds] for part in parts.values()]
     found = {("1", "", "trained"): np.array([[n["dense"] for n in side] for side in networks])}
     first = networks[0][0]
     for key in first["pruned"]:
@@ -325,9 +326,7 @@ def main() -> None:
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     if options.side != "table":
-        part = run(options.side, options.seeds, options.threads, options.cache)
-        file = options.results / f"frameworks_{options.side}.json"
-        file.write_text(json.dumps(part, indent=1) + "\n", encoding="utf-8")
+        run(options.side, options.seeds, options.threads, options.cache, options.results)
     files = {name: options.results / f"frameworks_{name}.json" for name in SIDES}
     parts = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
     (options.results / "frameworks.md").write_text(text(parts), encoding="utf-8")
