@@ -7,8 +7,10 @@ Cases:
 3. Any other ``Identity`` goes, unless it makes an output from an input, a parameter or another output.
 4. What is computed from constants alone becomes a constant. Initializers are parameters here, and not constants:
    what is computed from them must follow when they are pruned.
-5. Nodes and initializers that no output needs go.
-6. Documentation, metadata and declared shapes of inner values go: exporters put the paths of the user's sources
+5. A convolution's bias of zeros goes. PyTorch's exporter gives one to each that has none, expanded to the size of its
+   weight while the network runs; a bias that is computed is no place where a reconstruction could put a constant.
+6. Nodes and initializers that no output needs go.
+7. Documentation, metadata and declared shapes of inner values go: exporters put the paths of the user's sources
    there, and shapes that may be wrong.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from spa.graph import dead_nodes, domain_of, names_read, subgraphs_of, tensors_of
+from spa.graph import Node, constant_tensor, dead_nodes, domain_of, names_read, subgraphs_of, tensor_array, tensors_of
 from spa.normalise import normalise
 from spa.runtime import load_session, run
 
@@ -28,7 +30,7 @@ _NEVER_FOLDED = {"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuant
 
 
 def tidy(model: ModelProto, parameters: Collection[str] = ()) -> ModelProto:
-    """The model with cases 1 to 6 applied.
+    """The model with cases 1 to 7 applied.
 
     Args:
         model: a message that the caller owns; changed in place.
@@ -43,6 +45,7 @@ def tidy(model: ModelProto, parameters: Collection[str] = ()) -> ModelProto:
     model = normalise(model, own=True)
     _remove_identities(model.graph, parameters)
     _fold(model)
+    _remove_zero_biases(model.graph)
     _remove_unused(model.graph)
     _remove_remarks(model)
     return model
@@ -173,7 +176,21 @@ def _computed(model: ModelProto, folded: list[int]) -> dict[str, TensorProto]:
     return {name: numpy_helper.from_array(value, name) for name, value in zip(names, results, strict=True)}
 
 
-def _remove_unused(graph: GraphProto) -> None:  # Case 5
+def _remove_zero_biases(graph: GraphProto) -> None:  # Case 5
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and not domain_of(node) and len(node.input) > 2:
+            source = producer.get(node.input[2])
+            while source is not None and source.op_type in ("Expand", "CastLike"):
+                source = producer.get(source.input[0])
+            if source is None or source.op_type != "Constant":
+                continue
+            value = constant_tensor(Node(source, 0, 1))
+            if value is not None and not tensor_array(value).any():
+                del node.input[2]
+
+
+def _remove_unused(graph: GraphProto) -> None:  # Case 6
     _delete(graph.node, dead_nodes(graph.node, [o.name for o in graph.output]))
     needed = names_read(graph)
     _delete(graph.initializer, {i for i, t in enumerate(graph.initializer) if t.name not in needed})
@@ -184,7 +201,7 @@ def _delete(items: MutableSequence[Any], indices: Collection[int]) -> None:
         del items[index]
 
 
-def _remove_remarks(model: ModelProto) -> None:  # Case 6
+def _remove_remarks(model: ModelProto) -> None:  # Case 7
     for graph in _graphs(model.graph):
         for item in (graph, *graph.input, *graph.output, *graph.node):
             item.ClearField("doc_string")

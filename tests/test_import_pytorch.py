@@ -202,6 +202,12 @@ def test_batch_normalisation_is_kept() -> None:
         assert operators["Identity"] == 0
 
 
+def test_convolutions_without_bias_get_none() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ConvTranspose2d(5, 7, 3, bias=False), nn.Conv2d(7, 2, 1))
+    model = convert(net.eval(), torch.randn(2, 3, 8, 8)).model
+    assert [(n.op_type, len(n.input)) for n in model.graph.node] == [("Conv", 2), ("ConvTranspose", 2), ("Conv", 3)]
+
+
 def test_tied_parameters_are_listed_under_both_keys() -> None:
     for exporter in ("dynamo", "torchscript"):
         result = imported("tied", exporter)

@@ -99,6 +99,25 @@ def test_what_is_made_of_constants_alone_is_a_constant_and_what_is_made_of_param
     np.testing.assert_array_equal(numpy_helper.to_array(shape.attribute[0].t), [1, 6])
 
 
+def test_biases_of_zeros_that_are_expanded_to_a_weights_size_go_and_others_stay() -> None:
+    model = checked(
+        model_of("""m (float[2, 3] x) => (float[2, 2, 1] y, float[2, 2, 1] z) <float[2, 3, 1] w = {1, 2, 3, 4, 5, 6}> {
+            axis = Constant <value_ints = [2]> ()
+            wide = Unsqueeze(x, axis)
+            size = Shape <end = 1> (w)
+            zero = Constant <value_float = 0.0> ()
+            nought = CastLike(zero, x)
+            none = Expand(nought, size)
+            y = Conv(wide, w, none)
+            one = Constant <value_float = 1.0> ()
+            some = Expand(one, size)
+            z = Conv(wide, w, some)
+        }""")
+    )
+    assert [len(n.input) for n in model.graph.node if n.op_type == "Conv"] == [2, 3]
+    assert "CastLike" not in operators(model)
+
+
 def test_large_constants_are_computed_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tidy, "LARGEST_CONSTANT", 16)
     model = checked(
