@@ -14,10 +14,12 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
+from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
 from spa.feeds import working_feeds
 from spa.graph import tensor_array
-from spa.importers.jax import LAYOUT, Bound, bind, reason_of
+from spa.importers._jax_layout import LAYOUT
+from spa.importers.jax import Bound, bind, reason_of
 from spa.runtime import load_session, run
 
 if TYPE_CHECKING:
@@ -242,8 +244,6 @@ def _remedy() -> str:
 
 # -- the modules -----------------------------------------------------------------------------------------------------
 
-Find = Callable[[str], "Leaf | None"]
-
 
 def _tree(bound: Bound, leaves: Mapping[str, Leaf]) -> Any:
     """Pruned parameters; the layers of linen variables get their new biases."""
@@ -272,7 +272,7 @@ def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     copy = nnx.merge(definition, bound.with_parameters(arrays), rest)
     for path, module in nnx.iter_modules(copy):
         prefix = "".join(f"[{key!r}]" for key in path)
-        for name, value in _sizes(module, partial(_nnx_leaf, leaves, prefix)).items():
+        for name, value in sizes_of(module, partial(_nnx_leaf, leaves, prefix)).items():
             setattr(module, name, value)
         kernel = _nnx_leaf(leaves, prefix, "kernel")
         if kernel is not None and kernel.bias is not None:
@@ -300,7 +300,7 @@ def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
     bound = Bound(lambda tree: tree, source, "equinox", 1)
     copy = bound.with_parameters([jnp.asarray(leaves[path].array) for path, _ in bound.parameters()])
     for prefix, module in _walk(copy, ""):
-        for name, value in _sizes(module, partial(_equinox_leaf, leaves, prefix)).items():
+        for name, value in sizes_of(module, partial(_equinox_leaf, leaves, prefix)).items():
             object.__setattr__(module, name, value)  # frozen to its users; this copy is not theirs yet
         weight = _equinox_leaf(leaves, prefix, "weight")
         if weight is not None and weight.bias is not None:
@@ -323,145 +323,6 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         inner = {f"[{key!r}]": item for key, item in node.items()} if isinstance(node, dict) else {}
     for key, item in inner.items():
         yield from _walk(item, path + key)
-
-
-def _sizes(module: Any, find: Find) -> dict[str, Any]:
-    """The size attributes of a layer of flax nnx or equinox, as its pruned arrays have them; none of other modules."""
-    kinds = [c for c in type(module).__mro__ if c.__module__.startswith(("flax.nnx.", "equinox.nn."))]
-    rule = next((_RULES[c.__name__] for c in kinds if c.__name__ in _RULES), None)
-    if rule is None:
-        return {}
-    return {
-        k: v for k, v in rule(module, find).items() if hasattr(module, k) and not isinstance(getattr(module, k), str)
-    }
-
-
-def _linear(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [i o]; equinox: weight [o i]."""
-    kernel, weight = find("kernel"), find("weight")
-    shape = kernel.shape if kernel else weight.shape[::-1] if weight else ()
-    return {"in_features": shape[0], "out_features": shape[1]} if len(shape) == 2 else {}
-
-
-def _linear_general(module: Any, find: Find) -> dict[str, Any]:
-    """Kernel [*b *i *o]."""
-    kernel = find("kernel")
-    if kernel is None:
-        return {}
-    end = len(kernel.shape) - len(module.out_features)
-    return {
-        "in_features": kernel.shape[end - len(module.in_features) : end],
-        "out_features": kernel.shape[end:],
-    }
-
-
-def _convolution(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [*k i/groups o]; equinox: weight [o i/groups *k]."""
-    kernel, weight = find("kernel"), find("weight")
-    if kernel is not None:
-        groups = kernel.groups(-1, module.feature_group_count)
-        into = kernel.shape[-2] * groups
-        sizes = {"feature_group_count": groups, "kernel_shape": kernel.shape}
-        return {"in_features": into, "out_features": kernel.shape[-1], **sizes}
-    if weight is None:
-        return {}
-    groups = weight.groups(0, module.groups)
-    return {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0], "groups": groups}
-
-
-def _transposed(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [*k i o], or [*k o i] with transpose_kernel; equinox: weight [o i/groups *k]."""
-    kernel = find("kernel")
-    if kernel is None:
-        return _convolution(module, find)
-    into, out = kernel.shape[-2:][::-1] if module.transpose_kernel else kernel.shape[-2:]
-    return {"in_features": into, "out_features": out, "kernel_shape": kernel.shape}
-
-
-def _norm(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: scale, bias; equinox: weight, bias."""
-    found = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
-    if found is None:
-        return {}
-    sizes = {"num_features": found.shape[0], "channels": found.shape[0], "shape": found.shape}
-    count = getattr(module, "num_groups", None) or getattr(module, "groups", None)
-    if count:
-        groups = found.groups(0, count)
-        sizes |= {"num_groups": groups, "groups": groups, "group_size": found.shape[0] // groups}
-    return sizes | {"input_size": found.shape[0]}
-
-
-def _embedding(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: embedding [v c]; equinox: weight [v c]."""
-    table = find("embedding") or find("weight")
-    return (
-        {}
-        if table is None
-        else {
-            "num_embeddings": table.shape[0],
-            "features": table.shape[1],
-            "embedding_size": table.shape[1],
-        }
-    )
-
-
-def _nnx_attention(module: Any, find: Find) -> dict[str, Any]:
-    """Kernels of queries and keys [i h d] and of the output [h e o]."""
-    query, key, out = find("query.kernel"), find("key.kernel"), find("out.kernel")
-    if query is None or key is None or out is None:
-        return {}
-    return {
-        "num_heads": query.shape[1],
-        "num_kv_heads": key.shape[1],
-        "head_dim": query.shape[2],
-        "qkv_features": query.shape[1] * query.shape[2],
-        "in_features": query.shape[0],
-        "in_kv_features": key.shape[0],
-        "out_features": out.shape[-1],
-    }
-
-
-def _equinox_attention(module: Any, find: Find) -> dict[str, Any]:
-    """Weights of projections [(h d) i] and of the output [o (h e)]."""
-    query, key, value, out = (find(f"{n}_proj.weight") for n in ("query", "key", "value", "output"))
-    if query is None or key is None or value is None or out is None:
-        return {}
-    heads = query.groups(0, module.num_heads)
-    return {
-        "num_heads": heads,
-        "query_size": query.shape[1],
-        "key_size": key.shape[1],
-        "value_size": value.shape[1],
-        "qk_size": query.shape[0] // heads,
-        "vo_size": value.shape[0] // heads,
-        "output_size": out.shape[0],
-    }
-
-
-def _mlp(module: Any, find: Find) -> dict[str, Any]:
-    """Its layers know their own sizes; the width is that of the first."""
-    first, last = find("layers[0].weight"), find(f"layers[{len(module.layers) - 1}].weight")
-    if first is None or last is None:
-        return {}
-    return {"in_size": first.shape[1], "width_size": first.shape[0], "out_size": last.shape[0]}
-
-
-_RULES: dict[str, Callable[[Any, Find], dict[str, Any]]] = {
-    "BatchNorm": _norm,
-    "Conv": _convolution,
-    "ConvTranspose": _transposed,
-    "Embed": _embedding,
-    "Embedding": _embedding,
-    "GroupNorm": _norm,
-    "InstanceNorm": _norm,
-    "LayerNorm": _norm,
-    "Linear": _linear,
-    "LinearGeneral": _linear_general,
-    "MLP": _mlp,
-    "MultiHeadAttention": _nnx_attention,
-    "MultiheadAttention": _equinox_attention,
-    "RMSNorm": _norm,
-}
 
 
 # -- the proof -------------------------------------------------------------------------------------------------------

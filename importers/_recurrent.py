@@ -67,18 +67,20 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
     import tensorflow as tf
     from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
+    loops = [node for node in graph.node if node.op in ("While", "StatelessWhile")]
+    if not loops:
+        return {}
     bodies = {f.signature.name: f for f in graph.library.function}
     found = {}
     with tf.Graph().as_default():
         tf.import_graph_def(graph, name="")  # its functions may be called by the bodies
-        for node in graph.node:
-            if node.op in ("While", "StatelessWhile"):
-                operands = [name for name in node.input if not name.startswith("^")]
-                shapes = {i: weights[name] for i, name in enumerate(operands) if name in weights}
-                body = function_def_to_graph(bodies[node.attr["body"].func.name])
-                cell = _cell(body, shapes)
-                if cell is not None:
-                    found[node.name] = cell
+        for node in loops:
+            operands = [name for name in node.input if not name.startswith("^")]
+            shapes = {i: weights[name] for i, name in enumerate(operands) if name in weights}
+            body = function_def_to_graph(bodies[node.attr["body"].func.name])
+            cell = _cell(body, shapes)
+            if cell is not None:
+                found[node.name] = cell
     return found
 
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 import spa
 from spa.errors import ModelError, UnsupportedError
-from spa.importers.jax import LAYOUT, convert
+from spa.importers._jax_layout import LAYOUT
+from spa.importers.jax import convert
 from spa.runtime import load_session, run
 from tests import jax_networks as nets
 

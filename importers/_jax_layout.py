@@ -1,0 +1,97 @@
+"""What merely rearranges a parameter in jax2onnx's graphs, applied to the parameter itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+LAYOUT = "spa.layout"
+"""The key of an initializer's metadata that says how its value was made from the parameter's.
+
+Its value is a JSON list of steps, ``["transpose", permutation]`` or ``["reshape", shape]``.
+"""
+
+
+def join(model: ModelProto, names: set[str]) -> None:
+    """Make constants of Concats of constants that are no parameters, in place: jax2onnx writes shapes so."""
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer if t.name not in names}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Concat" and all(name in tensors for name in node.input):
+            pieces = [numpy_helper.to_array(tensors[name]) for name in node.input]
+            joined = numpy_helper.from_array(np.concatenate(pieces, node.attribute[0].i), node.output[0])
+            tensors[joined.name] = joined
+            graph.initializer.append(joined)
+        else:
+            kept.append(_copied(node))
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def fold(model: ModelProto, names: set[str]) -> None:
+    """Apply the layout operators that parameters pass first to the parameters themselves, in place.
+
+    Done where all uses of a parameter are the same operator with the same result. What was done is recorded in the
+    initializer's metadata under :data:`LAYOUT`.
+
+    Args:
+        model: the model.
+        names: the initializers to look at.
+    """
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    outputs = {o.name for o in graph.output}
+    gone: dict[str, str] = {}
+    steps: dict[str, list[tuple[str, list[int]]]] = {}
+    for name in sorted(names & tensors.keys()):
+        value, readers = numpy_helper.to_array(tensors[name]), users.get(name, [])
+        while readers and not any(o in outputs for n in readers for o in n.output):
+            found = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
+            step = json.loads(found.pop())
+            if found or step is None:
+                break
+            steps.setdefault(name, []).append(step)
+            value = value.transpose(step[1]) if step[0] == "transpose" else value.reshape(step[1])
+            gone |= {n.output[0]: name for n in readers}
+            readers = [u for n in readers for u in users.get(n.output[0], [])]
+        if name in steps:
+            tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            tensors[name].metadata_props.add(key=LAYOUT, value=json.dumps(steps[name]))
+    kept = []
+    for node in graph.node:
+        if node.output[0] not in gone:
+            copy = _copied(node)
+            copy.input[:] = [gone.get(i, i) for i in node.input]
+            kept.append(copy)
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _step(node: NodeProto, shape: tuple[int, ...], tensors: Mapping[str, TensorProto]) -> list[Any] | None:
+    """What a layout operator does to a parameter of that shape, or None for other operators."""
+    attributes = {a.name: list(a.ints) for a in node.attribute}
+    if node.op_type == "Transpose":
+        return ["transpose", attributes.get("perm", list(range(len(shape)))[::-1])]
+    if node.op_type not in ("Reshape", "Squeeze", "Unsqueeze") or node.input[1] not in tensors:
+        return None
+    operand = [int(v) for v in numpy_helper.to_array(tensors[node.input[1]]).ravel()]
+    empty = np.empty(shape, np.bool_)
+    if node.op_type == "Reshape":
+        return ["reshape", list(empty.reshape(operand).shape)] if 0 not in operand else None
+    changed = np.squeeze(empty, tuple(operand)) if node.op_type == "Squeeze" else np.expand_dims(empty, tuple(operand))
+    return ["reshape", list(changed.shape)]
