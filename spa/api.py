@@ -86,7 +86,8 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        write(self.model, path, base=self.source.base, source=self.source.path, force=force, external=external)
+        source, name = self.source, "the pruned model"
+        write(self.model, path, base=source.base, source=source.path, force=force, external=external, name=name)
 
     def to_graphsurgeon(self) -> gs.Graph:
         """The pruned model as an onnx-graphsurgeon graph."""
