@@ -295,24 +295,104 @@ def test_layers_of_one_lstm_must_stay_equally_wide() -> None:
         restate(module, {})
 
 
-def test_multihead_attention_without_some_heads_is_no_module_of_pytorch() -> None:
-    class Encoder(nn.Module):
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(32, 4, 96, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Windows(Attention):
+    """Has the size of its heads written into its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, 4, dim // 4).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(batch, length, dim))
+
+
+class Windowed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Windows(32, 4)
+
+
+class Inner(nn.Module):
+    """Has a size written into its code, and lacks a bias that reconstruction would give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(12, 24, 3, padding=1)
+        self.conv2 = nn.Conv2d(24, 32, 1, bias=False)
+        self.conv3 = nn.Conv2d(32, 12, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv2(F.silu(self.conv1(x))))
+        return self.conv3(F.relu(x.reshape(len(x), 32, -1).unflatten(-1, (8, 8))))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.last = nn.Conv2d(3, 12, 3, padding=1), Inner(), nn.Conv2d(12, 40, 3)
+        self.head = nn.Conv2d(40, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.last(F.relu(self.inner(F.relu(self.stem(x)))))))
+
+
+@pytest.mark.parametrize(
+    ("build", "example", "path", "why"),
+    [
+        (Encoder, torch.randn(3, 5, 32), "layer.self_attn", "nn.MultiheadAttention 'layer.self_attn' has "),
+        (Windowed, torch.randn(3, 5, 32), "attention", "sizes are written into 'q, k, v = self.qkv(x).reshape("),
+        (Outer, IMAGE, "inner", "sizes are written into 'return self.conv3(F.relu(x.reshape("),
+    ],
+    ids=["multihead", "windows", "convolutions"],
+)
+@pytest.mark.parametrize("reconstruct", ["none", "full"])
+def test_what_cannot_be_narrower_keeps_its_width_with_zeros(
+    build: type[nn.Module], example: Tensor, path: str, why: str, reconstruct: str
+) -> None:
+    module, model, names = imported(build, example)
+    result = spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1, reconstruct=reconstruct, samples=32)
+    small, how, notes = to_torch(result, module, names, example)
+    assert (how, type(small)) == ("module", type(module))
+    assert apart(small, result.model, example) < 1e-5
+    assert size(small) < size(module)
+    part, whole = small.get_submodule(path), module.get_submodule(path)
+    first = next(name for name, _ in whole.named_parameters())
+    assert len(part.get_parameter(first)) == len(whole.get_parameter(first))
+    assert any((p == 0).flatten(1).all(1).any() for p in part.parameters() if p.dim() > 1)
+    assert re.match(rf"{type(whole).__name__} \({path}\) is as wide as it was, with zeros", notes[0])
+    assert why in notes[0]
+    assert f"ignore=['{path}.*']" in notes[0]
+
+
+def test_nothing_stays_wide_where_the_code_allows_it() -> None:
+    module, result, names, example = pruned("block")
+    assert to_torch(result, module, names, example)[1:] == ("module", ())
+
+
+def test_where_all_would_stay_wide_the_graph_takes_its_place() -> None:
+    class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.TransformerEncoderLayer(32, 4, 96, 0.0, batch_first=True)
+            self.attention = Windows(32, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x)
+            return self.attention(x)
 
     example = torch.randn(3, 5, 32)
-    module, model, names = imported(Encoder, example)
-    options = {"ratio": 0.3, "of": "params", "criterion": "l2", "round_to": 1}
-    with pytest.raises(UnsupportedError, match=r"nn\.MultiheadAttention 'layer\.self_attn' has .*ignore="):
-        write_back(module, spa.prune(model, **options), names, example)
-    result = spa.prune(model, ignore=["layer.self_attn.*"], **options)
-    small = write_back(module, result, names, example)
-    assert small.layer.linear1.out_features < 96
-    assert apart(small, result.model, example) < 1e-5
+    module, model, names = imported(Network, example)
+    result = spa.prune(model, ratio=0.3, of="params", criterion="l2", round_to=1)
+    other, how, notes = to_torch(result, module, names, example)
+    assert how == "graph"
+    assert "sizes are written into" in notes[0]
+    assert apart(other, result.model, example) < 1e-5
 
 
 def test_names_that_lead_elsewhere_are_refused() -> None:

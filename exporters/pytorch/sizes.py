@@ -25,6 +25,18 @@ KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
 FUSED = ("qkv", "c_attn", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "Wqkv")
 
 
+class NarrowError(UnsupportedError):
+    """A module cannot have the widths of the pruned weights.
+
+    Attributes:
+        path: where it is in the network.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 @dataclass(frozen=True)
 class Cut:
     """What was cut from a tensor.
@@ -113,9 +125,10 @@ def _recurrent(path: str, module: Any, cuts: Cuts) -> None:
     hidden = {key: w.shape[0] // gates for key, w in module.named_parameters() if key.startswith("weight_hh")}
     if len(set(hidden.values())) > 1:
         widths = ", ".join(f"{key}: {size}" for key, size in hidden.items())
-        raise UnsupportedError(
+        raise NarrowError(
             f"{type(module).__name__} {path!r} has layers of different widths after pruning ({widths}); PyTorch wants "
-            "one. Build it from one module per layer, or use graph_module."
+            "one. Build it from one module per layer, or use graph_module.",
+            path,
         )
     module.hidden_size = next(iter(hidden.values()))
     module.input_size = module.weight_ih_l0.shape[1]
@@ -132,10 +145,11 @@ def _attention(path: str, module: Any, cuts: Cuts) -> None:
     name, parts = ("in_proj_weight", 3) if packed else ("q_proj_weight", 1)
     rows, width = getattr(module, name).shape
     if rows != parts * width or module.out_proj.weight.shape != (width, width):
-        raise UnsupportedError(
+        raise NarrowError(
             f"nn.MultiheadAttention {path!r} has {rows} rows of {width} in {name} after pruning; PyTorch wants "
             f"{parts} times as many rows as the embedding has channels. Leave it whole (ignore=['{path}.*']), or use "
-            "graph_module."
+            "graph_module.",
+            path,
         )
     module.kdim, module.vdim = (w.shape[1] for w in _key_and_value(module, packed))
     if name in cuts and 0 in cuts[name].kept:
