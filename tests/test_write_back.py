@@ -230,6 +230,35 @@ def test_heads_under_their_usual_names_are_counted_anew(script: bool) -> None:
     assert apart(small, result.model, MODULES["block"][1]) < 1e-5
 
 
+class Fused(Attention):
+    """Leaves the scale to PyTorch while it trains, and takes its own otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.training:
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            x = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def test_the_scale_follows_the_size_of_a_head_and_queries_make_up_for_it() -> None:
+    class Network(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Fused(32, 4)
+
+    example = torch.randn(3, 5, 32)
+    module, model, names = imported(Network, example)
+    sizes = next(g for g in spa.analyze(model).prunable if g.size == 8)
+    plan = make_plan(spa.analyze(model), {sizes.name: np.array([1, 2, 4, 5, 7])})
+    small = write_back(module, spa.prune(model, plan=plan), names, example)
+    assert small.attention.head_dim == 5
+    assert small.attention.scale == pytest.approx(5**-0.5)
+    with torch.no_grad():
+        assert torch.allclose(small.train()(example), small.eval()(example), atol=1e-5)
+
+
 class Unbiased(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -17,7 +19,7 @@ from spa.errors import UnsupportedError
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head")
-WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
+WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "attention_dim", "split_size")
 SHARES = ("num_key_value_groups",)
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
 TRANSPOSED = "Conv1D"  # of the transformers library: a linear layer whose weights are [inputs, outputs]
@@ -59,12 +61,16 @@ class Cut:
 Cuts = Mapping[str, Cut]  # by state_dict key
 
 
-def restate(module: nn.Module, cuts: Cuts) -> None:
+def restate(module: nn.Module, cuts: Cuts) -> list[str]:
     """Set the sizes of all modules from their weights.
 
+    Returns:
+        Where modules are whose attention heads were recognised by the names of their attributes alone.
+
     Raises:
-        UnsupportedError: a module cannot have these widths.
+        NarrowError: a module cannot have these widths.
     """
+    found = []
     for path, each in module.named_modules():
         if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
             each.nx, each.nf = each.weight.shape
@@ -74,7 +80,9 @@ def restate(module: nn.Module, cuts: Cuts) -> None:
                 function(path, each, own)
                 break
         else:
-            _heads(path, each, own)
+            if _heads(each, own):
+                found.append(path)
+    return found
 
 
 def _owns(path: str, key: str) -> bool:
@@ -183,17 +191,18 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 class _Heads:
     """How many heads a projection makes, and of which size; before and after."""
 
+    name: str
     count: int
     size: int
     new_count: int
     new_size: int
 
 
-def _heads(path: str, module: Any, cuts: Cuts) -> None:
-    """Counts and sizes of heads that a module's own code keeps beside its projections."""
+def _heads(module: Any, cuts: Cuts) -> bool:
+    """Set counts and sizes of heads that a module's own code keeps beside its projections; whether there are any."""
     queries = _projected(module, cuts, HEADS, (*QUERIES, *FUSED))
     if queries is None:
-        return
+        return False
     keys = _projected(module, cuts, SHARED_HEADS, KEYS) or queries
     width, new_width = queries.count * queries.size, queries.new_count * queries.new_size
     for words, old, new in (
@@ -206,6 +215,26 @@ def _heads(path: str, module: Any, cuts: Cuts) -> None:
         for name in words:
             if getattr(module, name, None) == old:
                 setattr(module, name, new)
+    _rescale(module, queries)
+    return True
+
+
+def _rescale(module: Any, queries: _Heads) -> None:
+    """Where a scale is one over the root of a head's size, let it follow that, and the queries make up for it.
+
+    PyTorch's scaled_dot_product_attention takes it from the size; code that has both ways then gives the same in both.
+    """
+    scale = getattr(module, "scale", None)
+    if not isinstance(scale, float) or not isclose(scale, queries.size**-0.5):
+        return
+    module.scale = queries.new_size**-0.5
+    projection = getattr(module, queries.name)
+    axis = 1 if type(projection).__name__ == TRANSPOSED else 0
+    rows = queries.new_count * queries.new_size
+    with torch.no_grad():
+        projection.weight.narrow(axis, 0, rows).mul_(scale / module.scale)
+        if projection.bias is not None:
+            projection.bias.narrow(0, 0, rows).mul_(scale / module.scale)
 
 
 def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequence[str]) -> _Heads | None:
@@ -219,7 +248,7 @@ def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequ
         size = _attribute(module, HEAD_SIZES) or width // (_attribute(module, counts) or width)
         first = cut.kept[axis][cut.kept[axis] < width]  # of a fused projection, the queries
         left = len(np.unique(first // size))
-        return _Heads(width // size, size, left, len(first) // left)
+        return _Heads(name, width // size, size, left, len(first) // left)
     return None
 
 

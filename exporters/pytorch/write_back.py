@@ -77,8 +77,8 @@ def fitted(
     findings: list[NarrowError] = []
     while True:
         try:
-            small = _narrowed(module, _Weights.of(result, names, whole))
-            _verify(small, result.model, example_inputs, wanted)
+            small, guessed = _narrowed(module, _Weights.of(result, names, whole))
+            _verify(small, guessed, result.model, example_inputs, wanted)
             break
         except NarrowError as finding:
             more = _groups_inside(module, finding.path, result, names, whole)
@@ -91,14 +91,13 @@ def fitted(
     return small, tuple(_kept_whole(module, finding) for finding in findings)
 
 
-def _narrowed(module: nn.Module, weights: _Weights) -> nn.Module:
-    """A copy with other weights, and the sizes that follow from them."""
+def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str]]:
+    """A copy with other weights and the sizes that follow from them, and where sizes were guessed from names."""
     small = copy.deepcopy(module)
     entries = _entries(small)
     cuts = dict(_exchange(entries, weights))
     _add_biases(entries, weights)
-    restate(small, cuts)
-    return small
+    return small, restate(small, cuts)
 
 
 def _count(module: nn.Module) -> int:
@@ -295,7 +294,9 @@ def _weight(graph: Graph, name: str) -> str:
 # -- checking ----------------------------------------------------------------------------------------------------
 
 
-def _verify(module: nn.Module, model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]) -> None:
+def _verify(
+    module: nn.Module, guessed: Sequence[str], model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]
+) -> None:
     args, kwargs = arguments(example_inputs)
     try:
         got = outputs_of(module, args, kwargs)
@@ -305,9 +306,10 @@ def _verify(module: nn.Module, model: ModelProto, example_inputs: Any, wanted: S
     if not off <= tolerance(model):
         shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
         how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
-        raise UnsupportedError(
+        raise NarrowError(
             f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
-            f"scale is written into its forward code. {REMEDY}"
+            f"scale is written into its forward code. {REMEDY}",
+            guessed[0] if guessed else "",
         )
 
 
