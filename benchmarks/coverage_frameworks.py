@@ -183,7 +183,10 @@ value, at several sizes of the open axes.
 - *prune error*: the same between the pruned network and the original whose removed channels are masked; *statistics* \
 where nothing can go but channels over which a normalisation takes statistics (`cross_norm=True`): then there is no \
 such original.
-- *class kept*: whether `result.pruned` is of the class that was given; *graph* where it is the ONNX graph as a module.
+- *class kept*: whether `result.pruned` is of the class that was given; *in part* where parts of it stay as wide as they \
+were, with zeros for what went, since their code has sizes written into it; *graph* where it is the ONNX graph as a \
+module.
+- *parameters left*: in `result.pruned`, of the original's.
 - *class error*: the difference between it and the pruned network in onnxruntime."""
 
 
@@ -212,10 +215,16 @@ def row(name: str, facts: dict[str, Any]) -> list[str]:
         facts.get("axes", "") or ("none" if how else ""),
         keys,
         *(cells[key] for key in ("import error", "import s", "prune s", "removed", "error")),
-        {"module": "yes"}.get(facts.get("back", ""), facts.get("back", "")),
+        kept_class(facts),
         *(cells[key] for key in ("left", "back error")),
         verdict(facts),
     ]
+
+
+def kept_class(facts: dict[str, Any]) -> str:
+    """Whether the pruned network is of the class that was given."""
+    back = facts.get("back", "")
+    return back if back != "module" else "in part" if "back why" in facts else "yes"
 
 
 def verdict(facts: dict[str, Any]) -> str:
@@ -246,7 +255,7 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
     known = {name: cells[name] for name in names() if name in cells}
     for title, found in (
         ("What failed, and why", lambda n, f: verdict(f) != "yes" and f"{n}, {verdict(f)[4:]}: {_said(f)}"),
-        ("What came back as a graph, and why", lambda n, f: "back why" in f and f"{n}: {f['back why']}"),
+        ("What came back as a graph or in part, and why", lambda n, f: "back why" in f and f"{n}: {f['back why']}"),
         ("What goes across normalisations alone", lambda n, f: "crossed" in f and f"{n}: {f['crossed']}"),
         ("What importers noted", lambda n, f: _note(f) and f"{n}: {_note(f)}"),
         ("Parameters that ONNX lacks (forward does not read them)", lambda n, f: _lost(f) and f"{n}: {_lost(f)}"),
@@ -261,10 +270,10 @@ def _counts(library: str, cells: dict[str, dict[str, Any]]) -> str:
     """How many networks went well."""
     wanted = sum(name.startswith(library + "/") for name in names())
     said = ", ".join(f"{n} {kind}" for kind, n in Counter(map(verdict, cells.values())).most_common())
-    backs = Counter(facts["back"] for facts in cells.values() if "back" in facts)
+    backs = Counter(filter(None, map(kept_class, cells.values())))
     return (
-        f"{len(cells)} of {wanted} networks tried: {said}. Of {backs.total()} pruned ones, {backs['module']} kept "
-        f"their class, and {backs['graph']} came back as graphs."
+        f"{len(cells)} of {wanted} networks tried: {said}. Of {backs.total()} pruned ones, {backs['yes']} kept their "
+        f"class, {backs['in part']} kept it with parts as wide as they were, and {backs['graph']} came back as graphs."
     )
 
 

@@ -259,6 +259,25 @@ def test_the_scale_follows_the_size_of_a_head_and_queries_make_up_for_it() -> No
         assert torch.allclose(small.train()(example), small.eval()(example), atol=1e-5)
 
 
+def test_sizes_of_parts_follow_the_layer_that_makes_them() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.parts = nn.Linear(11, 64), nn.Linear(32, 5), (32, 20, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, first, second = torch.split(self.fc1(x), self.parts, -1)
+            return self.fc2(gate.sigmoid() * torch.cat([first.tanh(), second], -1))
+
+    example = torch.randn(3, 11)
+    module, model, names = imported(Gated, example)
+    result = spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1)
+    small = write_back(module, result, names, example)
+    assert sum(small.parts) == small.fc1.out_features < 64
+    assert small.parts[0] == small.fc2.in_features == small.parts[1] + small.parts[2]
+    assert apart(small, result.model, example) < 1e-5
+
+
 class Unbiased(nn.Module):
     def __init__(self) -> None:
         super().__init__()

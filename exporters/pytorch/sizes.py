@@ -65,7 +65,7 @@ def restate(module: nn.Module, cuts: Cuts) -> list[str]:
     """Set the sizes of all modules from their weights.
 
     Returns:
-        Where modules are whose attention heads were recognised by the names of their attributes alone.
+        Where modules are whose sizes were recognised by the names or values of their attributes alone.
 
     Raises:
         NarrowError: a module cannot have these widths.
@@ -80,7 +80,7 @@ def restate(module: nn.Module, cuts: Cuts) -> list[str]:
                 function(path, each, own)
                 break
         else:
-            if _heads(each, own):
+            if _splits(each, own) | _heads(each, own):
                 found.append(path)
     return found
 
@@ -184,7 +184,23 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 )
 
 
-# -- attention in the user's own words ---------------------------------------------------------------------------
+# -- sizes in the user's own words -------------------------------------------------------------------------------
+
+
+def _splits(module: Any, cuts: Cuts) -> bool:
+    """Set the sizes of the parts that a module cuts a layer's outputs into: a list or tuple that adds up to them."""
+    found = False
+    layers = [cut for key, cut in cuts.items() if key.count(".") == 1 and key.endswith(".weight") and 0 in cut.kept]
+    for name, value in list(vars(module).items()):
+        if not isinstance(value, list | tuple) or len(value) < 2 or not all(type(n) is int for n in value):
+            continue
+        for cut in layers:
+            if cut.shape[0] == sum(value):
+                counts = np.diff(np.searchsorted(cut.kept[0], np.cumsum([0, *value])))
+                setattr(module, name, type(value)(int(n) for n in counts))
+                found = True
+                break
+    return found
 
 
 @dataclass(frozen=True)
