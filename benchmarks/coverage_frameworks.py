@@ -183,9 +183,9 @@ value, at several sizes of the open axes.
 - *prune error*: the same between the pruned network and the original whose removed channels are masked; *statistics* \
 where nothing can go but channels over which a normalisation takes statistics (`cross_norm=True`): then there is no \
 such original.
-- *class kept*: whether `result.pruned` is of the class that was given; *in part* where parts of it stay as wide as they \
-were, with zeros for what went, since their code has sizes written into it; *graph* where it is the ONNX graph as a \
-module.
+- *class kept*: whether `result.pruned` is of the class that was given; *in part* where parts of it stay as wide as \
+they were, with zeros for what went, since their code has sizes written into it; *graph* where it is the ONNX graph as \
+a module.
 - *parameters left*: in `result.pruned`, of the original's.
 - *class error*: the difference between it and the pruned network in onnxruntime."""
 

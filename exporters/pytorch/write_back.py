@@ -88,7 +88,8 @@ def fitted(
             findings.append(finding)
     if findings and _count(small) >= _count(module):
         raise findings[0]
-    return small, tuple(_kept_whole(module, finding) for finding in findings)
+    first = {type(module.get_submodule(finding.path)): finding for finding in reversed(findings)}
+    return small, tuple(_kept_whole(module, finding) for finding in reversed(first.values()))
 
 
 def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str]]:
