@@ -191,11 +191,12 @@ def _perturb(module: nn.Module, generator: Any) -> None:
 
 
 def _settle(module: nn.Module, inputs: dict[str, Any], generator: Any) -> None:
-    """Halve the scales of BatchNorms until noise does not grow on its way: else outputs show rounding alone."""
+    """Halve the scales of normalisations until noise does not grow on its way: else outputs show rounding alone."""
     import torch
     from torch import nn
 
-    scales = [m.weight for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    scales = [m.weight for m in module.modules() if isinstance(m, kinds) and m.weight is not None]
     images = {key: x for key, x in inputs.items() if x.is_floating_point()}
     noisy = {key: x + NOISE * torch.randn(x.shape, generator=generator) for key, x in images.items()}
     with torch.no_grad():
