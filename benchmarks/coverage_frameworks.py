@@ -255,7 +255,7 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
     known = {name: cells[name] for name in names() if name in cells}
     for title, found in (
         ("What failed, and why", lambda n, f: verdict(f) != "yes" and f"{n}, {verdict(f)[4:]}: {_said(f)}"),
-        ("What came back as a graph or in part, and why", lambda n, f: "back why" in f and f"{n}: {f['back why']}"),
+        ("What came back as a graph or in part, and why", lambda n, f: "back why" in f and f"{n}: {_back(f)}"),
         ("What goes across normalisations alone", lambda n, f: "crossed" in f and f"{n}: {f['crossed']}"),
         ("What importers noted", lambda n, f: _note(f) and f"{n}: {_note(f)}"),
         ("Parameters that ONNX lacks (forward does not read them)", lambda n, f: _lost(f) and f"{n}: {_lost(f)}"),
@@ -285,6 +285,11 @@ def _said(facts: dict[str, Any]) -> str:
     if "reason" in facts:
         return re.sub(r"\s+", " ", facts["reason"])
     return f"pruned and masked outputs differ by {facts['error']:.1e}"
+
+
+def _back(facts: dict[str, Any]) -> str:
+    """Why the class was not kept, or in part, without the advice."""
+    return re.sub(r" (Take sizes from the tensors instead|What you got is)[^.]*(\.\*[^.]*)?\.", "", facts["back why"])
 
 
 def _note(facts: dict[str, Any]) -> str:

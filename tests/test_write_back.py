@@ -420,6 +420,17 @@ def test_what_cannot_be_narrower_keeps_its_width_with_zeros(
     assert f"ignore=['{path}.*']" in notes[0]
 
 
+@pytest.mark.parametrize("build", [Encoder, Windowed])
+def test_zeros_of_an_attention_that_stays_wide_stay_zeros_while_training(build: type[nn.Module]) -> None:
+    example = torch.randn(3, 5, 32)
+    module, model, names = imported(build, example)
+    small = write_back(module, spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1), names, example)
+    small(example).square().mean().backward()
+    zeros = [p.grad[p == 0] for p in small.parameters()]
+    assert sum(map(len, zeros)) > 100
+    assert all(not z.any() for z in zeros)
+
+
 def test_nothing_stays_wide_where_the_code_allows_it() -> None:
     module, result, names, example = pruned("block")
     assert to_torch(result, module, names, example)[1:] == ("module", ())
