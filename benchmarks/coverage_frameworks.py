@@ -289,7 +289,8 @@ def _said(facts: dict[str, Any]) -> str:
 
 def _back(facts: dict[str, Any]) -> str:
     """Why the class was not kept, or in part, without the advice."""
-    return re.sub(r" (Take sizes from the tensors instead|What you got is)[^.]*(\.\*[^.]*)?\.", "", facts["back why"])
+    advice = r" Take sizes from the tensors instead.*?graph_module(, which needs no forward code)?\.| What you got is.*"
+    return re.sub(advice, "", facts["back why"])
 
 
 def _note(facts: dict[str, Any]) -> str:
