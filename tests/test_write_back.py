@@ -415,9 +415,46 @@ def test_what_cannot_be_narrower_keeps_its_width_with_zeros(
     first = next(name for name, _ in whole.named_parameters())
     assert len(part.get_parameter(first)) == len(whole.get_parameter(first))
     assert any((p == 0).flatten(1).all(1).any() for p in part.parameters() if p.dim() > 1)
-    assert re.match(rf"{type(whole).__name__} \({path}\) is as wide as it was, with zeros", notes[0])
+    assert re.match(rf"{type(whole).__name__} \({path}\) is wider than pruning left it, with zeros in place", notes[0])
     assert why in notes[0]
     assert f"ignore=['{path}.*']" in notes[0]
+
+
+class Separate(nn.Module):
+    """Has one size for the heads of queries, keys and values."""
+
+    def __init__(self, dim: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.scale = heads, dim // heads, 0.3
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
+        return self.out(((q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_code_has_one_size_for_is_levelled() -> None:
+    class Network(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Separate()
+
+    example = torch.randn(3, 5, 32)
+    module, model, names = imported(Network, example)
+    analysis = spa.analyze(model)
+    heads = next(g for g in analysis.prunable if g.size == 4)
+    first, second = (g for g in analysis.prunable if g.size == 8)
+    kept = {heads.name: np.array([0, 2, 3]), first.name: np.array([1, 3]), second.name: np.array([0, 2, 4, 5, 7])}
+    result = spa.prune(model, plan=make_plan(analysis, kept))
+    small, how, notes = to_torch(result, module, names, example)
+    assert (how, type(small)) == ("module", Network)
+    attention = small.attention
+    assert (attention.head_dim, attention.num_heads) == (5, 3)
+    assert attention.query.out_features == attention.key.out_features == attention.value.out_features == 3 * 5
+    assert apart(small, result.model, example) < 1e-5
+    assert notes[0].startswith("Separate (attention) is wider than pruning left it, with zeros in place of what went.")
 
 
 @pytest.mark.parametrize("build", [Encoder, Windowed])

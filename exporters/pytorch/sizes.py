@@ -18,7 +18,7 @@ from spa.errors import UnsupportedError
 # What code calls the number of heads, of key-value heads, the size of a head, the width of all heads, and projections.
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
-HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head")
+HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "dim_head", "d_head")
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "attention_dim", "split_size")
 SHARES = ("num_key_value_groups",)
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from spa.api import Result
-    from spa.axes import Kept
+    from spa.axes import Dim, Kept
     from spa.coupling import Analysis, Group
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
+
+
+Masks = dict["Dim", np.ndarray]  # kept indices
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
 
     Sizes that modules of ``torch.nn`` keep as attributes (``out_channels``, ``groups``, ``hidden_size`` ...) and counts
     of attention heads under their usual names follow the weights. Parameters that are one tensor stay one. Parts whose
-    code has sizes written into it stay as wide as they were, with zeros in place of what went.
+    code has sizes written into it stay wider, with zeros in place of what went.
 
     Args:
         module: what was imported; not changed.
@@ -70,26 +73,26 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
 def fitted(
     module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """As :func:`write_back`, with what the user should know: which parts stay as wide as they were, and why."""
+    """As :func:`write_back`, with what the user should know: which parts are wider than pruning left them, and why."""
     feeds = feeds_of(result.model, example_inputs)
     wanted = reference(result.model, result.source.base, feeds)
-    whole: list[Group] = []
-    findings: list[NarrowError] = []
+    masks = result.plan.masks(result.analysis)
+    wide: Masks = masks
+    findings: dict[type, NarrowError] = {}
     while True:
         try:
-            small, guessed = _narrowed(module, _Weights.of(result, names, whole))
+            small, guessed = _narrowed(module, _Weights.of(result, names, masks, wide))
             _verify(small, guessed, result.model, example_inputs, wanted)
             break
         except NarrowError as finding:
-            more = _groups_inside(module, finding.path, result, names, whole)
-            if not more:
+            wider = _widened(module, finding.path, result, names, wide)
+            if wider is None:
                 raise
-            whole += more
-            findings.append(finding)
+            wide = wider
+            findings.setdefault(type(module.get_submodule(finding.path)), finding)
     if findings and _count(small) >= _count(module):
-        raise findings[0]
-    first = {type(module.get_submodule(finding.path)): finding for finding in reversed(findings)}
-    return small, tuple(_kept_whole(module, finding) for finding in reversed(first.values()))
+        raise next(iter(findings.values()))
+    return small, tuple(_told(module, finding) for finding in findings.values())
 
 
 def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str]]:
@@ -108,25 +111,45 @@ def _count(module: nn.Module) -> int:
 # -- parts that stay wide ----------------------------------------------------------------------------------------
 
 
-def _groups_inside(
-    module: nn.Module, path: str, result: Result, names: Mapping[str, str], whole: Sequence[Group]
-) -> list[Group]:
-    """The groups that all modules of the class at ``path`` have for themselves, else those that they share.
+def _widened(module: nn.Module, path: str, result: Result, names: Mapping[str, str], wide: Masks) -> Masks | None:
+    """More indices to keep for all modules of the class at ``path``, as zeros.
 
-    None where it is the whole network, or where all of them stay whole already.
+    1. As many for all groups of a module that were equally large: code has one size for what it takes apart.
+    2. All of the groups that these modules have for themselves.
+    3. All of those that they share.
+
+    None where it is the whole network, or where they are whole already.
     """
     if not path:
-        return []
-    insides = tuple(f"{each}." for each in _alike(module, path))
-    inside: list[Group] = []
-    shared: list[Group] = []
-    for group in result.analysis.groups:
-        keys = [names[place.tensor] for place in group.places if place.tensor in names]
-        here = [key.startswith(insides) for key in keys]
-        if group in whole or not any(here) or len(result.plan.kept.get(group.name, range(group.size))) == group.size:
-            continue
-        (inside if all(here) else shared).append(group)
-    return inside or shared
+        return None
+    keys = {group: [names[p.tensor] for p in group.places if p.tensor in names] for group in result.analysis.groups}
+    cut = {group: found for group, found in keys.items() if group.dim in wide and not wide[group.dim].all()}
+    insides = [f"{each}." for each in _alike(module, path)]
+    touching = [[g for g in keys if g.dim in wide and any(k.startswith(i) for k in keys[g])] for i in insides]
+    if (level := _levelled(touching, wide)) is not None:  # Case 1
+        return level
+    here = {group: [key.startswith(tuple(insides)) for key in found] for group, found in cut.items()}
+    whole = [g for g, found in here.items() if found and all(found)]  # Case 2
+    whole = whole or [g for g, found in here.items() if any(found)]  # Case 3
+    return {**wide, **{g.dim: np.ones(g.size, bool) for g in whole}} if whole else None
+
+
+def _levelled(modules: Sequence[Sequence[Group]], wide: Masks) -> Masks | None:
+    """Within each module as many indices for all groups of a size; None where that is so."""
+    level = dict(wide)
+    changed = True
+    while changed:
+        changed = False
+        for groups in modules:
+            for size in {g.size for g in groups}:
+                dims = [g.dim for g in groups if g.size == size]
+                most = max(int(level[d].sum()) for d in dims)
+                for dim in dims:
+                    if (lacking := most - int(level[dim].sum())) > 0:
+                        level[dim] = level[dim].copy()
+                        level[dim][np.flatnonzero(~level[dim])[:lacking]] = True
+                        changed = True
+    return level if any((level[d] != wide[d]).any() for d in wide) else None
 
 
 def _alike(module: nn.Module, path: str) -> list[str]:
@@ -135,11 +158,12 @@ def _alike(module: nn.Module, path: str) -> list[str]:
     return [each for each, m in module.named_modules() if type(m) is kind]
 
 
-def _kept_whole(module: nn.Module, finding: NarrowError) -> str:
+def _told(module: nn.Module, finding: NarrowError) -> str:
+    """What the user should know of a class that is wider than pruning left it."""
     alike = _alike(module, finding.path)
     kind = type(module.get_submodule(finding.path)).__name__
     where = f"{finding.path} and {len(alike) - 1} more" if len(alike) > 1 else finding.path
-    return f"{kind} ({where}) is as wide as it was, with zeros in place of what went. {finding}"
+    return f"{kind} ({where}) is wider than pruning left it, with zeros in place of what went. {finding}"
 
 
 # -- weights -----------------------------------------------------------------------------------------------------
@@ -164,12 +188,9 @@ class _Weights:
     wide: Kept
 
     @classmethod
-    def of(cls, result: Result, names: Mapping[str, str], whole: Sequence[Group]) -> _Weights:
-        masks = result.plan.masks(result.analysis)
-        dims = {group.dim for group in whole}
-        wide = result.analysis.kept({dim: mask for dim, mask in masks.items() if dim not in dims})
-        pruned = Graph(result.model, result.source.base)
-        return cls(result.analysis, pruned, names, result.analysis.kept(masks), wide)
+    def of(cls, result: Result, names: Mapping[str, str], masks: Masks, wide: Masks) -> _Weights:
+        analysis, pruned = result.analysis, Graph(result.model, result.source.base)
+        return cls(analysis, pruned, names, analysis.kept(masks), analysis.kept(wide))
 
 
 def _entries(module: nn.Module) -> dict[str, _Entry]:
