@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spa.coupling import Analysis, Group
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
+WORTH_IT = 0.5  # of the parameters that pruning removed must be gone from a class that stays wider
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
 
 
@@ -65,7 +66,8 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
         A module of the same class, in the same mode.
 
     Raises:
-        UnsupportedError: the module cannot take these widths; the message says which part of it, and why.
+        UnsupportedError: the module cannot take these widths, or so few of them that less than half of the parameters
+            would go that pruning removed; the message says which part of it, and why.
     """
     return fitted(module, result, names, example_inputs)[0]
 
@@ -90,7 +92,8 @@ def fitted(
                 raise
             wide = wider
             findings.setdefault(type(module.get_submodule(finding.path)), finding)
-    if findings and _count(small) >= _count(module):
+    gone = result.report.before.params - result.report.after.params
+    if findings and _count(module) - _count(small) < WORTH_IT * gone:
         raise next(iter(findings.values()))
     return small, tuple(_told(module, finding) for finding in findings.values())
 
