@@ -283,7 +283,8 @@ def _lost(facts: dict[str, Any]) -> str:
 
 def _said(facts: dict[str, Any]) -> str:
     if "reason" in facts:
-        return re.sub(r"\s+", " ", facts["reason"])
+        short = any(sign in facts["reason"] for sign in common.MEMORY_SIGNS)
+        return re.sub(r"\s+", " ", facts["reason"]) + (f" It was given {LIMITS['memory'] // common.GIB} GiB." * short)
     return f"pruned and masked outputs differ by {facts['error']:.1e}"
 
 

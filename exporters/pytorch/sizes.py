@@ -21,6 +21,7 @@ SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "dim_head", "d_head")
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "attention_dim", "split_size")
 SHARES = ("num_key_value_groups",)
+PARTS = ("width", "split_width")  # of equal parts of a layer
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
 TRANSPOSED = "Conv1D"  # of the transformers library: a linear layer whose weights are [inputs, outputs]
 KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
@@ -188,19 +189,38 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 
 
 def _splits(module: Any, cuts: Cuts) -> bool:
-    """Set the sizes of the parts that a module cuts a layer's outputs into: a list or tuple that adds up to them."""
+    """Set the sizes of the parts that a module cuts a layer's outputs into.
+
+    1. A list or tuple that adds up to them.
+    2. The width of equal parts, under its usual name.
+    """
     found = False
+    new: Any
     layers = [cut for key, cut in cuts.items() if key.count(".") == 1 and key.endswith(".weight") and 0 in cut.kept]
     for name, value in list(vars(module).items()):
-        if not isinstance(value, list | tuple) or len(value) < 2 or not all(type(n) is int for n in value):
+        if name in PARTS and type(value) is int and value > 1:
+            new = next((n for cut in layers if (n := _part(cut, value)) is not None), value)  # Case 2
+        elif isinstance(value, list | tuple) and len(value) > 1 and all(type(n) is int for n in value):
+            new = next((_parts(cut, value) for cut in layers if cut.shape[0] == sum(value)), value)  # Case 1
+        else:
             continue
-        for cut in layers:
-            if cut.shape[0] == sum(value):
-                counts = np.diff(np.searchsorted(cut.kept[0], np.cumsum([0, *value])))
-                setattr(module, name, type(value)(int(n) for n in counts))
-                found = True
-                break
+        if new != value:
+            setattr(module, name, new)
+            found = True
     return found
+
+
+def _parts(cut: Cut, sizes: Sequence[int]) -> Sequence[int]:
+    counts = np.diff(np.searchsorted(cut.kept[0], np.cumsum([0, *sizes])))
+    return type(sizes)(int(n) for n in counts)  # type: ignore[call-arg]
+
+
+def _part(cut: Cut, size: int) -> int | None:
+    """What is left of each of several equal parts; None where that differs."""
+    if cut.shape[0] % size or cut.shape[0] == size:
+        return None
+    counts = np.bincount(cut.kept[0] // size, minlength=cut.shape[0] // size)
+    return int(counts[0]) if (counts == counts[0]).all() else None
 
 
 @dataclass(frozen=True)
