@@ -156,16 +156,18 @@ def _equation(result: Result) -> dict[str, float]:
     """How far the pruned network is from the masked original, and that from the original, over its magnitude."""
     import numpy as np
 
+    from spa.exporters.files import session
     from spa.feeds import working_feeds
     from spa.masking import masked
-    from spa.runtime import load_session, run
+    from spa.runtime import run
 
-    session = load_session(result.model)
-    feeds = working_feeds(session, batch=3)
-    got = run(session, feeds)
-    del session
-    expected = run(load_session(masked(result.analysis, result.plan)), feeds)
-    dense = run(load_session(result.source.model), feeds)
+    with session(result.model) as opened:
+        feeds = working_feeds(opened, batch=3)
+        got = run(opened, feeds)
+    with session(masked(result.analysis, result.plan)) as opened:
+        expected = run(opened, feeds)
+    with session(result.source.model) as opened:
+        dense = run(opened, feeds)
 
     def apart(a: list[Any], b: list[Any]) -> float:
         return max(float(np.abs(x - y).max() / (np.abs(y).max() or 1)) for x, y in zip(a, b, strict=True) if y.size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import spa
 from models.builders.export import Network, dynamo, randomise, torchscript
 from spa.errors import UnsupportedError
+from spa.exporters import files
 from spa.exporters.pytorch import graph_module, to_torch, write_back
 from spa.exporters.pytorch.sizes import restate
 from spa.plan import make_plan
@@ -183,6 +184,12 @@ def test_the_users_class_takes_the_pruned_weights_and_gives_the_pruned_graphs_ou
     assert size(small) < 0.8 * size(module)
     assert apart(small, result.model, example) < 1e-5
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_large_networks_are_compared_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, result, names, example = pruned("residual")
+    monkeypatch.setattr(files, "LARGE", 10)
+    assert apart(write_back(module, result, names, example), result.model, example) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["residual", "block"])
