@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and models as files."""
+"""Files that appear whole or not at all, and models as files and in onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto, TensorProto
 
 from spa.errors import SpaError
 from spa.graph import tensor_array, tensors_of
+from spa.runtime import load_session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 LARGEST_MESSAGE = 2**31 - 2**20  # protobuf's limit, less some room for what is not weights
+LARGE = 2**28  # bytes of weights; a message of more takes three times as much in onnxruntime, a file once
 INLINE = 1024  # bytes; smaller tensors stay in the model file
 
 
@@ -54,6 +60,28 @@ def place(model: ModelProto, path: Path, base: Path | None, external: bool = Fal
         _place_outside(model, path, base)
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def session(model: ModelProto, base: Path | None = None, name: str | None = None) -> Iterator[ort.InferenceSession]:
+    """A model of any size in onnxruntime, by way of a temporary file where it is large.
+
+    Args:
+        model: not changed.
+        base: the folder of its external data.
+        name: what messages call it.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
+    if not outside and sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
+        yield load_session(model, name=name)
+        return
+    with tempfile.TemporaryDirectory(prefix="spa-session-") as folder:
+        file = Path(folder) / "model.onnx"
+        place(model, file, base, external=True)
+        yield load_session(file, name=name)
 
 
 def data_file(path: Path) -> Path:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,14 +26,13 @@ import onnx
 from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
-from spa.exporters.files import LARGEST_MESSAGE
-from spa.exporters.onnx import write
+from spa.exporters.files import session
 from spa.extras import extra
 from spa.graph import tensor_array
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy
 from spa.io import NEWEST_OPSET
-from spa.runtime import input_specs, load_session, output_specs, run
+from spa.runtime import input_specs, output_specs, run
 
 with extra("torch"):
     import torch
@@ -53,9 +52,6 @@ from spa.importers._torch_interface import (
     single,
     split,
 )
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 EXPORTERS = {"dynamo": "torch.onnx.export(dynamo=True)", "torchscript": "torch.onnx.export(dynamo=False)"}
 OPSET = 18  # the one that PyTorch's exporter is written in; it converts to later ones
@@ -549,12 +545,12 @@ def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
 def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> float:
     """The largest difference to the network's own outputs, over the largest magnitude of the output in question."""
     worst = 0.0
-    with _session(model) as session:
-        wanted = {spec.name for spec in input_specs(session)}
+    with session(model, name="the network in ONNX") as opened:
+        wanted = {spec.name for spec in input_specs(opened)}
         for own in runs:
             feeds = {name: _array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
-            results = run(session, feeds, name="the network in ONNX")
-            for spec, result, (_, tensor) in zip(output_specs(session), results, own.outputs, strict=True):
+            results = run(opened, feeds, name="the network in ONNX")
+            for spec, result, (_, tensor) in zip(output_specs(opened), results, own.outputs, strict=True):
                 where = f"output {spec.name!r} of inputs {' '.join(str(list(t.shape)) for t in own.inputs)}"
                 worst = max(worst, _difference(where, np.asarray(result), _array(tensor)))
     return worst
@@ -574,16 +570,6 @@ def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
     if not error <= tolerance:
         raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
     return error
-
-
-@contextlib.contextmanager
-def _session(model: ModelProto) -> Iterator[ort.InferenceSession]:
-    """The model in onnxruntime, by way of a file where it is too large for a message."""
-    if sum(len(t.raw_data) for t in model.graph.initializer) <= LARGEST_MESSAGE:
-        yield load_session(model, name="the network in ONNX")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield load_session(write(model, Path(folder) / "model.onnx"), name="the network in ONNX")
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import spa
 from models.builders.export import Network, dynamo, randomise, torchscript
 from spa.errors import UnsupportedError
+from spa.exporters import files
 from spa.exporters.pytorch import graph_module, to_torch, write_back
 from spa.exporters.pytorch.sizes import restate
 from spa.plan import make_plan
@@ -185,6 +186,12 @@ def test_the_users_class_takes_the_pruned_weights_and_gives_the_pruned_graphs_ou
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
+def test_large_networks_are_compared_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, result, names, example = pruned("residual")
+    monkeypatch.setattr(files, "LARGE", 10)
+    assert apart(write_back(module, result, names, example), result.model, example) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["residual", "block"])
 def test_what_was_written_back_trains_and_can_be_exported_again(name: str) -> None:
     module, result, names, example = pruned(name)
@@ -228,6 +235,84 @@ def test_heads_under_their_usual_names_are_counted_anew(script: bool) -> None:
     assert (small.attention.num_heads, small.attention.head_dim) == (3, 5)
     assert (small.attention.qkv.out_features, small.attention.proj.in_features) == (3 * 3 * 5, 3 * 5)
     assert apart(small, result.model, MODULES["block"][1]) < 1e-5
+
+
+class Fused(Attention):
+    """Leaves the scale to PyTorch while it trains, and takes its own otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.training:
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            x = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def test_the_scale_follows_the_size_of_a_head_and_queries_make_up_for_it() -> None:
+    class Network(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Fused(32, 4)
+
+    example = torch.randn(3, 5, 32)
+    module, model, names = imported(Network, example)
+    sizes = next(g for g in spa.analyze(model).prunable if g.size == 8)
+    plan = make_plan(spa.analyze(model), {sizes.name: np.array([1, 2, 4, 5, 7])})
+    small = write_back(module, spa.prune(model, plan=plan), names, example)
+    assert small.attention.head_dim == 5
+    assert small.attention.scale == pytest.approx(5**-0.5)
+    with torch.no_grad():
+        assert torch.allclose(small.train()(example), small.eval()(example), atol=1e-5)
+
+
+def test_sizes_of_parts_follow_the_layer_that_makes_them() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.parts = nn.Linear(11, 64), nn.Linear(32, 5), (32, 20, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, first, second = torch.split(self.fc1(x), self.parts, -1)
+            return self.fc2(gate.sigmoid() * torch.cat([first.tanh(), second], -1))
+
+    example = torch.randn(3, 11)
+    module, model, names = imported(Gated, example)
+    result = spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1)
+    small = write_back(module, result, names, example)
+    assert sum(small.parts) == small.fc1.out_features < 64
+    assert small.parts[0] == small.fc2.in_features == small.parts[1] + small.parts[2]
+    assert apart(small, result.model, example) < 1e-5
+
+
+def test_the_width_of_equal_parts_follows_the_layer_that_makes_them() -> None:
+    class Cascade(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.fc1, self.fc2 = 12, nn.Linear(11, 36), nn.Linear(36, 11)
+            self.inner = nn.ModuleList(nn.Linear(12, 12) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = torch.split(self.fc1(x).relu(), self.width, -1)
+            second = self.inner[0](first + second).relu()
+            third = self.inner[1](second + third).relu()
+            return self.fc2(torch.cat([first, second, third], -1))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cascade, self.head = Cascade(), nn.Linear(11, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cascade(x))
+
+    example = torch.randn(3, 11)
+    module, model, names = imported(Network, example)
+    result = spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1)
+    small, how, _ = to_torch(result, module, names, example)
+    assert how == "module"
+    assert small.cascade.fc1.out_features == 3 * small.cascade.width < 36
+    assert apart(small, result.model, example) < 1e-5
 
 
 class Unbiased(nn.Module):
@@ -293,26 +378,6 @@ def test_layers_of_one_lstm_must_stay_equally_wide() -> None:
     widths = r"LSTM '0' has layers of different widths after pruning \(weight_hh_l0: 24, weight_hh_l1: 15\)"
     with pytest.raises(UnsupportedError, match=widths):
         restate(module, {})
-
-
-def test_multihead_attention_without_some_heads_is_no_module_of_pytorch() -> None:
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.TransformerEncoderLayer(32, 4, 96, 0.0, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x)
-
-    example = torch.randn(3, 5, 32)
-    module, model, names = imported(Encoder, example)
-    options = {"ratio": 0.3, "of": "params", "criterion": "l2", "round_to": 1}
-    with pytest.raises(UnsupportedError, match=r"nn\.MultiheadAttention 'layer\.self_attn' has .*ignore="):
-        write_back(module, spa.prune(model, **options), names, example)
-    result = spa.prune(model, ignore=["layer.self_attn.*"], **options)
-    small = write_back(module, result, names, example)
-    assert small.layer.linear1.out_features < 96
-    assert apart(small, result.model, example) < 1e-5
 
 
 def test_names_that_lead_elsewhere_are_refused() -> None:

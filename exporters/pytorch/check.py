@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError
+from spa.exporters.files import session
 from spa.exporters.pytorch.operators import array
 from spa.feeds import working_feeds
 from spa.graph import Graph
@@ -61,7 +62,8 @@ def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.nda
     Raises:
         ModelError: it cannot run the model.
     """
-    return run(load_session(Graph(model, base).self_contained()), feeds)
+    with session(model, base) as opened:
+        return run(opened, feeds)
 
 
 def outputs_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:

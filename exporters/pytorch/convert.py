@@ -15,7 +15,7 @@ from spa.errors import InvariantError, UnsupportedError
 from spa.exporters.pytorch.check import arrays, difference, feeds_of, made_up, outputs_of, reference, tolerance
 from spa.exporters.pytorch.module import OnnxModule, graph_module
 from spa.exporters.pytorch.operators import tensor
-from spa.exporters.pytorch.write_back import write_back
+from spa.exporters.pytorch.write_back import fitted
 from spa.runtime import input_specs
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def to_torch(
     notes: tuple[str, ...] = ()
     if module is not None and names is not None and example_inputs is not None:
         try:
-            return write_back(module, result, names, example_inputs), OWN, notes
+            small, notes = fitted(module, result, names, example_inputs)
+            return small, OWN, notes
         except UnsupportedError as finding:
             notes = (f"{finding} What you got is the ONNX graph as a module, with the same state_dict keys.",)
     buffers = [n for n, key in (names or {}).items() if module is not None and key in dict(module.named_buffers())]

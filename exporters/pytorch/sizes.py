@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,26 @@ from spa.errors import UnsupportedError
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "d_kv", "key_value_proj_dim")
-WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
+WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "attention_dim", "split_size")
 SHARES = ("num_key_value_groups",)
 ROTATED = ("rotary_ndims", "rotary_dim")  # that many dimensions of each head
+PARTS = ("width", "split_width")  # of equal parts of a layer
 QUERIES = ("q", "q_proj", "query", "to_q", "wq", "q_lin")
 TRANSPOSED = "Conv1D"  # of the transformers library: a linear layer whose weights are [inputs, outputs]
 KEYS = ("k", "k_proj", "key", "to_k", "wk", "k_lin")
 FUSED = ("qkv", "c_attn", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "Wqkv")
+
+
+class NarrowError(UnsupportedError):
+    """A module cannot have the widths of the pruned weights.
+
+    Attributes:
+        path: where it is in the network.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 @dataclass(frozen=True)
@@ -73,16 +87,18 @@ class Queries:
                 bias[: self.rows].mul_(factor)
 
 
-def restate(module: nn.Module, cuts: Cuts) -> list[Queries]:
+def restate(module: nn.Module, cuts: Cuts) -> tuple[list[str], list[Queries]]:
     """Set the sizes of all modules from their weights.
 
     Returns:
-        The projections that make queries whose size has changed, and thereby a scale that is computed from it.
+        Where modules are whose sizes were recognised by the names or values of their attributes alone, and the
+        projections that make queries whose size has changed, and thereby a scale that their code may compute from it.
 
     Raises:
-        UnsupportedError: a module cannot have these widths.
+        NarrowError: a module cannot have these widths.
     """
-    found: list[Queries] = []
+    guessed: list[str] = []
+    queries: list[Queries] = []
     for path, each in module.named_modules():
         if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
             each.nx, each.nf = each.weight.shape
@@ -92,8 +108,11 @@ def restate(module: nn.Module, cuts: Cuts) -> list[Queries]:
                 function(path, each, own)
                 break
         else:
-            found += _heads(each, own)
-    return found
+            split, heads = _splits(each, own), _heads(each, own)
+            if split or (own and heads is not None):
+                guessed.append(path)
+                queries += heads or []
+    return guessed, queries
 
 
 def _owns(path: str, key: str) -> bool:
@@ -144,9 +163,10 @@ def _recurrent(path: str, module: Any, cuts: Cuts) -> None:
     hidden = {key: w.shape[0] // gates for key, w in module.named_parameters() if key.startswith("weight_hh")}
     if len(set(hidden.values())) > 1:
         widths = ", ".join(f"{key}: {size}" for key, size in hidden.items())
-        raise UnsupportedError(
+        raise NarrowError(
             f"{type(module).__name__} {path!r} has layers of different widths after pruning ({widths}); PyTorch wants "
-            "one. Build it from one module per layer, or use graph_module."
+            "one. Build it from one module per layer, or use graph_module.",
+            path,
         )
     module.hidden_size = next(iter(hidden.values()))
     module.input_size = module.weight_ih_l0.shape[1]
@@ -163,10 +183,11 @@ def _attention(path: str, module: Any, cuts: Cuts) -> None:
     name, parts = ("in_proj_weight", 3) if packed else ("q_proj_weight", 1)
     rows, width = getattr(module, name).shape
     if rows != parts * width or module.out_proj.weight.shape != (width, width):
-        raise UnsupportedError(
+        raise NarrowError(
             f"nn.MultiheadAttention {path!r} has {rows} rows of {width} in {name} after pruning; PyTorch wants "
             f"{parts} times as many rows as the embedding has channels. Leave it whole (ignore=['{path}.*']), or use "
-            "graph_module."
+            "graph_module.",
+            path,
         )
     module.kdim, module.vdim = (w.shape[1] for w in _key_and_value(module, packed))
     if name in cuts and 0 in cuts[name].kept:
@@ -193,7 +214,42 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 )
 
 
-# -- attention in the user's own words ---------------------------------------------------------------------------
+# -- sizes in the user's own words -------------------------------------------------------------------------------
+
+
+def _splits(module: Any, cuts: Cuts) -> bool:
+    """Set the sizes of the parts that a module cuts a layer's outputs into.
+
+    1. A list or tuple that adds up to them.
+    2. The width of equal parts, under its usual name.
+    """
+    found = False
+    new: Any
+    layers = [cut for key, cut in cuts.items() if key.count(".") == 1 and key.endswith(".weight") and 0 in cut.kept]
+    for name, value in list(vars(module).items()):
+        if name in PARTS and type(value) is int and value > 1:
+            new = next((n for cut in layers if (n := _part(cut, value)) is not None), value)  # Case 2
+        elif isinstance(value, list | tuple) and len(value) > 1 and all(type(n) is int for n in value):
+            new = next((_parts(cut, value) for cut in layers if cut.shape[0] == sum(value)), value)  # Case 1
+        else:
+            continue
+        if new != value:
+            setattr(module, name, new)
+            found = True
+    return found
+
+
+def _parts(cut: Cut, sizes: Sequence[int]) -> Sequence[int]:
+    counts = np.diff(np.searchsorted(cut.kept[0], np.cumsum([0, *sizes])))
+    return type(sizes)(int(n) for n in counts)  # type: ignore[call-arg]
+
+
+def _part(cut: Cut, size: int) -> int | None:
+    """What is left of each of several equal parts; None where that differs."""
+    if cut.shape[0] % size or cut.shape[0] == size:
+        return None
+    counts = np.bincount(cut.kept[0] // size, minlength=cut.shape[0] // size)
+    return int(counts[0]) if (counts == counts[0]).all() else None
 
 
 @dataclass(frozen=True)
@@ -208,11 +264,11 @@ class _Heads:
     new_size: int
 
 
-def _heads(module: Any, cuts: Cuts) -> Iterator[Queries]:
-    """Set counts and sizes of heads that a module's own code keeps beside its projections."""
+def _heads(module: Any, cuts: Cuts) -> list[Queries] | None:
+    """Set counts and sizes of heads that a module's own code keeps beside its projections; None where it has none."""
     queries = _projected(module, cuts, HEADS, (*QUERIES, *FUSED))
     if queries is None:
-        return
+        return None
     keys = _projected(module, cuts, SHARED_HEADS, KEYS) or queries
     width, new_width = queries.count * queries.size, queries.new_count * queries.new_size
     for words, old, new in (
@@ -225,11 +281,19 @@ def _heads(module: Any, cuts: Cuts) -> Iterator[Queries]:
         for name in words:
             if getattr(module, name, None) == old:
                 setattr(module, name, new)
-    if queries.new_size != queries.size:
-        for name in ROTATED:
-            if isinstance(rotated := getattr(module, name, None), int):
-                setattr(module, name, rotated * queries.new_size // queries.size)
-        yield Queries(queries.projection, queries.axis, new_width, queries.new_size / queries.size)
+    if queries.new_size == queries.size:
+        return []
+    for name in ROTATED:
+        if isinstance(rotated := getattr(module, name, None), int):
+            setattr(module, name, rotated * queries.new_size // queries.size)
+    made = Queries(queries.projection, queries.axis, new_width, queries.new_size / queries.size)
+    scale = getattr(module, "scale", None)
+    if isinstance(scale, float) and isclose(scale, queries.size**-0.5):
+        # PyTorch's scaled_dot_product_attention takes it from the size: code that has both ways gives the same in both.
+        module.scale = queries.new_size**-0.5
+        made.scale(made.ratio**0.5)
+        return []
+    return [made]
 
 
 def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequence[str]) -> _Heads | None:

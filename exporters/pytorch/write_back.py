@@ -19,16 +19,22 @@ from torch import Tensor, nn
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
 from spa.exporters.pytorch.operators import array, tensor
-from spa.exporters.pytorch.sizes import Cut, Queries, restate
+from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
 from spa.graph import Graph, Node
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from spa.api import Result
-    from spa.axes import Kept
-    from spa.coupling import Analysis
+    from spa.axes import Dim, Kept
+    from spa.coupling import Analysis, Group
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
+WORTH_IT = 0.5  # of the parameters that pruning removed must be gone from a class that stays wider
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
+
+
+Masks = dict["Dim", np.ndarray]  # kept indices
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
     Sizes that modules of ``torch.nn`` keep as attributes (``out_channels``, ``groups``, ``hidden_size`` ...) and counts
     of attention heads under their usual names follow the weights. Parameters that are one tensor stay one. Where scores
     are divided by the root of the pruned size of a query, the queries make up for it: the ONNX model's scale stays.
+    Parts whose code has sizes written into it stay wider, with zeros in place of what went.
 
     Args:
         module: what was imported; not changed.
@@ -60,15 +67,134 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
         A module of the same class, in the same mode.
 
     Raises:
-        UnsupportedError: the module cannot take these widths; the message says which part of it, and why.
+        UnsupportedError: the module cannot take these widths, or so few of them that less than half of the parameters
+            would go that pruning removed; the message says which part of it, and why.
     """
+    return fitted(module, result, names, example_inputs)[0]
+
+
+def fitted(
+    module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """As :func:`write_back`, with what the user should know: which parts are wider than pruning left them, and why."""
+    feeds = feeds_of(result.model, example_inputs)
+    wanted = reference(result.model, result.source.base, feeds)
+    masks = result.plan.masks(result.analysis)
+    wide: Masks = masks
+    findings: dict[type, NarrowError] = {}
+    while True:
+        try:
+            small, guessed, queries = _narrowed(module, _Weights.of(result, names, masks, wide))
+            _verify(small, guessed, queries, result.model, example_inputs, wanted)
+            break
+        except NarrowError as finding:
+            wider = _widened(module, finding.path, result, names, wide)
+            if wider is None:
+                raise
+            wide = wider
+            findings.setdefault(type(module.get_submodule(finding.path)), finding)
+    gone = result.report.before.params - result.report.after.params
+    if findings and _count(module) - _count(small) < WORTH_IT * gone:
+        raise next(iter(findings.values()))
+    return small, tuple(_told(module, finding) for finding in findings.values())
+
+
+def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str], list[Queries]]:
+    """A copy with other weights and the sizes that follow from them; the rest is what :func:`restate` found."""
     small = copy.deepcopy(module)
-    dense, pruned = result.analysis.graph, Graph(result.model, result.source.base)
     entries = _entries(small)
-    cuts = dict(_exchange(entries, pruned, result, names))
-    _add_biases(entries, dense, pruned, names)
-    _verify(small, result, example_inputs, restate(small, cuts))
-    return small
+    cuts = dict(_exchange(entries, weights))
+    _add_biases(entries, weights)
+    return small, *restate(small, cuts)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# -- parts that stay wide ----------------------------------------------------------------------------------------
+
+
+def _widened(module: nn.Module, path: str, result: Result, names: Mapping[str, str], wide: Masks) -> Masks | None:
+    """More indices to keep for all modules of the class at ``path``, as zeros.
+
+    1. As many for all groups of a module that were equally large: code has one size for what it takes apart.
+    2. All of the groups that these modules have for themselves.
+    3. All of those that they share.
+
+    None where it is the whole network, or where they are whole already.
+    """
+    if not path:
+        return None
+    keys = {group: [names[p.tensor] for p in group.places if p.tensor in names] for group in result.analysis.groups}
+    cut = {group: found for group, found in keys.items() if group.dim in wide and not wide[group.dim].all()}
+    insides = [f"{each}." for each in _alike(module, path)]
+    touching = [[g for g in keys if g.dim in wide and any(k.startswith(i) for k in keys[g])] for i in insides]
+    if (level := _levelled(touching, wide)) is not None:  # Case 1
+        return level
+    here = {group: [key.startswith(tuple(insides)) for key in found] for group, found in cut.items()}
+    whole = [g for g, found in here.items() if found and all(found)]  # Case 2
+    whole = whole or [g for g, found in here.items() if any(found)]  # Case 3
+    return {**wide, **{g.dim: np.ones(g.size, bool) for g in whole}} if whole else None
+
+
+def _levelled(modules: Sequence[Sequence[Group]], wide: Masks) -> Masks | None:
+    """Within each module as many indices for all groups of a size; None where that is so."""
+    level = dict(wide)
+    changed = True
+    while changed:
+        changed = False
+        for groups in modules:
+            for size in {g.size for g in groups}:
+                dims = [g.dim for g in groups if g.size == size]
+                most = max(int(level[d].sum()) for d in dims)
+                for dim in dims:
+                    if (lacking := most - int(level[dim].sum())) > 0:
+                        level[dim] = level[dim].copy()
+                        level[dim][np.flatnonzero(~level[dim])[:lacking]] = True
+                        changed = True
+    return level if any((level[d] != wide[d]).any() for d in wide) else None
+
+
+def _alike(module: nn.Module, path: str) -> list[str]:
+    """Where modules of the same class are as at a path."""
+    kind = type(module.get_submodule(path))
+    return [each for each, m in module.named_modules() if type(m) is kind]
+
+
+def _told(module: nn.Module, finding: NarrowError) -> str:
+    """What the user should know of a class that is wider than pruning left it."""
+    alike = _alike(module, finding.path)
+    kind = type(module.get_submodule(finding.path)).__name__
+    where = f"{finding.path} and {len(alike) - 1} more" if len(alike) > 1 else finding.path
+    return f"{kind} ({where}) is wider than pruning left it, with zeros in place of what went. {finding}"
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The pruned weights.
+
+    Attributes:
+        analysis: of the dense model.
+        pruned: the pruned one.
+        names: state_dict keys by initializer.
+        kept: what pruning left.
+        wide: what the module shall have; what is in it beyond ``kept`` is zero.
+    """
+
+    analysis: Analysis
+    pruned: Graph
+    names: Mapping[str, str]
+    kept: Kept
+    wide: Kept
+
+    @classmethod
+    def of(cls, result: Result, names: Mapping[str, str], masks: Masks, wide: Masks) -> _Weights:
+        analysis, pruned = result.analysis, Graph(result.model, result.source.base)
+        return cls(analysis, pruned, names, analysis.kept(masks), analysis.kept(wide))
 
 
 def _entries(module: nn.Module) -> dict[str, _Entry]:
@@ -80,17 +206,15 @@ def _entries(module: nn.Module) -> dict[str, _Entry]:
     return found
 
 
-def _exchange(
-    entries: Mapping[str, _Entry], pruned: Graph, result: Result, names: Mapping[str, str]
-) -> Iterator[tuple[str, Cut]]:
+def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tuple[str, Cut]]:
     """Put the pruned tensors in place of the dense ones; what was cut from each, by key."""
     old = {key: entry.value for key, entry in entries.items() if entry.value is not None}
     same: dict[int, list[_Entry]] = {}
     for key, value in old.items():
         same.setdefault(id(value), []).append(entries[key])
-    dense, kept = result.analysis.graph, result.analysis.kept(result.plan.masks(result.analysis))
-    unsaved = {key: key for key in old if key in dense.constants.keys() - names.keys() - set(names.values())}
-    for name, key in {**names, **unsaved}.items():
+    dense, named = weights.analysis.graph, weights.names
+    unsaved = {key: key for key in old if key in dense.constants.keys() - named.keys() - set(named.values())}
+    for name, key in {**named, **unsaved}.items():
         if name not in dense.constants:
             continue
         if key not in old:
@@ -103,28 +227,30 @@ def _exchange(
                 f"initializer {name!r} holds other values than the module's {key!r}, shape {list(old[key].shape)}: the "
                 "exporter changed it. Export without optimisation (optimize=False, do_constant_folding=False)."
             )
-        new, left = _pruned(result.analysis, kept, pruned, name)
+        new, left = _pruned(weights, name)
         _put(same[id(old[key])], new.transpose(order), old[key])
         yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
 
 
-def _pruned(analysis: Analysis, kept: Kept, pruned: Graph, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """A constant after pruning, and the kept indices of the axes that were cut.
+def _pruned(weights: _Weights, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """A constant as the module shall have it, and the kept indices of the axes that were cut.
 
     Uses of a small constant are pruned each by itself: where each reads another part of it (the gates of an LSTM), the
     graph has a copy for each, which lacks indices of that part alone. One parameter lacks those of all.
     """
+    analysis, pruned = weights.analysis, weights.pruned
     dense = analysis.graph
     whole = dense.array(name).copy()
     masks = [np.ones(n, bool) for n in whole.shape]
+    wide = [np.ones(n, bool) for n in whole.shape]
     seen = np.zeros(whole.shape, bool)
     for node, operand in dense.users.get(name, ()):
         axes = analysis.uses.get((name, -1, 0)) or analysis.uses.get((name, node.index, operand))
         twin = pruned.producer.get(next(o for o in node.outputs if o))
         if axes is None or twin is None or twin.inputs[operand] not in pruned.constants:
             continue
-        mine = [kept.mask(e) for e in axes]
-        place = np.ix_(*(np.flatnonzero(m) for m in mine))
+        mine = [weights.kept.mask(e) for e in axes]
+        place = _grid(mine)
         value = pruned.array(twin.inputs[operand])
         if not np.array_equal(whole[place][seen[place]], value[seen[place]]):
             raise UnsupportedError(
@@ -133,8 +259,16 @@ def _pruned(analysis: Analysis, kept: Kept, pruned: Graph, name: str) -> tuple[n
             )
         whole[place], seen[place] = value, True
         masks = [m & other for m, other in zip(masks, mine, strict=True)]
-    left = {axis: np.flatnonzero(m) for axis, m in enumerate(masks) if not m.all()}
-    return whole[np.ix_(*(np.flatnonzero(m) for m in masks))], left
+        wide = [m & weights.wide.mask(e) for m, e in zip(wide, axes, strict=True)]
+    left = {axis: np.flatnonzero(m) for axis, m in enumerate(wide) if not m.all()}
+    result = np.zeros_like(whole)
+    result[_grid(masks)] = whole[_grid(masks)]
+    return result[_grid(wide)], left
+
+
+def _grid(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """What indexes the kept part of an array."""
+    return np.ix_(*(np.flatnonzero(m) for m in masks))
 
 
 def _order(stored: np.ndarray, wanted: np.ndarray) -> tuple[int, ...] | None:
@@ -155,20 +289,25 @@ def _put(places: Sequence[_Entry], value: np.ndarray, old: Tensor) -> None:
         setattr(entry.owner, entry.leaf, new)
 
 
-def _add_biases(entries: Mapping[str, _Entry], dense: Graph, pruned: Graph, names: Mapping[str, str]) -> None:
+def _add_biases(entries: Mapping[str, _Entry], weights: _Weights) -> None:
     """Reconstruction gives layers without a bias one; so must their modules."""
+    dense, pruned = weights.analysis.graph, weights.pruned
     for node in pruned.nodes:
         for place, name in enumerate(node.inputs):
             if name not in pruned.initializers or name in dense.constants or not name.endswith("_bias"):
                 continue
             twin = dense.producer[next(o for o in node.outputs if o)]
-            entry = entries.get(names.get(_weight(dense, twin.inputs[1]), ""))
+            entry = entries.get(weights.names.get(_weight(dense, twin.inputs[1]), ""))
             if entry is None or BIASED.get(node.op) != place or getattr(entry.owner, "bias", 0) is not None:
                 raise UnsupportedError(
                     f"{node.label}: reconstruction gave it the bias {name!r}, for which the module has no place. Build "
                     "the layer with bias=True, or prune with reconstruct='none'."
                 )
-            entry.owner.bias = nn.Parameter(tensor(pruned.array(name)).to(entry.value))
+            channels = weights.analysis.axes[twin.outputs[0]][1]
+            left, wide = weights.kept.mask(channels), weights.wide.mask(channels)
+            bias = np.zeros(wide.sum(), np.float64)
+            bias[left[wide]] = pruned.array(name)
+            entry.owner.bias = nn.Parameter(tensor(bias).to(entry.value))
 
 
 def _weight(graph: Graph, name: str) -> str:
@@ -184,56 +323,65 @@ def _weight(graph: Graph, name: str) -> str:
 # -- checking ----------------------------------------------------------------------------------------------------
 
 
-def _verify(module: nn.Module, result: Result, example_inputs: Any, queries: Sequence[Queries]) -> None:
+def _verify(
+    module: nn.Module,
+    guessed: Sequence[str],
+    queries: Sequence[Queries],
+    model: ModelProto,
+    example_inputs: Any,
+    wanted: Sequence[np.ndarray],
+) -> None:
     """Compare with the pruned ONNX model; of the queries as they are and scaled, what is nearer stays."""
-    feeds = feeds_of(result.model, example_inputs)
-    wanted = reference(result.model, result.source.base, feeds)
-    got = _outputs(module, example_inputs)
-    off = difference(got, wanted)
+    off, got = _off(module, example_inputs, wanted)
     if queries:
         before = copy.deepcopy(module.state_dict())
         for each in queries:
             each.scale(each.ratio**0.5)
-        scaled = _outputs(module, example_inputs)
-        if difference(scaled, wanted) < off:
-            got, off = scaled, difference(scaled, wanted)
+        scaled = _off(module, example_inputs, wanted)
+        if scaled[0] < off:
+            off, got = scaled
         else:
             module.load_state_dict(before)
-    if not off <= tolerance(result.model):
+    if not off <= tolerance(model):
         shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
         how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
-        raise UnsupportedError(
+        raise NarrowError(
             f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
-            f"scale is written into its forward code. {REMEDY}"
+            f"scale is written into its forward code. {REMEDY}",
+            guessed[0] if guessed else "",
         )
 
 
-def _outputs(module: nn.Module, example_inputs: Any) -> list[np.ndarray]:
-    """What a module gives.
+def _off(module: nn.Module, example_inputs: Any, wanted: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
+    """How far a module's outputs are from those wanted, and the outputs.
 
     Raises:
-        UnsupportedError: it does not run with its new sizes.
+        NarrowError: it does not run with its new sizes.
     """
     args, kwargs = arguments(example_inputs)
     try:
-        return outputs_of(module, args, kwargs)
+        got = outputs_of(module, args, kwargs)
     except Exception as error:  # whatever the user's code raises on sizes that it does not expect
-        raise UnsupportedError(f"{_where(module, error)} {REMEDY}") from error
+        raise _refusal(module, error) from error
+    return difference(got, wanted), got
 
 
-def _where(module: nn.Module, error: Exception) -> str:
+def _refusal(module: nn.Module, error: Exception) -> NarrowError:
     """Which line of the user's forward code failed, in which module, and why."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if not frames:
-        return f"{type(module).__name__} does not run with the pruned weights: {reason}."
+        what = f"{type(module).__name__} does not run with the pruned weights: {reason}."
+        return NarrowError(f"{what} {REMEDY}", "")
     frame, line = frames[-1]
     code = frame.f_code
     source = linecache.getline(code.co_filename, line).strip()
     inner = next((m for f, _ in reversed(frames) if isinstance(m := f.f_locals.get("self"), nn.Module)), module)
     path = next((name for name, m in module.named_modules() if m is inner), "")
     what = f"{type(inner).__name__}.{code.co_name}" + (f" ({path})" if path else "")
-    return f"{what}, line {line} of {Path(code.co_filename).name}: sizes are written into {source!r} ({reason})."
+    where = f"{what}, line {line} of {Path(code.co_filename).name}: sizes are written into {source!r} ({reason})."
+    remedy = f"Take sizes from the tensors instead, leave it whole (ignore=['{path}.*']), or use graph_module."
+    return NarrowError(f"{where} {remedy if path else REMEDY}", path)
 
 
 def _is_users(frame: FrameType) -> bool:
