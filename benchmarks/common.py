@@ -47,7 +47,7 @@ _PACKAGES = (
     "torch-pruning",
     "onnxsim",
 )
-MEMORY_SIGNS = (
+_MEMORY_SIGNS = (
     "MemoryError",
     "bad_alloc",
     "can't allocate memory",
@@ -208,7 +208,7 @@ def _verdict(code: int, late: bool, errors: str, timeout: float) -> tuple[str, s
         return "timeout", f"killed after {timeout:g} s"
     if code == 0:
         return "ok", ""
-    if any(sign in errors for sign in MEMORY_SIGNS) or code == -signal.SIGKILL:
+    if any(sign in errors for sign in _MEMORY_SIGNS) or code == -signal.SIGKILL:
         return "out of memory", last
     return "failed", last or f"exit code {code}"
 

@@ -285,8 +285,10 @@ def _lost(facts: dict[str, Any]) -> str:
 
 def _said(facts: dict[str, Any]) -> str:
     if "reason" in facts:
-        short = any(sign in facts["reason"] for sign in common.MEMORY_SIGNS)
-        return re.sub(r"\s+", " ", facts["reason"]) + (f" It was given {LIMITS['memory'] // common.GIB} GiB." * short)
+        short = facts["peak MB"] > 0.9 * LIMITS["memory"] / 1e6
+        return re.sub(r"\s+", " ", facts["reason"]) + (
+            f" It needs more memory than the {LIMITS['memory'] // common.GIB} GiB that it was given." * short
+        )
     return f"pruned and masked outputs differ by {facts['error']:.1e}"
 
 
