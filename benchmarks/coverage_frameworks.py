@@ -94,14 +94,15 @@ def _imported(
 def _pruned(came: Origin, facts: dict[str, Any]) -> Result:
     """What `spa.prune(module, example_inputs=...)` gives; across normalisations where nothing goes without."""
     from spa import prune
+    from spa.equal import HEADS  # the default of `prune` for PyTorch's modules
     from spa.errors import PlanError
 
     start = time.perf_counter()
     try:
-        result = prune(came.imported.model, criterion="l2", ratio=RATIO)
+        result = prune(came.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS])
     except PlanError as error:
         try:
-            result = prune(came.imported.model, criterion="l2", ratio=RATIO, cross_norm=True)
+            result = prune(came.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS], cross_norm=True)
         except PlanError:
             raise error from None
         facts["crossed"] = str(error)

@@ -63,7 +63,8 @@ class Result:
 
         Args:
             target: ``onnx`` (a ModelProto), ``graphsurgeon``, ``torch`` (the class of the module that was given with
-                narrower weights, or the graph as a trainable module), ``keras`` (the Keras model that was given,
+                narrower weights, or the graph as a trainable module; a warning says where and why parts of the class
+                stay wider, or why it is the graph), ``keras`` (the Keras model that was given,
                 rebuilt with narrower layers) or ``jax`` (the pytree or module that was given with narrower weights,
                 or ``(function, parameters)``).
 

@@ -6,6 +6,7 @@ Frameworks are imported in the files of ``spa.importers`` and ``spa.exporters`` 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,10 @@ def _to_torch(result: Result, came: Origin | None) -> Any:
     own = came.given if isinstance(came.given, torch.nn.Module) else None
     if isinstance(own, torch.jit.ScriptModule):
         own = None
-    return to_torch(result, own, came.imported.names, came.example_inputs)[0]
+    module, _, notes = to_torch(result, own, came.imported.names, came.example_inputs)
+    for note in notes:
+        warnings.warn(note, stacklevel=4)  # of Result.pruned or Result.to
+    return module
 
 
 def _to_keras(result: Result, came: Origin | None) -> Any:

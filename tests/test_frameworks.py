@@ -61,6 +61,13 @@ def test_a_module_comes_back_as_its_own_class_and_trains() -> None:
     assert again.conv1.out_channels < small.conv1.out_channels
 
 
+def test_a_class_that_stays_wider_in_part_says_so() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 48, batch_first=True, dropout=0.0).eval()
+    result = spa.prune(layer, ratio=0.4, criterion="l2", example_inputs=torch.randn(2, 5, 16), round_to=1)
+    with pytest.warns(UserWarning, match=r"MultiheadAttention \(self_attn\) is wider than pruning left it"):
+        assert type(result.pruned) is nn.TransformerEncoderLayer
+
+
 def test_an_onnx_result_goes_to_torch_and_nowhere_unknown() -> None:
     result = spa.prune(RESNET, ratio=0.3, criterion="l2")
     assert result.pruned is result.model is result.to("onnx")
