@@ -31,10 +31,20 @@ CASES = (("resnet56", 2.1, True), ("resnet56", 2.1, False), ("resnet20", 2.0, Tr
 TRUST = ("TRUST", "TRUST_SYNTHETIC")
 VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] = (
     ("share of the pruned network's inputs that fits see", pipeline, TRUST, (1.0, 0.85, 0.7, 0.5)),
-    ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
-    ("weight of groups with several readers", score, ("SHARED",), (1.0, 4.0)),
     ("exponent of the readers behind a group", score, ("MENDED",), (0.0, 0.3, 0.6)),
+    ("weight of groups with several readers", score, ("SHARED",), (1.0, 4.0)),
+    ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )
+
+TEXT = """# What the numbers inside obspa do
+
+KL from the dense network's class distribution, in nats, and agreement of the predicted classes, on the 4,660 training
+images, of which at most 512 calibrated (seed 0). One constant at a time is changed; what was chosen is in bold.
+
+{table}
+
+{about}
+"""
 
 
 @contextmanager
@@ -76,29 +86,18 @@ def main() -> None:
     options = parser.parse_args()
     about = describe(machine() | {"threads used": options.threads})
     train, _, _ = images(options.data)
+    header = [f"{n}, RF {f:g}, {'images' if given else 'made up'}" for n, f, given in CASES]
     rows = []
     for what, module, names, values in VARIED:
         chosen = [getattr(module, name) for name in names]
         for value in values:
             with constants(module, names, value):
                 cells = [compare(options.data, case, train, options.threads) for case in CASES]
-            bold = [
-                f"**{c}**" if chosen[-1 if not case[2] else 0] == value else c
-                for c, case in zip(cells, CASES, strict=True)
-            ]
-            rows.append([what, f"{value:g}", *bold])
+            mine = [chosen[0 if given else -1] == value for _, _, given in CASES]
+            rows.append([what, f"{value:g}", *(f"**{c}**" if m else c for c, m in zip(cells, mine, strict=True))])
             print(*rows[-1], sep=" | ", flush=True)
-    header = [f"{n}, RF {f:g}, {'images' if given else 'made up'}" for n, f, given in CASES]
-    text = f"""# What the numbers inside obspa do
-
-KL from the dense network's class distribution, in nats, and agreement of the predicted classes, on the 4,660 training
-images, of which at most 512 calibrated (seed 0). One constant at a time is changed; what was chosen is in bold.
-
-{table(["what", "value", *header], rows)}
-
-{about}
-"""
-    (options.results / "ablation.md").write_text(text, encoding="utf-8")
+            text = TEXT.format(table=table(["what", "value", *header], rows), about=about)
+            (options.results / "ablation.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
