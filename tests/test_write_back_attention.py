@@ -246,3 +246,27 @@ def test_a_transformer_comes_back_with_a_narrower_residual_stream(name: str) -> 
     small, _ = pruned(module, example, cross_norm=True)
     widths = {w.shape[1] for w in (e.weight for e in small.modules() if isinstance(e, nn.Embedding))}
     assert max(widths) < 32
+
+
+class SideBySide(nn.Module):
+    """Each head's queries, keys and values lie side by side in one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_size = 6
+        self.query_key_value, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_size)).transpose(1, 2).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=0.4).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("weak", [(0, 1), (1, 2), (0, 3)])
+def test_heads_go_where_their_queries_keys_and_values_lie_side_by_side(weak: tuple[int, ...]) -> None:
+    module, x = own(SideBySide)
+    with torch.no_grad():
+        for head in weak:
+            module.query_key_value.weight[18 * head : 18 * head + 18] *= 0.01
+    small = spa.prune(module, ratio=0.48, criterion="l2", of="params", round_to=1, example_inputs=x).pruned
+    assert type(small) is SideBySide
+    assert small.query_key_value.out_features == 36

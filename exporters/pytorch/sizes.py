@@ -309,11 +309,25 @@ def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequ
         size = _attribute(module, HEAD_SIZES) or width // (_attribute(module, counts) or width)
         if width % size:
             continue
-        first = cut.kept.get(axis, np.arange(width))
-        first = first[first < width]  # of a fused projection, the queries
+        first = cut.kept.get(axis, np.arange(cut.shape[axis]))
+        if name in FUSED:
+            first = _queries(first, width, size)
         left = len(np.unique(first // size))
         return _Heads(projection, axis, width // size, size, left, len(first) // left)
     return None
+
+
+def _queries(kept: np.ndarray, width: int, size: int) -> np.ndarray:
+    """The queries among the kept outputs of a fused projection, counted among queries alone.
+
+    They come first, or each head has its queries, keys and values side by side. As queries and keys lose the same, it
+    is the latter where the first third lost something else than the second.
+    """
+    lost = [kept[kept // width == third] % width for third in (0, 1)]
+    if np.array_equal(*lost):
+        return lost[0]
+    heads, rest = np.divmod(kept, 3 * size)
+    return (heads * size + rest)[rest < size]
 
 
 def _attribute(module: Any, names: Sequence[str]) -> int | None:
