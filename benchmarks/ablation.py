@@ -31,7 +31,7 @@ CASES = (("resnet56", 2.1, True), ("resnet56", 2.1, False), ("resnet20", 2.0, Tr
 TRUST = ("TRUST", "TRUST_SYNTHETIC")
 VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] = (
     ("share of the pruned network's inputs that fits see", pipeline, TRUST, (1.0, 0.85, 0.7, 0.5)),
-    ("exponent of the readers behind a group", score, ("MENDED",), (0.0, 0.3, 0.6)),
+    ("exponent of the readers behind a group, images only", pipeline, ("MENDED",), (0.0, 0.3, 0.6)),
     ("weight of groups with several readers", score, ("SHARED",), (1.0, 4.0)),
     ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )

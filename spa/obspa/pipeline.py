@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Array = np.ndarray
 P = ParamSpec("P")
 T = TypeVar("T")
-DAMPING = 0.03  # of fits; this and the next two were chosen by the outputs of ResNet-20 and 56 on inputs held out
+DAMPING = 0.03  # of fits; this and the next three were chosen by the outputs of ResNet-20 and 56 on inputs held out
 TRUST = 0.85  # in the pruned network's own inputs, see `reconstruct`
 TRUST_SYNTHETIC = 0.7  # where inputs were made up
+MENDED = 0.3  # how losses fade with the fits behind them, see `curves`; made-up inputs mend too little to count on
 MEASURED = 256  # samples on which outputs are compared
 
 
@@ -97,7 +98,8 @@ class Calibrated:
     def _found(self, groups: Sequence[Group]) -> dict[str, Curve]:
         twins = {g.name: g for g in self._twin.groups}
         wanted = [twins[g.name] for g in groups]
-        found = curves(self._twin, wanted, self.batches, self.threads, self.seed, progress=self.progress)
+        mended = 0.0 if self.synthetic else MENDED
+        found = curves(self._twin, wanted, self.batches, self.threads, self.seed, mended=mended, progress=self.progress)
         rest = [g for g in groups if g.name not in found]
         return found | {n: by_scores(s) for n, s in criteria.score(self.analysis, rest, "l2", "mean").items()}
 

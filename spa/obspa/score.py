@@ -22,9 +22,6 @@ Array = np.ndarray
 # Removing channels of a stream that many layers read harms more than the sum of its readers' own losses says: their
 # errors add up along the depth. Found by measuring the outputs of ResNet-20 and ResNet-56 (benchmarks/accuracy.py).
 SHARED = 4.0
-# Later fits mend part of what goes wrong in a layer: with n readers behind it, its loss counts (1 + n)^-MENDED.
-# Found on the same networks' training images; docs/decisions/0007 says how far it was measured.
-MENDED = 0.3
 ROWS = 40_000  # rows that a least-squares fit sees at most, or ten per unknown where that is more
 
 
@@ -49,13 +46,15 @@ def curves(
     threads: int = 2,
     seed: int = 0,
     damping: float = 1e-3,
+    mended: float = 0.0,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Curve]:
     """For each group the order in which channels go, and the relative output error of each prefix.
 
     Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization),
     divided by the energy of the sum that it goes into, so that they compare across the network, and weighted by the
-    group's place in it.
+    group's place in it: later fits mend part of what goes wrong, so with n readers behind it a loss counts
+    ``(1 + n) ** -mended``.
 
     Returns:
         By group name; groups none of whose readers is understood (see :func:`observe`) are missing.
@@ -80,14 +79,14 @@ def curves(
         for group in wanted[index]:
             if last[group.name] == index and pending[group.name]:
                 curve = greedy(pending.pop(group.name), group.size, damping=damping)
-                result[group.name] = Curve(curve.order, curve.loss * _weight(group, sorted(wanted)))
+                result[group.name] = Curve(curve.order, curve.loss * _weight(group, sorted(wanted), mended))
     return result
 
 
-def _weight(group: Group, readers: Sequence[int]) -> float:
+def _weight(group: Group, readers: Sequence[int], mended: float) -> float:
     """What the outputs see of a group's loss, among the sorted indices of all readers."""
     behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
-    return (SHARED if len(group.readers) > 1 else 1.0) * float(np.mean((1.0 + behind) ** -MENDED))
+    return (SHARED if len(group.readers) > 1 else 1.0) * float(np.mean((1.0 + behind) ** -mended))
 
 
 def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
