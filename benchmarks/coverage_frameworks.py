@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "coverage_frameworks"
 RATIO = 0.3
-LIMITS: dict[str, Any] = {"memory": 13 * common.GIB, "cores": common.THREADS}
+LIMITS: dict[str, Any] = {"memory": 18 * common.GIB, "cores": common.THREADS}
 THREADS = 1
 TITLES = {"torchscript": "The TorchScript exporter"}
 PAGE = common.ROOT / "docs" / "coverage.md"
