@@ -70,6 +70,15 @@ def _mod(node: Node, a: Arguments) -> list[np.ndarray]:
     return [np.fmod(a[0], a[1]) if node.attributes.get("fmod") else np.mod(a[0], a[1])]
 
 
+def _clip(node: Node, a: Arguments) -> list[np.ndarray]:
+    result = a[0]
+    for name, position, bounded in (("min", 1, np.maximum), ("max", 2, np.minimum)):  # max wins over a larger min
+        bound = a[position] if len(a) > position else node.attributes.get(name)  # an attribute before version 11
+        if bound is not None:
+            result = bounded(result, np.asarray(bound, a[0].dtype))
+    return [np.asarray(result)]
+
+
 def _constant_of_shape(node: Node, a: Arguments) -> list[np.ndarray] | None:
     value = node.attributes.get("value")
     fill = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
@@ -144,6 +153,7 @@ FOLDERS: dict[str, Folder] = {
     "Slice": _slice,
     "Div": _divide,
     "Mod": _mod,
+    "Clip": _clip,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "Reshape": _reshape,

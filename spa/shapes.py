@@ -112,8 +112,11 @@ class Walker:
             if node.op == "Constant" and node.outputs[0] in walk.shape:
                 continue
             given = override(node, walk) if override else {}
-            if not self._fold(node, walk, given):
-                self._infer(graph, node, walk, unknown, given)
+            try:
+                if not self._fold(node, walk, given):
+                    self._infer(graph, node, walk, unknown, given)
+            except ModelError as error:
+                raise ModelError(f"{error} {_remedy(graph, walk)}") from error
         return walk
 
     @staticmethod
@@ -140,7 +143,7 @@ class Walker:
         try:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
-            raise ModelError(f"{node.label}: {error}. Check the model with onnx.checker.") from error
+            raise ModelError(f"{node.label}: {error}.") from error
         if results is None or not all(_worth_keeping(r) for r in results):
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
@@ -193,6 +196,15 @@ class Walker:
         return self._memo[key]
 
 
+def _remedy(graph: Graph, walk: Walk) -> str:
+    """What to do about a contradiction, which sizes that were made up may have caused."""
+    made_up = {name for name, _ in walk.open_axes}
+    node = next((n for n in graph.nodes if made_up.intersection(n.outputs)), None)
+    if node is None:
+        return "Check the model with onnx.checker."
+    return f"The shape of what {node.label} returns was made up, since its operands decide it. Make them constants."
+
+
 def _worth_keeping(result: np.ndarray) -> bool:
     if result.dtype.kind == "f":
         return result.ndim <= 1 and result.size <= FLOAT_LIMIT
@@ -229,7 +241,7 @@ def _schema_outputs(
         )
     except (InferenceError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ModelError(f"{node.label}: {reason}. Check the model with onnx.checker.") from error
+        raise ModelError(f"{node.label}: {reason}.") from error
     outputs: list[Found] = []
     for name in node.outputs:
         tensor = found[name].tensor_type if name in found else None
