@@ -386,7 +386,7 @@ def _trace(
         torch.onnx.export(
             flat,
             inputs,
-            path,
+            str(path),  # no Path: only beside a string does the exporter put weights of more than 2 GiB
             dynamo=False,
             do_constant_folding=False,
             training=torch.onnx.TrainingMode.PRESERVE,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
@@ -250,6 +252,32 @@ def test_half_precision_converts_within_its_own_rounding() -> None:
 def test_large_networks_are_checked_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGE", 10)
     assert convert(mlp(), torch.randn(3, 6), exporter="torchscript").error < 1e-5
+
+
+def test_weights_that_the_tracing_exporter_puts_beside_the_model_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It does so above 2 GiB, a number compiled into PyTorch, and only where it knows the file's name as a string."""
+    wanted = convert(built("residual"), torch.ones(2, 3, 9, 9), exporter="torchscript")
+    original, beside = torch.onnx.export, []
+
+    def export(module: nn.Module, args: Any, path: Any, **options: Any) -> None:
+        assert isinstance(path, str)
+        original(module, args, path, **options)
+        outside = {"save_as_external_data": True, "all_tensors_to_one_file": False, "size_threshold": 0}
+        onnx.save(onnx.load(path), path, **outside)
+        beside.extend(file.name for file in Path(path).parent.iterdir() if file != Path(path))
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = convert(built("residual"), torch.ones(2, 3, 9, 9), exporter="torchscript")
+    assert "module.head.weight" in beside
+    assert list(tmp_path.iterdir()) == []
+    assert (found.names, found.error) == (wanted.names, wanted.error)
+    assert not any(t.external_data for t in found.model.graph.initializer)
+    for batch in (1, 3):
+        for got, expected in zip(answers(found.model, batch), answers(wanted.model, batch), strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 # -- what does not go smoothly -----------------------------------------------------------------------------------
