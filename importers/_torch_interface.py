@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError, PlanError, SpaError
 
+_OPERATOR = re.compile(r"(?<=\()[Oo]ccurred when translating [\w:]+(?=\))")
 #: By axis, its name and what ``torch.export`` is told of it.
 Axes = Mapping[int, tuple[str, Any]]
 
@@ -164,14 +166,20 @@ def distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line: what this package says of it, or the first line of its innermost cause."""
+    """An exception in one line: what this package says of it, or the first line of its innermost cause.
+
+    Of what the TorchScript exporter adds, the operator stays, and where to ask PyTorch for it goes.
+    """
     while error.__cause__ is not None and not isinstance(error, SpaError):
         error = error.__cause__
     if isinstance(error, SpaError):
         return str(error)
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()] or [""]
     line = lines[min(1, len(lines) - 1)] if lines[0].startswith("Constraints violated") else lines[0]
-    return f"{type(error).__name__}: {line[:200]}".rstrip(":. ") + "."
+    line = line.partition(" Please feel free to request support")[0]
+    operator = _OPERATOR.search("" if _OPERATOR.search(line) else str(error))
+    translated = f" ({operator[0]})" if operator else ""
+    return f"{type(error).__name__}: {line[:200]}".rstrip(":. ") + f"{translated}."
 
 
 def batch_axes(example: Example) -> tuple[Axes, ...]:

@@ -278,7 +278,11 @@ def _convert_module(
             notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
         return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
     halves = any(torch.is_tensor(t) and t.dtype == torch.bfloat16 for t in module.state_dict().values())
-    raise _refusal(example.call, failures, HALVES if halves else REMEDY)
+    remedy = HALVES if halves else REMEDY
+    if exporter is not None and not scripted:
+        other = next(name for name in EXPORTERS if name != exporter)
+        remedy = f"Try exporter={other!r}, which the default does, too. {remedy}"
+    raise _refusal(example.call, failures, remedy)
 
 
 def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: int) -> Imported:

@@ -315,6 +315,20 @@ class Drawing(Squarely):
         return self.linear(x), x + torch.rand_like(x)
 
 
+class Folding(Squarely):
+    """Adds up patches within sizes taken from a tensor, which the TorchScript exporter fails at."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.fold(self.linear(x)[:, :, None] * torch.ones(4), (x.shape[1] - 4, 2), (1, 1))
+
+
+class Windows(Squarely):
+    """Takes windows of what was padded, whose size the TorchScript exporter does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(self.linear(x), [2, 2]).unfold(1, 3, 2)
+
+
 class Exotic(Squarely):
     """Uses what ONNX has no word for."""
 
@@ -398,6 +412,23 @@ def test_what_no_exporter_can_express_is_refused_with_the_reasons() -> None:
     assert message.startswith("Exotic.forward(x) cannot be expressed in ONNX. torch.onnx.export(dynamo=True): ")
     assert "torch.onnx.export(dynamo=False): " in message
     assert "i0e" in message or "eigvals" in message
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Folding, "TypeError: 'NoneType' object is not subscriptable (Occurred when translating col2im)"),
+        (Windows, "SymbolicValueError: Unsupported: ONNX export of operator Unfold, input size not accessible"),
+    ],
+)
+def test_a_refusal_of_one_exporter_names_the_operator_and_the_other_exporter(network: Any, said: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        convert(network(), torch.randn(2, 6), exporter="torchscript")
+    assert str(caught.value) == (
+        f"{network.__name__}.forward(x) cannot be expressed in ONNX. torch.onnx.export(dynamo=False): {said}. "
+        "Try exporter='dynamo', which the default does, too. Change that operator, or convert a part of the network."
+    )
+    assert convert(network(), torch.randn(2, 6)).how == "torch.onnx.export(dynamo=True)"
 
 
 def test_exporters_print_nothing_of_theirs(capfd: pytest.CaptureFixture[str]) -> None:
