@@ -66,8 +66,27 @@ class Linear:
         """How many products one sample has, from the output's shape."""
         raise NotImplementedError
 
+    def by_sample(self, before: int, after: int) -> bool:
+        """Whether samples lie along the first axis of both the input and the output, from their ranks."""
+        return True
+
     def outputs(self, y: Array, chosen: Array) -> Array:
         """Output rows (blocks, samples · chosen, outputs) at the chosen places of every sample."""
+        raise NotImplementedError
+
+    def spread(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        """The output of a shape that :meth:`outputs` takes these rows from, at all its places."""
+        raise NotImplementedError
+
+    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+        """The transpose of :meth:`inputs` at all places: each input's sum over the rows' entries that it became.
+
+        Args:
+            rows: (blocks, rows, inputs).
+            shape: the input's shape.
+            out: the output's shape.
+            graph: for the kernel's size.
+        """
         raise NotImplementedError
 
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
@@ -110,6 +129,19 @@ class Convolution(Linear):
         flat = y.reshape(y.shape[0], self.blocks, y.shape[1] // self.blocks, -1)[..., chosen]
         return flat.transpose(1, 0, 3, 2).reshape(self.blocks, -1, flat.shape[2])
 
+    def spread(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        flat = rows.reshape(self.blocks, shape[0], -1, shape[1] // self.blocks)
+        return np.ascontiguousarray(flat.transpose(1, 0, 3, 2)).reshape(shape)
+
+    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+        kernel = tuple(graph.constants[self.weight].dims[2:])
+        index, pads = self._unfolding(kernel, shape[2:], out[2:], np.arange(prod(out[2:])))
+        padded = [s + a + b for s, (a, b) in zip(shape[2:], pads, strict=True)]
+        flat = np.zeros((shape[0], self.blocks, shape[1] // self.blocks, prod(padded)), rows.dtype)
+        self._gather(flat, rows, index)
+        inner = [slice(a, a + s) for s, (a, _) in zip(shape[2:], pads, strict=True)]
+        return flat.reshape(shape[:2] + tuple(padded))[tuple([slice(None)] * 2 + inner)]
+
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         kernel = tuple(graph.constants[self.weight].dims[2:])
         index, pads = self._unfolding(kernel, x.shape[2:], shape[2:], chosen)
@@ -118,6 +150,14 @@ class Convolution(Linear):
         rows = x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)[..., index]
         rows = rows.transpose(1, 0, 3, 2, 4)  # blocks, samples, places, channels, kernel
         return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
+
+    @staticmethod
+    def _gather(flat: Array, rows: Array, index: Array) -> None:
+        """Add rows' entries to the (samples, blocks, channels, places) that they came from."""
+        samples, blocks, channels, _ = flat.shape
+        parts = rows.reshape(blocks, samples, len(index), channels, -1).transpose(1, 0, 3, 2, 4)
+        for tap in range(index.shape[1]):  # a tap finds each place once
+            flat[..., index[:, tap]] += parts[..., tap]
 
     def _unfolding(
         self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array
@@ -175,6 +215,13 @@ class TransposedConvolution(Convolution):
         flat = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=3)  # what the index −1 finds
         rows = flat[..., index].transpose(1, 0, 3, 2, 4)
         return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
+
+    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+        kernel = tuple(graph.constants[self.weight].dims[2:])
+        index = self._origins(kernel, shape[2:], out[2:], np.arange(prod(out[2:])))
+        flat = np.zeros((shape[0], self.blocks, shape[1] // self.blocks, prod(shape[2:]) + 1), rows.dtype)
+        self._gather(flat, rows, index)
+        return flat[..., :-1].reshape(shape)
 
     def _origins(self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array) -> Array:
         """Flat indices (chosen, kernel places) into the input; −1 where a tap carries nothing to a place."""
@@ -241,11 +288,20 @@ class Product(Linear):
     def places(self, shape: tuple[int, ...]) -> int:
         return prod(self._rows(shape)[1:])
 
+    def by_sample(self, before: int, after: int) -> bool:
+        return _others(self.input_axes, before, None)[:1] == _others(self.output_axes, after, self.row_axes)[:1] == [0]
+
     def _rows(self, shape: tuple[int, ...]) -> list[int]:
         return [shape[a] for a in _others(self.output_axes, len(shape), self.row_axes)]
 
     def outputs(self, y: Array, chosen: Array) -> Array:
         return _table(y, self.output_axes, chosen, self.row_axes)
+
+    def spread(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        return _untable(rows, self.output_axes, shape, self.row_axes)
+
+    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+        return _untable(rows, self.input_axes, shape, None)
 
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         return _table(x, self.input_axes, chosen, None)
@@ -265,6 +321,13 @@ def _table(value: Array, axes: tuple[int, ...], chosen: Array, order: tuple[int,
     value = value.transpose(*rows, *(a % value.ndim for a in axes))
     width = prod(value.shape[len(rows) :])
     return value.reshape(value.shape[0] if rows else 1, -1, width)[:, chosen].reshape(1, -1, width)
+
+
+def _untable(table: Array, axes: tuple[int, ...], shape: tuple[int, ...], order: tuple[int, ...] | None) -> Array:
+    """The inverse of :func:`_table` at all places."""
+    rank = len(shape)
+    every = [*_others(axes, rank, order), *(a % rank for a in axes)]
+    return table.reshape([shape[a] for a in every]).transpose(np.argsort(every))
 
 
 def _steps(node: Node, name: str, rank: int, default: int = 1) -> list[int]:

@@ -130,7 +130,16 @@ class Calibrated:
         else:
             trust = TRUST_SYNTHETIC if self.synthetic else TRUST
             learnt = reconstruct(
-                self._twin, plan, twin, self.batches, self.threads, self.seed, DAMPING, trust, progress=self.progress
+                self._twin,
+                plan,
+                twin,
+                self.batches,
+                self.threads,
+                self.seed,
+                DAMPING,
+                trust,
+                producers=True,
+                progress=self.progress,
             )
         if not own:
             Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)

@@ -8,6 +8,7 @@ branch has lost. Each fit is a closed-form least squares with the mean moved int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -15,15 +16,18 @@ from onnx import ModelProto
 
 from spa.axes import Kept
 from spa.coupling import Analysis
+from spa.errors import InvariantError
 from spa.graph import Node
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import Tail, tail
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Moments, cautious, least_squares
+from spa.obspa.producers import Pair, pair, refine
 from spa.obspa.score import gatherer, places
 from spa.obspa.stream import Bias, Feeds, Stream, sliced
 from spa.obspa.tied import joint
 from spa.plan import Plan
+from spa.runtime import run
 
 Array = np.ndarray
 
@@ -38,6 +42,7 @@ def reconstruct(
     damping: float = 1e-3,
     trust: float = 1.0,
     nodes: Set[int] | None = None,
+    producers: bool = False,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> Stream:
     """Refit the layers of a pruned model in place.
@@ -53,6 +58,7 @@ def reconstruct(
         trust: the share of the pruned network's own inputs in what a fit sees; the rest are the dense network's. Errors
             of earlier layers are learnt on few inputs, so mending them in full does not carry over to others.
         nodes: the only nodes (by index in the dense network) to refit; all by default.
+        producers: whether layers before a cut are refitted for the sake of those behind it, too.
         progress: called with a stage and the share that is done.
 
     Returns:
@@ -61,8 +67,10 @@ def reconstruct(
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     small = Stream(pruned, analysis.graph.base, batches, threads)
-    rng = np.random.default_rng(seed)
-    for node, twin in layers(analysis, kept, dense, small):
+    fits = _Fits(analysis, kept, dense, small, np.random.default_rng(seed), damping, trust)
+    changed = list(layers(analysis, kept, dense, small))
+    pairs = {node.index: two for node, twin in changed if producers and (two := fits.pair(node, twin)) is not None}
+    for node, twin in changed:
         target, lin = linear(dense.graph, node), linear(small.graph, twin)
         is_cell = recurrent.cell(small.graph, twin) is not None
         is_cut = products.pair(small.graph, twin) is not None and products.is_cut(analysis, kept, node)
@@ -72,9 +80,11 @@ def reconstruct(
         dense.after(node)
         small.before(twin)
         if lin is not None and target is not None:
-            _refit(analysis, kept, dense, small, target, lin, rng, damping, trust)
+            shift = fits.layer(target, lin)
+            if node.index in pairs and (inputs := fits.producer(target, pairs[node.index])):
+                fits.layer(target, lin, inputs, shift)
         elif is_cell:
-            recurrent.refit(analysis, kept, dense, small, node, twin, rng, damping)
+            recurrent.refit(analysis, kept, dense, small, node, twin, fits.rng, damping)
         else:
             products.refit(analysis, kept, dense, small, node, twin, damping)
     return small
@@ -103,54 +113,136 @@ def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     return found
 
 
-def _refit(
-    analysis: Analysis,
-    kept: Kept,
-    dense: Stream,
-    small: Stream,
-    target: Linear,
-    lin: Linear,
-    rng: np.random.Generator,
-    damping: float,
-    trust: float,
-) -> None:
-    name = target.node.outputs[0]
-    axes = analysis.axes.get(name)
-    blocks, channels, inputs = lin.size(small.graph)
-    matrix = lin.matrix(small.graph, np.float64 if inputs <= dual.LARGEST else np.float32)
-    samples = sum(lin.samples(b[name].shape) for b in dense.live)
-    after = tail(small.graph, lin.node, blocks * channels, lin.channel_axis)
-    rows = gatherer(inputs, samples)
-    for big, little in zip(dense.live, small.live, strict=True):
-        y = sliced(kept, axes, big[name])
-        chosen = places(rng, lin, y.shape, samples, inputs)
-        t = lin.outputs(y, chosen)
-        t = t + _owed(kept, analysis, lin, after, big, little, chosen, y.shape)
-        x = _between(sliced(kept, analysis.axes.get(target.source), big[target.source]), little[lin.source], trust)
-        rows.add(lin.inputs(x, y.shape, small.graph, chosen), t)
-    everyone = uses(small.graph, lin) or []
-    first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
-    shift = Shift.place(small, lin, after, everyone if first else [lin])
-    if first:
-        one_mean = shift is None or (lin.bias is not None and len(small.graph.users[lin.bias]) > 1)
-        others = [u for u in everyone if u.node is not lin.node]
-        used = rows
-        if others and isinstance(rows, Moments):
-            used = joint(analysis, kept, dense, rows, others, rng, one_mean)
-        fitted = _fit(used, matrix, damping, shift is not None)
-        _store(small, lin, fitted)
-    else:  # the weights are others', too: the mean alone can be put right
-        fitted = matrix
-    if shift is not None:
-        constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
-        shift.set(constant.reshape(-1))
+@dataclass(frozen=True)
+class _Fits:
+    """The dense and the pruned network at the same place, and how fits are made."""
 
+    analysis: Analysis
+    kept: Kept
+    dense: Stream
+    small: Stream
+    rng: np.random.Generator
+    damping: float
+    trust: float
 
-def _between(dense: Array, small: Array, trust: float) -> Array:
-    """Inputs between the dense and the pruned network's, where the shapes agree."""
-    if trust == 1 or dense.shape != small.shape:
-        return small
-    return np.asarray(dense + trust * (small - dense), small.dtype)
+    def layer(
+        self,
+        target: Linear,
+        lin: Linear,
+        inputs: Callable[[int], Array] | None = None,
+        shift: Shift | None = None,
+    ) -> Shift | None:
+        """Fit a layer; where its constant went.
+
+        Args:
+            target: it in the dense network.
+            lin: it in the pruned network.
+            inputs: what it learns from, by the number of a batch.
+            shift: where its constant goes, of an earlier fit.
+        """
+        graph, name = self.small.graph, target.node.outputs[0]
+        blocks, channels, columns = lin.size(graph)
+        matrix = lin.matrix(graph, np.float64 if columns <= dual.LARGEST else np.float32)
+        after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
+        rows = gatherer(columns, self._samples(target))
+        for number in range(len(self.dense.live)):
+            shape = self._wanted(name, number).shape
+            chosen = places(self.rng, lin, shape, self._samples(target), columns)
+            t = self._target(target, lin, after, number, chosen)
+            x = self._between(target.source, lin.source, number) if inputs is None else inputs(number)
+            rows.add(lin.inputs(x, shape, graph, chosen), t)
+        everyone = uses(graph, lin) or []
+        first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
+        shift = shift or Shift.place(self.small, lin, after, everyone if first else [lin])
+        if first:
+            one_mean = shift is None or (lin.bias is not None and len(graph.users[lin.bias]) > 1)
+            others = [u for u in everyone if u.node is not lin.node]
+            used = rows
+            if others and isinstance(rows, Moments):
+                used = joint(self.analysis, self.kept, self.dense, rows, others, self.rng, one_mean)
+            fitted = _fit(used, matrix, self.damping, shift is not None)
+            _store(self.small, lin, fitted)
+        else:  # the weights are others', too: the mean alone can be put right
+            fitted = matrix
+        if shift is not None:
+            constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
+            shift.set(constant.reshape(-1))
+        return shift
+
+    def _samples(self, target: Linear) -> int:
+        return sum(target.samples(b[target.node.outputs[0]].shape) for b in self.dense.live)
+
+    def _wanted(self, name: str, number: int) -> Array:
+        """A dense tensor's part that the pruned network has."""
+        return sliced(self.kept, self.analysis.axes.get(name), self.dense.live[number][name])
+
+    def _target(self, target: Linear, lin: Linear, after: Tail, number: int, chosen: Array) -> Array:
+        """What a layer is to give at some places."""
+        y = self._wanted(target.node.outputs[0], number)
+        big, little = self.dense.live[number], self.small.live[number]
+        owed = _owed(self.kept, self.analysis, lin, after, big, little, chosen, y.shape)
+        return np.asarray(lin.outputs(y, chosen) + owed)
+
+    def _between(self, name: str, own: str, number: int) -> Array:
+        """Inputs between the dense and the pruned network's, where the shapes agree."""
+        small = self.small.live[number][own]
+        if self.trust == 1:
+            return small
+        dense = self._wanted(name, number)
+        if dense.shape != small.shape:
+            return small
+        return np.asarray(dense + self.trust * (small - dense), small.dtype)
+
+    def pair(self, node: Node, twin: Node) -> Pair | None:
+        """A cut layer of the pruned network with the one that makes its inputs, whose own inputs are held from now."""
+        lin = linear(self.small.graph, twin)
+        cut = any(self.kept.size(r.expr) != r.expr.size for r in self.analysis.laws[node.index].reads)
+        two = pair(self.small.graph, lin) if lin is not None and cut else None
+        if two is not None:
+            self.small.hold(two.producer.source, twin)
+            self.dense.hold(self._dense(two.producer).source, node)
+        return two
+
+    def _dense(self, lin: Linear) -> Linear:
+        """A layer of the pruned network in the dense one."""
+        found = linear(self.dense.graph, self.dense.graph.producer[lin.node.outputs[0]])
+        if found is None:
+            raise InvariantError(f"{lin.node.label} is linear in the pruned network alone.")
+        return found
+
+    def producer(self, target: Linear, two: Pair) -> Callable[[int], Array] | None:
+        """Refit the layer before one; the latter's inputs from then on, None where they stay as they are."""
+        small, reader = self.small, two.reader
+        p = linear(small.graph, two.producer.node)
+        first = small.live[0]
+        shape = self._wanted(target.node.outputs[0], 0).shape
+        if p is None or not two.by_sample(small.graph, first[p.source], first[reader.source], shape):
+            return None
+        source = self._dense(p).source
+        blocks, channels, _ = reader.size(small.graph)
+        after = tail(small.graph, reader.node, blocks * channels, reader.channel_axis)
+        used = two.share(small.graph, self._samples(target), first[reader.source].shape, shape)
+        xs, ts = [], []
+        for number in range(len(small.live)):
+            x = self._between(source, p.source, number)
+            some = np.linspace(0, len(x), max(1, round(used * len(x))), endpoint=False).astype(int)
+            y = self._wanted(target.node.outputs[0], number)
+            t = self._target(target, reader, after, number, np.arange(reader.places(y.shape)))
+            xs.append(x[some])
+            ts.append(reader.spread(t, y.shape)[some])
+        before = tail(small.graph, p.node, p.size(small.graph)[1], p.channel_axis)
+        place = Shift.place(small, p, before, [p])
+        x, t = np.concatenate(xs), np.concatenate(ts)
+        found = refine(small, two, x, t, after.scale, self.damping, place is not None)
+        if found is None:
+            return None
+        _store(small, p, p.matrix(small.graph) + found[0][None])
+        if place is not None:
+            place.move(found[1])
+        again = small.session([p.node, *two.chain], p.source, reader.source, x)
+        for batch in small.live:
+            batch[reader.source] = small.stored(run(again, {p.source: batch[p.source]})[0])
+        return lambda number: np.asarray(run(again, {p.source: self._between(source, p.source, number)})[0])
 
 
 def _fit(rows: Moments | dual.Rows, prior: Array, damping: float, mean: bool) -> Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from spa.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
@@ -104,7 +105,7 @@ class Stream:
         proto.output[output] = name = proto.output[output] or "spa_probe"
         alone = [Node(proto, node.index, node.version)]
         inputs = self._inputs(alone, set())
-        session = load_session(self._part(alone, inputs, [name]), threads=self.threads)
+        session = load_session(self._part(alone, inputs, [name], self.live[0]), threads=self.threads)
         return [run(session, {n: batch[n] for n in inputs})[0] for batch in self.live]
 
     def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
@@ -115,17 +116,17 @@ class Stream:
             outputs = [o for n in nodes for o in n.outputs if o and (self._last.get(o, -1) >= end or o in wanted)]
             inputs = self._inputs(nodes, made)
             if outputs:
-                session = load_session(self._part(nodes, inputs, outputs), threads=self.threads)
+                session = load_session(self._part(nodes, inputs, outputs, self.live[0]), threads=self.threads)
                 for batch in self.live:
                     values = run(session, {n: batch[n] for n in inputs})
                     for name, value in zip(outputs, values, strict=True):
-                        batch[name] = self._stored(value)
+                        batch[name] = self.stored(value)
         self.at = max(self.at, end)
         for batch in self.live:
             for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
                 del batch[name]
 
-    def _stored(self, value: np.ndarray) -> np.ndarray:
+    def stored(self, value: np.ndarray) -> np.ndarray:
         """The value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
         if not isinstance(value, np.ndarray):
             raise UnsupportedError("a sequence or an optional passes through the network. Use --criterion l2, say.")
@@ -141,13 +142,22 @@ class Stream:
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
         return [n for n in used if n not in made and n not in self.graph.constants]
 
-    def _part(self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
+    def hold(self, name: str, node: Node) -> None:
+        """Keep a tensor until a node has run."""
+        self._last[name] = max(self._last.get(name, -1), node.index)
+
+    def session(self, nodes: Sequence[Node], source: str, output: str, like: np.ndarray) -> InferenceSession:
+        """Some nodes by themselves, from one tensor (of the type and rank of an array) to another."""
+        return load_session(self._part(nodes, [source], [output], {source: like}), threads=self.threads)
+
+    def _part(
+        self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Mapping[str, np.ndarray]
+    ) -> ModelProto:
         graph = self.graph
         used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
         weights = [graph.inlined(name) for name in used if name in graph.constants]
-        first = self.live[0]
         infos = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(first[n].dtype), [None] * first[n].ndim)
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(like[n].dtype), [None] * like[n].ndim)
             for n in inputs
         ]
         results = [helper.make_empty_tensor_value_info(n) for n in outputs]
