@@ -2,7 +2,8 @@
 
 Layer by layer in topological order. The target is what the layer gives in the dense network, the inputs are what the
 network pruned and refitted so far gives it (asymmetric), and at a residual sum the target includes what the other
-branch has lost. Each fit is a closed-form least squares with the mean moved into the bias.
+branch has lost. Each fit is a closed-form least squares with the mean moved into the bias. The layer before a cut is
+refitted with its reader, see `spa.obspa.producers`.
 """
 
 from __future__ import annotations
