@@ -143,8 +143,8 @@ class Stream:
         return [n for n in used if n not in made and n not in self.graph.constants]
 
     def hold(self, name: str, node: Node) -> None:
-        """Keep a tensor until a node has run."""
-        self._last[name] = max(self._last.get(name, -1), node.index)
+        """Keep a tensor until the step after a node has run."""
+        self._last[name] = max(self._last.get(name, -1), node.index + 1)
 
     def session(self, nodes: Sequence[Node], source: str, output: str, like: np.ndarray) -> InferenceSession:
         """Some nodes by themselves, from one tensor (of the type and rank of an array) to another."""
