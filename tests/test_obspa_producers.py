@@ -183,3 +183,38 @@ def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:
         reconstruct(analysis, plan, pruned, [{"x": x}], producers=producers)
         results.append(outputs(pruned, x))
     np.testing.assert_array_equal(*results)
+
+
+def between(middle: list[onnx.NodeProto], constant: Array, rng: np.random.Generator, places: int = 5) -> ModelProto:
+    """x [n places 6] -> nine channels h -> Relu r -> operators that make g -> a second layer and a Relu."""
+    weights = {"a": rng.standard_normal((6, 9)), "k": constant, "c": rng.standard_normal((9, 4))}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        *middle,
+        helper.make_node("MatMul", ["g", "c"], ["z"]),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    return network(nodes, weights, ["n", places, 6], max(3, constant.ndim))
+
+
+def test_a_slope_that_is_not_finite_is_none() -> None:
+    rng = np.random.default_rng(7)
+    model = between([helper.make_node("Sqrt", ["r"], ["g"])], np.ones(1), rng)
+    graph = Graph(model)
+    x, unseen = (rng.standard_normal((400, 5, 6)).astype(np.float32) for _ in range(2))
+    lin = linear(graph, graph.producer["z"])
+    assert lin is not None and pair(graph, lin) is not None
+    kept = np.arange(0, 9, 2)
+    without = error(model, refitted(model, "a[", kept, x, False), unseen)
+    assert error(model, refitted(model, "a[", kept, x, True), unseen) < without
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (3, 1, 1, 9)])
+def test_a_constant_with_axes_of_its_own_leaves_the_producer_as_it_is(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(8)
+    model = between([helper.make_node("Add", ["r", "k"], ["g"])], rng.standard_normal(shape), rng, places=1)
+    x = rng.standard_normal((40, 1, 6)).astype(np.float32)
+    kept = np.arange(0, 9, 2)
+    pruned = [refitted(model, "a[", kept, x, producers) for producers in (False, True)]
+    np.testing.assert_array_equal(*(outputs(p, x) for p in pruned))

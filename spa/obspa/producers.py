@@ -126,11 +126,9 @@ class _Steps:
     def __init__(self, small: Stream, two: Pair, x: Array, target: Array, scale: Array, constants: bool) -> None:
         graph, p = small.graph, two.producer
         self.graph, self.two, self.name = graph, two, p.node.outputs[0]
-        self.z = small.session([p.node], p.source, self.name, x)
-        self.z0 = run(self.z, {p.source: x})[0]
+        self.z0 = run(small.session([p.node], p.source, self.name, x), {p.source: x})[0]
         self.chain = small.session(two.chain, self.name, two.reader.source, self.z0) if two.chain else None
-        self.end = two.reader.node.outputs[0]
-        self.both = small.session([*two.chain, two.reader.node], self.name, self.end, self.z0)
+        self.both = small.session([*two.chain, two.reader.node], self.name, two.reader.node.outputs[0], self.z0)
         self.x = at_least_single(p.inputs(x, self.z0.shape, graph, np.arange(p.places(self.z0.shape)))[0])
         if constants:
             self.x = np.concatenate([self.x, np.ones_like(self.x[:, :1])], axis=1)
@@ -165,7 +163,9 @@ class _Steps:
             return np.ones_like(at_least_single(z))
         e = 1e-2 * (float(z.std(dtype=np.float64)) or 1.0)
         down, up = (at_least_single(run(self.chain, {self.name: (z + s * e).astype(z.dtype)})[0]) for s in (-1, 1))
-        return np.asarray((up - down) / (2 * e), up.dtype)
+        with np.errstate(invalid="ignore"):
+            slope = (up - down) / np.asarray(2 * e, up.dtype)
+        return np.where(np.isfinite(slope), slope, 0)
 
     def direction(self, residual: Array, z: Array, moments: Array, reading: Array) -> Array:
         """The damped Gauss-Newton step."""
@@ -179,7 +179,9 @@ class _Steps:
         return np.asarray(np.linalg.solve(moments, half.T).T)
 
     def take(self, damping: float) -> Array | None:
-        """Steps as long as they help."""
+        """Steps as long as they help; none where a constant between the layers brings axes of its own."""
+        if self.slope(self.z0).shape != self.z0.shape:
+            return None
         moments = (self.x.T @ self.x / len(self.x)).astype(np.float64)
         moments = damped(moments[None], cautious(damping, len(moments), len(self.x)))[0][0]
         w = self.w.reshape(len(self.w), -1, self.two.reader.kernel_places(self.graph)).astype(np.float64)
