@@ -255,7 +255,8 @@ class Job:
     def to_distortion(self, budget: Budget, most: float) -> Outcome:
         """Remove as much as changes the outputs by no more than a tolerated share of their variance.
 
-        The change grows about exponentially with the ratio, so a bracket is narrowed by interpolating its logarithm.
+        The change grows about exponentially with the ratio, so a bracket is narrowed by interpolating its logarithm,
+        or halved where the same end moved twice.
 
         Raises:
             PlanError: even the least that can go changes the outputs more, or they are no floats.
@@ -264,6 +265,7 @@ class Job:
         best: Outcome | None = None
         refused = PlanError("nothing can go under these constraints. Lower --round-to or --min-width.")
         ratio = 0.5
+        ends: list[bool] = []  # whether each attempt was met
         for _ in range(ATTEMPTS):
             try:
                 outcome = self.to_budget(replace(budget, ratio=ratio))
@@ -283,7 +285,8 @@ class Job:
                     refused, high = _too_much(outcome, ratio, budget.of, most), (ratio, change)
             if high[0] - low[0] < 0.01:
                 break
-            ratio = _between(low, high, most)
+            ends.append(low[0] == ratio)
+            ratio = (low[0] + high[0]) / 2 if ends[-2:] in ([True] * 2, [False] * 2) else _between(low, high, most)
         if best is None:
             raise refused
         return best

@@ -20,7 +20,7 @@ from spa.runtime import run
 
 Array = np.ndarray
 ROWS = 40_000  # outputs of the reader that steps look at, at most
-VALUES = 1 << 26  # numbers in a matrix of either layer's inputs, at most
+VALUES = 1 << 25  # numbers in a matrix of either layer's inputs or outputs, at most
 STEPS = 6
 GAIN = 0.02  # a step that takes away less of the loss is the last
 CURVATURE = 0.1  # damping of what the reader makes of the channels, a fraction of the mean
@@ -56,10 +56,12 @@ class Pair:
 
     def share(self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...]) -> float:
         """The share of the samples that steps look at, from the shapes of the reader's input and output."""
-        columns = self.reader.size(graph)[2]
-        rows = samples * self.reader.places(after)
-        held = samples * self.producer.places(before) * self.producer.size(graph)[2]
-        return min(1.0, max(ROWS, 10 * columns) / rows, VALUES / (rows * columns), VALUES / held)
+        rows, held = ROWS, []
+        for lin, seen in ((self.producer, before), (self.reader, after)):
+            _, outputs, columns = lin.size(graph)
+            held.append(samples * lin.places(seen) * max(outputs, columns))
+            rows = max(rows, 10 * columns)
+        return min(1.0, rows / (samples * self.reader.places(after)), VALUES / max(held))
 
 
 def pair(graph: Graph, reader: Linear) -> Pair | None:

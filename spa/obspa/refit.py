@@ -147,9 +147,10 @@ class _Fits:
         after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
         rows = gatherer(columns, self._samples(target))
         for number in range(len(self.dense.live)):
-            shape = self._wanted(name, number).shape
+            big, little = self.dense.live[number], self.small.live[number]
+            shape = self._wanted(name, big).shape
             chosen = places(self.rng, lin, shape, self._samples(target), columns)
-            t = self._target(target, lin, after, number, chosen)
+            t = self._target(target, lin, after, big, little, chosen)
             x = self._between(target.source, lin.source, number) if inputs is None else inputs(number)
             rows.add(lin.inputs(x, shape, graph, chosen), t)
         everyone = uses(graph, lin) or []
@@ -173,14 +174,13 @@ class _Fits:
     def _samples(self, target: Linear) -> int:
         return sum(target.samples(b[target.node.outputs[0]].shape) for b in self.dense.live)
 
-    def _wanted(self, name: str, number: int) -> Array:
+    def _wanted(self, name: str, big: Feeds) -> Array:
         """A dense tensor's part that the pruned network has."""
-        return sliced(self.kept, self.analysis.axes.get(name), self.dense.live[number][name])
+        return sliced(self.kept, self.analysis.axes.get(name), big[name])
 
-    def _target(self, target: Linear, lin: Linear, after: Tail, number: int, chosen: Array) -> Array:
+    def _target(self, target: Linear, lin: Linear, after: Tail, big: Feeds, little: Feeds, chosen: Array) -> Array:
         """What a layer is to give at some places."""
-        y = self._wanted(target.node.outputs[0], number)
-        big, little = self.dense.live[number], self.small.live[number]
+        y = self._wanted(target.node.outputs[0], big)
         owed = _owed(self.kept, self.analysis, lin, after, big, little, chosen, y.shape)
         return np.asarray(lin.outputs(y, chosen) + owed)
 
@@ -189,7 +189,7 @@ class _Fits:
         small = self.small.live[number][own]
         if self.trust == 1:
             return small
-        dense = self._wanted(name, number)
+        dense = self._wanted(name, self.dense.live[number])
         if dense.shape != small.shape:
             return small
         return np.asarray(dense + self.trust * (small - dense), small.dtype)
@@ -216,7 +216,7 @@ class _Fits:
         small, reader = self.small, two.reader
         p = linear(small.graph, two.producer.node)
         first = small.live[0]
-        shape = self._wanted(target.node.outputs[0], 0).shape
+        shape = self._wanted(target.node.outputs[0], self.dense.live[0]).shape
         if p is None or not two.by_sample(small.graph, first[p.source], first[reader.source], shape):
             return None
         source = self._dense(p).source
@@ -227,10 +227,15 @@ class _Fits:
         for number in range(len(small.live)):
             x = self._between(source, p.source, number)
             some = np.linspace(0, len(x), max(1, round(used * len(x))), endpoint=False).astype(int)
-            y = self._wanted(target.node.outputs[0], number)
-            t = self._target(target, reader, after, number, np.arange(reader.places(y.shape)))
+            seen = (target.node.outputs[0], after.addend)
+            big, little = (
+                {n: v[some] for n, v in s.live[number].items() if n in seen and len(v) == len(x)}
+                for s in (self.dense, small)
+            )
+            y = self._wanted(target.node.outputs[0], big)
+            t = self._target(target, reader, after, big, little, np.arange(reader.places(y.shape)))
             xs.append(x[some])
-            ts.append(reader.spread(t, y.shape)[some])
+            ts.append(reader.spread(t, y.shape))
         before = tail(small.graph, p.node, p.size(small.graph)[1], p.channel_axis)
         place = Shift.place(small, p, before, [p])
         x, t = np.concatenate(xs), np.concatenate(ts)

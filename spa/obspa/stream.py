@@ -147,8 +147,20 @@ class Stream:
         self._last[name] = max(self._last.get(name, -1), node.index + 1)
 
     def session(self, nodes: Sequence[Node], source: str, output: str, like: np.ndarray) -> InferenceSession:
-        """Some nodes by themselves, from one tensor (of the type and rank of an array) to another."""
-        return load_session(self._part(nodes, [source], [output], {source: like}), threads=self.threads)
+        """Some nodes by themselves, from one tensor (of the type and rank of an array) to another.
+
+        What else they read must be made of constants (a transposed matrix, say).
+        """
+        graph, found = self.graph, {n.index: n for n in nodes}
+        todo = list(nodes)
+        while todo:
+            for name in todo.pop().inputs:
+                maker = graph.producer.get(name) if name and name != source and name not in graph.constants else None
+                if maker is not None and maker.index not in found:
+                    found[maker.index] = maker
+                    todo.append(maker)
+        part = self._part([found[i] for i in sorted(found)], [source], [output], {source: like})
+        return load_session(part, threads=self.threads)
 
     def _part(
         self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Mapping[str, np.ndarray]
