@@ -4,14 +4,16 @@
 
 DIR holds `resnet20_cifar10.onnx`, `resnet56_cifar10.onnx` and `cifar10_subset.npz` (`x_train`, `x_test`: uint8 images,
 `y_test`). Calibration sees training images without labels, or images that are made up; test images are used for nothing
-but the figures. Writes `accuracy.md`: top-1 in percent by criterion, mean and standard deviation over the seeds, beside
-Torch-Pruning where it is installed; and by what chooses the widths.
+but the figures. Writes `accuracy.md`, with what `accuracy.json` knows of networks that are not run: top-1 in percent by
+criterion, mean and standard deviation over the seeds, beside Torch-Pruning where it is installed; and by what chooses
+the widths.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, describe, machine, table
+from common import RESULTS, describe, machine, previous, table
 
 from spa import prune
 from spa.runtime import load_session, run
@@ -146,32 +148,40 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(TARGETS), choices=list(TARGETS), help="these networks only")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     options = parser.parse_args()
-    about = describe(machine() | {"threads used": options.threads})
-    first, second = [], []
     for name in options.only:
         trial = Trial(options.data / f"{name}_cifar10.onnx", *images(options.data), options.threads)
-        first += by_criterion(name, trial, TARGETS[name], range(options.seeds))
-        second += by_widths(name, trial, TARGETS[name])
+        about = describe(machine() | {"threads used": options.threads, "seeds": options.seeds})
+        found = {"criteria": by_criterion(name, trial, TARGETS[name], range(options.seeds))}
+        store(options.results, name, found | {"widths": by_widths(name, trial, TARGETS[name])}, about)
+
+
+def store(folder: Path, name: str, found: dict[str, list[list[str]]], about: str) -> None:
+    """Keep a network's rows beside those of others, and write the page anew."""
+    known = previous("accuracy", folder) or {}
+    known[name] = {**found, "about": about}
+    known = {n: known[n] for n in TARGETS if n in known}
+    (folder / "accuracy.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     header = ["network", "RF", "obspa, 512 images", "obspa, no data", "l2 + reconstruct, 512 images", *WEIGHTS_ALONE]
     choosers = ["distortion budget", "uniform", "isomorphic", "global L2 scores"]
+    abouts = "\n\n".join(f"{n}: {part['about']}" for n, part in known.items())
     text = f"""# Accuracy right after pruning, no training step
 
-Top-1 in percent; RF is by how much the MACs are divided. With ±: mean and standard deviation over {options.seeds}
+Top-1 in percent; RF is by how much the MACs are divided. With ±: mean and standard deviation over the
 seeds. Torch-Pruning ranks by group L1 across the network, at the ratio whose MACs are within 2 % of RF
 (`benchmarks/cifar_peer.py`).
 
-{table([*header, *PEERS, "seconds (obspa, images)"], first)}
+{table([*header, *PEERS, "seconds (obspa, images)"], [row for part in known.values() for row in part["criteria"]])}
 
 ## Who chooses the widths
 
 All with 512 images and reconstruction, one seed. The first three take the channels in obspa's order; the last one ranks
 all channels by L2.
 
-{table(["network", "RF", *choosers], second)}
+{table(["network", "RF", *choosers], [row for part in known.values() for row in part["widths"]])}
 
-{about}
+{abouts}
 """
-    (options.results / "accuracy.md").write_text(text, encoding="utf-8")
+    (folder / "accuracy.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
