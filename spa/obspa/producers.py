@@ -20,7 +20,7 @@ from spa.runtime import run
 
 Array = np.ndarray
 ROWS = 40_000  # outputs of the reader that steps look at, at most
-VALUES = 1 << 25  # numbers in a matrix of either layer's inputs or outputs, at most
+VALUES = 20_000_000  # numbers in a matrix of either layer's inputs or outputs, at most
 STEPS = 6
 GAIN = 0.02  # a step that takes away less of the loss is the last
 CURVATURE = 0.1  # damping of what the reader makes of the channels, a fraction of the mean
