@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from spa.graph import Graph, Node
-from spa.obspa.dual import LARGEST
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import at_least_single, cautious, damped
 from spa.obspa.stream import Stream
@@ -20,6 +19,7 @@ from spa.runtime import run
 
 Array = np.ndarray
 ROWS = 40_000  # outputs of the reader that steps look at, at most
+INPUTS = 3072  # of either layer, at most: the moments of more take seconds a layer
 VALUES = 20_000_000  # numbers in a matrix of either layer's inputs or outputs, at most
 STEPS = 6
 GAIN = 0.02  # a step that takes away less of the loss is the last
@@ -88,7 +88,7 @@ def pair(graph: Graph, reader: Linear) -> Pair | None:
     producer = next(iter(makers.values()))
     if producer.blocks != 1 or producer.channel_axis is None or len(uses(graph, producer) or ()) != 1:
         return None
-    if max(producer.size(graph)[2], reader.size(graph)[2]) > LARGEST:
+    if max(producer.size(graph)[2], reader.size(graph)[2]) > INPUTS:
         return None
     inside = {*region, reader.node.index}
     for name in (o for node in (producer.node, *region.values()) for o in node.outputs if o):
