@@ -153,10 +153,8 @@ class _Steps:
         """What the reader's outputs lack."""
         return self.target - self._rows(run(self.both, {self.name: z})[0])
 
-    def loss(self, residual: Array) -> float:
-        return self._along(residual, residual)
-
-    def _along(self, a: Array, b: Array) -> float:
+    def product(self, a: Array, b: Array) -> float:
+        """The inner product of two of the reader's outputs, each channel by what it is worth."""
         return float(np.einsum("no,no,o->", a, b, self.worth, optimize=True))
 
     def slope(self, z: Array) -> Array:
@@ -191,15 +189,15 @@ class _Steps:
         change = np.zeros((self.two.producer.size(self.graph)[1], self.x.shape[1]))
         z = self.z0
         residual = self.residual(z)
-        loss = first = self.loss(residual)
+        loss = first = self.product(residual, residual)
         for _ in range(STEPS):
             step = self.direction(residual, z, moments, reading)
             gone = residual - self.residual(self.before(change + step))
-            size = self.loss(gone)
-            rate = self._along(gone, residual) / size if size > 0 else 0.0
+            size = self.product(gone, gone)
+            rate = self.product(gone, residual) / size if size > 0 else 0.0
             z = self.before(change + rate * step)
             residual = self.residual(z)
-            new = self.loss(residual)
+            new = self.product(residual, residual)
             if not new < loss:
                 break
             change, loss, old = change + rate * step, new, loss

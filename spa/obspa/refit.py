@@ -148,11 +148,11 @@ class _Fits:
         rows = gatherer(columns, self._samples(target))
         for number in range(len(self.dense.live)):
             big, little = self.dense.live[number], self.small.live[number]
-            shape = self._wanted(name, big).shape
-            chosen = places(self.rng, lin, shape, self._samples(target), columns)
-            t = self._target(target, lin, after, big, little, chosen)
+            y = self._wanted(name, big)
+            chosen = places(self.rng, lin, y.shape, self._samples(target), columns)
+            t = self._target(y, lin, after, big, little, chosen)
             x = self._between(target.source, lin.source, number) if inputs is None else inputs(number)
-            rows.add(lin.inputs(x, shape, graph, chosen), t)
+            rows.add(lin.inputs(x, y.shape, graph, chosen), t)
         everyone = uses(graph, lin) or []
         first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
         shift = shift or Shift.place(self.small, lin, after, everyone if first else [lin])
@@ -178,9 +178,8 @@ class _Fits:
         """A dense tensor's part that the pruned network has."""
         return sliced(self.kept, self.analysis.axes.get(name), big[name])
 
-    def _target(self, target: Linear, lin: Linear, after: Tail, big: Feeds, little: Feeds, chosen: Array) -> Array:
-        """What a layer is to give at some places."""
-        y = self._wanted(target.node.outputs[0], big)
+    def _target(self, y: Array, lin: Linear, after: Tail, big: Feeds, little: Feeds, chosen: Array) -> Array:
+        """What a layer is to give at some places, from what it gives in the dense network."""
         owed = _owed(self.kept, self.analysis, lin, after, big, little, chosen, y.shape)
         return np.asarray(lin.outputs(y, chosen) + owed)
 
@@ -233,7 +232,7 @@ class _Fits:
                 for s in (self.dense, small)
             )
             y = self._wanted(target.node.outputs[0], big)
-            t = self._target(target, reader, after, big, little, np.arange(reader.places(y.shape)))
+            t = self._target(y, reader, after, big, little, np.arange(reader.places(y.shape)))
             xs.append(x[some])
             ts.append(reader.spread(t, y.shape))
         before = tail(small.graph, p.node, p.size(small.graph)[1], p.channel_axis)
