@@ -12,6 +12,7 @@ Everything that depends on SPA's interface is in this file.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -135,6 +136,7 @@ def obspa(path: Path, folder: Path | None, samples: int) -> dict[str, Any]:
         folder: of CIFAR-10's images (see `accuracy.py`), or None to have inputs made up.
         samples: how many of them.
     """
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as the command line does
     watch = Stopwatch()
     import onnxruntime  # noqa: F401 - its import is not the pruner's time
     from sampling import Sampler

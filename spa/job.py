@@ -131,7 +131,9 @@ class Job:
             return self.to_latency(budget, latency_ms, *timing)
         return self.to_budget(budget)
 
-    def choose(self, budget: Budget, latency: LatencyModel | None = None) -> tuple[Choice, dict[str, float]]:
+    def choose(
+        self, budget: Budget, latency: LatencyModel | None = None, fading: float | None = None
+    ) -> tuple[Choice, dict[str, float]]:
         """The channels to keep, and the estimated loss of each group where there is an estimate."""
         if self.criterion != OBSPA or self.calibrated is None:
             if self._scores is None:
@@ -140,7 +142,7 @@ class Job:
         from spa.obspa.allocate import allocate
 
         with running():
-            curves = self.calibrated.curves(self.groups)
+            curves = self.calibrated.curves(self.groups, fading)
         if budget.ranking == "global":
             choice = allocate(self.analysis, self.groups, curves, budget, latency)
         else:
@@ -232,11 +234,19 @@ class Job:
         notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
         return self.cut(found.plan, notes=notes, fold=found.fold)
 
-    def to_budget(self, budget: Budget) -> Outcome:
-        """Remove what a budget asks for."""
-        choice, losses = self.choose(budget)
-        self.clock("choose")
-        return self.cut(make_plan(self.analysis, choice.kept), losses, choice.notes)
+    def to_budget(self, budget: Budget, trials: bool = True) -> Outcome:
+        """Remove what a budget asks for; of several choices that are worth a trial, what changes the outputs least."""
+        fadings: tuple[float | None, ...] = (None,)
+        if trials and self.calibrated is not None and (self.criterion, self.how) == (OBSPA, "full"):
+            fadings = self.calibrated.fadings
+        outcomes: list[Outcome] = []
+        for fading in fadings:
+            choice, losses = self.choose(budget, fading=fading)
+            plan = make_plan(self.analysis, choice.kept)
+            self.clock("choose")
+            if all(plan != o.plan for o in outcomes):
+                outcomes.append(self.cut(plan, losses, choice.notes))
+        return min(outcomes, key=_change)
 
     def to_latency(
         self, budget: Budget, ms: float | None, threads: int, batch: int, sizes: Mapping[str, int]
@@ -268,7 +278,7 @@ class Job:
         ends: list[bool] = []  # whether each attempt was met
         for _ in range(ATTEMPTS):
             try:
-                outcome = self.to_budget(replace(budget, ratio=ratio))
+                outcome = self.to_budget(replace(budget, ratio=ratio), trials=False)
             except OutOfReachError as error:
                 refused, high = error, (ratio, high[1])
             else:
@@ -290,6 +300,11 @@ class Job:
         if best is None:
             raise refused
         return best
+
+
+def _change(outcome: Outcome) -> float:
+    """The outputs' change; all are alike where it is not known."""
+    return outcome.changes.get("after") or 0.0
 
 
 def _too_much(outcome: Outcome, ratio: float, of: str, most: float) -> PlanError:

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import spa
 from spa import rules
 from spa.errors import ModelError, PlanError
+from spa.obspa import pipeline
 from spa.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
@@ -250,6 +251,18 @@ def test_gates_only_run_the_model() -> None:
 def test_budgets_that_contradict_themselves_are_refused(request_: dict[str, object], reason: str) -> None:
     with pytest.raises(spa.PlanError, match=reason):
         spa.prune(RESNET, **request_)
+
+
+def test_made_up_inputs_try_two_choices_of_widths_and_keep_the_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = {"ratio": 0.5, "samples": 64, "round_to": 1}
+    kept = spa.prune(RESNET, **request)
+    monkeypatch.setattr(pipeline, "TRIALS", 0)
+    single = []
+    for fading in (pipeline.MENDED_SYNTHETIC, pipeline.MENDED):
+        monkeypatch.setattr(pipeline, "MENDED_SYNTHETIC", fading)
+        single.append(spa.prune(RESNET, **request))
+    assert single[0].plan != single[1].plan
+    assert kept.plan == min(single, key=lambda r: r.report.calibration["after"]).plan
 
 
 def test_a_tolerated_change_of_the_outputs_is_met_and_used_up() -> None:

@@ -63,10 +63,13 @@ def test_spreading_inverts_and_back_transposes(
     every = np.arange(lin.places(y.shape))
     np.testing.assert_array_equal(lin.spread(lin.outputs(y, every), y.shape), y)
     rows = lin.inputs(value, y.shape, graph, every)
-    other = rng.standard_normal(rows.shape)
-    back = lin.back(other, value.shape, y.shape, graph)
+    np.testing.assert_allclose(lin.outputs(y, every), rows @ lin.matrix(graph).transpose(0, 2, 1), rtol=1e-4, atol=1e-4)
+    last = lin.inputs(value, y.shape, graph, every[-1:])
+    np.testing.assert_array_equal(last, rows[:, len(every) - 1 :: len(every)])
+    other = rng.standard_normal(y.shape)
+    back = lin.back(other, lin.matrix(graph), value.shape, graph)
     assert back.shape == value.shape
-    assert (back * value).sum() == pytest.approx((rows * other).sum(), rel=1e-4)
+    assert (back * value).sum() == pytest.approx((y * other).sum(), rel=1e-4)
 
 
 def two_layers(form: str, rng: np.random.Generator) -> tuple[ModelProto, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from onnx import TensorProto
 
+from spa.errors import InvariantError
 from spa.graph import Graph, Node
 
 Array = np.ndarray
@@ -70,6 +71,12 @@ class Linear:
         """Whether samples lie along the first axis of both the input and the output, from their ranks."""
         return True
 
+    def other_axes(self, rank: int) -> tuple[int, ...]:
+        """The axes of an output of a rank that do not carry its channels; there must be one that does."""
+        if self.channel_axis is None:
+            raise InvariantError(f"the channels of {self.node.label} lie along several axes.")
+        return tuple(a for a in range(rank) if a != self.channel_axis % rank)
+
     def outputs(self, y: Array, chosen: Array) -> Array:
         """Output rows (blocks, samples · chosen, outputs) at the chosen places of every sample."""
         raise NotImplementedError
@@ -78,13 +85,13 @@ class Linear:
         """The output of a shape that :meth:`outputs` takes these rows from, at all its places."""
         raise NotImplementedError
 
-    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
-        """The transpose of :meth:`inputs` at all places: each input's sum over the rows' entries that it became.
+    def back(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
+        """The transposed layer: the gradient of its input from that of its output.
 
         Args:
-            rows: (blocks, rows, inputs).
+            y: the output's gradient.
+            matrix: (blocks, outputs, inputs).
             shape: the input's shape.
-            out: the output's shape.
             graph: for the kernel's size.
         """
         raise NotImplementedError
@@ -126,43 +133,44 @@ class Convolution(Linear):
         return prod(shape[2:])
 
     def outputs(self, y: Array, chosen: Array) -> Array:
-        flat = y.reshape(y.shape[0], self.blocks, y.shape[1] // self.blocks, -1)[..., chosen]
-        return flat.transpose(1, 0, 3, 2).reshape(self.blocks, -1, flat.shape[2])
+        flat = _taken(self._flat(y), chosen, 3)
+        return flat.transpose(1, 2, 0, 3).reshape(self.blocks, flat.shape[2], -1).transpose(0, 2, 1)
 
     def spread(self, rows: Array, shape: tuple[int, ...]) -> Array:
-        flat = rows.reshape(self.blocks, shape[0], -1, shape[1] // self.blocks)
-        return np.ascontiguousarray(flat.transpose(1, 0, 3, 2)).reshape(shape)
+        flat = rows.transpose(0, 2, 1).reshape(self.blocks, rows.shape[2], shape[0], -1)
+        return flat.transpose(2, 0, 1, 3).reshape(shape)
 
-    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+    def back(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
         kernel = tuple(graph.constants[self.weight].dims[2:])
-        index, pads = self._unfolding(kernel, shape[2:], out[2:], np.arange(prod(out[2:])))
-        padded = [s + a + b for s, (a, b) in zip(shape[2:], pads, strict=True)]
-        flat = np.zeros((shape[0], self.blocks, shape[1] // self.blocks, prod(padded)), rows.dtype)
-        self._gather(flat, rows, index)
-        inner = [slice(a, a + s) for s, (a, _) in zip(shape[2:], pads, strict=True)]
-        return flat.reshape(shape[:2] + tuple(padded))[tuple([slice(None)] * 2 + inner)]
+        space, out, rank = shape[2:], y.shape[2:], len(kernel)
+        pads = self._pads(kernel, space, out)
+        strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
+        parts = self._parts(y, matrix).reshape(*shape[:2], -1, *out)
+        whole = np.zeros((*shape[:2], *(s + a + b for s, (a, b) in zip(space, pads, strict=True))), parts.dtype)
+        both = [slice(None)] * 2
+        for tap, place in enumerate(product(*map(range, kernel))):
+            starts = [k * d for k, d in zip(place, dilations, strict=True)]
+            seen = [slice(k, k + (o - 1) * s + 1, s) for k, o, s in zip(starts, out, strides, strict=True)]
+            whole[tuple(both + seen)] += parts[:, :, tap]
+        return whole[tuple(both + [slice(a, a + s) for s, (a, _) in zip(space, pads, strict=True)])]
 
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         kernel = tuple(graph.constants[self.weight].dims[2:])
         index, pads = self._unfolding(kernel, x.shape[2:], shape[2:], chosen)
         if any(map(any, pads)):
             x = np.pad(x, [(0, 0), (0, 0), *pads])
-        rows = x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)[..., index]
-        rows = rows.transpose(1, 0, 3, 2, 4)  # blocks, samples, places, channels, kernel
-        return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
+        return _unfolded(self._flat(x), index)
 
-    @staticmethod
-    def _gather(flat: Array, rows: Array, index: Array) -> None:
-        """Add rows' entries to the (samples, blocks, channels, places) that they came from."""
-        samples, blocks, channels, _ = flat.shape
-        parts = rows.reshape(blocks, samples, len(index), channels, -1).transpose(1, 0, 3, 2, 4)
-        for tap in range(index.shape[1]):  # a tap finds each place once
-            flat[..., index[:, tap]] += parts[..., tap]
+    def _flat(self, x: Array) -> Array:
+        """(samples, blocks, channels, places)."""
+        return x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)
 
-    def _unfolding(
-        self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array
-    ) -> tuple[Array, list[tuple[int, int]]]:
-        """Flat indices (chosen, kernel places) into the padded input, and the pads of each axis."""
+    def _parts(self, y: Array, matrix: Array) -> Array:
+        """What an output's gradient is worth to each tap of each input, (samples, blocks, channels · taps, places)."""
+        return np.matmul(matrix.transpose(0, 2, 1), self._flat(y))
+
+    def _pads(self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...]) -> list[tuple[int, int]]:
+        """The pads of each axis."""
         rank = len(kernel)
         strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
         given = self.node.attributes.get("pads") or [0] * 2 * rank
@@ -176,6 +184,15 @@ class Convolution(Linear):
                 pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
             else:
                 pads.append((given[i], given[rank + i]) if auto == "NOTSET" else (0, 0))
+        return pads
+
+    def _unfolding(
+        self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array
+    ) -> tuple[Array, list[tuple[int, int]]]:
+        """Flat indices (chosen, kernel places) into the padded input, and the pads of each axis."""
+        rank = len(kernel)
+        strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
+        pads = self._pads(kernel, space, out)
         padded = [s + a + b for s, (a, b) in zip(space, pads, strict=True)]
         steps = [prod(padded[i + 1 :]) for i in range(rank)]
         at = np.unravel_index(chosen, out)
@@ -211,16 +228,17 @@ class TransposedConvolution(Convolution):
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         kernel = tuple(graph.constants[self.weight].dims[2:])
         index = self._origins(kernel, x.shape[2:], shape[2:], chosen)
-        flat = x.reshape(x.shape[0], self.blocks, x.shape[1] // self.blocks, -1)
+        flat = self._flat(x)
         flat = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=3)  # what the index −1 finds
-        rows = flat[..., index].transpose(1, 0, 3, 2, 4)
-        return rows.reshape(self.blocks, rows.shape[1] * rows.shape[2], -1)
+        return _unfolded(flat, index)
 
-    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+    def back(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
         kernel = tuple(graph.constants[self.weight].dims[2:])
-        index = self._origins(kernel, shape[2:], out[2:], np.arange(prod(out[2:])))
-        flat = np.zeros((shape[0], self.blocks, shape[1] // self.blocks, prod(shape[2:]) + 1), rows.dtype)
-        self._gather(flat, rows, index)
+        index = self._origins(kernel, shape[2:], y.shape[2:], np.arange(prod(y.shape[2:])))
+        parts = self._parts(y, matrix).reshape(*shape[:2], *index.T.shape)
+        flat = np.zeros((*shape[:2], prod(shape[2:]) + 1), parts.dtype)
+        for tap in range(index.shape[1]):  # a tap finds each place once
+            flat[:, :, index[:, tap]] += parts[:, :, tap]
         return flat[..., :-1].reshape(shape)
 
     def _origins(self, kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...], chosen: Array) -> Array:
@@ -300,11 +318,30 @@ class Product(Linear):
     def spread(self, rows: Array, shape: tuple[int, ...]) -> Array:
         return _untable(rows, self.output_axes, shape, self.row_axes)
 
-    def back(self, rows: Array, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> Array:
+    def back(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
+        rows = self.outputs(y, np.arange(self.places(y.shape))) @ matrix
         return _untable(rows, self.input_axes, shape, None)
 
     def inputs(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         return _table(x, self.input_axes, chosen, None)
+
+
+def _taken(value: Array, chosen: Array, axis: int) -> Array:
+    """Some places along an axis; the array itself where they are all, in order."""
+    whole = len(chosen) == value.shape[axis] and np.array_equal(chosen, np.arange(len(chosen)))
+    return value if whole else value.take(chosen, axis=axis)
+
+
+def _unfolded(flat: Array, index: Array) -> Array:
+    """Rows (blocks, samples · places, channels · taps) of (samples, blocks, channels, places), by (places, taps).
+
+    They lie in memory column by column, as the entries of a channel do.
+    """
+    samples, blocks, channels, _ = flat.shape
+    rows = np.empty((blocks, channels, index.shape[1], samples, len(index)), flat.dtype)
+    for tap in range(index.shape[1]):
+        rows[:, :, tap] = flat.take(index[:, tap], axis=3).transpose(1, 2, 0, 3)
+    return rows.reshape(blocks, channels * index.shape[1], -1).transpose(0, 2, 1)
 
 
 def _others(axes: tuple[int, ...], rank: int, order: tuple[int, ...] | None) -> list[int]:
@@ -320,7 +357,7 @@ def _table(value: Array, axes: tuple[int, ...], chosen: Array, order: tuple[int,
     rows = _others(axes, value.ndim, order)
     value = value.transpose(*rows, *(a % value.ndim for a in axes))
     width = prod(value.shape[len(rows) :])
-    return value.reshape(value.shape[0] if rows else 1, -1, width)[:, chosen].reshape(1, -1, width)
+    return _taken(value.reshape(value.shape[0] if rows else 1, -1, width), chosen, 1).reshape(1, -1, width)
 
 
 def _untable(table: Array, axes: tuple[int, ...], shape: tuple[int, ...], order: tuple[int, ...] | None) -> Array:

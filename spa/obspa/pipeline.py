@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from spa import criteria, surgery
+from spa.cost import CostModel
 from spa.coupling import Analysis, Group, couple
 from spa.criteria.gates import estimate_gates
 from spa.errors import PlanError
@@ -19,7 +20,7 @@ from spa.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.curves import Curve
 from spa.obspa.refit import reconstruct
-from spa.obspa.score import curves
+from spa.obspa.score import curves, faded
 from spa.obspa.statistics import with_batch_statistics
 from spa.obspa.stream import Feeds, Stream
 from spa.plan import Plan
@@ -34,7 +35,9 @@ T = TypeVar("T")
 DAMPING = 0.03  # of fits; this and the next three were chosen by the outputs of ResNet-20 and 56 on inputs held out
 TRUST = 0.85  # in the pruned network's own inputs, see `reconstruct`
 TRUST_SYNTHETIC = 0.7  # where inputs were made up
-MENDED = 0.3  # how losses fade with the fits behind them, see `curves`; made-up inputs mend too little to count on
+MENDED = 0.3  # how losses fade with the fits behind them, see `faded`
+MENDED_SYNTHETIC = 0.0  # made-up inputs mend too little to count on
+TRIALS = 1e11  # multiply-accumulates of all inputs, up to which both are tried where inputs were made up
 MEASURED = 256  # samples on which outputs are compared
 
 
@@ -76,7 +79,7 @@ class Calibrated:
     progress: Progress = silent
     _twin: Analysis = field(init=False)
     _outputs: list[dict[str, Array]] | None = field(init=False, default=None)
-    _curves: dict[tuple[str, ...], dict[str, Curve]] = field(init=False, default_factory=dict)
+    _curves: dict[tuple[str, ...], tuple[dict[str, Curve], dict[str, Curve]]] = field(init=False, default_factory=dict)
 
     @_bounded
     def __post_init__(self) -> None:
@@ -84,8 +87,17 @@ class Calibrated:
         model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
         self._twin = self.analysis if model is None else couple(Graph(model, graph.base))
 
+    @property
+    def fadings(self) -> tuple[float, ...]:
+        """How losses may fade with the fits behind them: what is taken, and what is worth a trial beside it."""
+        if not self.synthetic:
+            return (MENDED,)
+        inputs = sum(len(next(iter(b.values()))) for b in self.batches)
+        cheap = CostModel(self.analysis, []).evaluate([]).macs * inputs <= TRIALS
+        return (MENDED_SYNTHETIC, MENDED) if cheap else (MENDED_SYNTHETIC,)
+
     @_bounded
-    def curves(self, groups: Sequence[Group]) -> dict[str, Curve]:
+    def curves(self, groups: Sequence[Group], fading: float | None = None) -> dict[str, Curve]:
         """Loss curves of groups; those that only other operators read are ranked by their squared weights.
 
         Computed once for the same groups: a budget may take several choices.
@@ -93,15 +105,16 @@ class Calibrated:
         key = tuple(g.name for g in groups)
         if key not in self._curves:
             self._curves[key] = self._found(groups)
-        return self._curves[key]
+        found, rest = self._curves[key]
+        return faded(found, groups, self.fadings[0] if fading is None else fading) | rest
 
-    def _found(self, groups: Sequence[Group]) -> dict[str, Curve]:
+    def _found(self, groups: Sequence[Group]) -> tuple[dict[str, Curve], dict[str, Curve]]:
+        """The curves of what is understood, and of the rest."""
         twins = {g.name: g for g in self._twin.groups}
         wanted = [twins[g.name] for g in groups]
-        mended = 0.0 if self.synthetic else MENDED
-        found = curves(self._twin, wanted, self.batches, self.threads, self.seed, mended=mended, progress=self.progress)
+        found = curves(self._twin, wanted, self.batches, self.threads, self.seed, progress=self.progress)
         rest = [g for g in groups if g.name not in found]
-        return found | {n: by_scores(s) for n, s in criteria.score(self.analysis, rest, "l2", "mean").items()}
+        return found, {n: by_scores(s) for n, s in criteria.score(self.analysis, rest, "l2", "mean").items()}
 
     @_bounded
     def scores(self, groups: Sequence[Group], criterion: str, norm: str, agg: str) -> dict[str, Array]:

@@ -66,7 +66,9 @@ class Pair:
 
 def pair(graph: Graph, reader: Linear) -> Pair | None:
     """The layer whose outputs a reader's inputs are made of alone; None where there is none, or others read them."""
-    if reader.blocks != 1 or len(reader.input_axes) != 1 or len(uses(graph, reader) or ()) != 1:
+    if reader.blocks != 1 or len(reader.input_axes) != 1 or reader.channel_axis is None:
+        return None
+    if len(uses(graph, reader) or ()) != 1:
         return None
     region: dict[int, Node] = {}
     makers: dict[int, Linear] = {}
@@ -126,36 +128,30 @@ class _Steps:
     """Both layers on some samples."""
 
     def __init__(self, small: Stream, two: Pair, x: Array, target: Array, scale: Array, constants: bool) -> None:
-        graph, p = small.graph, two.producer
+        graph, p, reader = small.graph, two.producer, two.reader
         self.graph, self.two, self.name = graph, two, p.node.outputs[0]
         self.z0 = run(small.session([p.node], p.source, self.name, x), {p.source: x})[0]
-        self.chain = small.session(two.chain, self.name, two.reader.source, self.z0) if two.chain else None
-        self.both = small.session([*two.chain, two.reader.node], self.name, two.reader.node.outputs[0], self.z0)
+        self.chain = small.session(two.chain, self.name, reader.source, self.z0) if two.chain else None
+        self.both = small.session([*two.chain, reader.node], self.name, reader.node.outputs[0], self.z0)
         self.x = at_least_single(p.inputs(x, self.z0.shape, graph, np.arange(p.places(self.z0.shape)))[0])
         if constants:
             self.x = np.concatenate([self.x, np.ones_like(self.x[:, :1])], axis=1)
-        self.shape = target.shape
-        self.w = two.reader.matrix(graph, self.x.dtype)[0]
-        self.worth = np.square(scale).astype(self.x.dtype)
-        self.target = self._rows(target)
-
-    def _rows(self, y: Array) -> Array:
-        """The reader's outputs, about the mean."""
-        rows = at_least_single(self.two.reader.outputs(y, np.arange(self.two.reader.places(y.shape)))[0])
-        return np.asarray(rows - rows.mean(axis=0))
+        self.others = reader.other_axes(target.ndim)
+        self.scale = np.expand_dims(np.abs(scale).astype(self.x.dtype), self.others)
+        self.target = target * self.scale
+        self.w = reader.matrix(graph, self.x.dtype) * np.abs(scale).astype(self.x.dtype)[:, None]
 
     def before(self, change: Array) -> Array:
         """The producer's outputs."""
-        rows = self.x @ change.T.astype(self.x.dtype)
+        rows = (change.astype(self.x.dtype) @ self.x.T).T
         return np.asarray(self.z0 + self.two.producer.spread(rows[None], self.z0.shape), self.z0.dtype)
 
     def residual(self, z: Array) -> Array:
-        """What the reader's outputs lack."""
-        return self.target - self._rows(run(self.both, {self.name: z})[0])
-
-    def product(self, a: Array, b: Array) -> float:
-        """The inner product of two of the reader's outputs, each channel by what it is worth."""
-        return float(np.einsum("no,no,o->", a, b, self.worth, optimize=True))
+        """What the reader's outputs lack, by what a unit of each is worth, about the mean."""
+        lack = run(self.both, {self.name: z})[0] * -self.scale
+        lack += self.target
+        lack -= lack.mean(axis=self.others, keepdims=True)
+        return np.asarray(lack)
 
     def slope(self, z: Array) -> Array:
         """The derivative of each of the reader's inputs by the producer's output that it is made of."""
@@ -164,15 +160,18 @@ class _Steps:
         e = 1e-2 * (float(z.std(dtype=np.float64)) or 1.0)
         down, up = (at_least_single(run(self.chain, {self.name: (z + s * e).astype(z.dtype)})[0]) for s in (-1, 1))
         with np.errstate(invalid="ignore"):
-            slope = (up - down) / np.asarray(2 * e, up.dtype)
-        return np.where(np.isfinite(slope), slope, 0)
+            up -= down
+        up /= np.asarray(2 * e, up.dtype)
+        up[~np.isfinite(up)] = 0
+        return up
 
-    def direction(self, residual: Array, z: Array, moments: Array, reading: Array) -> Array:
+    def direction(self, residual: Array, slope: Array, moments: Array, reading: Array) -> Array:
         """The damped Gauss-Newton step."""
-        p, slope = self.two.producer, self.slope(z)
-        back = self.two.reader.back(((residual * self.worth) @ self.w)[None], slope.shape, self.shape, self.graph)
+        p = self.two.producer
+        back = self.two.reader.back(residual, self.w, slope.shape, self.graph)
+        back *= slope
         every = np.arange(p.places(slope.shape))
-        gradient = p.outputs(back * slope, every)[0].T @ self.x / len(self.x)
+        gradient = p.outputs(back, every)[0].T @ self.x / len(self.x)
         slopes = p.outputs(slope, every)[0]
         seen = reading * (slopes.T @ slopes / len(slopes))
         half = np.linalg.solve(damped(seen[None], CURVATURE)[0][0], gradient.astype(np.float64))
@@ -180,27 +179,28 @@ class _Steps:
 
     def take(self, damping: float) -> Array | None:
         """Steps as long as they help; none where a constant between the layers brings axes of its own."""
-        if self.slope(self.z0).shape != self.z0.shape:
+        slope = self.slope(self.z0)
+        if slope.shape != self.z0.shape:
             return None
         moments = (self.x.T @ self.x / len(self.x)).astype(np.float64)
         moments = damped(moments[None], cautious(damping, len(moments), len(self.x)))[0][0]
-        w = self.w.reshape(len(self.w), -1, self.two.reader.kernel_places(self.graph)).astype(np.float64)
-        reading = np.einsum("oct,odt,o->cd", w, w, self.worth, optimize=True)
+        w = self.w[0].reshape(self.w.shape[1], -1, self.two.reader.kernel_places(self.graph)).astype(np.float64)
+        reading = np.einsum("oct,odt->cd", w, w, optimize=True)
         change = np.zeros((self.two.producer.size(self.graph)[1], self.x.shape[1]))
-        z = self.z0
-        residual = self.residual(z)
-        loss = first = self.product(residual, residual)
+        residual = self.residual(self.z0)
+        loss = first = np.vdot(residual, residual)
         for _ in range(STEPS):
-            step = self.direction(residual, z, moments, reading)
+            step = self.direction(residual, slope, moments, reading)
             gone = residual - self.residual(self.before(change + step))
-            size = self.product(gone, gone)
-            rate = self.product(gone, residual) / size if size > 0 else 0.0
+            size = np.vdot(gone, gone)
+            rate = np.vdot(gone, residual) / size if size > 0 else 0.0
             z = self.before(change + rate * step)
             residual = self.residual(z)
-            new = self.product(residual, residual)
+            new = np.vdot(residual, residual)
             if not new < loss:
                 break
             change, loss, old = change + rate * step, new, loss
             if new > (1 - GAIN) * old:
                 break
+            slope = self.slope(z)
         return change if loss < first else None

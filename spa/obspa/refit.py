@@ -150,8 +150,11 @@ class _Fits:
             big, little = self.dense.live[number], self.small.live[number]
             y = self._wanted(name, big)
             chosen = places(self.rng, lin, y.shape, self._samples(target), columns)
-            t = self._target(y, lin, after, big, little, chosen)
-            x = self._between(target.source, lin.source, number) if inputs is None else inputs(number)
+            t = lin.outputs(y, chosen)
+            lost = self._lost(after, big, little, y.shape)
+            if lost is not None:
+                t = t + lin.outputs(lost, chosen) * _inverse(after).reshape(lin.blocks, 1, -1)
+            x = self._between(target.source, lin.source, big, little) if inputs is None else inputs(number)
             rows.add(lin.inputs(x, y.shape, graph, chosen), t)
         everyone = uses(graph, lin) or []
         first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
@@ -178,17 +181,19 @@ class _Fits:
         """A dense tensor's part that the pruned network has."""
         return sliced(self.kept, self.analysis.axes.get(name), big[name])
 
-    def _target(self, y: Array, lin: Linear, after: Tail, big: Feeds, little: Feeds, chosen: Array) -> Array:
-        """What a layer is to give at some places, from what it gives in the dense network."""
-        owed = _owed(self.kept, self.analysis, lin, after, big, little, chosen, y.shape)
-        return np.asarray(lin.outputs(y, chosen) + owed)
+    def _lost(self, after: Tail, big: Feeds, little: Feeds, shape: tuple[int, ...]) -> Array | None:
+        """What the other branch of the residual sum has lost; None where there is none of the layer's shape."""
+        if after.addend is None or after.addend not in big or after.addend not in little:
+            return None
+        lost = self._wanted(after.addend, big) - little[after.addend]
+        return lost if lost.shape == shape else None
 
-    def _between(self, name: str, own: str, number: int) -> Array:
+    def _between(self, name: str, own: str, big: Feeds, little: Feeds) -> Array:
         """Inputs between the dense and the pruned network's, where the shapes agree."""
-        small = self.small.live[number][own]
+        small = little[own]
         if self.trust == 1:
             return small
-        dense = self._wanted(name, self.dense.live[number])
+        dense = self._wanted(name, big)
         if dense.shape != small.shape:
             return small
         return np.asarray(dense + self.trust * (small - dense), small.dtype)
@@ -214,8 +219,8 @@ class _Fits:
         """Refit the layer before one; the latter's inputs from then on, None where they stay as they are."""
         small, reader = self.small, two.reader
         p = linear(small.graph, two.producer.node)
-        first = small.live[0]
-        shape = self._wanted(target.node.outputs[0], self.dense.live[0]).shape
+        first, output = small.live[0], target.node.outputs[0]
+        shape = self._wanted(output, self.dense.live[0]).shape
         if p is None or not two.by_sample(small.graph, first[p.source], first[reader.source], shape):
             return None
         source = self._dense(p).source
@@ -223,21 +228,21 @@ class _Fits:
         after = tail(small.graph, reader.node, blocks * channels, reader.channel_axis)
         used = two.share(small.graph, self._samples(target), first[reader.source].shape, shape)
         xs, ts = [], []
-        for number in range(len(small.live)):
-            x = self._between(source, p.source, number)
-            some = np.linspace(0, len(x), max(1, round(used * len(x))), endpoint=False).astype(int)
-            seen = (target.node.outputs[0], after.addend)
-            big, little = (
-                {n: v[some] for n, v in s.live[number].items() if n in seen and len(v) == len(x)}
-                for s in (self.dense, small)
-            )
-            y = self._wanted(target.node.outputs[0], big)
-            t = self._target(y, reader, after, big, little, np.arange(reader.places(y.shape)))
-            xs.append(x[some])
-            ts.append(reader.spread(t, y.shape))
+        for everything in zip(self.dense.live, small.live, strict=True):
+            samples = len(everything[1][p.source])
+            some = np.linspace(0, samples, max(1, round(used * samples)), endpoint=False).astype(int)
+            seen = {source, output, p.source, after.addend}
+            big, little = ({n: v[some] for n, v in b.items() if n in seen and len(v) == samples} for b in everything)
+            t = self._wanted(output, big)
+            lost = self._lost(after, big, little, t.shape)
+            if lost is not None:
+                t = t + lost * np.expand_dims(_inverse(after), reader.other_axes(t.ndim))
+            xs.append(self._between(source, p.source, big, little))
+            ts.append(t)
         before = tail(small.graph, p.node, p.size(small.graph)[1], p.channel_axis)
         place = Shift.place(small, p, before, [p])
         x, t = np.concatenate(xs), np.concatenate(ts)
+        del xs, ts
         found = refine(small, two, x, t, after.scale, self.damping, place is not None)
         if found is None:
             return None
@@ -247,7 +252,12 @@ class _Fits:
         again = small.session([p.node, *two.chain], p.source, reader.source, x)
         for batch in small.live:
             batch[reader.source] = small.stored(run(again, {p.source: batch[p.source]})[0])
-        return lambda number: np.asarray(run(again, {p.source: self._between(source, p.source, number)})[0])
+
+        def inputs(number: int) -> Array:
+            x = self._between(source, p.source, self.dense.live[number], small.live[number])
+            return np.asarray(run(again, {p.source: x})[0])
+
+        return inputs
 
 
 def _fit(rows: Moments | dual.Rows, prior: Array, damping: float, mean: bool) -> Array:
@@ -268,26 +278,11 @@ def _store(stream: Stream, lin: Linear, fitted: Array) -> None:
                     batch[user.outputs[0]] = weights.T
 
 
-def _owed(
-    kept: Kept,
-    analysis: Analysis,
-    lin: Linear,
-    after: Tail,
-    big: Feeds,
-    little: Feeds,
-    chosen: Array,
-    shape: tuple[int, ...],
-) -> Array | float:
-    """What the other branch of the residual sum has lost, in units of the layer's output."""
-    if after.addend is None or after.addend not in big or after.addend not in little:
-        return 0.0
-    lost = sliced(kept, analysis.axes.get(after.addend), big[after.addend]) - little[after.addend]
-    if lost.shape != shape:
-        return 0.0
+def _inverse(after: Tail) -> Array:
+    """What the residual sum is to a unit of each of the layer's outputs; none where hardly anything gets there."""
     size = np.abs(after.scale)
     usable = size > 1e-2 * np.median(size)
-    inverse = np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
-    return lin.outputs(lost, chosen) * inverse.reshape(lin.blocks, 1, -1)
+    return np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
 
 
 class Shift:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 
@@ -46,15 +46,12 @@ def curves(
     threads: int = 2,
     seed: int = 0,
     damping: float = 1e-3,
-    mended: float = 0.0,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Curve]:
     """For each group the order in which channels go, and the relative output error of each prefix.
 
     Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization),
-    divided by the energy of the sum that it goes into, so that they compare across the network, and weighted by the
-    group's place in it: later fits mend part of what goes wrong, so with n readers behind it a loss counts
-    ``(1 + n) ** -mended``.
+    divided by the energy of the sum that it goes into, so that they compare across the network.
 
     Returns:
         By group name; groups none of whose readers is understood (see :func:`observe`) are missing.
@@ -79,14 +76,22 @@ def curves(
         for group in wanted[index]:
             if last[group.name] == index and pending[group.name]:
                 curve = greedy(pending.pop(group.name), group.size, damping=damping)
-                result[group.name] = Curve(curve.order, curve.loss * _weight(group, sorted(wanted), mended))
+                result[group.name] = Curve(curve.order, curve.loss * (SHARED if len(group.readers) > 1 else 1.0))
     return result
 
 
-def _weight(group: Group, readers: Sequence[int], mended: float) -> float:
-    """What the outputs see of a group's loss, among the sorted indices of all readers."""
-    behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
-    return (SHARED if len(group.readers) > 1 else 1.0) * float(np.mean((1.0 + behind) ** -mended))
+def faded(curves: Mapping[str, Curve], groups: Sequence[Group], mended: float) -> dict[str, Curve]:
+    """Loss curves as the outputs see them: later fits mend part of what goes wrong.
+
+    With n readers (of any of the groups) behind it a loss counts ``(1 + n) ** -mended``.
+    """
+    readers = sorted({i for g in groups for i in g.readers})
+
+    def share(group: Group) -> float:
+        behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
+        return float(np.mean((1.0 + behind) ** -mended))
+
+    return {g.name: Curve(c.order, c.loss * share(g)) for g in groups if (c := curves.get(g.name)) is not None}
 
 
 def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
