@@ -212,6 +212,70 @@ def test_the_tail_of_a_convolution_is_its_scale_and_the_skip_path() -> None:
     assert tail(graph, graph.producer["h0"], 11, 1).addend is None
 
 
+def test_the_tail_of_a_matrix_has_the_normalisation_behind_it() -> None:
+    rng = np.random.default_rng(6)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", "g", "be", "m", "v"], ["n"]),
+        helper.make_node("Gemm", ["n", "u"], ["y"]),
+    ]
+    weights = {"w": rng.standard_normal((5, 7)), "u": rng.standard_normal((7, 3))}
+    weights |= {n: rng.uniform(0.5, 1.5, 7) for n in ("g", "be", "m", "v")}
+    graph = Graph(network(nodes, weights, ["n", 5], 2))
+    found = tail(graph, graph.nodes[0], 7, -1)
+    np.testing.assert_allclose(found.scale, graph.array("g") / np.sqrt(graph.array("v") + 1e-5), rtol=1e-6)
+    assert found.mean == "m"
+
+
+def channels_last(model: ModelProto, early: bool) -> ModelProto:
+    """The same network, its residual sums with channels last, as code from JAX writes them.
+
+    The skip path is transposed where it begins (early) or where it ends.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Add":
+            nodes.append(node)
+            continue
+        names = [f"{x}_of_{node.output[0]}" for x in node.input]
+        for old, new in zip(node.input, names, strict=True):
+            at = 1 + next(i for i, n in enumerate(nodes) if old in n.output) if early else len(nodes)
+            nodes.insert(at, helper.make_node("Transpose", [old], [f"{new}_half"], perm=[0, 3, 2, 1]))
+            nodes.insert(at + 1, helper.make_node("Transpose", [f"{new}_half"], [new], perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Add", names, [f"{node.output[0]}_last"]))
+        nodes.append(helper.make_node("Transpose", [f"{node.output[0]}_last"], list(node.output), perm=[0, 3, 1, 2]))
+    other = ModelProto()
+    other.CopyFrom(model)
+    del other.graph.node[:]
+    other.graph.node.extend(nodes)
+    return other
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool) -> None:
+    rng = np.random.default_rng(6)
+    model = residual_net(rng)
+    other = channels_last(model, early)
+    x = rng.standard_normal((40, 3, 9, 7)).astype(np.float32)
+    np.testing.assert_allclose(outputs(other, x), outputs(model, x), atol=1e-5)
+    graph = Graph(other)
+    found = tail(graph, graph.producer["c1"], 6, 1)
+    assert found.mean == "m1"
+    assert (found.addend, found.order) == (("s1_of_s2", (0, 2, 3, 1)) if early else ("s1", (0, 1, 2, 3)))
+    curves, results = [], []
+    for each in (model, other):
+        analysis = couple(Graph(each))
+        name = group(analysis, "a0")
+        curves.append(Calibrated(analysis, [{"x": x}], False).curves(analysis.free)[name])
+        kept = {group(analysis, "stem"): np.array([0, 1, 3, 4]), name: np.array([1, 2, 5, 7, 8, 10])}
+        plan = make_plan(analysis, kept)
+        pruned = surgery.apply(analysis, plan)
+        reconstruct(analysis, plan, pruned, [{"x": x}], producers=True)
+        results.append(outputs(pruned, x))
+    np.testing.assert_allclose(*(c.loss for c in curves), rtol=1e-4)
+    np.testing.assert_allclose(*results, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_channels_that_others_can_replace_are_reconstructed_without_loss(norm: bool) -> None:
     rng = np.random.default_rng(7)

@@ -185,7 +185,7 @@ class _Fits:
         """What the other branch of the residual sum has lost; None where there is none of the layer's shape."""
         if after.addend is None or after.addend not in big or after.addend not in little:
             return None
-        lost = self._wanted(after.addend, big) - little[after.addend]
+        lost = after.aligned(self._wanted(after.addend, big) - little[after.addend])
         return lost if lost.shape == shape else None
 
     def _between(self, name: str, own: str, big: Feeds, little: Feeds) -> Array:

@@ -12,7 +12,7 @@ from spa.axes import product
 from spa.coupling import Analysis, Group
 from spa.graph import Graph, Node
 from spa.obspa import dual, products, recurrent
-from spa.obspa.affine import tail
+from spa.obspa.affine import before_transpose, tail
 from spa.obspa.curves import AnyReader, Curve, Reader, Seen, greedy
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
@@ -139,14 +139,14 @@ def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Mom
     after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
     # A loss is relative to the residual sum where the block adds to what it reads. Branches side by side, as in the
     # first block of a stage, are each measured alone, whichever is computed first.
-    skip = after.addend if after.addend and _reaches(graph, after.addend, lin.source) else ""
+    skip = after.addend if after.addend and _reaches(graph, before_transpose(graph, after.addend), lin.source) else ""
     rows, addend = gatherer(size, samples, cross=False), Moments(cross=False)
     for batch in stream.live:
         x, y = batch[lin.source], batch[name]
         chosen = places(rng, lin, y.shape, samples, size)
         rows.add(lin.inputs(x, y.shape, graph, chosen), lin.outputs(y, chosen))
-        if skip in batch and batch[skip].shape == y.shape:
-            s = lin.outputs(batch[skip], chosen)
+        if skip in batch and (addition := after.aligned(batch[skip])).shape == y.shape:
+            s = lin.outputs(addition, chosen)
             addend.add(s[:, :, :1], s)
     energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
     if addend.count:
