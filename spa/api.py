@@ -246,6 +246,8 @@ def prune(
     accuracies = [dense_accuracy, _accuracy(outcome.model, source, given, threads)]
     report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
     report = _with_origins(report, outcome, given, accuracies, came)
+    if calibrated is not None and how != "none":
+        report = replace(report, notes=(*report.notes, *calibrated.notes()))
     return Result(outcome.model, outcome.plan, report, analysis, source, came)
 
 

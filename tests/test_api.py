@@ -253,6 +253,18 @@ def test_budgets_that_contradict_themselves_are_refused(request_: dict[str, obje
         spa.prune(RESNET, **request_)
 
 
+def test_a_bias_that_cannot_be_refitted_is_named() -> None:
+    model = onnx.load(RESNET)
+    conv = next(n for n in model.graph.node if len(n.input) > 2 and n.op_type in ("Conv", "Gemm"))
+    model.graph.node.insert(0, helper.make_node("Identity", [conv.input[2]], ["computed"]))
+    conv.input[2] = "computed"
+    request = {"ratio": 0.3, "samples": 16}
+    (note,) = [n for n in spa.prune(model, **request).report.notes if "computed in the graph" in n]
+    assert conv.name in note or conv.output[0] in note
+    assert not [n for n in spa.prune(RESNET, **request).report.notes if "computed in the graph" in n]
+    assert not [n for n in spa.prune(model, ratio=0.3, criterion="l2").report.notes if "computed in the graph" in n]
+
+
 def test_made_up_inputs_try_two_choices_of_widths_and_keep_the_better(monkeypatch: pytest.MonkeyPatch) -> None:
     request = {"ratio": 0.5, "samples": 64, "round_to": 1}
     kept = spa.prune(RESNET, **request)

@@ -19,6 +19,7 @@ from spa.errors import PlanError
 from spa.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.curves import Curve
+from spa.obspa.linear import linear
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves, faded
 from spa.obspa.statistics import with_batch_statistics
@@ -156,6 +157,18 @@ class Calibrated:
             )
         if not own:
             Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
+
+    def notes(self) -> tuple[str, ...]:
+        """What keeps reconstruction from doing all that it could."""
+        graph = self.analysis.graph
+        layers = (linear(graph, node) for node in graph.nodes)
+        fixed = [x.node.label for x in layers if x is not None and x.bias is not None and x.bias not in graph.constants]
+        if not fixed:
+            return ()
+        which = fixed[0] if len(fixed) == 1 else f"{fixed[0]} and {len(fixed) - 1} more"
+        return (
+            f"the bias of {which} is computed in the graph and stays as it is; as an initializer it would be refitted",
+        )
 
     @_bounded
     def distortion(self, pruned: ModelProto) -> float | None:
