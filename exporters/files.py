@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 
 from spa.errors import SpaError
 from spa.graph import tensor_array, tensors_of
-from spa.runtime import load_session
+from spa.runtime import load_session, model_name
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -81,6 +81,8 @@ def session(model: ModelProto, base: Path | None = None, name: str | None = None
     with tempfile.TemporaryDirectory(prefix="spa-session-") as folder:
         file = Path(folder) / "model.onnx"
         place(model, file, base, external=True)
+        name = model_name(model) if name is None else name
+        del model  # perhaps the last reference to gigabytes
         yield load_session(file, name=name)
 
 
