@@ -307,6 +307,21 @@ def test_importing_spa_and_all_that_it_offers_imports_no_framework() -> None:
     assert result.stdout.split("\n")[:2] == ["True", "[]"]
 
 
+def test_threads_of_openblas_are_told_to_rest_before_numpy_reads_it() -> None:
+    code = (
+        "import os, sys, spa.cli\n"
+        "print('numpy' in sys.modules)\n"
+        "spa.cli.app = lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
+        "spa.cli.main()"
+    )
+    for given, found in (({}, "20"), ({"OPENBLAS_THREAD_TIMEOUT": "26"}, "26")):
+        inherited = {k: v for k, v in os.environ.items() if k != "OPENBLAS_THREAD_TIMEOUT"}
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=inherited | given
+        )
+        assert result.stdout.split() == ["False", found]
+
+
 # -- export and convert ---------------------------------------------------------------------------------------------
 
 
