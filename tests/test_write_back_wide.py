@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +95,24 @@ def test_what_cannot_be_narrower_keeps_its_width_with_zeros(
     assert re.match(rf"{type(whole).__name__} \({path}\) is wider than pruning left it, with zeros in place", notes[0])
     assert why in notes[0]
     assert f"ignore=['{path}.*']" in notes[0]
+
+
+def test_a_copy_that_failed_is_let_go_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = sys.modules["spa.exporters.pytorch.write_back"]
+    make, copies = code._narrowed, []
+
+    def spied(*args: Any) -> Any:
+        gc.collect()
+        assert not [copy for copy in copies if copy() is not None]
+        made = make(*args)
+        copies.append(weakref.ref(made[0]))
+        return made
+
+    monkeypatch.setattr(code, "_narrowed", spied)
+    example = torch.randn(3, 5, 32)
+    module, model, names = imported(Windowed, example)
+    write_back(module, spa.prune(model, ratio=0.4, of="params", criterion="l2", round_to=1), names, example)
+    assert len(copies) > 1
 
 
 class Separate(nn.Module):

@@ -84,10 +84,11 @@ def fitted(
     findings: dict[type, NarrowError] = {}
     while True:
         try:
-            small, guessed, queries = _narrowed(module, _Weights.of(result, names, masks, wide))
-            _verify(small, guessed, queries, result.model, example_inputs, wanted)
+            small = _attempt(module, _Weights.of(result, names, masks, wide), result.model, example_inputs, wanted)
             break
         except NarrowError as finding:
+            for error in (finding, finding.__cause__):  # else their frames would hold on to the copy that failed
+                traceback.clear_frames(error.__traceback__ if error is not None else None)
             wider = _widened(module, finding.path, result, names, wide)
             if wider is None:
                 raise
@@ -97,6 +98,15 @@ def fitted(
     if findings and _count(module) - _count(small) < WORTH_IT * gone:
         raise next(iter(findings.values()))
     return small, tuple(_told(module, finding) for finding in findings.values())
+
+
+def _attempt(
+    module: nn.Module, weights: _Weights, model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]
+) -> nn.Module:
+    """A narrower copy, compared with the pruned ONNX model."""
+    small, guessed, queries = _narrowed(module, weights)
+    _verify(small, guessed, queries, model, example_inputs, wanted)
+    return small
 
 
 def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str], list[Queries]]:
