@@ -1,4 +1,4 @@
-"""Any graph as a TensorFlow SavedModel: the program that JAX makes of it, which TensorFlow runs without JAX."""
+"""Any graph as a TensorFlow SavedModel or for TensorFlow Lite: the program that JAX makes of it, which needs no JAX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from spa.runtime import TensorSpec, input_specs, load_session, output_specs
 SIGNATURE = "serving_default"
 
 
-def write_saved_model(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
-    """Write a network as a SavedModel, read it again, and compare with onnxruntime.
+def write_saved_model(model: ModelProto, path: str | os.PathLike[str], base: Path | None = None) -> Path:
+    """Write a network as a SavedModel or a ``.tflite`` file, read it again, and compare with onnxruntime.
 
     TensorFlow has no operators of its own for an ONNX graph. JAX has (:mod:`spa.exporters.jax`), and TensorFlow runs
     what it compiles: ``tf.saved_model.load(folder).signatures["serving_default"](**inputs)``. Inputs and outputs bear
@@ -33,23 +34,27 @@ def write_saved_model(model: ModelProto, directory: str | os.PathLike[str], base
     (TensorFlow, its Serving): there are no gradients and no Keras layers. A Keras model that was pruned is better
     rebuilt: :func:`spa.exporters.tensorflow.save` writes ``result.to("keras")``.
 
+    TensorFlow Lite's converter takes the SavedModel, with its own operators alone. It knows few of open sizes:
+    convolutional networks keep an open batch, most others want all sizes fixed.
+
     Args:
         model: what to write; not changed.
-        directory: the folder, which does not exist yet.
+        path: a folder, which does not exist yet, or a ``.tflite`` file.
         base: the folder of the model's external data.
 
     Returns:
-        The folder.
+        The path.
 
     Raises:
-        UnsupportedError: TensorFlow or JAX is not installed, JAX cannot take the network, or TensorFlow computes
-            something else.
-        SpaError: the folder exists, or cannot be written.
+        UnsupportedError: TensorFlow or JAX is not installed, JAX or TensorFlow Lite cannot take the network, or
+            TensorFlow computes something else.
+        SpaError: the folder exists, or nothing can be written there.
     """
     with extra("tensorflow"):
         import tensorflow  # noqa: F401
-    target = Path(directory)
-    if target.exists():
+    target = Path(path)
+    lite = target.suffix == ".tflite"
+    if target.is_dir() or (target.exists() and not lite):
         raise SpaError(f"cannot write {str(target)!r}: it exists. Choose another name.")
     with drafts(target) as folder:
         original = folder / "model.onnx"
@@ -57,19 +62,52 @@ def write_saved_model(model: ModelProto, directory: str | os.PathLike[str], base
         program = program_of(original)
         session = load_session(original)
         interface = input_specs(session), output_specs(session)
-        _save(program, interface, folder / "saved")
-        try:
-            off = distance(original, _Saved(folder / "saved", interface), program.batches)
-        except Exception as error:  # TensorFlow and XLA raise anything
-            reason = next((m[1] for m in re.finditer(r"error: (.+)", str(error))), reason_of(error))
-            raise UnsupportedError(f"TensorFlow cannot run the network: {reason}. Export to onnx instead.") from error
-        if off > allowed(model):
-            raise UnsupportedError(f"TensorFlow's outputs differ from onnxruntime's by {off:.2g}. Export to onnx.")
-        shutil.move(folder / "saved", target)
+        written = folder / "saved"
+        _save(program, interface, written)
+        _compare(lambda: _Saved(written, interface), "TensorFlow", model, original, program.batches)
+        if lite:
+            content = _lite(written, _is_open(interface))
+            _compare(lambda: _Lite(content, interface), "TensorFlow Lite", model, original, program.batches)
+            written = folder / "written"
+            written.write_bytes(content)
+        shutil.move(written, target)
     return target
 
 
+def _compare(
+    read: Callable[[], Compute], what: str, model: ModelProto, original: Path, batches: Sequence[int | None]
+) -> None:
+    """Refuse what computes something else than onnxruntime."""
+    try:
+        off = distance(original, read(), batches)
+    except Exception as error:  # TensorFlow and XLA raise anything
+        raise UnsupportedError(f"{what} cannot run the network: {_reason(error)}. Export to onnx instead.") from error
+    if off > allowed(model):
+        raise UnsupportedError(f"{what}'s outputs differ from onnxruntime's by {off:.2g}. Export to onnx.")
+
+
+def _reason(error: Exception) -> str:
+    """What an error of TensorFlow says, without the places that it names."""
+    return next((m[1] for m in re.finditer(r"error: (.+)", str(error))), reason_of(error)).rstrip(".")
+
+
+def _lite(folder: Path, is_open: bool) -> bytes:
+    """A SavedModel as TensorFlow Lite's file."""
+    import tensorflow as tf
+
+    try:
+        return bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
+    except Exception as error:  # the converter's own class derives from Exception alone
+        remedy = "Fix its open sizes (--size batch=1, say)" if is_open else "Export a SavedModel (no suffix)"
+        raise UnsupportedError(f"TensorFlow Lite refuses the network: {_reason(error)}. {remedy}.") from error
+
+
 Interface = tuple[Sequence[TensorSpec], Sequence[TensorSpec]]
+Compute = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+
+
+def _is_open(interface: Interface) -> bool:
+    return any(not isinstance(n, int) for spec in interface[0] for n in spec.shape or ())
 
 
 def _save(program: Program, interface: Interface, folder: Path) -> None:
@@ -140,6 +178,22 @@ class _Saved:
 
         given = {name: tf.constant(value) for name, value in zip(self.inputs, feeds.values(), strict=True)}
         results = self.owner.signatures[SIGNATURE](**given)
+        return [np.asarray(results[name]) for name in self.outputs]
+
+
+class _Lite:
+    """A ``.tflite`` file's content as :func:`spa.exporters.checks.distance` runs it."""
+
+    def __init__(self, content: bytes, interface: Interface) -> None:
+        import tensorflow as tf
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it is to be had from another package later
+            self.serve = tf.lite.Interpreter(model_content=content).get_signature_runner(SIGNATURE)
+        self.inputs, self.outputs = (_names(specs) for specs in interface)
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        results = self.serve(**dict(zip(self.inputs, feeds.values(), strict=True)))
         return [np.asarray(results[name]) for name in self.outputs]
 
 

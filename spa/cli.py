@@ -239,8 +239,10 @@ def export(
     model: Model,
     to: Annotated[str, typer.Option(help="onnx, ort, openvino, torch, tensorflow or jax.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file with onnx and ort, else a folder.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="A file with onnx and ort, a folder or .tflite else.", show_default=False),
     ],
+    size: Annotated[list[str] | None, typer.Option(help="Fix an open size of the inputs, NAME=N; repeatable.")] = None,
     opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
     ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,
     external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False,
@@ -252,7 +254,7 @@ def export(
     from spa.exporting import export as write
 
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
-    written = write(model, to, output, **_given(options))
+    written = write(model, to, output, sizes=_sizes(size), **_given(options))
     typer.echo(f"{model} → {written}")
 
 

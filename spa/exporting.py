@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from spa.errors import PlanError
 from spa.graph import tensors_of
@@ -15,7 +16,14 @@ from spa.io import Source, load
 TARGETS = ("onnx", "ort", "openvino", "torch", "tensorflow", "jax")
 
 
-def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any) -> Path:
+def export(
+    model: Any,
+    target: str,
+    path: str | os.PathLike[str],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    **options: Any,
+) -> Path:
     """Write a model for a runtime or a framework, compared with what onnxruntime computes.
 
     Args:
@@ -24,10 +32,11 @@ def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any
         target: ``onnx``, ``ort`` (``NAME.ort``, for onnxruntime's small builds), ``openvino`` (a folder with
             ``model.xml``), ``torch`` (a folder with ``model.pt2``, which ``torch.export.load`` reads), ``jax`` (a
             folder with ``model.jax`` and ``params.npz``, see :func:`spa.exporters.jax_files.write_jax`) or
-            ``tensorflow`` (a SavedModel; the result of pruning a Keras model is rebuilt as Keras layers, in a
-            ``.keras`` or ``.tflite`` file if the path says so, anything else goes through JAX, see
-            :func:`spa.exporters.saved_model.write_saved_model`).
+            ``tensorflow`` (a SavedModel, or a ``.tflite`` file if the path says so; through JAX, see
+            :func:`spa.exporters.saved_model.write_saved_model`. The result of pruning a Keras model is rebuilt as Keras
+            layers, in a ``.keras`` file if the path says so).
         path: the file to write, or the folder for ``openvino``, ``torch``, ``jax`` and ``tensorflow``.
+        sizes: what open sizes of the inputs become, by name (``{"batch": 1}``); the others stay open.
         options: of the target ``onnx`` alone: ``opset``, ``ir_version``, ``external``, ``optimise`` and ``force`` as
             in :func:`spa.exporters.onnx.write`.
 
@@ -35,7 +44,7 @@ def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any
         The file or folder to load.
 
     Raises:
-        PlanError: no such target, an option that it does not have, or one that cannot be met.
+        PlanError: no such target, an option that it does not have, or one that cannot be met, no such open size.
         ModelError: the model is malformed.
         UnsupportedError: the target's package is not installed or cannot express the model.
         SpaError: nothing can be written there.
@@ -45,15 +54,15 @@ def export(model: Any, target: str, path: str | os.PathLike[str], **options: Any
     if target != "onnx" and options:
         raise PlanError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
     if not _is_result(model):
-        return _write(load(model), target, path, options)
-    if target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":
+        return _write(load(model), target, path, sizes or {}, options)
+    if not sizes and target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":
         from spa.exporters.tensorflow import save
 
         return save(model.to("keras"), path)
     dense = model.source
     outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(dense.model.graph))
     own = {"external": outside, "name": "the pruned model"} if target == "onnx" else {}
-    return _write(Source(model.model, dense.path, dense.base), target, path, own | options)
+    return _write(Source(model.model, dense.path, dense.base), target, path, sizes or {}, own | options)
 
 
 def _is_result(model: Any) -> bool:
@@ -62,7 +71,11 @@ def _is_result(model: Any) -> bool:
     return isinstance(model, Result)
 
 
-def _write(source: Source, target: str, path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
+def _write(
+    source: Source, target: str, path: str | os.PathLike[str], sizes: Mapping[str, int], options: dict[str, Any]
+) -> Path:
+    if sizes:
+        source = Source(_fixed(source.model, sizes), source.path, source.base)
     if target == "onnx":
         from spa.exporters.onnx import write
 
@@ -78,3 +91,20 @@ def _write(source: Source, target: str, path: str | os.PathLike[str], options: d
     else:
         from spa.exporters.pytorch import save as write_other
     return write_other(source.model, path, source.base)
+
+
+def _fixed(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
+    """A copy in which open sizes are numbers."""
+    found = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim if d.dim_param}
+    if unknown := sorted(sizes.keys() - found):
+        which = (
+            f"its open sizes are {', '.join(sorted(found))}" if found else "none of its sizes that has a name is open"
+        )
+        raise PlanError(f"the model has no open size {unknown[0]!r}: {which}. Leave it out.")
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for info in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    return copy

@@ -333,6 +333,20 @@ def test_export_writes_for_the_target_and_says_where(model: Path, tmp_path: Path
     assert (written.opset_import[0].version, written.ir_version) == (21, 10)
 
 
+def test_export_fixes_open_sizes(model: Path, tmp_path: Path) -> None:
+    before = onnx.load(model).graph
+    name = next(d.dim_param for d in before.input[0].type.tensor_type.shape.dim if d.dim_param)
+    result = spa("export", model, "--to", "onnx", "-o", tmp_path / "o.onnx", "--size", f"{name}=3")
+    assert result.returncode == 0, result.stderr
+    ends = onnx.load(tmp_path / "o.onnx").graph
+    for old, new in ((before.input[0], ends.input[0]), (before.output[0], ends.output[0])):
+        sizes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (old, new)]
+        assert sizes[1] == [n or 3 for n in sizes[0]]
+    wrong = spa("export", model, "--to", "onnx", "-o", tmp_path / "w.onnx", "--size", "width=3")
+    refused(wrong, 3, "no open size 'width'", f"its open sizes are {name}")
+    assert not (tmp_path / "w.onnx").exists()
+
+
 def test_export_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
     refused(spa("export", model, "--to", "ort", "-o", tmp_path / "o.ort", "--optimise"), 3, "takes no optimise")
     refused(spa("export", model, "--to", "coreml", "-o", tmp_path / "o"), 3, "'coreml'", "Choose one of")

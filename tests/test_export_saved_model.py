@@ -1,4 +1,4 @@
-"""Networks as TensorFlow's SavedModels, through JAX; these need both."""
+"""Networks as TensorFlow's SavedModels and for TensorFlow Lite, through JAX; these need both."""
 
 from __future__ import annotations
 
@@ -51,6 +51,32 @@ def test_a_saved_model_runs_without_jax_at_any_batch(tmp_path: Path, name: str) 
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     expected = run(load_session(source), {"input": PICTURES})[0]
     assert np.allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("digits_vgg", {}),
+        pytest.param("digits_resnet", {"batch": 5}, marks=pytest.mark.slow),
+        pytest.param("digits_vit", {"batch": 5}, marks=pytest.mark.slow),
+        ("digits_lstm", {"batch": 5}),
+    ],
+)
+def test_a_lite_model_computes_the_same(tmp_path: Path, name: str, sizes: dict[str, int]) -> None:
+    needs_jax()
+    source, target = MODELS / f"{name}.onnx", tmp_path / "model.tflite"
+    assert spa.export(source, "tensorflow", target, sizes=sizes) == target
+    with pytest.warns(UserWarning, match="tf.lite.Interpreter is deprecated"):
+        interpreter = tf.lite.Interpreter(model_path=str(target))
+    (got,) = interpreter.get_signature_runner()(input=PICTURES).values()
+    assert np.allclose(got, run(load_session(source), {"input": PICTURES})[0], atol=1e-5)
+
+
+def test_a_lite_model_that_the_converter_refuses_names_the_remedy(tmp_path: Path) -> None:
+    needs_jax()
+    with pytest.raises(UnsupportedError, match=r"Lite refuses the network: .*Fix its open sizes \(--size batch=1"):
+        spa.export(MODELS / "digits_lstm.onnx", "tensorflow", tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_are_variables_and_types_and_names_are_the_models(tmp_path: Path) -> None:
