@@ -306,8 +306,7 @@ MACs are divided. 512 training images to learn from, or none; global ranking, wi
 {verdict(np.stack(list(found.values()))) if len(parts) > 1 and seeds > 1 else ""}
 
 The weights that PyTorch trained (seeds 0 to {TRANSFERRED - 1}), put into the other frameworks' networks, converted, and
-pruned with the nodes in PyTorch's order (tf2onnx writes the shortcut first, and `obspa` refits in the order of nodes;
-jax2onnx transposes before the last residual sum, beyond which `obspa` does not see what the other branch has lost):
+pruned with the nodes in PyTorch's order (tf2onnx writes the shortcut first, and `obspa` refits in the order of nodes):
 
 {exactness(parts)}
 
