@@ -32,7 +32,7 @@ TRUST = ("TRUST", "TRUST_SYNTHETIC")
 VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] = (
     ("steps on the layer before a cut", producers, ("STEPS",), (0, 1, 6)),
     ("share of the pruned network's inputs that fits see", pipeline, TRUST, (1.0, 0.85, 0.7)),
-    ("exponent of the readers behind a group, images only", pipeline, ("MENDED",), (0.0, 0.3, 0.6)),
+    ("exponent of the readers behind a group (made up: tried beside 0)", pipeline, ("MENDED",), (0.0, 0.3, 0.6)),
     ("weight of groups with several readers", score, ("SHARED",), (1.0, 4.0)),
     ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )
