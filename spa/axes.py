@@ -84,7 +84,12 @@ def concat(*terms: Expr) -> Expr:
 
 
 def product(*factors: Expr) -> Expr:
-    """The product of expressions in normal form: flat, without units, a leading sum distributed outwards."""
+    """The product of expressions in normal form: flat, without units, a sum distributed over the factors behind it.
+
+    >>> a, b, c, d = Dim(2), Dim(3), Dim(5), Dim(7)
+    >>> Space().show(product(a, concat(b, c), d))
+    '(2 ((3 7)+(5 7)))'
+    """
     flat: list[Expr] = []
     for factor in factors:
         if isinstance(factor, Prod):
@@ -93,8 +98,10 @@ def product(*factors: Expr) -> Expr:
             flat.append(factor)
     if len(flat) == 1:
         return flat[0]
-    if flat and isinstance(flat[0], Sum):
-        return concat(*(product(term, *flat[1:]) for term in flat[0].terms))
+    for at, factor in enumerate(flat):
+        if isinstance(factor, Sum) and (at == 0 or at < len(flat) - 1):
+            spread = concat(*(product(term, *flat[at + 1 :]) for term in factor.terms))
+            return product(*flat[:at], spread) if at else spread
     return Prod(tuple(flat))
 
 

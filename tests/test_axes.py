@@ -269,6 +269,16 @@ def test_unification_is_idempotent(data: st.DataObject, total: int) -> None:
     assert {d: space.reason(d) for d in leaves(space.resolve(a))} == first[2]
 
 
+def test_a_sum_within_a_product_has_one_form() -> None:
+    space = Space()
+    a, b = concat(space.dim(2), space.dim(10)), product(space.dim(3), space.dim(2), space.dim(2))
+    space.unify(a, b)
+    found = space.resolve(a)
+    assert found == space.resolve(b)
+    space.unify(a, b)
+    assert space.resolve(a) == found
+
+
 def test_only_the_part_without_a_common_refinement_is_frozen() -> None:
     space = Space()
     a = concat(product(space.dim(2), space.dim(3)), space.dim(5))
