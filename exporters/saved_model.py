@@ -48,11 +48,16 @@ def write_saved_model(model: ModelProto, path: str | os.PathLike[str], base: Pat
     Raises:
         UnsupportedError: TensorFlow or JAX is not installed, JAX or TensorFlow Lite cannot take the network, or
             TensorFlow computes something else.
-        SpaError: the folder exists, or nothing can be written there.
+        SpaError: the folder exists, nothing can be written there, or a ``.keras`` file is asked for.
     """
     with extra("tensorflow"):
         import tensorflow  # noqa: F401
     target = Path(path)
+    if target.suffix == ".keras":
+        raise SpaError(
+            f"cannot write {str(target)!r}: only the result of pruning a Keras model, with its sizes open, is "
+            "rebuilt as Keras layers. Choose .tflite or, for a SavedModel, no suffix."
+        )
     lite = target.suffix == ".tflite"
     if target.is_dir() or (target.exists() and not lite):
         raise SpaError(f"cannot write {str(target)!r}: it exists. Choose another name.")

@@ -112,6 +112,8 @@ def test_a_folder_that_exists_and_a_model_that_differs_are_refused(
     saved_model = needs_jax()
     with pytest.raises(SpaError, match="it exists"):
         spa.export(MODELS / "digits_vgg.onnx", "tensorflow", tmp_path)
+    with pytest.raises(SpaError, match="only the result of pruning a Keras model"):
+        spa.export(MODELS / "digits_vgg.onnx", "tensorflow", tmp_path / "small.keras")
     monkeypatch.setattr(saved_model, "allowed", lambda model: -1.0)
     with pytest.raises(UnsupportedError, match="TensorFlow's outputs differ from onnxruntime's by"):
         spa.export(MODELS / "digits_vgg.onnx", "tensorflow", tmp_path / "saved")
