@@ -403,7 +403,7 @@ def _print_json(content: Any) -> None:
 def main() -> None:
     """Run the program; errors are one message on standard error and a documented exit code."""
     # Read where numpy is loaded, which no command has done yet: idle threads of OpenBLAS wait 2^20 cycles for more work
-    # and not 2^28, in which they would take the cores from onnxruntime (two cores: a quarter less time for obspa).
+    # and not 2^28, in which they would take the cores from onnxruntime.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     try:
         app()

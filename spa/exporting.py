@@ -95,6 +95,8 @@ def _write(
 
 def _fixed(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
     """A copy in which open sizes are numbers."""
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
     found = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim if d.dim_param}
     if unknown := sorted(sizes.keys() - found):
         which = (
@@ -103,8 +105,6 @@ def _fixed(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
         raise PlanError(f"the model has no open size {unknown[0]!r}: {which}. Leave it out.")
     copy = ModelProto()
     copy.CopyFrom(model)
-    for info in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
-        for dim in info.type.tensor_type.shape.dim:
-            if dim.dim_param in sizes:
-                dim.dim_value = sizes[dim.dim_param]
+    for name, size in sizes.items():
+        make_dim_param_fixed(copy.graph, name, size)
     return copy

@@ -141,7 +141,7 @@ def load_session(
     options.inter_op_num_threads = 1
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    # An arena doubles as it grows, and lives as long as any output of its session: 0.9 GB more on a ResNet-50.
+    # An arena doubles as it grows, and lives as long as any output of its session.
     options.enable_cpu_mem_arena = optimise
     # An idle pool that spins takes the cores from the session that is being timed beside it.
     options.add_session_config_entry("session.force_spinning_stop", "1")

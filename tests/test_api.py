@@ -266,15 +266,16 @@ def test_a_bias_that_cannot_be_refitted_is_named() -> None:
 
 
 def test_made_up_inputs_try_two_choices_of_widths_and_keep_the_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = {"ratio": 0.5, "samples": 64, "round_to": 1}
-    kept = spa.prune(RESNET, **request)
-    monkeypatch.setattr(pipeline, "TRIALS", 0)
-    single = []
-    for fading in (pipeline.MENDED_SYNTHETIC, pipeline.MENDED):
-        monkeypatch.setattr(pipeline, "MENDED_SYNTHETIC", fading)
-        single.append(spa.prune(RESNET, **request))
+    def pruned(*fadings: float, trials: float = pipeline.TRIALS) -> spa.Result:
+        monkeypatch.setattr(pipeline, "TRIALS", trials)
+        for name, fading in zip(("MENDED_SYNTHETIC", "MENDED"), fadings, strict=True):
+            monkeypatch.setattr(pipeline, name, fading)
+        return spa.prune(RESNET, ratio=0.5, samples=64, round_to=1)
+
+    single = [pruned(fading, fading, trials=0) for fading in (0.0, 0.3)]
     assert single[0].plan != single[1].plan
-    assert kept.plan == min(single, key=lambda r: r.report.calibration["after"]).plan
+    better = min(single, key=lambda r: r.report.calibration["after"])
+    assert pruned(0.0, 0.3).plan == pruned(0.3, 0.0).plan == better.plan
 
 
 def test_a_tolerated_change_of_the_outputs_is_met_and_used_up() -> None:

@@ -79,6 +79,14 @@ def test_a_lite_model_that_the_converter_refuses_names_the_remedy(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lite_model_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_model = needs_jax()
+    monkeypatch.setattr(saved_model._Lite, "__call__", lambda self, feeds: [np.zeros((len(feeds["input"]), 10))])
+    with pytest.raises(UnsupportedError, match="TensorFlow Lite's outputs differ from onnxruntime's by 1"):
+        spa.export(MODELS / "digits_vgg.onnx", "tensorflow", tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_are_variables_and_types_and_names_are_the_models(tmp_path: Path) -> None:
     needs_jax()
     net = Net(opset=17)

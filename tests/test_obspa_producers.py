@@ -158,7 +158,7 @@ def found(model: ModelProto, reader: str) -> bool:
     return pair(graph, lin) is not None
 
 
-def test_a_pair_is_two_layers_that_nobody_else_reads() -> None:
+def test_a_pair_is_two_layers_that_nobody_else_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gelu_net(np.random.default_rng(4))
     assert found(model, "gc")
     assert not found(model, "xa")  # nobody makes its inputs
@@ -170,6 +170,8 @@ def test_a_pair_is_two_layers_that_nobody_else_reads() -> None:
     residual = residual_net(np.random.default_rng(4))
     assert found(residual, "c0") and found(residual, "c1")
     assert not found(residual, "h1")  # it reads a sum
+    monkeypatch.setattr(producers, "INPUTS", 50)  # of the first layer's 6 times 9
+    assert not found(residual, "c0")
 
 
 def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,12 +86,17 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> T
         else:
             break
         name, first = user.outputs[0], False
-    maker = graph.producer.get(addend or "")
-    while maker is not None and maker.index > node.index and (perm := _permutation(maker)) is not None:
-        order = tuple((order or range(len(perm)))[i] for i in np.argsort(perm))
-        addend = maker.inputs[0]
-        maker = graph.producer.get(addend)
-    return Tail(scale, addend, mean, bias, order)
+    return _early(graph, Tail(scale, addend, mean, bias, order), node.index)
+
+
+def _early(graph: Graph, found: Tail, index: int) -> Tail:
+    """The tail with its addend as it is before transpositions that come after a node: what is there by then."""
+    while (maker := graph.producer.get(found.addend or "")) is not None and maker.index > index:
+        if (perm := _permutation(maker)) is None:
+            break
+        order = tuple((found.order or range(len(perm)))[i] for i in np.argsort(perm))
+        found = replace(found, addend=maker.inputs[0], order=order)
+    return found
 
 
 def before_transpose(graph: Graph, name: str) -> str:
@@ -101,9 +106,9 @@ def before_transpose(graph: Graph, name: str) -> str:
     return name
 
 
-def _permutation(node: Node | None) -> list[int] | None:
+def _permutation(node: Node) -> list[int] | None:
     """How a Transpose permutes axes; None for other nodes, and where it only turns them around."""
-    return node.attributes.get("perm") if node is not None and node.op == "Transpose" and not node.domain else None
+    return node.attributes.get("perm") if node.op == "Transpose" and not node.domain else None
 
 
 def _per_channel(value: Array, channels: int, from_right: int) -> Array | None:
