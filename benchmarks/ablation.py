@@ -23,7 +23,7 @@ from common import RESULTS, describe, machine, table
 
 from spa import prune
 from spa.obspa import pipeline, producers, score
-from spa.runtime import load_session, run
+from spa.running.runtime import load_session, run
 
 # Network, by how much the MACs are divided, whether images are given.
 CASES = (("resnet56", 2.1, True), ("resnet56", 2.1, False), ("resnet20", 2.0, True), ("resnet20", 2.0, False))

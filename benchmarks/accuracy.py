@@ -25,7 +25,7 @@ import numpy as np
 from common import RESULTS, describe, machine, previous, table
 
 from spa import prune
-from spa.runtime import load_session, run
+from spa.running.runtime import load_session, run
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 TARGETS = {"resnet56": (1.5, 2.1, 2.6, 3.5), "resnet20": (1.5, 2.0)}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spa.api import Result
-    from spa.frameworks import Origin
+    from spa.doors import Origin
     from spa.importers import Imported
 
 NAME = "coverage_frameworks"
@@ -73,8 +73,8 @@ def _imported(
     facts: dict[str, Any],
 ) -> Origin:
     """The network in ONNX, with its sequence closed where it cannot be open."""
+    from spa.doors import origin
     from spa.errors import SpaError
-    from spa.frameworks import origin
 
     start = time.perf_counter()
     try:
@@ -94,8 +94,8 @@ def _imported(
 def _pruned(came: Origin, facts: dict[str, Any]) -> Result:
     """What `spa.prune(module, example_inputs=...)` gives; across normalisations where nothing goes without."""
     from spa import prune
-    from spa.equal import HEADS  # the default of `prune` for PyTorch's modules
     from spa.errors import PlanError
+    from spa.widths.equal import HEADS  # the default of `prune` for PyTorch's modules
 
     start = time.perf_counter()
     try:
@@ -158,9 +158,9 @@ def _equation(result: Result) -> dict[str, float]:
     import numpy as np
 
     from spa.exporters.files import session
-    from spa.feeds import working_feeds
-    from spa.masking import masked
-    from spa.runtime import run
+    from spa.running.feeds import working_feeds
+    from spa.running.runtime import run
+    from spa.surgery.masking import masked
 
     with session(result.model) as opened:
         feeds = working_feeds(opened, batch=3)

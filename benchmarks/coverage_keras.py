@@ -98,7 +98,7 @@ def _timed(facts: dict[str, Any], step: str) -> Iterator[None]:
 
 def _distance(result: Any) -> float:
     from spa import verify
-    from spa.masking import masked
+    from spa.surgery.masking import masked
 
     report = verify(masked(result.analysis, result.plan), result.model, seeds=1, batch=2, threads=common.THREADS)
     return max(o.relative_l2 for o in report.outputs)

@@ -20,7 +20,7 @@ RATIOS = (0.3, 0.5, 0.7)
 def measure(path: Path, ratio: float) -> dict[str, Any]:
     """Remove a share of the latency, and the same share of the MACs, and time both beside the original."""
     import spa
-    from spa.bench import bench
+    from spa.running.bench import bench
 
     results = [
         spa.prune(path, ratio=ratio, of=of, criterion="l2", threads=common.THREADS) for of in ("latency", "macs")

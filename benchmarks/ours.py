@@ -96,7 +96,7 @@ def exact(path: Path) -> dict[str, Any]:
 
 def _oracle_error(result: Any) -> float:
     """Return the largest difference between the pruned and the masked original, relative to its size."""
-    from spa.masking import masked
+    from spa.surgery.masking import masked
 
     expected, got = _run(masked(result.analysis, result.plan)), _run(result.model)
     return float(abs(got - expected).max() / abs(expected).max())
@@ -120,7 +120,7 @@ def _run(model: onnx.ModelProto) -> NDArray[np.float32]:
 
 def bench(paths: list[Path], seconds: float) -> dict[str, Any]:
     """Time models in onnxruntime, alternating."""
-    from spa.bench import bench as run
+    from spa.running.bench import bench as run
 
     data = run(paths, seconds=seconds, threads=common.THREADS).to_dict()
     for entry in data["models"]:

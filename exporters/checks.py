@@ -10,11 +10,11 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from spa.errors import InvariantError, ModelError
-from spa.feeds import first_run, working_feeds
-from spa.graph import tensors_of
-from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session, run
-from spa.verify import OutputDifference, verify
+from spa.model.graph import tensors_of
+from spa.running.feeds import first_run, working_feeds
+from spa.running.ranges import ranges_for
+from spa.running.runtime import input_specs, load_session, run
+from spa.running.verify import OutputDifference, verify
 
 # Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's networks in float32, optimised or in
 # OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto, TensorProto
 
 from spa.errors import SpaError
-from spa.graph import tensor_array, tensors_of
-from spa.runtime import load_session, model_name
+from spa.model.graph import tensor_array, tensors_of
+from spa.running.runtime import load_session, model_name
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -13,9 +13,9 @@ from onnx import AttributeProto, GraphProto, ModelProto
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_modules import write_back
 from spa.extras import extra
-from spa.graph import Graph, Node, constant_tensor, domain_of, tensor_array
-from spa.io import load
-from spa.normalise import normalise
+from spa.model.graph import Graph, Node, constant_tensor, domain_of, tensor_array
+from spa.model.io import load
+from spa.model.normalise import normalise
 
 if TYPE_CHECKING:
     from spa.exporters.jax_operators import Law

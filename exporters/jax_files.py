@@ -17,11 +17,11 @@ from spa.exporters.checks import allowed, check, distance
 from spa.exporters.files import drafts, move, place
 from spa.exporters.jax import function
 from spa.extras import extra
-from spa.feeds import first_run
 from spa.importers.jax import reason_of
-from spa.io import load
-from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session, output_specs
+from spa.model.io import load
+from spa.running.feeds import first_run
+from spa.running.ranges import ranges_for
+from spa.running.runtime import input_specs, load_session, output_specs
 
 PROGRAM, PARAMETERS = "model.jax", "params.npz"
 PLATFORMS = ("cpu", "cuda", "tpu")

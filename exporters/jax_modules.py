@@ -16,11 +16,11 @@ from onnx import ModelProto, TensorProto
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
-from spa.feeds import working_feeds
-from spa.graph import tensor_array
 from spa.importers._jax_layout import LAYOUT
 from spa.importers.jax import Bound, bind, reason_of
-from spa.runtime import load_session, run
+from spa.model.graph import tensor_array
+from spa.running.feeds import working_feeds
+from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result

@@ -20,7 +20,7 @@ from spa.exporters.files import drafts, place
 from spa.exporters.jax_files import PLATFORMS, Program, program_of
 from spa.extras import extra
 from spa.importers.jax import reason_of
-from spa.runtime import TensorSpec, input_specs, load_session, output_specs
+from spa.running.runtime import TensorSpec, input_specs, load_session, output_specs
 
 SIGNATURE = "serving_default"
 

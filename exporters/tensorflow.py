@@ -18,7 +18,7 @@ from spa.errors import ModelError, SpaError, UnsupportedError
 from spa.importers._recurrent import OPERATORS, ORDER
 from spa.importers._tf2onnx import first_line
 from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
-from spa.runtime import load_session, run
+from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result

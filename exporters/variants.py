@@ -12,8 +12,8 @@ from onnx import GraphProto, ModelProto, version_converter
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
 from spa.exporters.files import INLINE, data_file
-from spa.io import NEWEST_OPSET, OLDEST_OPSET
-from spa.runtime import ORT_ERRORS, clean_reason
+from spa.model.io import NEWEST_OPSET, OLDEST_OPSET
+from spa.running.runtime import ORT_ERRORS, clean_reason
 
 OLDEST_IR = 4  # earlier ones want every weight listed as an input, too
 

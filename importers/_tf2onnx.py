@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
-from spa.coupling import TIED
+from spa.coupling.analysis import TIED
 from spa.errors import ModelError, UnsupportedError
 from spa.importers._batch_normalisation import join_batch_normalisations
 from spa.importers._recurrent import Cell, find_cells, replace_loops

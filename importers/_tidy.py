@@ -1,7 +1,7 @@
 """Cleaning up what exporters write; no value and no parameter changes.
 
 Cases:
-1. What :func:`spa.normalise.normalise` rewrites: functions, names that occur twice, sequences of slices.
+1. What :func:`spa.model.normalise.normalise` rewrites: functions, names that occur twice, sequences of slices.
 2. ``Identity(initializer)`` under a parameter's own name becomes an initializer of that name: exporters merge
    parameters that happen to be equal, and pruning must be able to tell them apart.
 3. Any other ``Identity`` goes, unless it makes an output from an input, a parameter or another output.
@@ -21,9 +21,18 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from spa.graph import Node, constant_tensor, dead_nodes, domain_of, names_read, subgraphs_of, tensor_array, tensors_of
-from spa.normalise import normalise
-from spa.runtime import load_session, run
+from spa.model.graph import (
+    Node,
+    constant_tensor,
+    dead_nodes,
+    domain_of,
+    names_read,
+    subgraphs_of,
+    tensor_array,
+    tensors_of,
+)
+from spa.model.normalise import normalise
+from spa.running.runtime import load_session, run
 
 LARGEST_CONSTANT = 2**20  # bytes; what would be larger is computed at run time, as the exporter wrote it
 _NEVER_FOLDED = {"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}

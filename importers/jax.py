@@ -25,8 +25,8 @@ from spa.errors import ModelError, UnsupportedError
 from spa.extras import extra
 from spa.importers import Imported
 from spa.importers._jax_layout import fold, join
-from spa.io import load
-from spa.runtime import load_session, run
+from spa.model.io import load
+from spa.running.runtime import load_session, run
 
 OPSET = 23  # jax2onnx's default, the first with RMSNormalization
 LARGEST_ERROR = 1e-3

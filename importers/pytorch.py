@@ -28,11 +28,11 @@ from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.exporters.files import session
 from spa.extras import extra
-from spa.graph import tensor_array
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy
-from spa.io import NEWEST_OPSET
-from spa.runtime import input_specs, output_specs, run
+from spa.model.graph import tensor_array
+from spa.model.io import NEWEST_OPSET
+from spa.running.runtime import input_specs, output_specs, run
 
 with extra("torch"):
     import torch

@@ -14,7 +14,6 @@ from onnx import ModelProto, ValueInfoProto
 
 from spa.errors import ModelError
 from spa.extras import extra
-from spa.feeds import working_feeds
 from spa.importers import Imported
 from spa.importers._tf2onnx import (
     Function,
@@ -27,8 +26,9 @@ from spa.importers._tf2onnx import (
     to_onnx,
     weights_left,
 )
-from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session, run
+from spa.running.feeds import working_feeds
+from spa.running.ranges import ranges_for
+from spa.running.runtime import input_specs, load_session, run
 
 OPSET = 18  # LayerNormalization and GroupNormalization do not occur; every runtime has it
 TOLERANCE = 1e-3

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
@@ -17,26 +15,26 @@ from spa.errors import InvariantError, ModelError, PlanError, SpaError, Unsuppor
 
 if TYPE_CHECKING:
     from spa.api import Result, analyze, prune
-    from spa.bench import bench
-    from spa.coupling import Analysis
+    from spa.coupling.analysis import Analysis
+    from spa.coupling.plan import Plan
+    from spa.doors import convert
     from spa.exporting import export
-    from spa.frameworks import convert
-    from spa.plan import Plan
     from spa.rules import rule
-    from spa.verify import verify
+    from spa.running.bench import bench
+    from spa.running.verify import verify
 
 # Imported on first use, so that `import spa` and `spa --help` stay quick.
 _HOMES = {
-    "Analysis": "spa.coupling",
-    "Plan": "spa.plan",
+    "Analysis": "spa.coupling.analysis",
+    "Plan": "spa.coupling.plan",
     "Result": "spa.api",
     "analyze": "spa.api",
-    "bench": "spa.bench",
-    "convert": "spa.frameworks",
+    "bench": "spa.running.bench",
+    "convert": "spa.doors",
     "export": "spa.exporting",
     "prune": "spa.api",
     "rule": "spa.rules",
-    "verify": "spa.verify",
+    "verify": "spa.running.verify",
 }
 
 __all__ = [
@@ -57,17 +55,6 @@ __all__ = [
     "rule",
     "verify",
 ]
-
-
-class _Package(ModuleType):
-    """The package, where ``spa.verify`` stays the function though importing a module of that name would replace it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOMES):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto, TensorProto
 
 from spa import criteria
-from spa.budget import Budget
-from spa.cost import Cost, CostModel, count_parameters, group_shares
-from spa.coupling import Analysis, Group, couple
-from spa.criteria.sparsity import suggested_ratio
-from spa.equal import HEADS, equal_sets
+from spa.coupling.analysis import Analysis, Group, couple
+from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
+from spa.coupling.plan import Plan
+from spa.doors import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
 from spa.errors import PlanError
-from spa.frameworks import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
-from spa.graph import Graph
-from spa.io import Source, load
 from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
-from spa.memory import peak_resident
-from spa.plan import Plan
+from spa.model.graph import Graph
+from spa.model.io import Source, load
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
+from spa.running.memory import peak_resident
+from spa.widths.budget import Budget
+from spa.widths.equal import HEADS, equal_sets
+from spa.widths.sparsity import suggested_ratio
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -151,12 +151,12 @@ def prune(
         model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; or a model of
             PyTorch, Keras or JAX, an object or a path (see :func:`spa.convert`). It is not changed.
         ratio: the fraction to remove, between 0 and 1, or ``"auto"``, as much as the PQ index of the weights suggests
-            (:mod:`spa.criteria.sparsity`); 0.5 by default.
+            (:mod:`spa.widths.sparsity`); 0.5 by default.
         of: of what: ``macs``, ``params``, ``channels`` or ``latency``, in onnxruntime on this machine.
         max_distortion: instead of a ratio: remove as much as changes the outputs by no more than this, measured on the
             inputs after reconstruction as mean squared change over variance; 0.01 is hardly noticed.
         latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
-        ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.budget.Budget`).
+        ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.widths.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
             up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
             of :func:`spa.criteria.gradient_names`, by a loss's derivatives; ``gate``, by what gates of the channels do
@@ -180,11 +180,12 @@ def prune(
         cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
         equal: what keeps the same share of its channels: shell patterns, each for the groups of which it matches a
             place, ``tensor[axis]``; and the word ``heads`` for the head sizes of each attention, of which classes of
-            PyTorch and JAX know one. By default ``heads`` for models of these, else nothing (see :mod:`spa.equal`).
+            PyTorch and JAX know one. By default ``heads`` for models of these, else nothing
+            (see :mod:`spa.widths.equal`).
         seed: of everything random.
         threads: of onnxruntime and of linear algebra, while calibrating and timing.
         batch: the size of open batch axes while timing.
-        sizes: of other open axes while timing (see :func:`spa.bench.bench`).
+        sizes: of other open axes while timing (see :func:`spa.running.bench.bench`).
         plan: keep exactly what this plan says; the options above that choose are then ignored.
         gradients: by initializer, from any framework, for ``snip`` and ``taylor``; mean squared ones for ``fisher``.
             Without them PyTorch takes the derivatives of the cross-entropy on labelled data.

@@ -117,7 +117,7 @@ def prune(
 ) -> None:
     """Remove channels from MODEL until the budget is met, and write the smaller network."""
     from spa import api
-    from spa.plan import Plan
+    from spa.coupling.plan import Plan
 
     given = Plan.load(plan) if plan else None
     with _progress(not as_json) as progress:
@@ -197,7 +197,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
-    from spa.verify import verify as compare
+    from spa.running.verify import verify as compare
 
     found = compare(str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=_sizes(size))
     if as_json:
@@ -221,7 +221,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, throughput and memory in onnxruntime, the models in turns."""
-    from spa.bench import bench as measure
+    from spa.running.bench import bench as measure
 
     found = measure(
         [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=_sizes(size)
@@ -280,8 +280,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a framework's model to ONNX, and compare it with the framework's own outputs."""
+    from spa.doors import convert as convert_model
     from spa.exporters.onnx import write
-    from spa.frameworks import convert as convert_model
 
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:

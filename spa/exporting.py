@@ -10,8 +10,8 @@ from typing import Any
 from onnx import ModelProto, TensorProto
 
 from spa.errors import PlanError
-from spa.graph import tensors_of
-from spa.io import Source, load
+from spa.model.graph import tensors_of
+from spa.model.io import Source, load
 
 TARGETS = ("onnx", "ort", "openvino", "torch", "tensorflow", "jax")
 

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto
 
-from spa import criteria, surgery
-from spa.budget import Budget, Choice, choose
-from spa.coupling import Analysis, Group
+from spa import criteria
+from spa.coupling.analysis import Analysis, Group
+from spa.coupling.plan import Plan, make_plan
 from spa.criteria import gradient
 from spa.criteria.gradient import derivatives
 from spa.errors import ModelError, OutOfReachError, PlanError
 from spa.extras import extra
-from spa.plan import Plan, make_plan
 from spa.progress import Progress, silent
+from spa.surgery.apply import apply
+from spa.widths.budget import Budget, Choice, choose
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
-    from spa.latency import LatencyModel
     from spa.obspa.pipeline import Calibrated
+    from spa.widths.latency import LatencyModel
 
 OBSPA, GATE, ZERO = "obspa", "gate", "zero"
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
@@ -139,7 +140,7 @@ class Job:
             if self._scores is None:
                 self._scores = self._scored()
             return choose(self.analysis, self.groups, self._scores, budget, latency), {}
-        from spa.obspa.allocate import allocate
+        from spa.widths.allocate import allocate
 
         with running():
             curves = self.calibrated.curves(self.groups, fading)
@@ -192,7 +193,7 @@ class Job:
         fold: Callable[[ModelProto, Path | None], None] | None = None,
     ) -> Outcome:
         """Apply a plan, fold in what it leaves behind, and reconstruct."""
-        model = surgery.apply(self.analysis, plan)
+        model = apply(self.analysis, plan)
         if fold is not None:
             fold(model, self.analysis.graph.base)
         self.clock("prune")
@@ -252,7 +253,7 @@ class Job:
         self, budget: Budget, ms: float | None, threads: int, batch: int, sizes: Mapping[str, int]
     ) -> Outcome:
         """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
-        from spa import latency, stopwatch
+        from spa.widths import latency, stopwatch
 
         watch = stopwatch.Stopwatch(threads, batch, sizes)
         progress = silent if self.calibrated is None else self.calibrated.progress

@@ -23,13 +23,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from spa.coupling import Analysis, Group, couple
-from spa.feeds import make_feeds
-from spa.graph import Graph
-from spa.masking import masked
-from spa.plan import Plan, make_plan
-from spa.runtime import load_session, output_specs
-from spa.surgery import apply
+from spa.coupling.analysis import Analysis, Group, couple
+from spa.coupling.plan import Plan, make_plan
+from spa.model.graph import Graph
+from spa.running.feeds import make_feeds
+from spa.running.runtime import load_session, output_specs
+from spa.surgery.apply import apply
+from spa.surgery.masking import masked
 
 Feeds = Mapping[str, np.ndarray]
 CHECKED_OPSET = 21

@@ -15,7 +15,7 @@ import spa
 from spa import rules
 from spa.errors import ModelError, PlanError
 from spa.obspa import pipeline
-from spa.runtime import load_session, run
+from spa.running.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
 

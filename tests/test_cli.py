@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from spa.io import load
+from spa.model.io import load
 
 MODELS = Path(__file__).parent.parent / "models"
 RESNET = MODELS / "digits_resnet.onnx"
@@ -357,7 +357,7 @@ def test_export_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def importer(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any]]]:
     """A converter in the place of the frameworks', and the calls that it gets."""
-    from spa import frameworks
+    from spa import doors
     from spa.importers import Imported
 
     calls = []
@@ -366,7 +366,7 @@ def importer(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, 
         calls.append((source, example_inputs, options))
         return Imported(onnx.load(RESNET), "torch", "torch.export", {}, 2.5e-7, ("One note.", "Another."))
 
-    monkeypatch.setattr(frameworks, "convert", convert)
+    monkeypatch.setattr(doors, "convert", convert)
     return calls
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import spa
-from spa.frameworks import kind_of
-from spa.runtime import load_session, run
+from spa.doors import kind_of
+from spa.running.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
 

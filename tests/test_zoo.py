@@ -16,11 +16,11 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from models.builders import ZOO
-from spa.coupling import couple
-from spa.feeds import working_feeds
-from spa.graph import Graph
-from spa.io import load
-from spa.runtime import load_session
+from spa.coupling.analysis import couple
+from spa.model.graph import Graph
+from spa.model.io import load
+from spa.running.feeds import working_feeds
+from spa.running.runtime import load_session
 from tests.oracle import check
 
 FROZEN = Path(__file__).parent / "frozen.json"

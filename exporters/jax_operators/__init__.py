@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spa.errors import UnsupportedError
-from spa.graph import Node
+from spa.model.graph import Node
 
 Array = Any  # numpy's or JAX's
 Operator = Callable[..., Any]

@@ -10,7 +10,7 @@ from onnx import helper
 
 from spa.exporters.jax_operators import Array, Call, number_type, operator
 from spa.exporters.jax_operators.normalisation import masked_softmax
-from spa.graph import Node
+from spa.model.graph import Node
 
 MS = "com.microsoft::"
 

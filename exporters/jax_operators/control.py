@@ -10,7 +10,7 @@ import numpy as np
 
 from spa.errors import UnsupportedError
 from spa.exporters.jax_operators import Array, Call, is_known, operator
-from spa.graph import Node
+from spa.model.graph import Node
 
 
 @operator("If")

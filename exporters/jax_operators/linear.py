@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from spa.exporters.jax_operators import Array, Call, operator
 from spa.exporters.jax_operators.windows import fused_activation
-from spa.graph import Node
+from spa.model.graph import Node
 
 MS = "com.microsoft::"
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spa.exporters.jax_operators import Array, Call, along, operator, positive, widened
-from spa.graph import Node
+from spa.model.graph import Node
 
 MS = "com.microsoft::"
 

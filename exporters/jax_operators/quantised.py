@@ -8,7 +8,7 @@ from onnx import helper
 
 from spa.exporters.jax_operators import Array, Call, along, operator, positive
 from spa.exporters.jax_operators.windows import convolution, windows
-from spa.graph import Node
+from spa.model.graph import Node
 
 MS = "com.microsoft::"
 

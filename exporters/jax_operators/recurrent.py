@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spa.exporters.jax_operators import Array, Call, operator
-from spa.graph import Node
+from spa.model.graph import Node
 
 Function = Callable[[Array], Array]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spa.exporters.jax_operators import Array, Call, operator, positive
-from spa.graph import Node
+from spa.model.graph import Node
 
 
 def _refusal(node: Node) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from spa.exporters.jax_operators import Array, Call, along, operator
-from spa.graph import Node
+from spa.model.graph import Node
 
 MS = "com.microsoft::"
 

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from spa.errors import ModelError
 from spa.exporters.files import session
 from spa.exporters.pytorch.operators import array
-from spa.feeds import working_feeds
-from spa.graph import Graph
-from spa.ranges import ranges_for
-from spa.runtime import input_specs, load_session, run
+from spa.model.graph import Graph
+from spa.running.feeds import working_feeds
+from spa.running.ranges import ranges_for
+from spa.running.runtime import input_specs, load_session, run
 
 Feeds = Mapping[str, np.ndarray]
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -16,7 +16,7 @@ from spa.exporters.pytorch.check import arrays, difference, feeds_of, made_up, o
 from spa.exporters.pytorch.module import OnnxModule, graph_module
 from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.write_back import fitted
-from spa.runtime import input_specs
+from spa.running.runtime import input_specs
 
 if TYPE_CHECKING:
     from spa.api import Result

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.operators import Operator, dtype_of, find, tensor, unknown_dtype
-from spa.graph import Graph, Node
-from spa.normalise import normalise
-from spa.shape_values import FOLDERS
+from spa.model.graph import Graph, Node
+from spa.model.normalise import normalise
+from spa.model.shape_values import FOLDERS
 
 HOST_ELEMENTS = 64  # constants of at most one axis and this many elements may be sizes: they stay on the host
 MASK = 0.5  # of the largest float: masks hold the lowest one or infinity, weights do not

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from spa.errors import PlanError
 from spa.exporters.pytorch.module import OnnxModule, unshared
 from spa.exporters.pytorch.operators import array, tensor
-from spa.graph import Graph
-from spa.normalise import normalise
+from spa.model.graph import Graph
+from spa.model.normalise import normalise
 
 Feeds = Mapping[str, np.ndarray]
 Progress = Callable[[str, float], None]

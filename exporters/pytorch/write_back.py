@@ -20,14 +20,14 @@ from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
 from spa.exporters.pytorch.operators import array, tensor
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from spa.algebra.axes import Dim, Kept
     from spa.api import Result
-    from spa.axes import Dim, Kept
-    from spa.coupling import Analysis, Group
+    from spa.coupling.analysis import Analysis, Group
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
 WORTH_IT = 0.5  # of the parameters that pruning removed must be gone from a class that stays wider

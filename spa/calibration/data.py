@@ -20,7 +20,7 @@ from spa.calibration import images
 from spa.calibration.batches import comfortable
 from spa.calibration.pieces import Piece, cap, from_bare, from_item, from_names, piece_of, say_names, say_shape
 from spa.errors import PlanError
-from spa.runtime import TensorSpec, input_specs
+from spa.running.runtime import TensorSpec, input_specs
 
 __all__ = ["Calibration", "read_data"]
 

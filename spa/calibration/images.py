@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spa.errors import PlanError
-from spa.runtime import TensorSpec
+from spa.running.runtime import TensorSpec
 
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

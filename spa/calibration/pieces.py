@@ -10,7 +10,7 @@ import numpy as np
 
 from spa.calibration import images
 from spa.errors import PlanError
-from spa.runtime import TensorSpec
+from spa.running.runtime import TensorSpec
 
 _LABELS = ("label", "labels", "y")
 

@@ -3,7 +3,7 @@
 Statistics of activations depend on more than shapes: under white noise the filters of an image network see no
 edge and hardly fire. Inputs that look like images therefore get dead leaves (Lee, Mumford, Huang 2001), which
 share occlusion, edges and the power spectrum with photographs and train networks surprisingly well (Baradad et
-al. 2021); inputs that look like series get 1/f noise. All else is as `spa.feeds` makes it.
+al. 2021); inputs that look like series get 1/f noise. All else is as `spa.running.feeds` makes it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import onnx
 
 from spa.calibration.batches import comfortable
 from spa.errors import ModelError, PlanError
-from spa.feeds import Recipe, first_run, resolve_sizes
-from spa.ranges import ranges_for
-from spa.runtime import TensorSpec, input_specs, load_session, model_name, run
+from spa.running.feeds import Recipe, first_run, resolve_sizes
+from spa.running.ranges import ranges_for
+from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
 __all__ = ["dead_leaves", "pink_noise", "synthesise"]
 
@@ -57,7 +57,7 @@ def synthesise(
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images: `dead_leaves`, normalised. Floats of
     rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. The
-    rest is as `spa.feeds` makes it, with a fresh seed for each batch.
+    rest is as `spa.running.feeds` makes it, with a fresh seed for each batch.
 
     Args:
         model: The model; it is not changed.

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spa.coupling import Analysis, Group, Place
+from spa.coupling.analysis import Analysis, Group, Place
+from spa.coupling.places import channel_of
 from spa.criteria import activation, gradient
 from spa.criteria.magnitude import CRITERIA, Parameter, weights
-from spa.criteria.places import channel_of
 from spa.errors import PlanError
 
 if TYPE_CHECKING:
-    from spa.obspa.stream import Stream
+    from spa.running.stream import Stream
 
 Array = np.ndarray
 

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spa.axes import Axes, leaves
-from spa.coupling import Analysis, Group, Law
-from spa.criteria.places import channel_of
+from spa.algebra.axes import Axes, leaves
+from spa.algebra.op import Read
+from spa.coupling.analysis import Analysis, Group, Law
+from spa.coupling.places import channel_of
 from spa.errors import ModelError
-from spa.op import Read
 
 if TYPE_CHECKING:
-    from spa.obspa.stream import Stream
+    from spa.running.stream import Stream
 
 Array = np.ndarray
 Operand = tuple[str, int]  # (tensor, axis)

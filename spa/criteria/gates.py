@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from spa.axes import leaves
-from spa.coupling import Analysis, Group
-from spa.criteria.places import channel_of
+from spa.algebra.axes import leaves
+from spa.coupling.analysis import Analysis, Group
+from spa.coupling.places import channel_of
 from spa.errors import ModelError, PlanError
 from spa.obspa.linear import FLOATS
-from spa.runtime import load_session, run
+from spa.running.runtime import load_session, run
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]

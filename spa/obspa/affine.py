@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 Array = np.ndarray
 

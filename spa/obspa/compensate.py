@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto
 
-from spa.coupling import Analysis
+from spa.coupling.analysis import Analysis
+from spa.coupling.plan import Plan
 from spa.criteria.activation import signal
 from spa.obspa.affine import tail
 from spa.obspa.linear import linear
 from spa.obspa.refit import Shift, layers
-from spa.obspa.stream import Feeds, Stream, sliced
-from spa.plan import Plan
+from spa.running.stream import Feeds, Stream, sliced
 
 
 def compensate(

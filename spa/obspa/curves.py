@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from spa.axes import Dim, Expr
-from spa.criteria.places import channel_of
+from spa.algebra.axes import Dim, Expr
+from spa.coupling.places import channel_of
 from spa.obspa.moments import cautious, damped, motionless
 
 Array = np.ndarray

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto
 
 from spa.errors import InvariantError
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 Array = np.ndarray
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}

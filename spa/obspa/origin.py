@@ -7,10 +7,10 @@ from math import prod
 
 import numpy as np
 
-from spa.coupling import Analysis
-from spa.graph import Node
+from spa.coupling.analysis import Analysis
+from spa.model.graph import Node
+from spa.model.shape_values import FOLDERS
 from spa.obspa.linear import Linear, linear
-from spa.shape_values import FOLDERS
 
 Array = np.ndarray
 _LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Identity"}

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from onnx import ModelProto
 
-from spa import criteria, surgery
-from spa.cost import CostModel
-from spa.coupling import Analysis, Group, couple
+from spa import criteria
+from spa.coupling.analysis import Analysis, Group, couple
+from spa.coupling.cost import CostModel
+from spa.coupling.plan import Plan
 from spa.criteria.gates import estimate_gates
 from spa.errors import PlanError
-from spa.graph import Graph
+from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.curves import Curve
 from spa.obspa.linear import linear
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves, faded
 from spa.obspa.statistics import with_batch_statistics
-from spa.obspa.stream import Feeds, Stream
-from spa.plan import Plan
 from spa.progress import Progress, silent
+from spa.running.stream import Feeds, Stream
+from spa.surgery.apply import apply
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
@@ -138,7 +139,7 @@ class Calibrated:
     def reconstruct(self, plan: Plan, pruned: ModelProto, how: str = "full") -> None:
         """Mend the pruned model in place: ``full`` refits its layers, ``bias`` moves their means alone."""
         own = self._twin is self.analysis
-        twin = pruned if own else surgery.apply(self._twin, plan)
+        twin = pruned if own else apply(self._twin, plan)
         if how == "bias":
             learnt = compensate(self._twin, plan, twin, self.batches, self.threads, self.progress)
         else:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import at_least_single, cautious, damped
-from spa.obspa.stream import Stream
-from spa.runtime import run
+from spa.running.runtime import run
+from spa.running.stream import Stream
 
 Array = np.ndarray
 ROWS = 40_000  # outputs of the reader that steps look at, at most

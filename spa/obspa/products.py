@@ -8,14 +8,14 @@ from math import ceil, prod
 
 import numpy as np
 
-from spa.axes import Axes, Kept
-from spa.coupling import Analysis
-from spa.graph import Graph, Node
+from spa.algebra.axes import Axes, Kept
+from spa.coupling.analysis import Analysis
+from spa.model.graph import Graph, Node
 from spa.obspa.curves import Reader, Seen
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import at_least_single, damped
 from spa.obspa.origin import Origin, origin
-from spa.obspa.stream import Stream, sliced
+from spa.running.stream import Stream, sliced
 
 Array = np.ndarray
 # What a relative error before a softmax weighs: the softmax and the residual sum behind it soften it. Found by

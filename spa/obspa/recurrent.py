@@ -9,14 +9,14 @@ from math import ceil, prod
 
 import numpy as np
 
-from spa.axes import Kept
-from spa.coupling import Analysis
-from spa.graph import Graph, Node
+from spa.algebra.axes import Kept
+from spa.coupling.analysis import Analysis
+from spa.model.graph import Graph, Node
 from spa.obspa.curves import Reader, Seen
 from spa.obspa.linear import FLOATS
 from spa.obspa.moments import Moments, cautious, least_squares
-from spa.obspa.stream import Bias, Stream
 from spa.rules.recurrent import GATES
+from spa.running.stream import Bias, Stream
 
 Array = np.ndarray
 W, R, B, INITIAL = 1, 2, 3, 5  # operands

@@ -15,20 +15,20 @@ from math import prod
 import numpy as np
 from onnx import ModelProto
 
-from spa.axes import Kept
-from spa.coupling import Analysis
+from spa.algebra.axes import Kept
+from spa.coupling.analysis import Analysis
+from spa.coupling.plan import Plan
 from spa.errors import InvariantError
-from spa.graph import Node
+from spa.model.graph import Node
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import Tail, tail
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Moments, cautious, least_squares
 from spa.obspa.producers import Pair, pair, refine
 from spa.obspa.score import gatherer, places
-from spa.obspa.stream import Bias, Feeds, Stream, sliced
 from spa.obspa.tied import joint
-from spa.plan import Plan
-from spa.runtime import run
+from spa.running.runtime import run
+from spa.running.stream import Bias, Feeds, Stream, sliced
 
 Array = np.ndarray
 

@@ -8,15 +8,15 @@ from math import ceil
 
 import numpy as np
 
-from spa.axes import product
-from spa.coupling import Analysis, Group
-from spa.graph import Graph, Node
+from spa.algebra.axes import product
+from spa.coupling.analysis import Analysis, Group
+from spa.model.graph import Graph, Node
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import before_transpose, tail
 from spa.obspa.curves import AnyReader, Curve, Reader, Seen, greedy
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
-from spa.obspa.stream import Feeds, Stream
+from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
 # Removing channels of a stream that many layers read harms more than the sum of its readers' own losses says: their

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
-from spa.graph import Graph
-from spa.obspa.stream import Feeds, Stream
+from spa.model.graph import Graph
+from spa.running.stream import Feeds, Stream
 
 
 def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> ModelProto | None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spa.axes import Kept
-from spa.coupling import Analysis
+from spa.algebra.axes import Kept
+from spa.coupling.analysis import Analysis
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
 from spa.obspa.score import places
-from spa.obspa.stream import Stream, sliced
+from spa.running.stream import Stream, sliced
 
 
 def joint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spa.cost import Cost
+from spa.coupling.cost import Cost
 
 
 @dataclass(frozen=True)

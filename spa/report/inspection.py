@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spa.cost import CostModel, group_shares, measure
-from spa.coupling import Analysis, Group
+from spa.coupling.analysis import Analysis, Group
+from spa.coupling.cost import CostModel, group_shares, measure
 
 
 def inspection(analysis: Analysis) -> dict[str, Any]:

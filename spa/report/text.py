@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spa.bench import BenchReport
 from spa.report import Report
-from spa.verify import VerifyReport
+from spa.running.bench import BenchReport
+from spa.running.verify import VerifyReport
 
 
 def count(number: float) -> str:

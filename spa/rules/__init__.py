@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 
-from spa.op import Op
+from spa.algebra.notation import output_shapes, rule_of
+from spa.algebra.op import Op
+from spa.model.shape_registry import register_notation
 
 Rule = Callable[[Op], None]
 _RULES: dict[str, Rule] = {}
@@ -18,8 +20,8 @@ _UNSUPPORTED: dict[str, str] = {}
 def rule(*keys: str) -> Callable[[Rule], Rule]:
     """Register a rule for operators, each named ``Op`` or ``domain::Op``.
 
-    As a decorator it registers a function of :class:`spa.op.Op`. With a line of notation as its last argument it
-    registers that line, and there is nothing to decorate:
+    As a decorator it registers a function of :class:`spa.algebra.op.Op`. With a line of notation as its last argument
+    it registers that line, and there is nothing to decorate:
 
         spa.rule("my.domain::MyScale", "X[n c *s], S[c] -> Y[n c *s]")
 
@@ -32,11 +34,11 @@ def rule(*keys: str) -> Callable[[Rule], Rule]:
             if key in _RULES or key in _UNSUPPORTED:
                 raise ValueError(f"{key} has a rule already")
             _RULES[key] = function
+            if notation := getattr(function, "notation", None):
+                register_notation(key, partial(output_shapes, notation))
         return function
 
     if keys and "->" in keys[-1]:
-        from spa.notation import rule_of
-
         line, keys = keys[-1], keys[:-1]
         register(rule_of(line))
     return register
@@ -55,8 +57,7 @@ def unsupported(key: str, reason: str) -> None:
 
 @cache
 def load() -> None:
-    """Import all rules and shape functions, those of installed packages included."""
-    import_module("spa.contrib_shapes")
+    """Import all rules, those of installed packages included."""
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     for entry in entry_points(group="spa.rules"):

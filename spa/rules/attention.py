@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spa.axes import Axes, Expr, concat, product
-from spa.op import Barrier, Op, Read
+from spa.algebra.axes import Axes, Expr, concat, product
+from spa.algebra.op import Barrier, Op, Read
 from spa.rules import rule
 
 _PLACES = "told apart by their places in"

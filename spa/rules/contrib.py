@@ -6,9 +6,9 @@ the standard with something fused into it are registered beside that operator.
 
 from __future__ import annotations
 
-from spa.axes import product
-from spa.notation import apply
-from spa.op import Op, Read
+from spa.algebra.axes import product
+from spa.algebra.notation import apply
+from spa.algebra.op import Op, Read
 from spa.rules import rule, unsupported
 
 MS = "com.microsoft::"

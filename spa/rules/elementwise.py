@@ -1,6 +1,6 @@
 """Operators that treat every element alike: all unary and all broadcasting operators, and selection among them."""
 
-from spa.op import Op
+from spa.algebra.op import Op
 from spa.rules import rule
 
 UNARY = """

@@ -1,6 +1,6 @@
 """Operators that make a tensor of their own: constants, sizes, ranges, windows."""
 
-from spa.op import Op
+from spa.algebra.op import Op
 from spa.rules import rule
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from spa.axes import UNIT, Expr, Kept, concat, product
-from spa.op import Barrier, Op
+from spa.algebra.axes import UNIT, Expr, Kept, concat, product
+from spa.algebra.op import Barrier, Op
 from spa.rules import rule
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spa.axes import UNIT, Expr
-from spa.notation import apply
-from spa.op import Barrier, Op
+from spa.algebra.axes import UNIT, Expr
+from spa.algebra.notation import apply
+from spa.algebra.op import Barrier, Op
 from spa.rules import rule
 
 

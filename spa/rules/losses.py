@@ -1,6 +1,6 @@
 """Losses: labels index the classes, which stay whole."""
 
-from spa.op import Op
+from spa.algebra.op import Op
 from spa.rules import rule
 
 

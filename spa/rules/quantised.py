@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from spa.axes import UNIT, Expr, concat, product
-from spa.notation import apply
-from spa.op import Barrier, Op, Read
+from spa.algebra.axes import UNIT, Expr, concat, product
+from spa.algebra.notation import apply
+from spa.algebra.op import Barrier, Op, Read
 from spa.rules import rule
 from spa.rules.linear import convolution, gemm_axes, matmul_axes
 from spa.rules.reductions import pool

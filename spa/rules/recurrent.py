@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spa.notation import apply
-from spa.op import Op
+from spa.algebra.notation import apply
+from spa.algebra.op import Op
 from spa.rules import rule
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spa.axes import UNIT
-from spa.op import Op, Read
+from spa.algebra.axes import UNIT
+from spa.algebra.op import Op, Read
 from spa.rules import rule
 
 # A zero adds nothing to these, so removing an index is the same as masking it; for the others it is not.

@@ -1,6 +1,6 @@
 """Operators that select or mark elements by computed values."""
 
-from spa.op import Op
+from spa.algebra.op import Op
 from spa.rules import rule
 
 

@@ -1,6 +1,6 @@
 """Fourier transforms: batches pass, the transformed axis stays whole."""
 
-from spa.op import Op
+from spa.algebra.op import Op
 from spa.rules import rule
 
 

@@ -1,7 +1,7 @@
 """Operators on images whose channels pass or are blocks of something."""
 
-from spa.axes import product
-from spa.op import Barrier, Op
+from spa.algebra.axes import product
+from spa.algebra.op import Barrier, Op
 from spa.rules import rule
 from spa.rules.layout import sizes_of
 from spa.rules.linear import convolution

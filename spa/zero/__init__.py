@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from spa.axes import Axes, Kept
-from spa.coupling import Analysis, Group
-from spa.graph import Graph, Node
-from spa.plan import Plan, make_plan
+from spa.algebra.axes import Axes, Kept
+from spa.coupling.analysis import Analysis, Group
+from spa.coupling.plan import Plan, make_plan
+from spa.model.graph import Graph, Node
 from spa.zero.facts import Facts, Site
 from spa.zero.known import Known, constant
-from spa.zero.laws import product, usable
+from spa.zero.laws import LAWS, product, usable
 from spa.zero.needs import Needs
 
 Array = np.ndarray
@@ -40,7 +40,7 @@ class Compaction:
     """What can go without a trace.
 
     Attributes:
-        plan: the kept channels, for :func:`spa.surgery.apply`; empty where nothing can go.
+        plan: the kept channels, for :func:`spa.surgery.apply.apply`; empty where nothing can go.
         biases: the whole bias of a Conv or Gemm that takes over constants, by its output; (channels,) or, of a Gemm,
             whatever broadcasts to its output.
         shifts: what is to be added to the output of a node without a bias, by its name; broadcasts to it.
@@ -80,7 +80,7 @@ def lossless(analysis: Analysis, groups: Sequence[Group] | None = None) -> Compa
     Returns:
         The plan, and the constants to fold into the model that surgery makes by it.
     """
-    facts = Facts(analysis)
+    facts = Facts(analysis, LAWS)
     needs = Needs(facts).read
     kept = {}
     for group in analysis.groups if groups is None else groups:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
 
-from spa.coupling import Analysis
+from spa.coupling.analysis import Analysis
 from spa.errors import ModelError
-from spa.graph import Graph, Node
-from spa.runtime import load_session, run
+from spa.model.graph import Graph, Node
+from spa.running.runtime import load_session, run
 from spa.zero.known import Known, constant, shrunk, uniform
 
 Array = np.ndarray
+Law = Callable[["Site"], "Sequence[Known | None] | None"]
 _RANDOM = ("Bernoulli", "Multinomial", "Random")
 
 
 class Facts:
     """What is known of the tensors of a model, from its weights alone."""
 
-    def __init__(self, analysis: Analysis) -> None:
-        from spa.zero.laws import LAWS
-
+    def __init__(self, analysis: Analysis, laws: Mapping[str, Law]) -> None:
         self.analysis, self.graph = analysis, analysis.graph
         self._found: dict[str, Known | None] = {}
         for index, law in sorted(analysis.laws.items()):
             node = analysis.graph.nodes[index]
-            find = LAWS.get(node.key)
+            find = laws.get(node.key)
             if law.barrier or find is None or analysis.is_constant(node.outputs[0]):
                 continue
             site = Site(self, node)

@@ -11,7 +11,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from spa.graph import tensor_array
+from spa.model.graph import tensor_array
 from spa.rules.elementwise import BROADCASTING, UNARY
 from spa.rules.recurrent import GATES
 from spa.rules.reductions import SUMS

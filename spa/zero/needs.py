@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from spa.axes import Axes, Dim, Expr, leaves
-from spa.coupling import Law
-from spa.criteria.places import channel_of
-from spa.op import Read
+from spa.algebra.axes import Axes, Dim, Expr, leaves
+from spa.algebra.op import Read
+from spa.coupling.analysis import Law
+from spa.coupling.places import channel_of
 from spa.zero.facts import Facts, Site
 from spa.zero.known import flat
 from spa.zero.laws import usable

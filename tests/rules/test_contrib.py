@@ -13,11 +13,11 @@ import onnxruntime.capi.onnxruntime_pybind11_state as onnxruntime_state
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from spa.coupling import couple
-from spa.graph import Graph
-from spa.plan import make_plan
+from spa.coupling.analysis import couple
+from spa.coupling.plan import make_plan
+from spa.model.graph import Graph
 from spa.rules import barriers, supported
-from spa.surgery import apply
+from spa.surgery.apply import apply
 from tests.oracle import Data, Net, _produced, freedom, random_keeps, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from spa import rules
-from spa.notation import parse
+from spa.algebra.notation import parse
 from spa.rules import barriers, find, supported
 
 OLDEST = 7

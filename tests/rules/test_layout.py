@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto
 
-from spa.coupling import couple
-from spa.graph import Graph
+from spa.coupling.analysis import couple
+from spa.model.graph import Graph
 from tests.oracle import Data, Indices, Net, check, freedom, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]

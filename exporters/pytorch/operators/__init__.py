@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 Value = Any  # a tensor, a numpy array, a list (a sequence), or None
 Function = Callable[..., Any]

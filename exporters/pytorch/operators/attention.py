@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import number, operator, tensor
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 Bodies = Mapping[str, Callable[..., "list[Any]"]]
 

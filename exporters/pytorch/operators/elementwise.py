@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import MS, dtype_of, number, operator, tensor, unknown_dtype
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,

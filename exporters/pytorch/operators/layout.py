@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import dtype_of, given, ints, number, operator, sizes, tensor, unknown_dtype
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 
 @operator("Shape", fixed=(0,))

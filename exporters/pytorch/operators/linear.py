@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spa.exporters.pytorch.operators import MS, along, operator
 from spa.exporters.pytorch.operators.elementwise import ACTIVATIONS
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

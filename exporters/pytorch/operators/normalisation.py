@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import MS, operator, wants
-from spa.graph import Node
+from spa.model.graph import Node
 
 
 @operator("BatchNormalization", fixed=(3, 4), modal=True)

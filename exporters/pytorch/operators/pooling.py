@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spa.exporters.pytorch.operators import given, ints, number, operator, wants
 from spa.exporters.pytorch.operators.linear import pad_spatial, paddings
-from spa.graph import Node
+from spa.model.graph import Node
 
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}

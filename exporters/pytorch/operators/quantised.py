@@ -15,7 +15,7 @@ from spa.exporters.pytorch.operators import MS, along, dtype_of, operator, unkno
 from spa.exporters.pytorch.operators.layout import concat
 from spa.exporters.pytorch.operators.linear import conv
 from spa.exporters.pytorch.operators.pooling import average_pool
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 
 def rounded(x: Tensor) -> Tensor:

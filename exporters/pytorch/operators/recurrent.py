@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spa.exporters.pytorch.operators import operator
 from spa.exporters.pytorch.operators.layout import _reversed
-from spa.graph import Graph, Node
+from spa.model.graph import Graph, Node
 
 Activation = Callable[[Tensor], Tensor]
 Cell = Callable[..., "tuple[Tensor, Tensor]"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spa.exporters.pytorch.operators import number, operator
-from spa.graph import Node
+from spa.model.graph import Node
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 

@@ -1,0 +1,224 @@
+"""What a rule sees of one operator, and what it says about it.
+
+A rule is a function of an :class:`Op`. It reads the node's attributes, shapes and the axes of its operands, states
+which axes are the same, and sets the axes of the outputs. It knows the algebra and nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spa.algebra.axes import UNIT, Axes, Expr, Kept, Space, product
+from spa.model.graph import Node
+
+Restate = Callable[[Kept, Any], Any]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A place where a dimension is contracted: its indices are summed over and disappear.
+
+    Attributes:
+        expr: the contracted axis.
+        operand: the operand whose slices are zeroed to mask it (the weights, where there are any).
+        axis: the axis of that operand.
+        others: the (operand, axis) pairs on the other side of the contraction.
+        zero: the operand that holds the value standing for zero (a zero point), for integer operators.
+        zero_axis: the reading operand's axis along which a vector of zero points lies.
+    """
+
+    expr: Expr
+    operand: int
+    axis: int
+    others: tuple[tuple[int, int], ...] = ()
+    zero: int | None = None
+    zero_axis: int = 0
+
+
+@dataclass(frozen=True)
+class Tie:
+    """An integer operand or attribute that depends on sizes or indices of dimensions.
+
+    Attributes:
+        operand: the operand's position, or None for an attribute.
+        attribute: the attribute's name, or None for an operand.
+        restate: (kept, value now) → the value that the pruned node needs; entries that follow the input by
+            themselves (0, -1, open ends) are returned as they are.
+    """
+
+    operand: int | None
+    attribute: str | None
+    restate: Restate
+
+
+class Op:
+    """One node in the eyes of its rule.
+
+    Attributes:
+        node: the node (operator, attributes, names).
+        shapes: each operand's shape, None where it is absent.
+        out_shapes: each output's shape, None where it is absent or unknown.
+        values: each operand's value where it is a known small tensor, else None.
+        second: the same at the other input size; equal for what does not follow the input.
+        constant: for each operand whether it is computed from constants alone.
+        seen: the operands whose axes the rule has asked for; all others are control values, and freeze.
+        outputs: what the rule has said: each output's axes.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        space: Space,
+        inputs: Sequence[Axes | None],
+        out_shapes: Sequence[tuple[int, ...] | None],
+        values: Sequence[np.ndarray | None] | None = None,
+        constant: Sequence[bool] | None = None,
+        second: Sequence[np.ndarray | None] | None = None,
+    ) -> None:
+        self.node = node
+        self.space = space
+        self.inputs = list(inputs)
+        self.shapes = [None if a is None else tuple(e.size for e in a) for a in inputs]
+        self.out_shapes = list(out_shapes)
+        self.values = list(values) if values is not None else [None] * len(self.inputs)
+        self.constant = list(constant) if constant is not None else [False] * len(self.inputs)
+        self.second = list(second) if second is not None else self.values
+        self.outputs: list[Axes | None] = [None] * len(self.out_shapes)
+        self.seen: set[int] = set()
+        self.reads: list[Read] = []
+        self.ties: list[Tie] = []
+        self.macs: list[Axes] = []
+
+    # -- reading the node ----------------------------------------------------------------------------------------
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute's value."""
+        return self.node.attributes.get(name, default)
+
+    def has(self, operand: int) -> bool:
+        """Whether an optional operand is given."""
+        return operand < len(self.inputs) and self.inputs[operand] is not None
+
+    def axes(self, operand: int) -> Axes:
+        """The axes of an operand that must be there."""
+        axes = self.inputs[operand] if operand < len(self.inputs) else None
+        self.seen.add(operand)
+        if axes is None:
+            raise Barrier(f"operand {operand} is missing")
+        return axes
+
+    def ints(self, name: str, operand: int, default: list[int] | None = None) -> list[int] | None:
+        """An integer list that is an attribute in old versions and an operand in new ones.
+
+        Raises:
+            Barrier: the operand is computed from data, so its value is not known.
+        """
+        if operand < len(self.inputs) and self.inputs[operand] is not None:
+            value = self.values[operand]
+            if value is None:
+                raise Barrier(f"{name} is computed from data")
+            return [int(v) for v in np.ravel(value)]
+        return self.attr(name, default)
+
+    # -- saying the law ------------------------------------------------------------------------------------------
+
+    def dim(self, size: int, frozen: str | None = None) -> Expr:
+        """A new dimension."""
+        return self.space.dim(size, frozen)
+
+    def opaque(self, size: int, what: str = "computed by") -> Expr:
+        """A new frozen dimension, whose indices this operator does not trace."""
+        return self.space.dim(size, f"{what} {self.node.label}")
+
+    def unify(self, a: Expr, b: Expr) -> None:
+        """State that two axes are the same."""
+        self.space.unify(a, b)
+
+    def freeze(self, expr: Expr, reason: str) -> None:
+        """State that no index of an axis can be removed."""
+        self.space.freeze(expr, f"{reason} {self.node.label}")
+
+    def cross(self, expr: Expr) -> None:
+        """State that statistics are taken over an axis."""
+        self.space.cross(expr, self.node.label)
+
+    def contract(self, *places: tuple[int, int], zero: int | None = None) -> None:
+        """State that the axes at these (operand, axis) places are the same and are summed over.
+
+        The reader is the first place whose operand is computed from constants alone, else the first place.
+        """
+        first, *rest = places
+        expr = self.axes(first[0])[first[1]]
+        for operand, axis in rest:
+            self.unify(expr, self.axes(operand)[axis])
+        reader = next((p for p in places if self.constant[p[0]]), first)
+        others = tuple(p for p in places if p != reader)
+        self.reads.append(Read(expr, reader[0], reader[1], others, zero))
+
+    def set(self, output: int, axes: Sequence[Expr]) -> None:
+        """State the axes of an output (ignored where the node does not produce it)."""
+        if output < len(self.outputs):
+            self.outputs[output] = tuple(axes)
+
+    def set_opaque(self, output: int) -> None:
+        """State that nothing is known of an output's axes."""
+        if output < len(self.outputs) and self.out_shapes[output] is not None:
+            self.set(output, [self.opaque(n) for n in self.out_shapes[output] or ()])
+
+    def tie_attribute(self, name: str, expr: Expr) -> None:
+        """State that an attribute is the size of an axis."""
+        self.ties.append(Tie(None, name, lambda kept, old: kept.size(expr)))
+
+    def tie(self, restate: Restate, operand: int | None = None, attribute: str | None = None) -> None:
+        """State how an operand, or else an attribute, follows from what is kept."""
+        given = operand is not None and operand < len(self.inputs) and self.inputs[operand] is not None
+        if given:
+            self.ties.append(Tie(operand, None, restate))
+        elif attribute is not None and attribute in self.node.attributes:
+            self.ties.append(Tie(None, attribute, restate))
+
+    def tie_scale(self, d: Expr, name: str = "scale") -> None:
+        """State that an attribute is by default one over the root of an axis' size, which must not change with it."""
+
+        def restate(kept: Kept, old: Any) -> Any:
+            return old if old or kept.size(d) == d.size else 1 / math.sqrt(d.size)
+
+        self.ties.append(Tie(None, name, restate))
+
+    def tie_new(self, restate: Restate, operand: int | None, attribute: str | None) -> None:
+        """State what an operand or attribute that the node lacks must be; None where it may stay away."""
+        self.ties.append(Tie(operand, attribute, restate))
+
+    def count_macs(self, *axes: Expr) -> None:
+        """Add multiply–accumulates: the product of the sizes of the axes."""
+        self.macs.append(tuple(axes))
+
+    def broadcast(self, operands: Sequence[int], output: int = 0) -> None:
+        """The law of broadcasting: trailing axes are the same, axes of one index stretch."""
+        given = [self.axes(i) for i in operands]
+        rank = max(len(a) for a in given)
+        result: list[Expr] = []
+        for position in range(-rank, 0):
+            candidates = [a[position] for a in given if len(a) >= -position and a[position].size != 1]
+            if candidates:
+                for other in candidates[1:]:
+                    self.unify(candidates[0], other)
+            result.append(candidates[0] if candidates else UNIT)
+        self.set(output, result)
+
+    def positive(self, axis: int, rank: int) -> int:
+        """An axis counted from the front."""
+        return axis + rank if axis < 0 else axis
+
+    def product(self, *factors: Expr) -> Expr:
+        """The row-major product of expressions."""
+        return product(*factors)
+
+
+class Barrier(Exception):
+    """A rule's word that this node cannot be traced; the node's axes freeze, with the reason."""

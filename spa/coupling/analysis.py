@@ -1,0 +1,335 @@
+"""From a graph and the rules to groups of coupled channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
+from spa.algebra.op import Barrier, Op, Read, Tie
+from spa.errors import InvariantError
+from spa.model.graph import Graph, Node
+from spa.model.shapes import TwoPoints, two_points
+from spa.rules import find, load
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+# Weights of at least two real axes and this many elements that several nodes read are really tied (embeddings,
+# siamese encoders). Smaller ones are often constants that an exporter merged because they were equal: each use
+# is coupled by itself, and equal copies are merged again on saving.
+TIED_ELEMENTS = 1024
+TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so of any tensor
+_CONTROL = {TensorProto.INT64, TensorProto.STRING}
+
+Use = tuple[str, int, int]  # (constant, node index, operand); node index -1 where all uses are tied
+
+
+@dataclass(frozen=True)
+class Place:
+    """A constant's axis that carries a group: the constant, the axis, and the use that it is coupled for."""
+
+    use: Use
+    axis: int
+
+    @property
+    def tensor(self) -> str:
+        """The constant's name."""
+        return self.use[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coupled channels: index c of every place goes or stays together.
+
+    Attributes:
+        name: the first place, as ``tensor[axis]``; stable for one model.
+        dim: the dimension in the algebra.
+        size: how many channels.
+        places: where parameters carry it; none for weights that the graph fills by itself.
+        operators: indices of the nodes that its channels pass through.
+        readers: indices of the nodes that sum over it.
+        writers: indices of the nodes that make its channels by contracting others with weights.
+        crossings: labels of the nodes that take statistics over it.
+        frozen: why none of its channels can be removed, or None.
+    """
+
+    name: str
+    dim: Dim
+    size: int
+    places: tuple[Place, ...]
+    operators: tuple[int, ...]
+    readers: tuple[int, ...]
+    writers: tuple[int, ...]
+    crossings: tuple[str, ...]
+    frozen: str | None
+
+
+@dataclass
+class Law:
+    """What the rules said of one node, after all unification."""
+
+    node: Node
+    inputs: list[Axes | None]
+    outputs: list[Axes | None]
+    reads: list[Read] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
+    macs: list[Axes] = field(default_factory=list)
+    barrier: str | None = None
+
+
+class Analysis:
+    """The coupled groups of a model, and all that scoring, budgets and surgery need to know of it.
+
+    Attributes:
+        graph: the model's view.
+        points: shapes and small integer values, at two input sizes.
+        space: the dimensions.
+        axes: each tensor's axes; a small constant's are found per use in ``uses``.
+        uses: the axes of each constant, per use.
+        laws: what the rules said, by node index; nodes of shape arithmetic have none.
+        barriers: labels of the nodes that could not be traced, with the reason.
+    """
+
+    def __init__(self, graph: Graph, points: TwoPoints) -> None:
+        self.graph = graph
+        self.points = points
+        self.space = Space()
+        self.axes: dict[str, Axes] = {}
+        self.uses: dict[Use, Axes] = {}
+        self.laws: dict[int, Law] = {}
+        self.barriers: dict[str, str] = {}
+        self._constant: set[str] = set(graph.constants)
+        self._couple()
+
+    # -- coupling ------------------------------------------------------------------------------------------------
+
+    def _couple(self) -> None:
+        walk = self.points.first
+        for name in self.graph.inputs:
+            if name in walk.shape:
+                self.axes[name] = tuple(self.space.dim(n, f"graph input {name!r}") for n in walk.shape[name])
+        for node in self.graph.nodes:
+            if node.outputs and all(o in walk.computed or not o for o in node.outputs):
+                # Shape arithmetic: its values are known, it carries no channels.
+                for name in node.inputs if node.op not in ("Shape", "Size") else ():
+                    for expr in self.axes.get(name, ()):
+                        self.space.freeze(expr, f"values are computed from it by {node.label}")
+                continue
+            if node.index in self.laws or (node.op == "Constant" and node.outputs[0] in self.graph.constants):
+                continue
+            self._state(node)
+        for name in self.graph.outputs:
+            for expr in self._tensor_axes(name, -1, 0) or ():
+                self.space.freeze(expr, f"graph output {name!r}")
+
+    def _state(self, node: Node) -> None:
+        walk = self.points.first
+        inputs = [self._tensor_axes(n, node.index, i) if n else None for i, n in enumerate(node.inputs)]
+        shapes = [walk.shape.get(o) if o else None for o in node.outputs]
+        values = [walk.value.get(n) for n in node.inputs]
+        constant = [n in self._constant for n in node.inputs]
+        second = [self.points.second.value.get(n) for n in node.inputs]
+        op = Op(node, self.space, inputs, shapes, values, constant, second)
+        law = Law(node, op.inputs, op.outputs)
+        try:
+            self._apply_rule(op, inputs)
+            law.reads, law.ties, law.macs = op.reads, op.ties, op.macs
+        except (Barrier, InvariantError, LookupError, TypeError, ValueError, AttributeError) as barrier:
+            # A node that its rule did not foresee (an attribute that is missing, say) is a barrier, never a guess.
+            expected = isinstance(barrier, Barrier | InvariantError)
+            law.barrier = str(barrier) if expected else f"its rule does not fit it ({barrier!r})"
+            self.barriers[node.label] = law.barrier
+            for axes in inputs:
+                for expr in axes or ():
+                    self.space.freeze(expr, f"{node.label}: {law.barrier}; read by it")
+        for name in self.graph.captured.get(node.index, ()):
+            for expr in self._tensor_axes(name, -1, 0) or ():
+                self.space.freeze(expr, f"read inside {node.label}")
+        for i, name in enumerate(node.outputs):
+            shape = shapes[i]
+            if name and shape is not None:
+                axes = op.outputs[i]
+                if axes is None or law.barrier:
+                    axes = tuple(self.space.dim(n, f"{node.label}: {law.barrier or 'not traced'}") for n in shape)
+                    op.outputs[i] = axes
+                self._check(node, name, axes, shape)
+                self.axes[name] = axes
+        if node.inputs and all(n in self._constant for n in node.inputs if n) and not node.subgraphs:
+            self._constant.update(node.outputs)
+        self.laws[node.index] = law
+
+    def _apply_rule(self, op: Op, inputs: Sequence[Axes | None]) -> None:
+        node = op.node
+        if any(name and inputs[i] is None for i, name in enumerate(node.inputs)):
+            raise Barrier("the shape of an operand is not known")
+        rule = find(node.key)
+        if isinstance(rule, str):
+            raise Barrier(rule)
+        rule(op)
+        for name, shape in zip(node.outputs, op.out_shapes, strict=True):
+            if shape is None and (name in self.graph.users or name in self.graph.outputs):
+                raise Barrier(f"the shape of its output {name!r} is not known")
+        for i, axes in enumerate(inputs):
+            if i not in op.seen:
+                for expr in axes or ():
+                    op.freeze(expr, "a control value of")
+        for name, axes in zip(node.outputs, op.outputs, strict=True):
+            for i, expr in enumerate(axes or ()):
+                if (name, i) in self.points.first.open_axes or (name, i) in self.points.second.open_axes:
+                    op.freeze(expr, "its size depends on data, in")
+
+    def _check(self, node: Node, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
+        if tuple(e.size for e in axes) != shape:
+            raise InvariantError(
+                f"{node.label}: its rule says {tuple(e.size for e in axes)} for {name!r}, shape inference {shape}. "
+                "Please report this with the model."
+            )
+
+    def _tensor_axes(self, name: str, node: int, operand: int) -> Axes | None:
+        """The axes of a tensor as one operand reads it."""
+        if name in self.axes:
+            return self.axes[name]
+        walk = self.points.first
+        shape = walk.shape.get(name)
+        if shape is None:
+            return None
+        if name in walk.computed:
+            return tuple(self.space.dim(n, "a size or index computed from shapes") for n in shape)
+        tensor = self.graph.constants.get(name)
+        if tensor is None:
+            return None
+        large = sum(n > 1 for n in shape) >= 2 and np.prod(shape) >= TIED_ELEMENTS
+        tied = large or any(entry.key == TIED for entry in tensor.metadata_props)
+        use = (name, -1, 0) if tied else (name, node, operand)
+        if use not in self.uses:
+            control = "an index or a size" if tensor.data_type in _CONTROL else None
+            self.uses[use] = tuple(self.space.dim(n, control) for n in shape)
+        return self.uses[use]
+
+    # -- groups --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups that parameters carry, in the order of their first use; frozen ones included."""
+        places: dict[Dim, list[Place]] = {}
+        for use, axes in sorted(self.uses.items(), key=lambda item: (item[0][1], item[0][2], item[0][0])):
+            for axis, expr in enumerate(axes):
+                for dim in dict.fromkeys(leaves(self.space.resolve(expr))):
+                    places.setdefault(dim, []).append(Place(use, axis))
+        operators, readers, writers = self._roles()
+        titles = {d: (p[0].tensor, p[0].axis) for d, p in places.items()} | self._filled(places)
+        order = sorted((d for d in titles if d in operators), key=lambda d: (min(operators[d]), titles[d]))
+        groups, names = [], dict[str, int]()
+        for dim in order:
+            name = "{}[{}]".format(*titles[dim])
+            names[name] = names.get(name, 0) + 1
+            groups.append(
+                Group(
+                    name if names[name] == 1 else f"{name}#{names[name]}",
+                    dim,
+                    dim.size,
+                    tuple(places.get(dim, ())),
+                    tuple(sorted(operators[dim])),
+                    tuple(sorted(readers.get(dim, ()))),
+                    tuple(sorted(writers.get(dim, ()))),
+                    self.space.crossings(dim),
+                    self.space.reason(dim),
+                )
+            )
+        return tuple(groups)
+
+    def _filled(self, places: Mapping[Dim, object]) -> dict[Dim, tuple[str, int]]:
+        """Dims that no stored constant carries, only weights that the graph makes itself (ConstantOfShape)."""
+        found: dict[Dim, tuple[str, int]] = {}
+        for name in self.axes:
+            if name in self._constant:
+                for axis, expr in enumerate(self.axes[name]):
+                    for dim in leaves(self.space.resolve(expr)):
+                        if dim not in places:
+                            found.setdefault(dim, (name, axis))
+        return found
+
+    def _roles(self) -> tuple[dict[Dim, set[int]], dict[Dim, set[int]], dict[Dim, set[int]]]:
+        """Which nodes each Dim passes through, is read by, and is written by."""
+        operators: dict[Dim, set[int]] = {}
+        readers: dict[Dim, set[int]] = {}
+        writers: dict[Dim, set[int]] = {}
+        for index, law in self.laws.items():
+            produced = set(self._leaves_of(law.outputs))
+            for dim in produced:
+                operators.setdefault(dim, set()).add(index)
+            for read in law.reads:
+                for dim in leaves(self.space.resolve(read.expr)):
+                    readers.setdefault(dim, set()).add(index)
+                    operators.setdefault(dim, set()).add(index)
+            weights = [
+                self.space.resolve(e)
+                for i, axes in enumerate(law.inputs)
+                if law.node.inputs[i] in self._constant
+                for e in axes or ()
+            ]
+            if law.reads:
+                for dim in {d for e in weights for d in leaves(e)} & produced:
+                    writers.setdefault(dim, set()).add(index)
+        return operators, readers, writers
+
+    def _leaves_of(self, tensors: Sequence[Axes | None]) -> Iterator[Dim]:
+        for axes in tensors:
+            for expr in axes or ():
+                yield from leaves(self.space.resolve(expr))
+
+    @cached_property
+    def free(self) -> tuple[Group, ...]:
+        """The groups whose removal is exact: not frozen, crossing no normalisation."""
+        return tuple(g for g in self.groups if g.frozen is None and not g.crossings)
+
+    @cached_property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that can be pruned at all, those that cross a normalisation included."""
+        return tuple(g for g in self.groups if g.frozen is None)
+
+    def expr(self, place: Place) -> Expr:
+        """The full expression of the axis that a place names."""
+        return self.space.resolve(self.uses[place.use][place.axis])
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is computed from constants alone."""
+        return name in self._constant
+
+    def kept(self, masks: dict[Dim, np.ndarray]) -> Kept:
+        """Evaluate expressions under masks of kept indices."""
+        return Kept(self.space, masks)
+
+    @cached_property
+    def operator_graph(self) -> nx.DiGraph:
+        """The operators as a networkx graph.
+
+        Nodes are node indices with attributes ``op``, ``name`` and ``groups`` (names of the groups that pass
+        through); edges carry the ``tensor``.
+        """
+        import networkx as nx
+
+        graph = nx.DiGraph()
+        passing: dict[int, list[str]] = {}
+        for group in self.groups:
+            for index in group.operators:
+                passing.setdefault(index, []).append(group.name)
+        for node in self.graph.nodes:
+            graph.add_node(node.index, op=node.key, name=node.proto.name, groups=tuple(passing.get(node.index, ())))
+        for node in self.graph.nodes:
+            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
+                if name in self.graph.producer:
+                    graph.add_edge(self.graph.producer[name].index, node.index, tensor=name)
+        return graph
+
+
+def couple(graph: Graph) -> Analysis:
+    """Analyse a graph: walk its shapes, apply the rules, unify."""
+    load()  # shape functions come with the rules of their operators
+    return Analysis(graph, two_points(graph))

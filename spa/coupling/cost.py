@@ -1,0 +1,211 @@
+"""What a network costs, as arithmetic on the sizes of its dimensions.
+
+Parameters and multiply–accumulates (MACs) of every node are products of expression sizes, so the effect of any choice
+of widths is a number, not another export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from onnx import TensorProto, helper
+
+from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
+from spa.coupling.analysis import Analysis
+from spa.model.graph import Graph
+
+if TYPE_CHECKING:
+    from spa.widths.latency import LatencyModel
+
+_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
+Polynomial = list[tuple[int, tuple[int, ...]]]  # (coefficient, indices of dimensions) terms
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network.
+
+    Attributes:
+        params: elements of all weights (constants that are no indices, sizes or strings).
+        macs: multiply–accumulates of one sample at the input sizes of the analysis.
+        bytes: of all weights.
+        channels: summed sizes of the groups that may be pruned.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    channels: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product of axis sizes: a fixed factor and those axes that can shrink."""
+
+    fixed: int
+    axes: tuple[int, ...]
+
+    def value(self, sizes: Sequence[int]) -> int:
+        """The product at these sizes of the axes that can shrink (see :meth:`Sizes.at`)."""
+        return self.fixed * prod(sizes[i] for i in self.axes)
+
+
+class Sizes:
+    """The sizes of axes as polynomials in the widths of some dimensions.
+
+    Args:
+        space: the space that the axes belong to.
+        dims: the dimensions that may shrink, in the order in which widths are given.
+    """
+
+    def __init__(self, space: Space, dims: Sequence[Dim]) -> None:
+        self._space = space
+        self._index = {dim: i for i, dim in enumerate(dims)}
+        self._polynomials: list[Polynomial] = []
+        self._known: dict[Expr, int] = {}
+
+    def term(self, axes: Axes) -> Term:
+        """The number of elements of a tensor with these axes."""
+        fixed, moving = 1, []
+        for expr in axes:
+            resolved = self._space.resolve(expr)
+            polynomial = self._polynomial(resolved)
+            if all(not dims for _, dims in polynomial):
+                fixed *= resolved.size
+            else:
+                if resolved not in self._known:
+                    self._known[resolved] = len(self._polynomials)
+                    self._polynomials.append(polynomial)
+                moving.append(self._known[resolved])
+        return Term(fixed, tuple(moving))
+
+    def _polynomial(self, expr: Expr) -> Polynomial:
+        if isinstance(expr, Dim):
+            return [(1, (self._index[expr],))] if expr in self._index else [(expr.size, ())]
+        if isinstance(expr, Sum):
+            return [t for term in expr.terms for t in self._polynomial(term)]
+        result: Polynomial = [(1, ())]
+        for factor in expr.factors:
+            result = [(a * b, x + y) for a, x in result for b, y in self._polynomial(factor)]
+        return result
+
+    def at(self, widths: Sequence[int], block: int = 1) -> list[int]:
+        """Sizes of the axes that can shrink, each rounded up to a multiple of ``block``."""
+        sizes = [sum(c * prod(widths[i] for i in dims) for c, dims in p) for p in self._polynomials]
+        return [-(-n // block) * block for n in sizes] if block > 1 else sizes
+
+    def dims(self, term: Term) -> set[int]:
+        """Positions of the dimensions that a term depends on."""
+        return {i for axis in term.axes for _, dims in self._polynomials[axis] for i in dims}
+
+
+class CostModel:
+    """Evaluates the cost of any choice of widths.
+
+    Args:
+        analysis: the model.
+        groups: the dimensions that may shrink, in the order in which widths are given.
+        latency: what is known of the model's latency, where that is asked for.
+    """
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Dim], latency: LatencyModel | None = None) -> None:
+        self._axes = Sizes(analysis.space, groups)
+        self.sizes = [d.size for d in groups]
+        self._params: list[Term] = []
+        self._bytes: list[tuple[float, Term]] = []
+        seen: set[str] = set()
+        for (name, _, _), axes in analysis.uses.items():
+            tensor = analysis.graph.constants[name]
+            if name not in seen and tensor.data_type not in _NO_WEIGHTS:
+                seen.add(name)
+                self._params.append(self._axes.term(axes))
+                self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
+        self._macs = {i: [self._axes.term(axes) for axes in law.macs] for i, law in analysis.laws.items() if law.macs}
+        self._batch = _batch(analysis)
+        self._block = latency.block if latency else 1
+        self._dense: dict[str, float] = {}
+        self._ms: dict[Term, float] = {}
+        for ms, axes in latency.terms if latency else ():
+            term = self._axes.term(axes)
+            self._ms[term] = self._ms.get(term, 0.0) + ms
+
+    def evaluate(self, widths: Sequence[int]) -> Cost:
+        """The cost when each dimension has the given width."""
+        sizes = self._axes.at(widths)
+        macs = sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
+        size = sum(b * t.value(sizes) for b, t in self._bytes)
+        return Cost(sum(t.value(sizes) for t in self._params), macs, int(size), sum(widths))
+
+    def latency(self, widths: Sequence[int]) -> float:
+        """The estimated latency in milliseconds at these widths; zero without a latency model."""
+        sizes = self._axes.at(widths, self._block)
+        return sum(ms * t.value(sizes) for t, ms in self._ms.items())
+
+    def removed(self, widths: Sequence[int], of: str) -> float:
+        """The fraction of a unit (see :class:`spa.widths.budget.Budget`) that is gone at these widths."""
+        if of not in self._dense:
+            self._dense[of] = self._amount(self.sizes, of)
+        before = self._dense[of]
+        return 1 - self._amount(widths, of) / before if before else 0.0
+
+    def _amount(self, widths: Sequence[int], of: str) -> float:
+        return self.latency(widths) if of == "latency" else getattr(self.evaluate(widths), of)
+
+    def shares(self) -> tuple[list[float], list[float]]:
+        """For each dimension the share of all parameters, and of all MACs, that lies in tensors and nodes with it."""
+        sizes = self._axes.at(self.sizes)
+
+        def shares(terms: Sequence[Term]) -> list[float]:
+            total, by_dim = 0.0, [0.0] * len(self.sizes)
+            for term in terms:
+                value = term.value(sizes)
+                total += value
+                for i in self._axes.dims(term):
+                    by_dim[i] += value
+            return [v / total if total else 0.0 for v in by_dim]
+
+        return shares(self._params), shares([t for terms in self._macs.values() for t in terms])
+
+
+def _item_bytes(data_type: int) -> float:
+    name = TensorProto.DataType.Name(data_type)
+    if name.endswith(("INT4", "FLOAT4E2M1")):
+        return 0.5
+    return float(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _batch(analysis: Analysis) -> int:
+    """The number of samples in the analysis' first walk: the size of the inputs' open first axis."""
+    for info in analysis.graph.model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name in analysis.points.sizes[0] and len(dims) and not dims[0].dim_value:
+            return analysis.points.sizes[0][info.name][0]
+    return 1
+
+
+def measure(analysis: Analysis) -> Cost:
+    """The cost of the dense model; ``channels`` counts every group that is not frozen."""
+    dims = [g.dim for g in analysis.prunable]
+    return CostModel(analysis, dims).evaluate([d.size for d in dims])
+
+
+def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
+    """By group name the share of all parameters and of all MACs in tensors and nodes that the group runs through."""
+    groups = [g for g in analysis.groups if g.size > 1]
+    params, macs = CostModel(analysis, [g.dim for g in groups]).shares()
+    return {g.name: (p, m) for g, p, m in zip(groups, params, macs, strict=True)}
+
+
+def count_parameters(graph: Graph) -> tuple[int, int]:
+    """(elements, bytes) of all weights that a graph really stores."""
+    sizes = [
+        (prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS
+    ]
+    return sum(n for n, _ in sizes), int(sum(n * b for n, b in sizes))

@@ -1,0 +1,118 @@
+"""Rewriting that makes a model analysable and changes nothing that it computes.
+
+Cases:
+1. Local functions are inlined.
+2. Node names that occur twice are made unique (onnxruntime refuses them).
+3. ``SplitToSequence`` by known sizes whose pieces are all taken by constant ``SequenceAt`` becomes one ``Slice`` for
+   each of these (PyTorch's unoptimised export writes ``torch.split`` so).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, inliner, numpy_helper
+
+from spa.model.graph import Graph
+
+
+def normalise(model: ModelProto, own: bool) -> ModelProto:
+    """The model with cases 1 to 3 rewritten.
+
+    Args:
+        model: the model; changed in place only if ``own``.
+        own: whether the message is ours to change.
+
+    Returns:
+        The same message where nothing had to be done.
+    """
+    if model.functions:  # Case 1
+        model, own = inliner.inline_local_functions(model), True
+    duplicates, sequences = _has_duplicates(model), _splits(model)
+    if not duplicates and not sequences:
+        return model
+    if not own:
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        model = copy
+    if sequences:
+        _rewrite(model, sequences)
+    _unique_names(model)
+    return model
+
+
+def _has_duplicates(model: ModelProto) -> bool:
+    names = [n.name for n in model.graph.node if n.name]
+    return len(set(names)) < len(names)
+
+
+def _unique_names(model: ModelProto) -> None:  # Case 2
+    taken = {n.name for n in model.graph.node}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.name and node.name in seen:
+            count = 2
+            while f"{node.name}_{count}" in taken:
+                count += 1
+            node.name = f"{node.name}_{count}"
+            taken.add(node.name)
+        seen.add(node.name)
+
+
+def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int]]]:
+    """Case 3: by index of a SplitToSequence, for each SequenceAt that takes from it the bounds of its piece."""
+    if not any(n.op_type == "SplitToSequence" for n in model.graph.node):
+        return {}
+    graph = Graph(model)
+    captured = {name for names in graph.captured.values() for name in names} | set(graph.outputs)
+    found = {}
+    for node in graph.nodes:
+        if node.op != "SplitToSequence" or node.outputs[0] in captured or len(node.inputs) < 2:
+            continue
+        if node.inputs[1] not in graph.constants:
+            continue
+        takers = {}
+        for user, operand in graph.users.get(node.outputs[0], ()):
+            if user.op != "SequenceAt" or operand != 0 or user.inputs[1] not in graph.constants:
+                break
+            bounds = _bounds(graph.array(node.inputs[1]), int(np.ravel(graph.array(user.inputs[1]))[0]))
+            if bounds is None:
+                break
+            takers[user.index] = bounds
+        else:
+            found[node.index] = takers
+    return found
+
+
+def _bounds(sizes: np.ndarray, piece: int) -> tuple[int, int] | None:
+    """Where a piece begins and ends; None for one counted from the end of pieces of unknown number."""
+    if sizes.ndim == 0:
+        return (piece * int(sizes), (piece + 1) * int(sizes)) if piece >= 0 else None
+    ends = np.cumsum(sizes)
+    return int(ends[piece] - sizes[piece]), int(ends[piece])
+
+
+def _rewrite(model: ModelProto, sequences: dict[int, dict[int, tuple[int, int]]]) -> None:
+    nodes = list(model.graph.node)
+    replaced: dict[int, NodeProto | None] = {}
+    for index, takers in sequences.items():
+        node = nodes[index]
+        replaced[index] = None
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        for taker, (start, end) in takers.items():
+            output = nodes[taker].output[0]
+            bounds = {"starts": start, "ends": end, "axes": axis}
+            for name, value in bounds.items():
+                tensor = numpy_helper.from_array(np.asarray([value], np.int64), f"{output}/{name}")
+                model.graph.initializer.append(tensor)
+            operands = [node.input[0], *(f"{output}/{name}" for name in bounds)]
+            replaced[taker] = helper.make_node("Slice", operands, [output], name=nodes[taker].name)
+    kept = [replaced.get(i, node) for i, node in enumerate(nodes)]
+    copies = [_copied(n) for n in kept if n is not None]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy

@@ -1,0 +1,175 @@
+"""Which values an input may hold, read from what it indexes in the graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import onnx
+import onnx.inliner
+import onnx.numpy_helper
+
+from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
+
+__all__ = ["input_ranges", "ranges_for"]
+
+# Operators whose first operand's values come through unchanged (moved, copied, dropped or clipped at most).
+_CARRIERS = frozenset(
+    {"Cast", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max"}
+    | {"Min", "Mod", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    | {"Transpose", "Unsqueeze", "Where"}
+)
+# ... and those among them for which several operands do.
+_CARRIED_OPERANDS = {"Concat": slice(None), "Max": slice(None), "Min": slice(None), "Where": slice(1, None)}
+
+# com.microsoft's EmbedLayerNormalization: operand with the ids -> operand with the table.
+_EMBED = {0: 2, 1: 4, 8: 3}
+
+
+def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
+    """Exclusive upper bounds of the inputs that index something of known size.
+
+    1. An input that reaches the indices of a Gather (or GatherElements, GatherND, com.microsoft
+       GatherBlockQuantized) stays below the length of the gathered axis.
+    2. So does one that reaches an operand of com.microsoft EmbedLayerNormalization with a table of its own.
+    3. One that reaches OneHot stays below its depth.
+
+    "Reaches" means: through operators that move or copy values, and through the addition of a constant,
+    which is taken off the bound. Where several bounds meet, the smallest counts.
+
+    Args:
+        model: A parsed model; weights in external files need not be loaded. It is not changed.
+
+    Returns:
+        Bounds by the input's name; an input that indexes nothing is absent.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    tracer = _Tracer(model)
+    tracer.walk(model.graph.node)
+    return tracer.bounds
+
+
+def ranges_for(model: Model, specs: Iterable[TensorSpec]) -> dict[str, int]:
+    """`input_ranges` of a model whose inputs are known already; it is not read where they cannot be ids.
+
+    Args:
+        model: A path, the bytes of a file, or a parsed model.
+        specs: Its inputs.
+
+    Returns:
+        Bounds by the input's name.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    # Keras feeds ids as floats and casts them, but an id per pixel or voxel does not occur.
+    if all(spec.dtype is None or (spec.dtype.kind not in "iu" and len(spec.shape) > 2) for spec in specs):
+        return {}
+    return input_ranges(load_graph(model))
+
+
+class _Tracer:
+    """Follows inputs forward to what they index.
+
+    `reach` has, per tensor, the inputs it stems from, each with what was added on the way.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.bounds: dict[str, int] = {}
+        self.reach: dict[str, dict[str, int]] = {spec.name: {spec.name: 0} for spec in input_specs(model)}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.constants: dict[str, int] = {}
+        self._read(model.graph)
+
+    def walk(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                for graph in (attribute.g, *attribute.graphs):
+                    self._read(graph)
+                    self.walk(graph.node)
+            self._constant(node)
+            self._bound(node)
+            self._carry(node)
+
+    def _read(self, graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            self._record(tensor.name, tensor)
+
+    def _record(self, name: str, tensor: onnx.TensorProto) -> None:
+        self.shapes[name] = tuple(tensor.dims)
+        scalar = math.prod(tensor.dims) == 1 and tensor.data_location != onnx.TensorProto.EXTERNAL
+        if scalar and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            self.constants[name] = int(onnx.numpy_helper.to_array(tensor).item())
+
+    def _constant(self, node: onnx.NodeProto) -> None:
+        """Constant nodes, and tables behind an operator that keeps or permutes their axes."""
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    self._record(node.output[0], attribute.t)
+                elif attribute.name == "value_int":
+                    self.constants[node.output[0]] = attribute.i
+            return
+        shape = self.shapes.get(node.input[0]) if node.input else None
+        if shape is None or not node.output:
+            return
+        if node.op_type in ("Identity", "Cast", "DequantizeLinear"):
+            self.shapes[node.output[0]] = shape
+            if node.op_type != "DequantizeLinear" and node.input[0] in self.constants:
+                self.constants[node.output[0]] = self.constants[node.input[0]]
+        elif node.op_type == "Transpose":
+            perm = _attribute(node, "perm") or range(len(shape))[::-1]
+            self.shapes[node.output[0]] = tuple(shape[axis] for axis in perm)
+
+    def _bound(self, node: onnx.NodeProto) -> None:
+        inputs = node.input
+        if node.op_type in ("Gather", "GatherElements", "GatherBlockQuantized"):
+            name = "gather_axis" if node.op_type == "GatherBlockQuantized" else "axis"
+            self._limit(inputs[1], self._size(inputs[0], _attribute(node, name) or 0))
+        elif node.op_type == "GatherND":
+            self._limit(inputs[1], self._size(inputs[0], _attribute(node, "batch_dims") or 0))
+        elif node.op_type == "OneHot":
+            self._limit(inputs[0], self.constants.get(inputs[1]))
+        elif node.op_type == "EmbedLayerNormalization":
+            for ids, table in _EMBED.items():
+                if max(ids, table) < len(inputs):
+                    self._limit(inputs[ids], self._size(inputs[table], 0))
+
+    def _size(self, table: str, axis: int) -> int | None:
+        shape = self.shapes.get(table)
+        return shape[axis] if shape and -len(shape) <= axis < len(shape) else None
+
+    def _limit(self, tensor: str, size: int | None) -> None:
+        for name, added in self.reach.get(tensor, {}).items() if size is not None else ():
+            bound = (size or 0) - max(added, 0)
+            # Not positive: the addition wraps negative indices (`i + rows`) in a form that is not recognised.
+            if bound > 0:
+                self.bounds[name] = min(bound, self.bounds.get(name, bound))
+
+    def _carry(self, node: onnx.NodeProto) -> None:
+        sources: dict[str, int] = {}
+        if node.op_type in ("Add", "Sub"):
+            sign = 1 if node.op_type == "Add" else -1
+            for here, other in ((0, 1), (1, 0)) if sign > 0 else ((0, 1),):
+                constant = self.constants.get(node.input[other])
+                for name, added in self.reach.get(node.input[here], {}).items() if constant is not None else ():
+                    sources[name] = added + sign * (constant or 0)
+        elif node.op_type in _CARRIERS:
+            # Where wraps negative indices, `Where(i < 0, i + rows, i)`: the branch that adds less is the one
+            # taken.
+            worse = min if node.op_type == "Where" else max
+            for tensor in node.input[_CARRIED_OPERANDS.get(node.op_type, slice(1))]:
+                for name, added in self.reach.get(tensor, {}).items():
+                    sources[name] = worse(added, sources.get(name, added))
+        if sources:
+            for output in node.output:
+                self.reach[output] = sources
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return None

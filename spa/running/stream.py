@@ -1,0 +1,228 @@
+"""A network run in steps, batch by batch: only the tensors that later nodes read are held between two steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime import InferenceSession
+
+from spa.algebra.axes import Axes, Kept
+from spa.errors import InvariantError, UnsupportedError
+from spa.model.graph import Graph, Node
+from spa.running.runtime import load_session, run
+
+MEMORY = 1 << 30
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias that a node is given.
+
+    Attributes:
+        shape: its shape.
+        like: the constant whose type it has.
+        operand: which of the node's operands it becomes.
+    """
+
+    shape: tuple[int, ...]
+    like: str
+    operand: int = 2
+
+
+class Stream:
+    """A network and the live tensors of all calibration batches at one place of its node order.
+
+    Args:
+        model: the network; its message is edited where weights are replaced.
+        base: the folder of its external data.
+        batches: the inputs, one mapping per batch.
+        threads: of onnxruntime.
+        memory: bytes of live tensors that may stay in memory; what exceeds it lies in unnamed temporary files.
+
+    Attributes:
+        graph: the network's view.
+        at: the index of the next node to run.
+        live: for each batch the tensors that nodes from ``at`` on may read.
+        edits: what was added to constants so far, by name.
+        biases: those that nodes were given, by the node's first output.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        base: Path | None,
+        batches: Sequence[Feeds],
+        threads: int = 2,
+        memory: int = MEMORY,
+    ) -> None:
+        self.graph = Graph(model, base)
+        self.threads, self.memory = threads, memory
+        self.edits: dict[str, np.ndarray] = {}
+        self.biases: dict[str, Bias] = {}
+        self.at = 0
+        self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
+        self._last: dict[str, int] = {}
+        for node in self.graph.nodes:
+            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
+                self._last[name] = node.index
+        self._last.update(dict.fromkeys(self.graph.outputs, len(self.graph.nodes)))
+
+    def before(self, node: Node) -> None:
+        """Run every node before this one."""
+        self._run(node.index)
+
+    def after(self, node: Node) -> None:
+        """Run every node up to this one; its inputs and outputs are held until the next step."""
+        self._run(node.index)
+        self._run(node.index + 1, (*node.inputs, *node.outputs))
+
+    def finish(self) -> list[dict[str, np.ndarray]]:
+        """Run the rest; the outputs of each batch."""
+        self._run(len(self.graph.nodes))
+        return [{n: b[n] for n in self.graph.outputs} for b in self.live]
+
+    def fork(self) -> Stream:
+        """A stream of the same network that goes on from here by itself."""
+        ahead = copy(self)
+        ahead.live = [dict(b) for b in self.live]
+        return ahead
+
+    def value(self, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A constant, or a tensor that a batch holds."""
+        return self.graph.array(name) if name in self.graph.constants else batch[name]
+
+    def probe(self, node: Node, output: int) -> list[np.ndarray]:
+        """One output of a node whose inputs are held, for each batch, whether or not the network asks for it."""
+        proto = NodeProto()
+        proto.CopyFrom(node.proto)
+        proto.output[output] = name = proto.output[output] or "spa_probe"
+        alone = [Node(proto, node.index, node.version)]
+        inputs = self._inputs(alone, set())
+        session = load_session(self._part(alone, inputs, [name], self.live[0]), threads=self.threads)
+        return [run(session, {n: batch[n] for n in inputs})[0] for batch in self.live]
+
+    def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
+        nodes = [n for n in self.graph.nodes[self.at : end] if n.outputs and n.outputs[0] not in self.graph.constants]
+        wanted = set(wanted)
+        if nodes:
+            made = {o for n in nodes for o in n.outputs if o}
+            outputs = [o for n in nodes for o in n.outputs if o and (self._last.get(o, -1) >= end or o in wanted)]
+            inputs = self._inputs(nodes, made)
+            if outputs:
+                session = load_session(self._part(nodes, inputs, outputs, self.live[0]), threads=self.threads)
+                for batch in self.live:
+                    values = run(session, {n: batch[n] for n in inputs})
+                    for name, value in zip(outputs, values, strict=True):
+                        batch[name] = self.stored(value)
+        self.at = max(self.at, end)
+        for batch in self.live:
+            for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
+                del batch[name]
+
+    def stored(self, value: np.ndarray) -> np.ndarray:
+        """The value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
+        if not isinstance(value, np.ndarray):
+            raise UnsupportedError("a sequence or an optional passes through the network. Use --criterion l2, say.")
+        held = sum(v.nbytes for b in self.live for v in b.values() if not isinstance(v, np.memmap))
+        if not value.nbytes or held + value.nbytes <= self.memory:
+            return value
+        with tempfile.TemporaryFile() as file:
+            stored = np.memmap(file, dtype=value.dtype, shape=value.shape, mode="w+")
+        stored[...] = value
+        return stored
+
+    def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
+        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
+        return [n for n in used if n not in made and n not in self.graph.constants]
+
+    def hold(self, name: str, node: Node) -> None:
+        """Keep a tensor until the step after a node has run."""
+        self._last[name] = max(self._last.get(name, -1), node.index + 1)
+
+    def session(self, nodes: Sequence[Node], source: str, output: str, like: np.ndarray) -> InferenceSession:
+        """Some nodes by themselves, from one tensor (of the type and rank of an array) to another.
+
+        What else they read must be made of constants (a transposed matrix, say).
+        """
+        graph, found = self.graph, {n.index: n for n in nodes}
+        todo = list(nodes)
+        while todo:
+            for name in todo.pop().inputs:
+                maker = graph.producer.get(name) if name and name != source and name not in graph.constants else None
+                if maker is not None and maker.index not in found:
+                    found[maker.index] = maker
+                    todo.append(maker)
+        part = self._part([found[i] for i in sorted(found)], [source], [output], {source: like})
+        return load_session(part, threads=self.threads)
+
+    def _part(
+        self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Mapping[str, np.ndarray]
+    ) -> ModelProto:
+        graph = self.graph
+        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
+        weights = [graph.inlined(name) for name in used if name in graph.constants]
+        infos = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(like[n].dtype), [None] * like[n].ndim)
+            for n in inputs
+        ]
+        results = [helper.make_empty_tensor_value_info(n) for n in outputs]
+        part = helper.make_graph([n.proto for n in nodes], "part", infos, results, weights)
+        model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
+        model.ir_version = graph.model.ir_version
+        return model
+
+    def replace(self, name: str, value: np.ndarray) -> None:
+        """Give a constant another value, here and in the message."""
+        tensor = self.graph.constants[name]
+        old = self.graph.array(name)
+        change = value - old.astype(np.promote_types(old.dtype, np.float32), copy=False)
+        self.edits[name] = self.edits.get(name, 0.0) + change
+        new = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+        tensor.CopyFrom(new)
+        self.graph.forget(name)
+
+    def add_bias(self, node: Node, bias: Bias) -> str:
+        """Give a node that has no bias one of zeros; its name."""
+        output = next(o for o in node.outputs if o)
+        name = f"{output}_bias"
+        while name in self.graph.users or name in self.graph.constants or name in self.graph.producer:
+            name += "_"
+        zeros = np.zeros(bias.shape, self.graph.array(bias.like).dtype)
+        self.graph.model.graph.initializer.append(numpy_helper.from_array(zeros, name))
+        operands = [*node.inputs, *[""] * (bias.operand + 1 - len(node.inputs))]
+        operands[bias.operand] = name
+        del node.proto.input[:]
+        node.proto.input.extend(operands)
+        self.biases[output] = bias
+        self.graph.adopt(node, self.graph.model.graph.initializer[-1], bias.operand)
+        return name
+
+    def repeat(self, other: Stream) -> None:
+        """Make the same edits to this network as were made to a twin of it, which differs only in constants."""
+        producer = self.graph.producer
+        for output, bias in other.biases.items():
+            name = other.graph.producer[output].inputs[bias.operand]
+            if self.add_bias(producer[output], bias) != name:
+                raise InvariantError(f"the twin of {producer[output].label} has another bias.")
+        for name, change in other.edits.items():
+            old = self.graph.array(name)
+            self.replace(name, (old + change).astype(old.dtype))
+
+
+def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:
+    """A dense tensor's part that the pruned network has; axes may hold the batch beside pruned channels."""
+    for axis, expr in enumerate(axes or ()):
+        if kept.size(expr) == expr.size:
+            continue
+        size = value.shape[axis]
+        mask = kept.mask(expr) if size == expr.size else kept.stretched(expr, size)
+        if mask is not None:
+            value = np.compress(mask, value, axis=axis)
+    return value

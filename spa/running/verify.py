@@ -1,0 +1,448 @@
+"""How far apart are two models: the same interface, and the same outputs on the same inputs?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from spa.errors import UnsupportedError
+from spa.running.feeds import first_run
+from spa.running.ranges import ranges_for
+from spa.running.runtime import Model, TensorSpec, input_specs, load_session, model_name, output_specs, run
+
+__all__ = ["OutputDifference", "VerifyReport", "verify"]
+
+# Outputs of the first model beyond this are not kept while the second runs; both sessions stay open instead.
+_KEEP_BYTES = 256 * 2**20
+# Differences are taken in float64 over pieces of this many elements.
+_PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of two models, over all seeds.
+
+    Attributes:
+        name: The output's name.
+        shape_a: Its shape in the first model, at the first seed where the shapes differ, else at the first
+            seed.
+        shape_b: Its shape in the second model.
+        dtype_a: Its numpy type in the first model.
+        dtype_b: Its numpy type in the second model.
+        max_abs_diff: The largest ``|a - b|``; infinite where one is NaN or infinite and the other is not
+            that; None if the shapes differ or the elements are strings.
+        relative_l2: ``‖a - b‖ / ‖a‖`` over the finite elements, infinite as above; None as above.
+        cosine: ``a·b / (‖a‖ ‖b‖)`` over the finite elements, 1 if both are zero there; None as above.
+        nan_a: NaNs in the first model's output.
+        nan_b: NaNs in the second model's output.
+        equal: Whether ``|a - b| <= atol + rtol·|a|`` everywhere, with the same shape and type; NaN equals
+            NaN. None if no tolerance was given.
+    """
+
+    name: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    dtype_a: str
+    dtype_b: str
+    max_abs_diff: float | None
+    relative_l2: float | None
+    cosine: float | None
+    nan_a: int
+    nan_b: int
+    equal: bool | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        same_interface: Whether inputs and outputs agree in names, order, types and shapes.
+        interface: Where they do not, one sentence each; `a` is the first model and `b` the second.
+        outputs: One entry per output that both have; empty if the second cannot take the first's inputs.
+        equal: Whether the interface is the same and every output is equal under the tolerances; None if none
+            was given.
+        seeds: The seeds of the inputs.
+        inputs: The shapes of the inputs that were fed.
+        atol: The absolute tolerance, if one was given.
+        rtol: The relative tolerance, if one was given.
+    """
+
+    same_interface: bool
+    interface: tuple[str, ...]
+    outputs: tuple[OutputDifference, ...]
+    equal: bool | None
+    seeds: tuple[int, ...]
+    inputs: Mapping[str, tuple[int, ...]]
+    atol: float | None
+    rtol: float | None
+
+    @property
+    def max_abs_diff(self) -> float | None:
+        """The largest difference of any output; None if none could be compared."""
+        return max((o.max_abs_diff for o in self.outputs if o.max_abs_diff is not None), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for `json.dumps`.
+
+        Returns:
+            A dictionary; numbers that JSON lacks are the strings "Infinity" and "NaN", which Python's `float`
+            reads and which no comparison mistakes for a small number.
+        """
+        return _plain({**asdict(self), "max_abs_diff": self.max_abs_diff})
+
+
+def verify(
+    a: Model,
+    b: Model,
+    *,
+    seeds: int = 3,
+    seed: int = 0,
+    atol: float | None = None,
+    rtol: float | None = None,
+    threads: int = 2,
+    sizes: Mapping[str, int] | None = None,
+    batch: int | None = None,
+    feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
+) -> VerifyReport:
+    """Compare two models on the same seeded inputs, in onnxruntime with its graph optimisations off.
+
+    A different interface is a finding, not an error. Outputs are compared by name. A dynamic axis that only
+    one model has dynamic gets the other's size. One session is open at a time, unless the outputs are large.
+
+    Args:
+        a: The reference: a path, the bytes of a file, or a parsed model.
+        b: What is compared with it.
+        seeds: How many inputs to try.
+        seed: The first seed; the others follow it.
+        atol: Absolute tolerance. With `rtol` alone it is 0; with neither, nothing is called equal or not.
+        rtol: Tolerance relative to the first model's elements.
+        threads: Threads of onnxruntime.
+        sizes: Sizes of dynamic axes, by the axis' name or by ``input[axis]``.
+        batch: The size of dynamic batch axes.
+        feeds: Inputs to use in place of seeded ones; `seeds`, `seed`, `sizes` and `batch` are then ignored.
+
+    Returns:
+        The interface's differences and each output's distances.
+
+    Raises:
+        ModelError: A model cannot be loaded, or does not run on any inputs tried.
+        UnsupportedError: An input is of a type for which no values can be made up, or an output is no tensor.
+        PlanError: `sizes` names no dynamic axis.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}, must be at least 1")
+    taken = tuple(range(seed, seed + seeds)) if feeds is None else ()
+    options = _Options(threads, taken, batch, sizes, feeds)
+    reference = _Reference(a, model_name(a, "the first model"), options)
+    name_b = model_name(b, "the second model")
+    session = load_session(b, threads=threads, name=name_b)
+    inputs_b, outputs_b = input_specs(session), output_specs(session)
+    interface = [
+        *_compare_inputs(reference.inputs, inputs_b),
+        *_compare_outputs(reference.outputs, outputs_b),
+    ]
+    outputs: tuple[OutputDifference, ...] = ()
+    used: Mapping[str, np.ndarray] = {}
+    if _takes(reference.inputs, inputs_b):
+        narrowed = _narrow(reference.inputs, inputs_b)
+        if feeds is None and narrowed != reference.inputs:
+            reference = _Reference(a, reference.name, options, narrowed)
+        used = reference.makers[0]()
+        tolerance = None if atol is None and rtol is None else (atol or 0.0, rtol or 0.0)
+        outputs = _compare_runs(reference, session, name_b, tolerance)
+    interface += [
+        f"Output '{o.name}': the same inputs give shape {list(o.shape_a)} in a and {list(o.shape_b)} in b."
+        for o in outputs
+        if o.shape_a != o.shape_b
+    ]
+    equal = None
+    if atol is not None or rtol is not None:
+        equal = not interface and bool(outputs) and all(output.equal for output in outputs)
+    return VerifyReport(
+        same_interface=not interface,
+        interface=tuple(interface),
+        outputs=outputs,
+        equal=equal,
+        seeds=taken,
+        inputs={name: tuple(array.shape) for name, array in used.items()},
+        atol=atol,
+        rtol=rtol,
+    )
+
+
+# -- running -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Options:
+    threads: int
+    seeds: tuple[int, ...]
+    batch: int | None
+    sizes: Mapping[str, int] | None
+    feeds: Sequence[Mapping[str, np.ndarray]] | None
+
+
+class _Reference:
+    """The first model's side: what it is fed, and what it answers.
+
+    Its session is closed once every answer is known, unless the answers are large: then it stays open and
+    each is computed when it is asked for. Inputs are made anew for each run, so that one set is in memory.
+    """
+
+    def __init__(self, model: Model, name: str, options: _Options, specs: Sequence[TensorSpec] | None = None) -> None:
+        session = load_session(model, threads=options.threads, name=name)
+        self.name = name
+        self.inputs, self.outputs = input_specs(session), output_specs(session)
+        self.makers: list[Callable[[], Mapping[str, np.ndarray]]]
+        if options.feeds is None:
+            recipe, first = first_run(
+                session,
+                seed=options.seeds[0],
+                batch=options.batch,
+                sizes=options.sizes,
+                ranges=ranges_for(model, self.inputs),
+                name=name,
+                specs=specs,
+            )
+            self.makers = [partial(recipe.feeds, seed) for seed in options.seeds]
+        else:
+            self.makers = [partial(dict, arrays) for arrays in options.feeds]
+            first = run(session, self.makers[0](), name=name)
+        self._session: ort.InferenceSession | None = session
+        self._kept: list[list[Any]] = []
+        if sum(leaf.nbytes for value in first for leaf in _leaves(value)) * len(self.makers) <= _KEEP_BYTES:
+            self._kept = [first, *(run(session, make(), name=name) for make in self.makers[1:])]
+            self._session = None
+
+    def answers(self) -> Iterator[tuple[Mapping[str, np.ndarray], list[Any]]]:
+        """Each run's inputs and outputs."""
+        for at, make in enumerate(self.makers):
+            arrays = make()
+            yield (
+                arrays,
+                self._kept[at] if self._session is None else run(self._session, arrays, name=self.name),
+            )
+
+
+def _compare_runs(
+    reference: _Reference, session: ort.InferenceSession, name: str, tolerance: tuple[float, float] | None
+) -> tuple[OutputDifference, ...]:
+    wanted = {spec.name for spec in input_specs(session)}
+    places_b = {spec.name: at for at, spec in enumerate(output_specs(session))}
+    common = [
+        (at, places_b[spec.name], _Difference(spec.name, tolerance))
+        for at, spec in enumerate(reference.outputs)
+        if spec.name in places_b
+    ]
+    if not common:
+        return ()
+    for arrays, values_a in reference.answers():
+        values_b = run(session, {key: array for key, array in arrays.items() if key in wanted}, name=name)
+        for at_a, at_b, difference in common:
+            difference.add(values_a[at_a], values_b[at_b])
+            values_a[at_a] = values_b[at_b] = None  # The next output's temporaries take its memory.
+    return tuple(difference.result() for *_, difference in common)
+
+
+# -- the interface -------------------------------------------------------------------------------------------
+
+
+def _compare_names(kind: str, a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[str]:
+    names_a, names_b = [spec.name for spec in a], [spec.name for spec in b]
+    yield from (f"{kind} '{name}' of a is missing in b." for name in names_a if name not in names_b)
+    yield from (f"{kind} '{name}' of b is not in a." for name in names_b if name not in names_a)
+    if names_a != names_b and sorted(names_a) == sorted(names_b):
+        yield f"{kind}s are in the order {', '.join(names_a)} in a and {', '.join(names_b)} in b."
+
+
+def _compare_inputs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[str]:
+    yield from _compare_names("Input", a, b)
+    for one, other in _pairs(a, b):
+        yield from _compare_types("Input", one, other)
+        if len(one.shape) != len(other.shape):
+            continue
+        for axis, (size_a, size_b) in enumerate(zip(one.shape, other.shape, strict=True)):
+            # How a dynamic axis is called is no difference: nothing is fed by that name.
+            if isinstance(size_a, int) != isinstance(size_b, int):
+                yield f"Input '{one.name}': axis {axis} is {_say(size_a)} in a and {_say(size_b)} in b."
+
+
+def _compare_outputs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[str]:
+    # A declared output shape may be less precise than what comes out; what comes out is compared after the
+    # runs.
+    yield from _compare_names("Output", a, b)
+    for one, other in _pairs(a, b):
+        yield from _compare_types("Output", one, other)
+
+
+def _compare_types(kind: str, one: TensorSpec, other: TensorSpec) -> Iterator[str]:
+    if one.type != other.type:
+        yield f"{kind} '{one.name}': its type is {one.type} in a and {other.type} in b."
+    if kind == "Input" and len(one.shape) != len(other.shape):
+        yield f"{kind} '{one.name}': it has {len(one.shape)} axes in a and {len(other.shape)} in b."
+    for axis, (size_a, size_b) in enumerate(zip(one.shape, other.shape, strict=False)):
+        if isinstance(size_a, int) and isinstance(size_b, int) and size_a != size_b:
+            yield f"{kind} '{one.name}': axis {axis} is {_say(size_a)} in a and {_say(size_b)} in b."
+
+
+def _pairs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, TensorSpec]]:
+    others = {spec.name: spec for spec in b}
+    yield from ((spec, others[spec.name]) for spec in a if spec.name in others)
+
+
+def _say(size: int | str | None) -> str:
+    if isinstance(size, int):
+        return f"fixed at {size}"
+    return f"dynamic ('{size}')" if size else "dynamic"
+
+
+def _takes(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> bool:
+    """Whether the second model can be fed what the first is fed; an input that it lacks is left out."""
+    return {spec.name for spec in b} <= {spec.name for spec in a} and all(
+        one.type == other.type
+        and len(one.shape) == len(other.shape)
+        and all(
+            size_a == size_b
+            for size_a, size_b in zip(one.shape, other.shape, strict=True)
+            if isinstance(size_a, int) and isinstance(size_b, int)
+        )
+        for one, other in _pairs(a, b)
+    )
+
+
+def _narrow(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The first model's inputs, with the sizes that the second fixes; a named axis is fixed everywhere."""
+    fixed: dict[int | str, int] = {}
+    shapes = {spec.name: list(spec.shape) for spec in a}
+    for one, other in _pairs(a, b):
+        for axis, (size_a, size_b) in enumerate(zip(one.shape, other.shape, strict=True)):
+            if not isinstance(size_a, int) and isinstance(size_b, int):
+                shapes[one.name][axis] = size_b
+                if size_a:
+                    fixed[size_a] = size_b
+    return tuple(
+        replace(spec, shape=tuple(fixed.get(size, size) if size else size for size in shapes[spec.name])) for spec in a
+    )
+
+
+# -- the outputs ---------------------------------------------------------------------------------------------
+
+
+class _Difference:
+    """Sums over the runs, from which one output's distances follow."""
+
+    def __init__(self, name: str, tolerance: tuple[float, float] | None) -> None:
+        self.name, self.tolerance = name, tolerance
+        self.shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self.dtypes = ("", "")
+        self.comparable, self.within = True, True
+        self.largest = self.squares = self.squares_a = self.squares_b = self.dot = 0.0
+        self.nan_a = self.nan_b = 0
+
+    def add(self, value_a: Any, value_b: Any) -> None:
+        """Take in one run's values."""
+        leaves_a, leaves_b = _leaves(value_a), _leaves(value_b)
+        shapes = _shape(value_a, leaves_a), _shape(value_b, leaves_b)
+        if self.shapes is None or (shapes[0] != shapes[1] and self.shapes[0] == self.shapes[1]):
+            self.shapes = shapes
+        dtypes = tuple(" ".join(dict.fromkeys(str(leaf.dtype) for leaf in leaves)) for leaves in (leaves_a, leaves_b))
+        self.dtypes = (dtypes[0], dtypes[1])
+        self.within &= dtypes[0] == dtypes[1]
+        if len(leaves_a) != len(leaves_b) or any(x.shape != y.shape for x, y in zip(leaves_a, leaves_b, strict=True)):
+            self.comparable = self.within = False
+            return
+        for x, y in zip(leaves_a, leaves_b, strict=True):
+            if x.dtype.kind in "OUS" or y.dtype.kind in "OUS":
+                self.comparable = False
+                self.within &= bool(np.array_equal(x, y))
+                continue
+            flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+            for start in range(0, x.size, _PIECE):
+                self._add_piece(flat_x[start : start + _PIECE], flat_y[start : start + _PIECE])
+
+    def _add_piece(self, piece_a: np.ndarray, piece_b: np.ndarray) -> None:
+        x, y = piece_a.astype(np.float64), piece_b.astype(np.float64)
+        nan_x, nan_y = np.isnan(x), np.isnan(y)
+        self.nan_a += int(nan_x.sum())
+        self.nan_b += int(nan_y.sum())
+        finite = np.isfinite(x) & np.isfinite(y)
+        if not finite.all():
+            alike = finite | (nan_x & nan_y) | (x == y)
+            if not alike.all():
+                self.largest = self.squares = math.inf
+                self.within = False
+            x, y = x[finite], y[finite]
+        difference = np.abs(x - y)
+        if piece_a.dtype.kind in "iu" and piece_a.dtype == piece_b.dtype and piece_a.dtype.itemsize == 8:
+            # Above 2^53 neighbours fall together in float64.
+            difference = np.maximum(difference, piece_a != piece_b)
+        self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        with np.errstate(over="ignore"):  # float64 outputs near its limit: the square is infinite, and said so.
+            self.squares += float(difference @ difference)
+            self.squares_a += float(x @ x)
+            self.squares_b += float(y @ y)
+            self.dot += float(x @ y)
+        if self.tolerance is not None:
+            atol, rtol = self.tolerance
+            self.within &= bool(np.all(difference <= atol + rtol * np.abs(x)))
+
+    def result(self) -> OutputDifference:
+        """The distances, over all that was added."""
+        shape_a, shape_b = self.shapes or ((), ())
+        return OutputDifference(
+            name=self.name,
+            shape_a=shape_a,
+            shape_b=shape_b,
+            dtype_a=self.dtypes[0],
+            dtype_b=self.dtypes[1],
+            max_abs_diff=self.largest if self.comparable else None,
+            relative_l2=self._relative() if self.comparable else None,
+            cosine=self._cosine() if self.comparable else None,
+            nan_a=self.nan_a,
+            nan_b=self.nan_b,
+            equal=None if self.tolerance is None else self.within,
+        )
+
+    def _relative(self) -> float:
+        if self.squares_a == 0:
+            return 0.0 if self.squares == 0 else math.inf
+        return math.sqrt(self.squares) / math.sqrt(self.squares_a)
+
+    def _cosine(self) -> float:
+        if self.squares_a == 0 or self.squares_b == 0:
+            return float(self.squares_a == self.squares_b)
+        # Rounding may put it beyond one.
+        return max(-1.0, min(1.0, self.dot / (math.sqrt(self.squares_a) * math.sqrt(self.squares_b))))
+
+
+def _leaves(value: Any) -> list[np.ndarray]:
+    """The arrays of an output: one, or a sequence's, or none of an absent optional."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        raise UnsupportedError("An output is a map (ZipMap), which is not compared. Export the model without it.")
+    return [np.asarray(value)]
+
+
+def _shape(value: Any, leaves: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """An array's shape; a sequence's is its length."""
+    return (len(leaves),) if isinstance(value, list) else tuple(leaves[0].shape) if leaves else ()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

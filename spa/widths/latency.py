@@ -1,0 +1,453 @@
+"""A network's latency as a function of its widths, from timing its operators in onnxruntime on this machine.
+
+The network is cut before every operator that multiplies and accumulates; each part is such an operator with what
+follows it, so onnxruntime fuses in a part what it fuses in the network. The network is then shrunk in a few ways, and
+each part that this changes is timed at each of its shapes, once. What is fitted to a part's times is
+
+    ms = a + b MACs + c elements read and written + d elements of weights,    a, b, c, d >= 0,
+
+with sizes rounded up to the block that vector instructions work on. Parts that no width changes are timed once. One
+factor makes the sum over all parts equal the latency measured for the whole network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from spa.algebra.axes import Axes
+from spa.coupling.analysis import Analysis, Group
+from spa.coupling.cost import CostModel, Sizes, Term
+from spa.coupling.plan import Plan, make_plan
+from spa.errors import ModelError, PlanError
+from spa.model.graph import Graph, Node
+from spa.model.shapes import Walk
+from spa.progress import Progress, silent
+from spa.surgery.apply import apply
+from spa.widths.budget import Budget, Choice, alignment, allowed_widths, ladders_of, structure, widths_at
+from spa.widths.stopwatch import Cache, Stopwatch, cache_file
+
+POINTS = 11  # networks whose parts are timed: a prime, see `_design`
+BLOCKS = (1, 8, 16)  # channels that a machine may work on at once
+BETTER = 0.9  # of the error, from which on a larger block is believed
+CORRECTIONS = 2  # choices anew after measuring what was chosen
+TOLERANCE = 0.05  # of the latency asked for, within which what is measured counts as meeting it
+WITHOUT_RUNS = "A budget of latency needs a model that onnxruntime runs. Use --of macs."
+Features = tuple[tuple[Axes, ...], ...]
+Picked = TypeVar("Picked")
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The latency of a network as a sum of products of its axis sizes.
+
+    Attributes:
+        dense_ms: the dense network's latency as measured, and as estimated.
+        terms: (milliseconds per element, axes of a tensor).
+        block: sizes of axes count as rounded up to multiples of this.
+        inputs: the shapes that the network is fed.
+        untimed: how many parts could not be timed alone; they count as free.
+    """
+
+    dense_ms: float
+    terms: tuple[tuple[float, Axes], ...]
+    block: int
+    inputs: Mapping[str, tuple[int, ...]]
+    untimed: int
+
+
+# -- parts of a network ---------------------------------------------------------------------------------------------
+
+
+def _parts(analysis: Analysis) -> list[list[Node]]:
+    """The operators that are executed: each that multiplies and accumulates, with what follows it.
+
+    An operator with several inputs goes with the last of them that is computed, as in a residual addition, which
+    onnxruntime fuses into the convolution before it. The first part is what comes before all of these.
+    """
+    constant = _constants(analysis.graph)
+    home: dict[str, int] = {}
+    parts: list[list[Node]] = [[]]
+    for node in analysis.graph.nodes:
+        law = analysis.laws.get(node.index)
+        if law is None or constant.issuperset(o for o in node.outputs if o):
+            continue
+        if law.macs:
+            parts.append([])
+            at = len(parts) - 1
+        else:
+            at = max((home.get(name, 0) for name in _read_by(analysis.graph, node)), default=0)
+        parts[at].append(node)
+        home.update(dict.fromkeys(node.outputs, at))
+    return [part for part in parts if part]
+
+
+def _read_by(graph: Graph, node: Node) -> list[str]:
+    return [name for name in (*node.inputs, *graph.captured.get(node.index, ())) if name]
+
+
+def _constants(graph: Graph) -> set[str]:
+    """The tensors that are computed from constants alone; onnxruntime computes them once."""
+    known = set(graph.constants)
+    for node in graph.nodes:
+        if node.inputs and known.issuperset(_read_by(graph, node)):
+            known.update(node.outputs)
+    return known
+
+
+def _features(analysis: Analysis, nodes: Sequence[Node]) -> Features:
+    """Axes whose sizes' products are what a part's latency depends on; the unit, MACs, activations and weights."""
+    made = {o for n in nodes for o in n.outputs}
+    macs: list[Axes] = []
+    moved: list[Axes] = []
+    weights: list[Axes] = []
+    for node in nodes:
+        law = analysis.laws[node.index]
+        macs += law.macs
+        moved += [a for a in law.outputs if a is not None]
+        for name, axes in zip(node.inputs, law.inputs, strict=False):
+            if axes is not None and name not in made:
+                (weights if name in analysis.graph.constants else moved).append(axes)
+    return ((),), tuple(macs), tuple(moved), tuple(weights)
+
+
+class _Network:
+    """A network at certain widths and input sizes, from which parts can be cut out."""
+
+    def __init__(self, model: ModelProto, base: Path | None, shapes: Mapping[str, tuple[int, ...]], analysis: Analysis):
+        self.graph = Graph(model, base)
+        self.walk: Walk = analysis.points.walker.walk(self.graph, shapes)
+        self.constant = _constants(self.graph)
+
+    def cut(self, nodes: Sequence[Node]) -> _Cut:
+        """The part that makes the same tensors as these nodes of the dense network do."""
+        graph = self.graph
+        own = {p.index: p for n in nodes for o in n.outputs if (p := graph.producer.get(o))}
+        todo, inputs, weights = list(own.values()), dict[str, None](), dict[str, None]()
+        made = {o for n in own.values() for o in n.outputs}
+        while todo:
+            for name in _read_by(graph, todo.pop()):
+                if name in graph.constants or name in self.walk.computed:
+                    weights[name] = None
+                elif name in self.constant and name not in made:
+                    maker = graph.producer[name]
+                    own[maker.index] = maker
+                    made.update(maker.outputs)
+                    todo.append(maker)
+                elif name not in made:
+                    inputs[name] = None
+        readers = {n: {u.index for u, _ in graph.users.get(n, ())} for n in made}
+        for index, names in graph.captured.items():
+            for name in names:
+                readers.setdefault(name, set()).add(index)
+        outputs = [n for n in made if n and (n in graph.outputs or readers[n] - own.keys())]
+        return _Cut(self, [own[i] for i in sorted(own)], list(inputs), list(weights), sorted(outputs))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Some nodes of a network with everything that they need."""
+
+    network: _Network
+    nodes: list[Node]
+    inputs: list[str]
+    weights: list[str]
+    outputs: list[str]
+
+    def key(self, context: str) -> str:
+        """Equal for parts that take equally long: the same operators, attributes, shapes, types and small values."""
+        walk, numbers = self.network.walk, dict[str, int]()
+
+        def number(names: Iterable[str]) -> list[int]:
+            return [numbers.setdefault(n, len(numbers)) for n in names]
+
+        content: list[object] = [context]
+        for node in self.nodes:
+            attributes = sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute)
+            content.append((node.key, node.version, attributes, number(node.inputs), number(node.outputs)))
+        for name in (*self.inputs, *self.weights):
+            value = walk.value.get(name)
+            matters = value is not None and (value.size == 1 or value.dtype.kind in "iub")
+            told = value.tobytes() if value is not None and matters else b""
+            content.append((number([name]), walk.dtype.get(name), walk.shape.get(name), told))
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+    def model(self) -> ModelProto:
+        """The part as a network of its own, with fixed shapes."""
+        graph, walk = self.network.graph, self.network.walk
+        weights = [
+            graph.inlined(n) if n in graph.constants else numpy_helper.from_array(np.asarray(walk.value[n]), n)
+            for n in self.weights
+        ]
+        inputs = [helper.make_tensor_value_info(n, walk.dtype[n], walk.shape[n]) for n in self.inputs]
+        outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
+        part = helper.make_graph([n.proto for n in self.nodes], "part", inputs, outputs, weights)
+        model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
+        model.ir_version = graph.model.ir_version
+        return model
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Normal floats; integers are one, which indexes and divides."""
+        rng, walk = np.random.default_rng(0), self.network.walk
+        feeds = {}
+        for name in self.inputs:
+            dtype, shape = helper.tensor_dtype_to_np_dtype(walk.dtype[name]), walk.shape[name]
+            floats = walk.dtype[name] in _FLOATS
+            feeds[name] = (rng.standard_normal(shape) if floats else np.ones(shape)).astype(dtype)
+        return feeds
+
+    def time(self, stopwatch: Stopwatch, cache: Cache) -> float | None:
+        """Milliseconds, measured or remembered; None where the part cannot be timed alone."""
+        if not self.outputs or any(n not in self.network.walk.shape for n in self.inputs):
+            return None
+        key = self.key(stopwatch.context)
+        ms = cache.get(key)
+        if ms is None:
+            try:
+                ms = stopwatch.part(self.model(), self.feeds())
+            except ModelError:
+                return None
+            cache.put(key, ms)
+        return ms
+
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+# -- the model ------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    budget: Budget,
+    stopwatch: Stopwatch,
+    cache: Cache,
+    progress: Progress = silent,
+) -> LatencyModel:
+    """Time a network and its parts, and fit the model.
+
+    Args:
+        analysis: the dense network.
+        groups: the groups that may be pruned.
+        budget: says which widths they may have.
+        stopwatch: what times.
+        cache: times that are known already; those that are new are added.
+        progress: called with the stage and the share of it that is done.
+
+    Raises:
+        ModelError: onnxruntime cannot run the network.
+    """
+    graph = analysis.graph
+    try:
+        (dense_ms,), inputs = stopwatch.networks([graph.self_contained()])
+    except ModelError as error:
+        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+    parts = _parts(analysis)
+    sizes = Sizes(analysis.space, [g.dim for g in groups])
+    features = [_features(analysis, nodes) for nodes in parts]
+    terms = [[[sizes.term(axes) for axes in f] for f in part] for part in features]
+    moving = [any(t.axes for f in part for t in f) for part in terms]
+    points = _design(analysis, groups, budget)
+    times: list[list[float | None]] = [[] for _ in parts]
+    kinds: list[str] = []
+    for k, widths in enumerate(points):
+        narrow = graph.model if k == 0 else apply(analysis, _narrowed(analysis, groups, widths))
+        network = _Network(narrow, graph.base, inputs, analysis)
+        for i, nodes in enumerate(parts):
+            if k == 0 or (moving[i] and times[i][0] is not None):
+                cut = network.cut(nodes)
+                times[i].append(cut.time(stopwatch, cache))
+                kinds += [cut.key("")] if k == 0 else []
+            progress("latency", (k + (i + 1) / len(parts)) / len(points))
+        cache.save()
+    block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
+    found = [
+        (ms, axes)
+        for part, given in zip(features, coefficients, strict=True)
+        for feature, ms in zip(part, given, strict=True)
+        for axes in feature
+        if ms > 0
+    ]
+    untimed = sum(t[0] is None for t in times)
+    model = LatencyModel(dense_ms, tuple(found), block, inputs, untimed)
+    costs = CostModel(analysis, [g.dim for g in groups], model)
+    factor = dense_ms / (costs.latency(costs.sizes) or 1.0)
+    return replace(model, terms=tuple((ms * factor, axes) for ms, axes in found))
+
+
+def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list[list[int]]:
+    """Widths of all groups at each point: the dense network, and others in which the groups shrink unlike each other.
+
+    The points are a lattice: in point k group g is (k m_g mod p) / (p - 1) of the way down, p being the number of
+    points, a prime; m stays below p / 2, as m and p - m are mirror images. Groups of one structure and size share m and
+    thereby most of their timings, but for every second one, as they often feed each other.
+    """
+    steps = alignment(analysis, groups, budget.round_to)
+    ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    ranks: dict[object, int] = {}
+    seen: dict[object, int] = {}
+    multipliers = []
+    for group in groups:
+        kind = structure(group), group.size
+        rank = ranks.setdefault(kind, len(ranks))
+        seen[kind] = seen.get(kind, -1) + 1
+        multipliers.append(1 + (2 * rank + seen[kind] % 2) % (POINTS // 2))
+    return [
+        [r[round(k * m % POINTS / (POINTS - 1) * (len(r) - 1))] for r, m in zip(ladders, multipliers, strict=True)]
+        for k in range(POINTS)
+    ]
+
+
+def _narrowed(analysis: Analysis, groups: Sequence[Group], widths: Sequence[int]) -> Plan:
+    """The plan that keeps the first channels of every group."""
+    return make_plan(analysis, {g.name: np.arange(w) for g, w in zip(groups, widths, strict=True)})
+
+
+def _fit(
+    terms: Sequence[Sequence[Sequence[Term]]],
+    times: Sequence[Sequence[float | None]],
+    kinds: Sequence[str],
+    sizes: Sequence[Mapping[int, Sequence[int]]],
+) -> tuple[int, list[np.ndarray]]:
+    """The block and each part's milliseconds per element of its features, by least relative squared error.
+
+    Parts that are equal in the dense network share their coefficients.
+
+    Args:
+        terms: by part and feature the terms whose sum is the feature.
+        times: by part and point; a part that nothing changes has the first alone.
+        kinds: by part what is equal for equal parts.
+        sizes: by point and block the sizes of axes.
+    """
+    best: tuple[float, int, dict[str, np.ndarray]] = np.inf, 1, {}
+    for block in BLOCKS:
+        rows: dict[str, list[tuple[list[float], float]]] = {}
+        for part, measured, kind in zip(terms, times, kinds, strict=True):
+            for at, ms in zip(sizes, measured, strict=False):
+                if ms:
+                    values = [float(sum(t.value(at[block]) for t in feature)) for feature in part]
+                    rows.setdefault(kind, []).append((values, ms))
+        error, found = 0.0, {}
+        for kind, pairs in rows.items():
+            found[kind], missed = _nonnegative(np.array([np.array(values) / ms for values, ms in pairs]))
+            error += missed
+        if error < BETTER * best[0]:
+            best = error, block, found
+    _, block, found = best
+    return block, [found.get(kind, np.zeros(len(part))) for part, kind in zip(terms, kinds, strict=True)]
+
+
+def _nonnegative(a: np.ndarray) -> tuple[np.ndarray, float]:
+    """The x >= 0 with the least ``|a x - 1|²``, and that; few unknowns, so every set of nonzero ones is tried."""
+    best, least = np.zeros(a.shape[1]), float(len(a))
+    scale = np.abs(a).max(axis=0)
+    usable = np.flatnonzero(scale)
+    for count in range(1, min(len(usable), len(a)) + 1):
+        for chosen in map(list, combinations(usable, count)):
+            x = np.linalg.lstsq(a[:, chosen] / scale[chosen], np.ones(len(a)), rcond=None)[0]
+            error = float(np.square(a[:, chosen] / scale[chosen] @ x - 1).sum())
+            if (x >= 0).all() and error < least - 1e-9:
+                best, least = np.zeros(a.shape[1]), error
+                best[chosen] = x / scale[chosen]
+    return best, least
+
+
+# -- meeting a budget -----------------------------------------------------------------------------------------------
+
+
+def choose(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    budget: Budget,
+    ms: float | None,
+    pick: Callable[[Budget, LatencyModel], tuple[Choice, Picked]],
+    stopwatch: Stopwatch,
+    progress: Progress,
+) -> tuple[Choice, Picked, dict[str, Any], tuple[str, ...]]:
+    """Choose the channels to keep so that the pruned network's measured latency is what is asked for.
+
+    What was chosen is measured beside the dense network. Where that misses the goal by more than ``TOLERANCE``, the
+    estimates are taken to be wrong by the factor measured, and the choice is made anew; the nearest one stays.
+
+    Args:
+        analysis: the dense network.
+        groups: the groups that may be pruned.
+        budget: the share to remove, where ``ms`` is None, and which widths groups may have.
+        ms: the latency to arrive at, in milliseconds.
+        pick: makes a choice for a budget in estimated latency, and something of its own.
+        stopwatch: what times networks and their operators.
+        progress: called with the stage and the share of it that is done.
+
+    Returns:
+        The choice; what ``pick`` gave with it; milliseconds asked for (``goal``), ``estimated``, ``measured`` and
+        ``dense``, how many ``choices`` were made, ``threads``, ``block`` and the ``inputs``' shapes; and notes.
+
+    Raises:
+        ModelError: onnxruntime cannot run the network.
+        PlanError: the goal is above what the dense network takes, or below what can be reached.
+    """
+    model = measure(analysis, groups, budget, stopwatch, Cache(cache_file()), progress)
+    ask = replace(budget, round_to=math.lcm(budget.round_to, model.block))
+    if ms is not None:
+        ask = replace(ask, ratio=_ratio(analysis, groups, ask, ms, model))
+    dense_model = analysis.graph.self_contained()
+    best: tuple[float, Choice, Picked, dict[str, Any]] | None = None
+    for attempt in range(1, CORRECTIONS + 2):
+        try:
+            choice, picked = pick(ask, model)
+        except PlanError:
+            if best is None:
+                raise
+            break
+        pruned = Graph(apply(analysis, make_plan(analysis, choice.kept)), analysis.graph.base)
+        (dense, measured), _ = stopwatch.networks([dense_model, pruned.self_contained()])
+        goal = (1 - budget.ratio) * dense if ms is None else ms
+        miss = abs(measured / goal - 1)
+        if best is None or miss < best[0]:
+            found = {"goal": goal, "estimated": (1 - choice.reached) * dense, "measured": measured}
+            best = miss, choice, picked, found | {"dense": dense}
+        best[3]["choices"] = attempt
+        ratio = 1 - (1 - choice.reached) * goal / measured
+        if miss <= TOLERANCE or not 0 < ratio < 1:
+            break
+        ask = replace(ask, ratio=ratio)
+    assert best is not None  # the first choice raises or is taken
+    _, choice, picked, found = best
+    inputs = {name: list(shape) for name, shape in model.inputs.items()}
+    report = {**found, "threads": stopwatch.threads, "block": model.block, "inputs": inputs}
+    return choice, picked, report, _notes(report, model)
+
+
+def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: float, model: LatencyModel) -> float:
+    """The share to remove so that so many milliseconds are left."""
+    if not ms < model.dense_ms:
+        raise PlanError(f"the network takes {model.dense_ms:.3g} ms, not more than the {ms:g} asked for. Ask for less.")
+    ladders = ladders_of(analysis, groups, budget)
+    narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
+    least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)
+    if ms < least:
+        raise PlanError(
+            f"{ms:g} of {model.dense_ms:.3g} ms are out of reach: about {least:.3g} ms is the least under these "
+            "constraints. Ask for more, or allow --cross-norm, lower --min-width or --round-to, or ignore fewer groups."
+        )
+    return 1 - ms / model.dense_ms
+
+
+def _notes(found: Mapping[str, Any], model: LatencyModel) -> tuple[str, ...]:
+    notes = []
+    if abs(found["measured"] / found["goal"] - 1) > TOLERANCE:
+        notes.append(
+            f"asked for {found['goal']:.3g} ms; the nearest network that was found takes {found['measured']:.3g} ms"
+        )
+    if model.untimed:
+        notes.append(f"{model.untimed} parts of the network could not be timed alone and count as free")
+    return tuple(notes)

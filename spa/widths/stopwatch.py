@@ -1,0 +1,163 @@
+"""Times of networks and of their parts in onnxruntime on this machine, and where they are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnx import ModelProto
+
+from spa.errors import ModelError
+from spa.running.bench import bench
+from spa.running.runtime import ORT_ERRORS, load_session, to_ort
+
+
+@dataclass
+class Stopwatch:
+    """Times operators and networks in onnxruntime on this machine.
+
+    Attributes:
+        threads: of onnxruntime.
+        batch: the size of open batch axes.
+        sizes: of other open axes (see :func:`spa.running.bench.bench`).
+        seconds: for timing a network.
+        part_seconds: for timing a part.
+        fewest: runs of a part that are timed at least.
+        warmup: runs of a part before those.
+    """
+
+    threads: int = 2
+    batch: int = 1
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 2.0
+    part_seconds: float = 0.03
+    fewest: int = 8
+    warmup: int = 3
+
+    @property
+    def context(self) -> str:
+        """What the times of operators depend on, besides the operators."""
+        return f"onnxruntime {ort.__version__}, {cpu_name()}, {self.threads} threads"
+
+    def networks(self, models: Sequence[ModelProto]) -> tuple[list[float], Mapping[str, tuple[int, ...]]]:
+        """Milliseconds of models that take turns, and the shapes that the first was fed.
+
+        The first's are the median; the others' follow from the median of the ratios run by run, which is steadier on a
+        busy machine.
+
+        Raises:
+            ModelError: onnxruntime cannot run one.
+        """
+        found = bench(
+            models,
+            seconds=self.seconds,
+            threads=self.threads,
+            batch=self.batch,
+            sizes=self.sizes,
+            isolate_memory=False,
+        )
+        return [found.models[0].median_ms / m.speedup for m in found.models], found.inputs[0]
+
+    def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
+        """The least milliseconds that a part's operators take in a run, by onnxruntime's own profile.
+
+        Conversions to and from its blocked layout are left out: inside a network there are none between parts.
+
+        Raises:
+            ModelError: onnxruntime cannot run it.
+        """
+        with tempfile.TemporaryDirectory(prefix="spa-latency-") as folder:
+            session = load_session(
+                model, threads=self.threads, optimise=True, profiling=os.path.join(folder, "profile"), name="a part"
+            )
+            runs, end = 0, time.perf_counter() + self.part_seconds
+            try:
+                values = to_ort(session, feeds)
+                while runs < self.warmup + self.fewest or time.perf_counter() < end:
+                    session.run_with_ort_values(None, values)
+                    runs += 1
+            except ORT_ERRORS as error:
+                raise ModelError(f"onnxruntime cannot run a part: {error}") from error
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        totals = [0.0]
+        for event in events:
+            if event["name"] == "model_run":
+                totals.append(0.0)
+            elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
+                totals[-1] += event["dur"] / 1000
+        return min(totals[self.warmup : runs])
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cache_file() -> Path:
+    """Where times are kept from one run to the next: the user's folder for caches."""
+    home = Path.home()
+    if sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        folder = home / "Library" / "Caches"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return folder / "spa" / "latency.json"
+
+
+class Cache:
+    """Milliseconds by key, in a file; a file that cannot be read counts as empty, one that cannot be written is let be.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = self._read()
+        self._new: dict[str, float] = {}
+
+    def _read(self) -> dict[str, float]:
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        valid = isinstance(known, dict) and all(type(v) is float and 0 <= v < math.inf for v in known.values())
+        return known if valid else {}
+
+    def get(self, key: str) -> float | None:
+        """What was stored under a key, or None."""
+        return self._new.get(key, self._known.get(key))
+
+    def put(self, key: str, ms: float) -> None:
+        """Remember a time."""
+        self._new[key] = float(ms)
+
+    def save(self) -> None:
+        """Write the file in one step, with what others have written since it was read."""
+        if not self._new:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(self._read() | self._new, file)
+                os.replace(partial, self._path)
+            except OSError:
+                os.unlink(partial)

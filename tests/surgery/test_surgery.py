@@ -1,0 +1,359 @@
+"""Surgery slices what must be sliced and leaves everything else as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from spa.coupling.analysis import Analysis, couple
+from spa.coupling.plan import Plan, make_plan
+from spa.errors import InvariantError, PlanError
+from spa.model.graph import Graph
+from spa.surgery.apply import apply
+from tests.oracle import Net, check, random_keeps
+
+
+def network(metadata: bool = True) -> ModelProto:
+    net = Net(17)
+    x = net.input("x", ["batch", 3, "height", "width"])
+    h = net.batch_norm(net.conv(x, 3, 7, name="a"), 7)
+    h = net.node("Relu", h, name="relu")
+    branch = net.conv(h, 7, 5, name="b")
+    y = net.node("GlobalAveragePool", net.node("Add", branch, net.conv(h, 7, 5, (1, 1), name="c")))
+    y = net.gemm(net.node("Flatten", y, axis=1), 5, 2, name="head")
+    model = net.model(y, author="somebody", note="keep me") if metadata else net.model(y)
+    model.doc_string, model.model_version, model.domain = "a model", 42, "org.example"
+    model.graph.name, model.graph.doc_string = "the graph", "its words"
+    model.graph.node[2].doc_string = "a node's words"
+    model.graph.initializer[0].doc_string = "a weight's words"
+    inferred = onnx.shape_inference.infer_shapes(model)
+    model.graph.value_info.extend(inferred.graph.value_info)
+    return model
+
+
+def analysed(model: ModelProto) -> Analysis:
+    return couple(Graph(model))
+
+
+def pruned(model: ModelProto, *names: str, seed: int = 0) -> ModelProto:
+    analysis = analysed(model)
+    groups = [g for g in analysis.free if g.size > 1 and (not names or g.name in names)]
+    return apply(analysis, make_plan(analysis, random_keeps(groups, seed=seed)))
+
+
+def tensors(model: ModelProto) -> dict[str, TensorProto]:
+    return {t.name: t for t in model.graph.initializer}
+
+
+def arrays(model: ModelProto) -> dict[str, np.ndarray]:
+    return {n: numpy_helper.to_array(t) for n, t in tensors(model).items()}
+
+
+def raw(node: NodeProto) -> bytes:
+    return node.SerializeToString(deterministic=True)
+
+
+# -- what stays -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_model_and_plan_give_the_same_bytes() -> None:
+    first, second = pruned(network()), pruned(network())
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_the_input_model_is_unchanged() -> None:
+    model = network()
+    before = model.SerializeToString(deterministic=True)
+    pruned(model)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_an_empty_plan_is_the_identity() -> None:
+    model = network()
+    result = apply(analysed(model), Plan({}, {}, {}))
+    assert result.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def test_keeping_everything_is_an_empty_plan() -> None:
+    analysis = analysed(network())
+    assert make_plan(analysis, {g.name: np.arange(g.size) for g in analysis.groups}).kept == {}
+
+
+def test_names_metadata_and_versions_stay() -> None:
+    model = network()
+    result = pruned(model)
+    for field in ("ir_version", "producer_name", "domain", "model_version", "doc_string"):
+        assert getattr(result, field) == getattr(model, field)
+    assert list(result.opset_import) == list(model.opset_import)
+    assert list(result.metadata_props) == list(model.metadata_props)
+    assert result.graph.name == model.graph.name
+    assert result.graph.doc_string == model.graph.doc_string
+    assert [t.name for t in result.graph.initializer] == [t.name for t in model.graph.initializer]
+    assert result.graph.initializer[0].doc_string == "a weight's words"
+    assert list(result.graph.input) == list(model.graph.input)
+    assert list(result.graph.output) == list(model.graph.output)
+
+
+def test_nodes_that_need_no_change_are_byte_identical() -> None:
+    model = network()
+    for before, after in zip(model.graph.node, pruned(model).graph.node, strict=True):
+        assert raw(before) == raw(after)
+
+
+def test_only_the_node_whose_attribute_follows_a_size_changes() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.conv(net.input("x", ["n", 3, 5, 5]), 3, 6))
+    h = net.node("Sigmoid", net.conv(h, 6, 6, group=6))
+    model = net.model(net.conv(h, 6, 2))
+    result = check(model).pruned
+    changed = [a.op_type for a, b in zip(model.graph.node, result.graph.node, strict=True) if raw(a) != raw(b)]
+    assert changed == ["Conv"]
+
+
+def test_dynamic_axes_stay_dynamic() -> None:
+    found = check(network())
+    dims = found.pruned.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["batch", 3, "height", "width"]
+    session = onnx.shape_inference.infer_shapes(found.pruned, strict_mode=True)
+    assert session.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_untouched_weights_are_byte_identical() -> None:
+    model = network()
+    result = pruned(model, "b[0]")
+    assert tensors(result)["a"].raw_data == tensors(model)["a"].raw_data
+    assert tensors(result)["head.bias"].SerializeToString() == tensors(model)["head.bias"].SerializeToString()
+
+
+# -- what goes ------------------------------------------------------------------------------------------------------
+
+
+def test_each_weight_is_the_original_at_the_kept_indices() -> None:
+    model = network()
+    analysis = analysed(model)
+    plan = make_plan(analysis, {"a[0]": np.asarray([0, 2, 3, 6])})
+    before, after = arrays(model), arrays(apply(analysis, plan))
+    assert np.array_equal(after["a"], before["a"][[0, 2, 3, 6]])
+    assert np.array_equal(after["b"], before["b"][:, [0, 2, 3, 6]])
+    assert np.array_equal(after["c"], before["c"][:, [0, 2, 3, 6]])
+    assert plan.parameters["a"] == {0: (0, 2, 3, 6)}
+    assert plan.parameters["b"] == {1: (0, 2, 3, 6)}
+
+
+def test_declared_shapes_are_right_or_gone() -> None:
+    result = pruned(network())
+    fresh = ModelProto()
+    fresh.CopyFrom(result)
+    del fresh.graph.value_info[:]
+    inferred = {i.name: i for i in onnx.shape_inference.infer_shapes(fresh, strict_mode=True).graph.value_info}
+    assert len(result.graph.value_info) > 3
+    for info in result.graph.value_info:
+        have = [d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        want = [d.dim_value for d in inferred[info.name].type.tensor_type.shape.dim if d.HasField("dim_value")]
+        assert have == want, info.name
+
+
+def unused(model: ModelProto) -> set[str]:
+    read = {n for node in model.graph.node for n in node.input} | {o.name for o in model.graph.output}
+    return set(tensors(model)) - read
+
+
+def test_no_initializer_is_left_unused() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 14)
+    shape = net.node("Shape", h)
+    batch = net.node("Gather", shape, net.constant(np.asarray([0])), axis=0)
+    target = net.node("Concat", batch, net.constant(np.asarray([7, 2])), axis=0)
+    y = net.node("Einsum", net.node("Reshape", h, target), net.weight(7, 2, 2), equation="nab,abo->no")
+    assert unused(check(net.model(y)).pruned) == set()
+
+
+# -- shared and tied weights ----------------------------------------------------------------------------------------
+
+
+def test_small_constants_that_an_exporter_merged_get_copies() -> None:
+    """All-zero biases of two unrelated layers are one initializer: each use is pruned by itself."""
+    net = Net()
+    x = net.input("x", ["n", 3])
+    zeros = net.constant(np.zeros(7, np.float32), "zeros")
+    a = net.node("Sigmoid", net.node("Gemm", x, net.weight(3, 7, name="a"), zeros))
+    b = net.node("Sigmoid", net.node("Gemm", x, net.weight(3, 7, name="b"), zeros))
+    model = net.model(net.node("Add", net.gemm(a, 7, 2), net.gemm(b, 7, 2)))
+    found = check(model, groups=["a[1]"])
+    after = arrays(found.pruned)
+    assert after["a"].shape[1] < 7
+    assert after["b"].shape[1] == 7
+    assert sorted(v.size for n, v in after.items() if n.startswith("zeros")) == [after["a"].shape[1], 7]
+    assert unused(found.pruned) == set()
+
+
+def test_copies_that_end_up_equal_are_one_again() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    zeros = net.constant(np.zeros(7, np.float32), "zeros")
+    layers = [net.node("Sigmoid", net.node("Gemm", x, net.weight(3, 7), zeros)) for _ in range(3)]
+    y = net.node("Sum", *(net.gemm(h, 7, 2) for h in layers))
+    after = arrays(check(net.model(y)).pruned)
+    assert [n for n in after if n.startswith("zeros")] == ["zeros"]
+    assert after["zeros"].shape == (5,)
+
+
+def test_large_weights_that_are_read_twice_stay_tied() -> None:
+    net = Net()
+    table = net.weight(211, 7, name="table")
+    ids = net.input("ids", ["n", 5], TensorProto.INT64)
+    h = net.node("Sigmoid", net.node("Gather", table, ids))
+    y = net.node("MatMul", h, net.node("Transpose", table, perm=[1, 0]))
+    found = check(net.model(y))
+    assert [(g.name, g.size) for g in found.groups] == [("table[1]", 7)]
+    assert [n for n in tensors(found.pruned) if n.startswith("table")] == ["table"]
+
+
+def test_one_weight_in_two_branches_stays_one() -> None:
+    net = Net()
+    shared, reader = net.weight(31, 37, name="shared"), net.weight(37, 41, name="reader")
+    ends = []
+    for i in range(2):
+        h = net.node("Sigmoid", net.node("MatMul", net.input(f"x{i}", ["n", 31]), shared))
+        ends.append(net.node("MatMul", h, reader))
+    found = check(net.model(net.node("Sub", *ends)))
+    assert set(tensors(found.pruned)) == {"shared", "reader"}
+
+
+# -- forms of weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(TensorProto.FLOAT16, 4e-3), (TensorProto.DOUBLE, 1e-9)])
+def test_other_float_types_are_pruned(dtype: int, tolerance: float) -> None:
+    # float16 has eleven bits; sums over fewer terms round differently.
+    net = Net(17, dtype=dtype)
+    h = net.node("Relu", net.gemm(net.input("x", ["n", 3]), 3, 17))
+    model = net.model(net.gemm(h, 17, 2))
+    found = check(model, tolerance=tolerance)
+    assert {t.data_type for t in found.pruned.graph.initializer} == {dtype}
+
+
+def test_bfloat16_weights_are_pruned() -> None:
+    """onnxruntime's CPU has few bfloat16 kernels: weights are stored so and cast."""
+    net = Net()
+    x = net.input("x", ["n", 3])
+
+    def stored(*shape: int, name: str) -> str:
+        value = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
+        net.weights[name] = helper.make_tensor(name, TensorProto.BFLOAT16, shape, value.reshape(-1).tolist())
+        return str(net.node("Cast", name, to=TensorProto.FLOAT))
+
+    h = net.node("Sigmoid", net.node("MatMul", x, stored(3, 7, name="a")))
+    found = check(net.model(net.node("MatMul", h, stored(7, 2, name="bb"))))
+    after = tensors(found.pruned)
+    assert [(list(after[n].dims), after[n].data_type) for n in ("a", "bb")] == [([3, 5], 16), ([5, 2], 16)]
+
+
+def test_weights_in_constant_nodes_are_pruned_in_place() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    tensor = numpy_helper.from_array(np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32))
+    h = net.node("Sigmoid", net.node("MatMul", x, net.node("Constant", value=tensor)))
+    bias = net.node("Constant", value_floats=[float(i) for i in range(7)])
+    model = net.model(net.gemm(net.node("Add", h, bias), 7, 2))
+    found = check(model)
+    constants = [n for n in found.pruned.graph.node if n.op_type == "Constant"]
+    assert len(constants) == 2
+    assert [list(n.attribute[0].t.dims) for n in constants] == [[3, 5], [5]]
+    assert len(found.pruned.graph.initializer) == len(model.graph.initializer)
+
+
+def test_weights_behind_other_operators_are_pruned_at_their_source() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    turned = net.node("Transpose", net.weight(7, 3, name="turned"), perm=[1, 0])
+    h = net.node("Sigmoid", net.node("MatMul", x, net.node("Identity", turned)))
+    half = np.random.default_rng(0).standard_normal((7, 11)).astype(np.float16)
+    h = net.node("MatMul", h, net.node("Cast", net.constant(half, "half"), to=TensorProto.FLOAT))
+    flat = net.node("Reshape", net.weight(22, name="flat"), net.constant(np.asarray([11, 2])))
+    found = check(net.model(net.node("MatMul", net.node("Sigmoid", h), flat)))
+    after = {n: list(t.dims) for n, t in tensors(found.pruned).items()}
+    assert (after["turned"], after["half"], after["flat"]) == ([5, 3], [5, 8], [16])
+
+
+def test_a_small_weight_is_reshaped_by_a_computed_shape_that_pruning_restates() -> None:
+    net = Net()
+    h = net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w"))
+    row = net.node("Concat", net.constant(np.asarray([1])), net.constant(np.asarray([7])), axis=0)
+    h = net.node("Add", h, net.node("Reshape", net.weight(7, name="b"), row))
+    found = check(net.model(net.gemm(net.node("Sigmoid", h), 7, 2)))
+    assert {n: list(t.dims) for n, t in tensors(found.pruned).items()}["b"] == [5]
+
+
+def test_initializers_that_are_listed_as_inputs_are_pruned_with_their_declarations() -> None:
+    model = network(metadata=False)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    result = check(model).pruned
+    dims = {t.name: list(t.dims) for t in result.graph.initializer}
+    for info in result.graph.input[1:]:
+        assert [d.dim_value for d in info.type.tensor_type.shape.dim] == dims[info.name]
+    assert [i.name for i in result.graph.input] == [i.name for i in model.graph.input]
+
+
+def test_a_scale_that_is_computed_from_a_pruned_size_stays_at_its_old_value() -> None:
+    """q·k / sqrt(q.shape[-1]): the pruned head must be scaled as the dense one was."""
+    net = Net()
+    x = net.input("x", ["n", 5, 3])
+    q, k = net.matmul(x, 3, 7), net.matmul(x, 3, 7)
+    size = net.node("Gather", net.node("Shape", q), net.constant(np.int64(2)), axis=0)
+    root = net.node("Sqrt", net.node("Cast", size, to=TensorProto.FLOAT))
+    scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]))
+    found = check(net.model(net.node("Div", scores, root)))
+    assert [g.size for g in found.groups] == [7]
+
+
+def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 7)
+    size = net.node("Gather", net.node("Shape", h), net.constant(np.asarray([1])), axis=0)
+    y = net.node("ReduceSum", net.node("Sigmoid", h), net.constant(np.asarray([1])))
+    found = check(net.model(net.node("Div", y, net.node("Cast", size, to=TensorProto.FLOAT))))
+    assert [g.size for g in found.groups] == [7]
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_group_cannot_be_pruned() -> None:
+    analysis = analysed(network())
+    frozen = next(g for g in analysis.groups if g.frozen)
+    with pytest.raises(PlanError, match="is frozen"):
+        make_plan(analysis, {frozen.name: np.asarray([0])})
+
+
+def test_a_group_cannot_lose_every_channel() -> None:
+    with pytest.raises(PlanError, match="keep 1 or more"):
+        make_plan(analysed(network()), {"a[0]": np.asarray([], int)})
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="no group of that name"):
+        make_plan(analysed(network()), {"nothing[0]": np.asarray([0])})
+    plan = Plan({"a[0]": (0, 1)}, {"a[0]": 9}, {})
+    with pytest.raises(PlanError, match="7 channels there"):
+        apply(analysed(network()), plan)
+
+
+def test_a_plan_is_the_same_after_json() -> None:
+    analysis = analysed(network())
+    plan = make_plan(analysis, random_keeps(analysis.free))
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    first, second = apply(analysis, plan), apply(analysed(network()), again)
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_one_channel_of_each_group_is_enough() -> None:
+    check(network(), fraction=0.99)
+
+
+def test_a_bug_of_the_algebra_is_said_to_be_one() -> None:
+    assert "bug" in str(InvariantError("x")) or "report" in str(InvariantError("x"))
