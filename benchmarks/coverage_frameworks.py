@@ -5,7 +5,7 @@
 Each network has random weights that matter, and a process of its own with a time and a memory limit. It is imported
 (`importers/pytorch.py`), 30 % of its MACs are removed by `spa.prune(criterion="l2")`, and what is left is compared in
 onnxruntime with the original network whose removed channels are masked. Results are kept in results/, so the script can
-be stopped and goes on where it was; it writes docs/coverage.md.
+be stopped and goes on where it was; it writes benchmarks/results/coverage_frameworks.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RATIO = 0.3
 LIMITS: dict[str, Any] = {"memory": 18 * common.GIB, "cores": common.THREADS}
 THREADS = 1
 TITLES = {"torchscript": "The TorchScript exporter"}
-PAGE = common.ROOT / "docs" / "coverage.md"
+PAGE = common.RESULTS / "coverage_frameworks.md"
 
 # -- measure ---------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ def verdict(facts: dict[str, Any]) -> str:
 
 
 def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
-    """docs/coverage.md."""
+    """Return the text of results/coverage_frameworks.md."""
     text = [
         "# Coverage: PyTorch networks",
         "Made by `benchmarks/coverage_frameworks.py`. Each network, with random weights, is imported, "

@@ -5,7 +5,7 @@
 Thirty per cent of the MACs by L2, random weights, ten classes, small images; every network in a process of its own.
 "Exact" is
 the distance of the pruned network to the original with the removed channels' readers set to zero, relative to the
-output's size. Writes docs/coverage_keras.md; networks that are not run keep their rows.
+output's size. Writes benchmarks/results/coverage_keras.md; networks that are not run keep their rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NETWORKS = {
     "ConvNeXtTiny": 64,
 }
 STEPS = ("import", "prune", "exact", "write back")
-PAGE = common.ROOT / "docs" / "coverage_keras.md"
+PAGE = common.RESULTS / "coverage_keras.md"
 FOOT = "<!-- data: "
 
 
