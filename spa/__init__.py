@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-15
+23
 """
 
 from __future__ import annotations
@@ -14,26 +14,38 @@ from spa._version import __version__
 from spa.errors import InvariantError, ModelError, PlanError, SpaError, UnsupportedError
 
 if TYPE_CHECKING:
-    from spa.api import Result, analyze, prune
+    from spa.api import Result, analyze, prove, prune
     from spa.coupling.analysis import Analysis
     from spa.coupling.plan import Plan
+    from spa.criteria import criterion
     from spa.doors import convert
     from spa.exporting import export
+    from spa.request import Request
     from spa.rules import rule
     from spa.running.bench import bench
     from spa.running.verify import verify
+    from spa.steps import apply, plan, repair, score
+    from spa.surgery.proof import Proof
 
 # Imported on first use, so that `import spa` and `spa --help` stay quick.
 _HOMES = {
     "Analysis": "spa.coupling.analysis",
     "Plan": "spa.coupling.plan",
+    "Proof": "spa.surgery.proof",
+    "Request": "spa.request",
     "Result": "spa.api",
     "analyze": "spa.api",
+    "apply": "spa.steps",
     "bench": "spa.running.bench",
     "convert": "spa.doors",
+    "criterion": "spa.criteria",
     "export": "spa.exporting",
+    "plan": "spa.steps",
+    "prove": "spa.api",
     "prune": "spa.api",
+    "repair": "spa.steps",
     "rule": "spa.rules",
+    "score": "spa.steps",
     "verify": "spa.running.verify",
 }
 
@@ -43,16 +55,24 @@ __all__ = [
     "ModelError",
     "Plan",
     "PlanError",
+    "Proof",
+    "Request",
     "Result",
     "SpaError",
     "UnsupportedError",
     "__version__",
     "analyze",
+    "apply",
     "bench",
     "convert",
+    "criterion",
     "export",
+    "plan",
+    "prove",
     "prune",
+    "repair",
     "rule",
+    "score",
     "verify",
 ]
 

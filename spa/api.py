@@ -1,35 +1,31 @@
-"""The public functions: analyse and prune."""
+"""The public functions: analyse and prune, and what comes of it."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto, TensorProto
 
-from spa import criteria
-from spa.coupling.analysis import Analysis, Group, couple
+from spa.coupling.analysis import Analysis, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling.plan import Plan
-from spa.doors import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
-from spa.errors import PlanError
-from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
+from spa.doors import Origin, give_back, kind_of, origin
+from spa.job import Clock, Job, Outcome, prepare
 from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
+from spa.request import PYTHON, Request, default_of, options
 from spa.running.memory import peak_resident
-from spa.widths.budget import Budget
-from spa.widths.equal import HEADS, equal_sets
-from spa.widths.sparsity import suggested_ratio
+from spa.surgery.proof import Proof
+from spa.surgery.proof import prove as prove_plan
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-    from spa.calibration.data import Calibration
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class Result:
         model: the pruned model.
         plan: which channels were kept.
         report: what it cost and what was left alone.
+        request: what was asked for.
         analysis: the dense model's groups.
         source: where the dense model came from.
         origin: the framework's model that was given, where it was one.
@@ -48,6 +45,7 @@ class Result:
     model: ModelProto
     plan: Plan
     report: Report
+    request: Request
     analysis: Analysis
     source: Source
     origin: Origin | None = None
@@ -96,103 +94,94 @@ class Result:
 
         return gs.import_onnx(self.model)
 
+    def prove(self, **options: Any) -> Proof:
+        """Prove on random inputs that this plan's network, before repair, computes what the masked original computes.
 
-def analyze(model: Any) -> Analysis:
+        Args:
+            **options: of :func:`spa.prove`: ``seeds``, ``seed``, ``threads``, ``sizes``, ``tolerance``.
+
+        Raises:
+            PlanError: every pruned group crosses a normalisation, so that there is nothing to prove.
+            ModelError: onnxruntime cannot run the model.
+
+        >>> import spa
+        >>> result = spa.prune("models/digits_resnet.onnx", ratio=0.3, criterion="l2")
+        >>> proof = result.prove()
+        >>> proof.holds, proof.effect > 0.01
+        (True, True)
+        """
+        return prove_plan(self.analysis, self.plan, **options)
+
+
+def analyze(
+    model: Any, *, example_inputs: Any = None, convert_options: Mapping[str, Any] | None = None
+) -> Analysis:
     """Find the groups of coupled channels of a model.
 
     Args:
-        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
+        model: a path to an ``.onnx`` file, its bytes, a ``ModelProto``, an onnx-graphsurgeon ``Graph``, or a model of
+            PyTorch, Keras or JAX, an object or a path (see :func:`spa.convert`).
+        example_inputs: what a framework's model is called with, where tracing needs it.
+        convert_options: further options of its importer (see :func:`spa.convert`).
+
+    Returns:
+        The analysis: ``groups``, each with its size, places, readers, writers, and the reason where it is frozen.
 
     Raises:
         ModelError: the model is malformed.
         UnsupportedError: its opset is out of range.
+
+    >>> import spa
+    >>> analysis = spa.analyze("models/digits_resnet.onnx")
+    >>> max(group.size for group in analysis.groups)
+    128
     """
-    source = load(model)
+    source, _ = _opened(model, example_inputs, convert_options or {}, Clock())
     return couple(Graph(source.model, source.base))
+
+
+def prove(model: Any, plan: Plan, **options: Any) -> Proof:
+    """Prove on random inputs that a plan's network computes what the masked original computes, before any repair.
+
+    The equation is that of :mod:`spa.surgery.masking`, run by onnxruntime on your own network.
+
+    Args:
+        model: the dense model (see :func:`spa.analyze`).
+        plan: the channels that are kept.
+        **options: ``seeds`` (3), ``seed`` (0), ``threads`` (2), ``sizes`` of open axes, ``tolerance`` (1e-5; 2e-3 for
+            networks of half precision or with quantised operators).
+
+    Raises:
+        PlanError: the plan does not fit the model, or every group in it crosses a normalisation.
+        ModelError: onnxruntime cannot run the model.
+
+    >>> import spa
+    >>> result = spa.prune("models/digits_vgg.onnx", ratio=0.3, criterion="l2")
+    >>> spa.prove("models/digits_vgg.onnx", result.plan).holds
+    True
+    """
+    return prove_plan(analyze(model), plan, **options)
 
 
 def prune(
     model: Any,
     *,
-    ratio: float | str | None = None,
-    of: str = "macs",
-    max_distortion: float | None = None,
-    latency_ms: float | None = None,
-    ranking: str = "global",
-    criterion: str = "obspa",
-    data: Any = None,
-    samples: int = 512,
-    labels: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    reconstruct: str | bool | None = None,
-    recover: int = 0,
-    norm: str = "mean",
-    agg: str = "mean",
-    ignore: Sequence[str] = (),
-    round_to: int = 8,
-    min_width: int = 1,
-    cross_norm: bool = False,
-    equal: Sequence[str] | None = None,
-    seed: int = 0,
-    threads: int = 2,
-    batch: int = 1,
-    sizes: Mapping[str, int] | None = None,
-    plan: Plan | None = None,
-    gradients: Mapping[str, Any] | None = None,
-    hessian_gradients: Mapping[str, Any] | None = None,
+    request: Request | None = None,
     example_inputs: Any = None,
     convert_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> Result:
     """Remove channels from a model.
 
     Args:
         model: a path to an ``.onnx`` file, its bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``; or a model of
             PyTorch, Keras or JAX, an object or a path (see :func:`spa.convert`). It is not changed.
-        ratio: the fraction to remove, between 0 and 1, or ``"auto"``, as much as the PQ index of the weights suggests
-            (:mod:`spa.widths.sparsity`); 0.5 by default.
-        of: of what: ``macs``, ``params``, ``channels`` or ``latency``, in onnxruntime on this machine.
-        max_distortion: instead of a ratio: remove as much as changes the outputs by no more than this, measured on the
-            inputs after reconstruction as mean squared change over variance; 0.01 is hardly noticed.
-        latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
-        ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.widths.budget.Budget`).
-        criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
-            up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
-            of :func:`spa.criteria.gradient_names`, by a loss's derivatives; ``gate``, by what gates of the channels do
-            to the outputs, estimated by running the model; of :func:`spa.criteria.names`, by the weights alone; or
-            ``zero``: precisely the channels whose removal changes nothing, whatever the budget.
-        data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
-            them up (see :func:`spa.calibration.data.read_data`).
-        samples: how many inputs to use at most.
-        labels: the name of the labels in the data; they are used for nothing but the reported accuracy.
-        mean: what is subtracted from images (of a folder, or made up), per channel.
-        std: what they are then divided by.
-        reconstruct: how what remains is made to do what went: ``full`` (or True) refits all layers, ``bias`` moves
-            their means alone, ``none`` (or False) leaves them as they were; ``auto`` (or None) is ``full`` with
-            ``obspa``, ``bias`` with ``flap``, else ``none``.
-        recover: epochs of a short training in PyTorch by the dense model's outputs on the same inputs, without labels.
-        norm: how scores are normalised within a parameter; ``flap`` always standardises them.
-        agg: how the scores of a group's parameters are combined.
-        ignore: shell patterns; groups are left alone where a parameter, a node or an operator matches.
-        round_to: widths become multiples of this, which runtimes like.
-        min_width: no group becomes narrower.
-        cross_norm: prune groups over which a normalisation takes statistics, too (residual streams of transformers).
-        equal: what keeps the same share of its channels: shell patterns, each for the groups of which it matches a
-            place, ``tensor[axis]``; and the word ``heads`` for the head sizes of each attention, of which classes of
-            PyTorch and JAX know one. By default ``heads`` for models of these, else nothing
-            (see :mod:`spa.widths.equal`).
-        seed: of everything random.
-        threads: of onnxruntime and of linear algebra, while calibrating and timing.
-        batch: the size of open batch axes while timing.
-        sizes: of other open axes while timing (see :func:`spa.running.bench.bench`).
-        plan: keep exactly what this plan says; the options above that choose are then ignored.
-        gradients: by initializer, from any framework, for ``snip`` and ``taylor``; mean squared ones for ``fisher``.
-            Without them PyTorch takes the derivatives of the cross-entropy on labelled data.
-        hessian_gradients: the Hessian times the gradient, by initializer, for ``crop`` and ``grasp``.
+        request: what to do; the options below change it.
         example_inputs: what a framework's model is called with, where tracing needs it.
         convert_options: further options of its importer (see :func:`spa.convert`).
         progress: called with the stage and the share of it that is done, while calibrating.
+        **options: the fields of :class:`spa.Request`:
 
     Returns:
         The pruned model, the plan and a report.
@@ -200,183 +189,100 @@ def prune(
     Raises:
         ModelError: the model is malformed.
         UnsupportedError: it is valid, but not covered.
-        PlanError: nothing can be pruned, or not as much as asked for.
+        PlanError: nothing can be pruned, or not as much as asked for; or the options contradict each other.
+
+    >>> import spa
+    >>> result = spa.prune("models/digits_resnet.onnx", ratio=0.3, criterion="l2")
+    >>> 0.29 < result.report.reached < 0.31
+    True
     """
+    request = Request.of(request, **options)
     clock = Clock()
-    came = origin(model, example_inputs, convert_options or {}) if kind_of(model, convert_options) else None
-    if came is not None:
-        clock("convert")
-    source = load(model if came is None else came.imported.model)
+    source, came = _opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    criteria.check(criterion, norm, agg, extra=(OBSPA, GATE, ZERO))
-    of = _unit(ratio, of, latency_ms, max_distortion)
-    how = reconstruction(reconstruct, criterion if plan is None else None)
-    chosen, skipped = (
-        (list(analysis.prunable), []) if plan is not None else _choose_groups(analysis, ignore, cross_norm)
+    job = prepare(analysis, request, None if came is None else came.kind, progress, clock)
+    outcome = job.run()
+    report = _report(job, outcome, source, came)
+    return Result(outcome.model, outcome.plan, report, request, analysis, source, came)
+
+
+def _document_options(function: Any) -> None:
+    """Write the fields of a request into a function's signature and docstring, where ``help`` shows them."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    fields = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for _, f in options()]
+    function.__signature__ = signature.replace(parameters=[*own, *fields])
+    lines = [
+        f"            {f.name}: {f.metadata['help']}." + (f" Default: {default_of(f)}." if default_of(f) else "")
+        for _, f in options()
+    ]
+    function.__doc__ = function.__doc__.replace(
+        "the fields of :class:`spa.Request`:\n", "\n".join(["the fields of :class:`spa.Request`:", *lines, ""])
     )
-    equal = (HEADS,) if equal is None and came is not None and came.kind in ONE_HEAD_SIZE else tuple(equal or ())
-    together = equal_sets(analysis, chosen, equal) if plan is None else ()
-    number = ratio if isinstance(ratio, int | float) else 0.5
-    budget = Budget(number, of, ranking, round_to, min_width, together)
-    if plan is None and ratio == "auto" and max_distortion is None:
-        budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
-    derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
-    looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
-    given = calibrated = dense_accuracy = None
-    if (plan is None and looks) or recover > 0 or how != "none":
-        given = inputs(analysis, data, labels, samples, seed, mean, std)
-        dense_accuracy = _accuracy(source.model, source, given, threads)
-        calibrated = calibrate(analysis, given, data is None, threads, seed, progress)
-        clock("calibrate")
-    marks = None if given is None else given.labels
-    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, marks, gradients, hessian_gradients, clock)
-    outcome = job.run(budget, plan, latency_ms, max_distortion, (threads, batch, sizes or {}))
-    if recover > 0:
-        outcome = job.recovered(outcome, recover)
-    requested: dict[str, Any] = {"plan": True}
-    if plan is None:
-        asked = {"latency_ms": latency_ms, "max_distortion": max_distortion}
-        requested = {k: v for k, v in asked.items() if v is not None} or {"ratio": budget.ratio}
-        requested |= {"of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
-        requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
-        requested |= {"cross_norm": cross_norm, "seed": seed} | ({"equal": list(equal)} if equal else {})
-    if given is not None:
-        requested |= {"reconstruct": how, "recover": recover}
-    accuracies = [dense_accuracy, _accuracy(outcome.model, source, given, threads)]
-    report = _report(analysis, chosen, skipped, outcome, source, requested, clock.seconds)
-    report = _with_origins(report, outcome, given, accuracies, came)
-    if calibrated is not None and how != "none":
-        report = replace(report, notes=(*report.notes, *calibrated.notes()))
-    return Result(outcome.model, outcome.plan, report, analysis, source, came)
 
 
-def _accuracy(model: ModelProto, source: Source, given: Calibration | None, threads: int) -> float | None:
-    """Top-1 in percent, where there are labels."""
-    if given is None or given.labels is None:
-        return None
-    from spa.obspa.pipeline import accuracy
-
-    with running():
-        return accuracy(model, source.base, given, threads)
+_document_options(prune)
 
 
-def _with_origins(
-    report: Report, outcome: Outcome, given: Calibration | None, accuracies: list[float | None], came: Origin | None
-) -> Report:
-    """The report with what is to be said of the framework's model and of the inputs."""
-    if came is not None:
-        report = replace(report, notes=(*came.imported.notes, *report.notes))
-    if given is None:
-        return report
-    calibration: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
-    if given.labels is not None:
-        calibration["accuracy"] = accuracies
-    return replace(report, calibration=calibration, notes=(*given.notes, *report.notes))
+def _opened(
+    model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock
+) -> tuple[Source, Origin | None]:
+    """Load a model, which is converted first where it is a framework's."""
+    if not kind_of(model, convert_options):
+        return load(model), None
+    came = origin(model, example_inputs, convert_options)
+    clock("convert")
+    return load(came.imported.model), came
 
 
-def _unit(ratio: float | str | None, of: str, latency_ms: float | None, max_distortion: float | None) -> str:
-    """The budget's unit, where what is asked for makes sense together."""
-    if isinstance(ratio, str) and ratio != "auto":
-        raise PlanError(f"ratio is {ratio!r}. Give a number between 0 and 1, or 'auto'.")
-    number = ratio if ratio != "auto" else None
-    asked = {"ratio": number, "latency_ms": latency_ms, "max_distortion": max_distortion}
-    if len(several := [f"{k}={v:g}" for k, v in asked.items() if isinstance(v, int | float)]) > 1:
-        raise PlanError(f"{' and '.join(several)} are asked for together. Choose one.")
-    for name in ("latency_ms", "max_distortion"):
-        value = asked[name]
-        if isinstance(value, int | float) and not 0 < value < float("inf"):
-            raise PlanError(f"{name} is {value:g}. Choose more than 0.")
-    if of == "latency" and (ratio == "auto" or max_distortion is not None):
-        raise PlanError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
-    if latency_ms is None:
-        return of
-    if ratio == "auto" or of not in ("macs", "latency"):  # macs is the default
-        what = "ratio 'auto'" if ratio == "auto" else f"a budget of {of}"
-        raise PlanError(f"a latency of {latency_ms:g} ms and {what} are asked for together. Leave one of the two out.")
-    return "latency"
-
-
-def _choose_groups(
-    analysis: Analysis, ignore: Sequence[str], cross_norm: bool
-) -> tuple[list[Group], list[tuple[str, int, str]]]:
-    chosen: list[Group] = []
-    skipped: list[tuple[str, int, str]] = []
-    for group in analysis.prunable:
-        pattern = _ignored(analysis, group, ignore)
-        if pattern is not None:
-            skipped.append((group.name, group.size, f"ignored by {pattern!r}"))
-        elif group.crossings and not cross_norm:
-            skipped.append((group.name, group.size, f"statistics are taken over it by {group.crossings[0]}"))
-        else:
-            chosen.append(group)
-    if not chosen:
-        raise PlanError(_nothing(analysis, skipped))
-    return chosen, skipped
-
-
-def _ignored(analysis: Analysis, group: Group, patterns: Sequence[str]) -> str | None:
-    """The first pattern that matches the group's name, parameters, readers or writers (node name or operator)."""
-    if not patterns:
-        return None
-    nodes = [analysis.graph.nodes[i] for i in (*group.readers, *group.writers)]
-    names = {group.name, *(p.tensor for p in group.places)}
-    names |= {n.proto.name for n in nodes} | {n.key for n in nodes}
-    return next((p for p in patterns if any(fnmatchcase(name, p) for name in names if name)), None)
-
-
-def _nothing(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
-    if skipped:
-        name, _, reason = skipped[0]
-        return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
-    if analysis.barriers:
-        operator, reason = next(iter(analysis.barriers.items()))
-        what = f"{operator}: {reason}. Give it a rule; 'spa inspect' shows more."
-        return f"the model has no group that can be pruned: {what}"
-    why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
-    return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."
-
-
-def _report(
-    analysis: Analysis,
-    chosen: Sequence[Group],
-    skipped: Sequence[tuple[str, int, str]],
-    outcome: Outcome,
-    source: Source,
-    requested: dict[str, Any],
-    seconds: dict[str, float],
-) -> Report:
-    costs = CostModel(analysis, [g.dim for g in chosen])
-    widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in chosen]
-    before, after = costs.evaluate(costs.sizes), costs.evaluate(widths)
-    before = Cost(*_stored(analysis.graph, before))
-    after = Cost(*_stored(Graph(outcome.model, source.base), after))
-    unit = requested.get("of", "macs")
-    dense = getattr(before, unit, 0)  # a latency is measured, not counted
-    reached = 1 - getattr(after, unit) / dense if dense else 0.0
-    if (timed := outcome.latency) is not None:
-        reached = 1 - timed["measured"] / timed["dense"]
+def _report(job: Job, outcome: Outcome, source: Source, came: Origin | None) -> Report:
+    """Put together what is to be said of a pruning."""
+    analysis, groups = job.analysis, job.selection.groups
+    costs = CostModel(analysis, [g.dim for g in groups])
+    widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in groups]
+    before = _stored(analysis.graph, costs.evaluate(costs.sizes))
+    after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))
     shares = group_shares(analysis)
     return Report(
-        before,
-        after,
-        requested,
-        reached,
-        tuple(
-            GroupReport(g.name, g.size, w, *shares[g.name], g.crossings, outcome.losses.get(g.name))
-            for g, w in zip(chosen, widths, strict=True)
+        before=before,
+        after=after,
+        requested=job.request.to_dict(),
+        reached=_reached(job.request.goal.unit, before, after, outcome),
+        groups=tuple(
+            GroupReport(
+                name=g.name,
+                size=g.size,
+                kept=width,
+                params=shares[g.name][0],
+                macs=shares[g.name][1],
+                crossings=g.crossings,
+                loss=outcome.losses.get(g.name),
+            )
+            for g, width in zip(groups, widths, strict=True)
         ),
-        tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
-        tuple(skipped),
-        tuple(analysis.barriers.items()),
-        outcome.notes,
-        seconds,
+        frozen=tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
+        skipped=job.selection.skipped,
+        barriers=tuple(analysis.barriers.items()),
+        notes=(*job.input_notes, *(() if came is None else came.imported.notes), *outcome.notes, *job.repair_notes),
+        seconds=job.clock.seconds,
+        calibration=job.calibration_report(outcome),
         latency=None if outcome.latency is None else dict(outcome.latency),
         memory=peak_resident(),
     )
 
 
-def _stored(graph: Graph, cost: Cost) -> tuple[int, int, int, int]:
+def _reached(unit: str, before: Cost, after: Cost, outcome: Outcome) -> float:
+    """Return the fraction of the requested unit that was removed; a latency is measured, not counted."""
+    if outcome.latency is not None:
+        return float(1 - outcome.latency["measured"] / outcome.latency["dense"])
+    dense = getattr(before, unit, 0)
+    return 1 - getattr(after, unit) / dense if dense else 0.0
+
+
+def _stored(graph: Graph, cost: Cost) -> Cost:
+    """Return a cost with the parameters and bytes that are really in the file."""
     params, size = count_parameters(graph)
-    return params, cost.macs, size, cost.channels
+    return replace(cost, params=params, bytes=size)

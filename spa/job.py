@@ -1,10 +1,10 @@
-"""One pruning of one model: what its steps share, and the ways to arrive at a budget."""
+"""One pruning of one model: what its steps share, and the ways to arrive at a goal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -14,25 +14,30 @@ import numpy as np
 from onnx import ModelProto
 
 from spa import criteria
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, make_plan
-from spa.criteria import gradient
-from spa.criteria.gradient import derivatives
+from spa.criteria.answers import Answer, Curves, Removal
+from spa.criteria.context import Context, Inputs
+from spa.criteria.gradient import select_derivative
+from spa.criteria.registry import Criterion
 from spa.errors import ModelError, OutOfReachError, PlanError
 from spa.extras import extra
 from spa.progress import Progress, silent
+from spa.request import Request
+from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice, choose
+from spa.widths.equal import HEADS, equal_sets
+from spa.widths.selection import Selection, select
+from spa.widths.sparsity import suggested_ratio
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
     from spa.obspa.pipeline import Calibrated
     from spa.widths.latency import LatencyModel
 
-OBSPA, GATE, ZERO = "obspa", "gate", "zero"
-RECONSTRUCTIONS = ("auto", "full", "bias", "none")
-BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
+ONE_HEAD_SIZE = ("torch", "jax")  # frameworks whose attention layers have one size of a head; those of Keras have two
 ATTEMPTS = 8  # networks that are tried to meet a tolerated distortion
 NEAR = 0.9  # of the tolerated distortion, from which on an attempt is as good as any
 
@@ -78,100 +83,162 @@ class Job:
 
     Attributes:
         analysis: the dense model.
-        groups: those that may be pruned.
-        criterion: how channels are scored; norm and agg as in :func:`spa.criteria.score`.
-        norm: see there.
-        agg: see there.
-        seed: of everything random.
-        how: which reconstruction follows: ``full``, ``bias`` or ``none``.
-        calibrated: the model with inputs, where they are needed.
-        labels: the class of each input, where there are any.
-        gradients: by initializer, where the caller has them (see :mod:`spa.criteria.gradient`).
-        hessian_gradients: see there.
-        clock: what stages take.
+        request: what was asked for.
+        selection: the groups that may be pruned.
+        criterion: how channels are scored.
+        budget: what to remove, and which widths groups may have.
+        reconstruct: which repair follows: ``full``, ``bias`` or ``none``.
+        clock: seconds by stage.
+        progress: called with a stage and the share of it that is done.
+        calibration: the inputs, where they are needed.
+        calibrated: the model with these inputs.
+        dense_accuracy: of the dense model on them, in percent, where there are labels.
     """
 
     analysis: Analysis
-    groups: Sequence[Group]
-    criterion: str
-    norm: str
-    agg: str
-    seed: int
-    how: str
-    calibrated: Calibrated | None
-    labels: np.ndarray | None
-    gradients: Mapping[str, Any] | None
-    hessian_gradients: Mapping[str, Any] | None
+    request: Request
+    selection: Selection
+    criterion: Criterion
+    budget: Budget
+    reconstruct: str
     clock: Clock
-    _scores: dict[str, np.ndarray] | None = field(init=False, default=None)
+    progress: Progress = silent
+    calibration: Calibration | None = None
+    calibrated: Calibrated | None = None
+    dense_accuracy: float | None = None
+    _answer: Answer | None = field(init=False, default=None)
 
-    def run(
-        self,
-        budget: Budget,
-        plan: Plan | None,
-        latency_ms: float | None,
-        max_distortion: float | None,
-        timing: tuple[int, int, Mapping[str, int]],
-    ) -> Outcome:
-        """Prune by a plan, by what changes nothing, by a tolerated change, or by a budget.
+    @property
+    def needs_inputs(self) -> bool:
+        """Return whether the model must be run on inputs."""
+        goal, repair = self.request.goal, self.request.repair
+        scored = goal.kind != "plan" and self.scoring_needs_inputs
+        return scored or goal.kind == "distortion" or repair.recover > 0 or self.reconstruct != "none"
 
-        Args:
-            budget: what to remove; of its ratio only where nothing else says how much.
-            plan: the channels to keep, if they are known.
-            latency_ms: what the pruned model may take.
-            max_distortion: the change of the outputs to tolerate.
-            timing: threads, batch and other sizes of what is timed.
-        """
-        if plan is not None:
-            return self.cut(plan)
-        if self.criterion == ZERO:
-            return self.to_zero()
-        if max_distortion is not None:
-            return self.to_distortion(budget, max_distortion)
-        if budget.of == "latency":
-            return self.to_latency(budget, latency_ms, *timing)
-        return self.to_budget(budget)
+    @property
+    def scoring_needs_inputs(self) -> bool:
+        """Return whether the criterion needs inputs."""
+        scoring = self.request.scoring
+        derived = scoring.gradients is not None or scoring.hessian_gradients is not None
+        return self.criterion.needs_inputs(derivatives_given=derived)
 
-    def choose(
-        self, budget: Budget, latency: LatencyModel | None = None, fading: float | None = None
-    ) -> tuple[Choice, dict[str, float]]:
-        """The channels to keep, and the estimated loss of each group where there is an estimate."""
-        if self.criterion != OBSPA or self.calibrated is None:
-            if self._scores is None:
-                self._scores = self._scored()
-            return choose(self.analysis, self.groups, self._scores, budget, latency), {}
-        from spa.widths.allocate import allocate
+    def calibrate(self) -> Calibrated:
+        """Read or make up the inputs, and join them with the model."""
+        from spa.obspa.pipeline import Calibrated
+
+        request = self.request
+        self.calibration = _inputs(self.analysis, request)
+        self.dense_accuracy = self.accuracy(self.analysis.graph.model)
+        synthetic = request.inputs.data is None
+        with running():
+            self.calibrated = Calibrated(
+                self.analysis,
+                self.calibration.batches,
+                synthetic,
+                request.timing.threads,
+                request.timing.seed,
+                self.progress,
+            )
+        self.clock("calibrate")
+        return self.calibrated
+
+    def run(self) -> Outcome:
+        """Prune as the goal says, then train for a while where that is asked for."""
+        if self.needs_inputs:
+            self.calibrate()
+        goal = self.request.goal
+        if goal.kind == "plan":
+            plan = goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan))
+            outcome = self.cut(plan)
+        elif isinstance(removal := self.answer, Removal):
+            outcome = self.cut(removal.plan, notes=removal.notes, fold=removal.fold)
+        elif goal.max_distortion is not None:
+            outcome = self.to_distortion(self.budget, goal.max_distortion)
+        elif goal.unit == "latency":
+            outcome = self.to_latency(self.budget, goal.latency_ms)
+        else:
+            outcome = self.to_budget(self.budget)
+        epochs = self.request.repair.recover
+        return self.recovered(outcome, epochs) if epochs else outcome
+
+    def accuracy(self, model: ModelProto) -> float | None:
+        """Return a model's top-1 accuracy on the inputs in percent; None where there are no labels."""
+        if self.calibration is None or self.calibration.labels is None:
+            return None
+        from spa.obspa.pipeline import accuracy
 
         with running():
-            curves = self.calibrated.curves(self.groups, fading)
-        if budget.ranking == "global":
-            choice = allocate(self.analysis, self.groups, curves, budget, latency)
-        else:
-            scores = {n: c.scores() for n, c in curves.items()}
-            choice = choose(self.analysis, self.groups, scores, budget, latency)
-        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.groups}
-        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+            return accuracy(model, self.analysis.graph.base, self.calibration, self.request.timing.threads)
 
-    def _scored(self) -> dict[str, np.ndarray]:
-        if self.criterion in criteria.activation_names() and self.calibrated is not None:
-            with running():
-                return self.calibrated.scores(self.groups, self.criterion, self.norm, self.agg)
-        if self.criterion == GATE and self.calibrated is not None:
-            with running():
-                return self.calibrated.gates(self.groups)
-        given = None
-        if self.criterion in criteria.gradient_names():
-            given = derivatives(self.criterion, self.gradients, self.hessian_gradients)
-            given = self._differentiated() if given is None else given
-        return criteria.score(
-            self.analysis, self.groups, self.criterion, self.norm, self.agg, self.seed, derivatives=given
-        )
+    @property
+    def input_notes(self) -> tuple[str, ...]:
+        """Return what is to be said of the inputs."""
+        return () if self.calibration is None else self.calibration.notes
 
-    def _differentiated(self) -> dict[str, np.ndarray]:
-        """What the criterion needs of the cross-entropy on the labelled inputs, by PyTorch."""
+    @property
+    def repair_notes(self) -> tuple[str, ...]:
+        """Return what kept the repair from doing all that it could."""
+        return () if self.calibrated is None or self.reconstruct == "none" else self.calibrated.notes()
+
+    def calibration_report(self, outcome: Outcome) -> dict[str, Any] | None:
+        """Return what a report says of the inputs and of the outputs' change; None where nothing was run."""
+        given = self.calibration
+        if given is None:
+            return None
+        report: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
+        if given.labels is not None:
+            report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
+        return report
+
+    # -- scores -----------------------------------------------------------------------------------------------------
+
+    @property
+    def answer(self) -> Answer:
+        """Return what the criterion says of the groups; it is asked once."""
+        if self._answer is None:
+            scoring = self.request.scoring
+            context = Context(
+                analysis=self.analysis,
+                groups=self.selection.groups,
+                norm=scoring.norm,
+                agg=scoring.agg,
+                seed=self.request.timing.seed,
+                inputs=self._scoring_inputs(),
+                derivatives={need: self._derivative(need) for need in sorted(self.criterion.derivatives)},
+            )
+            bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
+            with running(), bounds:
+                self._answer = self.criterion.score(context)
+        return self._answer
+
+    @property
+    def _labels(self) -> np.ndarray | None:
+        return None if self.calibration is None else self.calibration.labels
+
+    def _scoring_inputs(self) -> Inputs | None:
+        """Return the inputs that the criterion asks for.
+
+        Raises:
+            PlanError: it needs labels, and there are none.
+        """
+        if "labels" in self.criterion.needs and self._labels is None:
+            raise PlanError(f"criterion {self.criterion.name!r} needs labelled data. Give data with labels.")
+        if not self.criterion.needs_inputs(derivatives_given=True) or self.calibrated is None:
+            return None
+        return self.calibrated.inputs(self._labels if "labels" in self.criterion.needs else None)
+
+    def _derivative(self, need: str) -> Mapping[str, Any]:
+        """Return the caller's derivatives, or else those of the cross-entropy on the labelled inputs."""
+        scoring = self.request.scoring
+        given = select_derivative(need, scoring.gradients, scoring.hessian_gradients)
+        return self._differentiated(need) if given is None else given
+
+    def _differentiated(self, need: str) -> dict[str, np.ndarray]:
+        """Take derivatives of the cross-entropy on the labelled inputs, by PyTorch."""
         otherwise = "Or give gradients by initializer, or use --criterion gate, which only runs the model."
-        if self.calibrated is None or self.labels is None:
-            raise PlanError(f"criterion {self.criterion!r} takes derivatives of a loss on labelled data. {otherwise}")
+        if self.calibrated is None or self._labels is None:
+            name = self.criterion.name
+            raise PlanError(f"criterion {name!r} takes derivatives of a loss on labelled data. {otherwise}")
         with extra("torch"):
             import torch
         from spa.criteria.autograd import from_autograd
@@ -181,9 +248,39 @@ class Job:
         module = graph_module(graph.model, graph.base)
         batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
         ends = np.cumsum([len(b[0]) for b in batches])
-        labels = [torch.tensor(part) for part in np.split(self.labels.astype(np.int64), ends[:-1])]
-        needs = gradient.CRITERIA[self.criterion].needs
-        return from_autograd(module, batches, labels, needs=needs, names=module.keys)
+        labels = [torch.tensor(part) for part in np.split(self._labels.astype(np.int64), ends[:-1])]
+        return from_autograd(module, batches, labels, need=need, names=module.keys)
+
+    # -- widths -----------------------------------------------------------------------------------------------------
+
+    def choose(
+        self, budget: Budget, latency: LatencyModel | None = None, candidate: int = 0, answer: Answer | None = None
+    ) -> tuple[Choice, dict[str, float]]:
+        """Choose the channels to keep.
+
+        Args:
+            budget: what to remove.
+            latency: estimates times, where that is the budget.
+            candidate: which of several loss curves to go by.
+            answer: to go by in place of the criterion's.
+
+        Returns:
+            The choice, and the estimated loss of each group where the criterion estimates one.
+        """
+        answer = self.answer if answer is None else answer
+        assert not isinstance(answer, Removal)  # `run` takes it as it is
+        if not isinstance(answer, Curves):
+            return choose(self.analysis, self.selection.groups, answer, budget, latency), {}
+        from spa.widths.allocate import allocate
+
+        curves = answer.candidates[candidate]
+        if budget.ranking == "global":
+            choice = allocate(self.analysis, self.selection.groups, curves, budget, latency)
+        else:
+            scores = {n: c.scores() for n, c in curves.items()}
+            choice = choose(self.analysis, self.selection.groups, scores, budget, latency)
+        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.selection.groups}
+        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
 
     def cut(
         self,
@@ -201,9 +298,9 @@ class Job:
         if self.calibrated is not None:
             changes["before"] = changes["after"] = self.calibrated.distortion(model)
             self.clock("measure")
-            if self.how != "none":
+            if self.reconstruct != "none":
                 with running():
-                    self.calibrated.reconstruct(plan, model, self.how)
+                    self.calibrated.reconstruct(plan, model, self.reconstruct)
                 self.clock("reconstruct")
                 changes["after"] = self.calibrated.distortion(model)
                 self.clock("measure")
@@ -220,45 +317,35 @@ class Job:
         assert self.calibrated is not None  # `prune` makes inputs for it
         graph = self.analysis.graph
         student, teacher = graph_module(outcome.model, graph.base), graph_module(graph.model, graph.base)
-        recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.seed)
+        recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.request.timing.seed)
         model = store(student, outcome.model)
         self.clock("recover")
         changes = {**outcome.changes, "after": self.calibrated.distortion(model)}
         self.clock("measure")
         return replace(outcome, model=model, changes=changes)
 
-    def to_zero(self) -> Outcome:
-        """Remove what changes nothing, whatever the budget."""
-        from spa.zero import lossless
-
-        found = lossless(self.analysis, self.groups)
-        notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
-        return self.cut(found.plan, notes=notes, fold=found.fold)
-
     def to_budget(self, budget: Budget, trials: bool = True) -> Outcome:
         """Remove what a budget asks for; of several choices that are worth a trial, what changes the outputs least."""
-        fadings: tuple[float | None, ...] = (None,)
-        if trials and self.calibrated is not None and (self.criterion, self.how) == (OBSPA, "full"):
-            fadings = self.calibrated.fadings
+        trials = trials and self.reconstruct == "full" and isinstance(self.answer, Curves)
+        candidates = len(self.answer.candidates) if trials and isinstance(self.answer, Curves) else 1
         outcomes: list[Outcome] = []
-        for fading in fadings:
-            choice, losses = self.choose(budget, fading=fading)
+        for candidate in range(candidates):
+            choice, losses = self.choose(budget, candidate=candidate)
             plan = make_plan(self.analysis, choice.kept)
             self.clock("choose")
             if all(plan != o.plan for o in outcomes):
                 outcomes.append(self.cut(plan, losses, choice.notes))
         return min(outcomes, key=_change)
 
-    def to_latency(
-        self, budget: Budget, ms: float | None, threads: int, batch: int, sizes: Mapping[str, int]
-    ) -> Outcome:
+    def to_latency(self, budget: Budget, ms: float | None) -> Outcome:
         """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
         from spa.widths import latency, stopwatch
 
-        watch = stopwatch.Stopwatch(threads, batch, sizes)
-        progress = silent if self.calibrated is None else self.calibrated.progress
+        timing = self.request.timing
+        watch = stopwatch.Stopwatch(timing.threads, timing.batch, timing.sizes or {})
+        progress = silent if self.calibrated is None else self.progress
         choice, losses, timed, notes = latency.choose(
-            self.analysis, self.groups, budget, ms, self.choose, watch, progress
+            self.analysis, self.selection.groups, budget, ms, self.choose, watch, progress
         )
         self.clock("choose")
         return replace(self.cut(make_plan(self.analysis, choice.kept), losses, notes), latency=timed)
@@ -321,18 +408,6 @@ def _between(low: tuple[float, float], high: tuple[float, float], goal: float) -
     return low[0] + float(np.clip(share, 0.15, 0.85)) * (high[0] - low[0])
 
 
-def reconstruction(given: str | bool | None, criterion: str | None) -> str:
-    """Which reconstruction is meant, ``full``, ``bias`` or ``none``; no criterion stands for a given plan.
-
-    Raises:
-        PlanError: it is unknown.
-    """
-    how = given if isinstance(given, str) else {None: "auto", True: "full", False: "none"}.get(given, "unknown")
-    if how not in RECONSTRUCTIONS:
-        raise PlanError(f"unknown reconstruction {given!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
-    return BY_DEFAULT.get(criterion or "", "none") if how == "auto" else how
-
-
 @contextmanager
 def running() -> Iterator[None]:
     """Say, with each refusal of a model that does not run, what needs no run."""
@@ -342,35 +417,81 @@ def running() -> Iterator[None]:
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
 
 
-def calibrate(
-    analysis: Analysis, given: Calibration, synthetic: bool, threads: int, seed: int, progress: Progress
-) -> Calibrated:
-    """The model with its inputs."""
-    from spa.obspa.pipeline import Calibrated
-
-    with running():
-        return Calibrated(analysis, given.batches, synthetic, threads, seed, progress)
-
-
-def inputs(
+def prepare(
     analysis: Analysis,
-    data: Any,
-    labels: str | None,
-    samples: int,
-    seed: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Calibration:
-    """Calibration inputs, given or made up (see :func:`spa.calibration.data.read_data`)."""
+    request: Request,
+    *,
+    framework: str | None = None,
+    progress: Progress = silent,
+    clock: Clock | None = None,
+) -> Job:
+    """Prepare a pruning: select the groups and set the budget.
+
+    Args:
+        analysis: the dense model.
+        request: what is asked for.
+        framework: whose model it was: ``torch``, ``tensorflow``, ``jax`` or None.
+        progress: called with a stage and the share of it that is done.
+        clock: goes on counting.
+
+    Raises:
+        PlanError: no group can be pruned under the request.
+    """
+    criterion = criteria.get(request.scoring.criterion)
+    planned = request.goal.kind == "plan"
+    constraints = request.constraints
+    selection = (
+        Selection(tuple(analysis.prunable))
+        if planned
+        else select(analysis, constraints.ignore, constraints.cross_norm)
+    )
+    reconstruct = request.repair.reconstruct
+    if reconstruct == "auto":
+        reconstruct = "none" if planned else criterion.reconstruct
+    return Job(
+        analysis=analysis,
+        request=request,
+        selection=selection,
+        criterion=criterion,
+        budget=_budget(analysis, selection, request, framework),
+        reconstruct=reconstruct,
+        clock=clock or Clock(),
+        progress=progress,
+    )
+
+
+def _budget(analysis: Analysis, selection: Selection, request: Request, framework: str | None) -> Budget:
+    """Return the budget of a request; a ratio of ``auto`` becomes the one that the weights suggest."""
+    goal, constraints = request.goal, request.constraints
+    patterns = constraints.equal
+    if patterns is None:
+        patterns = (HEADS,) if framework in ONE_HEAD_SIZE else ()
+    planned = goal.kind == "plan"
+    budget = Budget(
+        ratio=goal.number,
+        of=goal.unit,
+        ranking=request.scoring.ranking,
+        round_to=constraints.round_to,
+        min_width=constraints.min_width,
+        equal=() if planned else equal_sets(analysis, selection.groups, patterns),
+    )
+    if goal.kind == "auto":
+        budget = replace(budget, ratio=suggested_ratio(analysis, selection.groups, budget))
+    return budget
+
+
+def _inputs(analysis: Analysis, request: Request) -> Calibration:
+    """Read the inputs of a request, or make them up."""
     from spa.calibration.data import Calibration, read_data
     from spa.calibration.synthetic import synthesise
 
-    if samples < 1:
-        raise PlanError(f"samples is {samples}. Choose 1 or more.")
-    graph = analysis.graph
-    if data is not None:
-        return read_data(data, graph.model, labels=labels, samples=samples, seed=seed, mean=mean, std=std)
+    inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
+    normalisation = {"mean": inputs.mean, "std": inputs.std}
+    if inputs.data is not None:
+        return read_data(
+            inputs.data, graph.model, labels=inputs.labels, samples=inputs.samples, seed=seed, **normalisation
+        )
     with running():
-        batches = synthesise(graph.self_contained(), samples, seed=seed, mean=mean, std=std)
+        batches = synthesise(graph.self_contained(), inputs.samples, seed=seed, **normalisation)
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
     return Calibration(batches, None, count, "synthetic", ())

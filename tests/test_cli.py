@@ -75,10 +75,50 @@ def test_a_plan_written_and_applied_gives_the_same_bytes(model: Path, tmp_path: 
 def test_json_reports_what_was_asked_for_and_what_was_reached(model: Path, tmp_path: Path) -> None:
     result = spa("prune", model, "-o", tmp_path / "small.onnx", "--ratio", 0.4, "--of", "params", "--json")
     report = json.loads(result.stdout)
-    assert report["requested"]["ratio"] == 0.4
+    assert report["requested"]["goal"]["ratio"] == 0.4
+    assert report["requested"]["goal"]["of"] == "params"
     assert abs(report["reached"] - 0.4) <= 0.01
     stored = sum(int(np.prod(t.dims)) for t in onnx.load(tmp_path / "small.onnx").graph.initializer)
     assert report["after"]["params"] == stored
+
+
+def test_a_config_file_holds_options_and_the_command_line_wins(model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "spa.toml"
+    config.write_text('[goal]\nratio = 0.4\nof = "params"\n[scoring]\ncriterion = "l1"\n', encoding="utf-8")
+    command = ("prune", model, "-o", tmp_path / "small.onnx", "--config", config, "--json")
+    requested = json.loads(spa(*command, "--criterion", "l2").stdout)["requested"]
+    assert requested["goal"]["ratio"] == 0.4
+    assert requested["scoring"]["criterion"] == "l2"
+    direct = ("prune", model, "-o", tmp_path / "direct.onnx", "--ratio", 0.4, "--of", "params", "--criterion", "l2")
+    assert spa(*direct).returncode == 0
+    assert (tmp_path / "small.onnx").read_bytes() == (tmp_path / "direct.onnx").read_bytes()
+
+
+def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its_own(model: Path, tmp_path: Path) -> None:
+    from spa.request import PYTHON, Request, default_of, flag_of, options
+
+    text = " ".join(spa("prune", "--help").stdout.replace("│", " ").split())
+    for _, about in options():
+        if about.metadata["kind"] != PYTHON:
+            assert flag_of(about) in text
+            if default := default_of(about).replace("`", ""):
+                assert f"[default: {default}]" in text, about.name
+    assert "One of: auto, full, bias, none." in text
+    report = json.loads(spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2", "--json").stdout)
+    assert report["requested"] == Request.of(criterion="l2").to_dict()
+
+
+def test_prove_compares_the_pruned_network_with_the_masked_original(model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert spa("prune", model, "-o", tmp_path / "small.onnx", "--plan-out", plan).returncode == 0
+    result = spa("prove", model, plan)
+    assert result.returncode == 0, result.stderr
+    assert "equal to the masked original" in result.stdout
+    proof = json.loads(spa("prove", model, plan, "--json", "--seeds", 2).stdout)
+    assert proof["holds"]
+    assert proof["error"] < 1e-5 < 0.05 < proof["effect"]
+    assert proof["seeds"] == [0, 1]
+    refused(spa("prove", MODELS / "digits_vgg.onnx", plan), 3, "the plan names")
 
 
 def test_the_html_report_names_both_files_and_every_group(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from spa.report import Report
 from spa.running.bench import BenchReport
 from spa.running.verify import VerifyReport
+from spa.surgery.proof import Proof
 
 
 def count(number: float) -> str:
@@ -125,6 +126,28 @@ def show_verification(found: VerifyReport) -> None:
         equal = "-" if o.equal is None else "yes" if o.equal else "no"
         _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
     console.print(table)
+
+
+def show_proof(found: Proof) -> None:
+    """Show whether the pruned network equals the masked original, and what that says."""
+    console = Console()
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
+    verdict = "equal to" if found.holds else "DIFFERENT from"
+    console.print(Text(f"{len(found.groups)} groups pruned: {verdict} the masked original"))
+    console.print(
+        Text(
+            f"largest difference {found.error:.2g} of the outputs' size (allowed: {found.tolerance:g}); "
+            f"masking itself moved them by {found.effect:.2g}"
+        )
+    )
+    console.print(Text(f"{len(found.seeds)} random inputs; {inputs}"))
+    if found.crossing:
+        console.print(
+            Text(
+                f"note: {len(found.crossing)} groups cross a normalisation, whose statistics change when channels go; "
+                f"they were left whole here, first {found.crossing[0]!r}."
+            )
+        )
 
 
 def show_bench(found: BenchReport) -> None:

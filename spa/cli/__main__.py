@@ -1,0 +1,5 @@
+"""``python -m spa.cli``."""
+
+from spa.cli import main
+
+main()

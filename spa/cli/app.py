@@ -1,0 +1,271 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from spa._version import __version__
+from spa.cli.bars import progress_bars
+from spa.cli.options import (
+    Outputs,
+    RequestCommand,
+    parse_callable,
+    parse_example_inputs,
+    parse_sizes,
+    with_request_options,
+)
+from spa.errors import SpaError
+from spa.request import Request
+
+
+class _Commands(TyperGroup):
+    """The commands, which an interrupt ends with a message and not with a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # typer's own context is click's
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            sys.stderr.write("spa: interrupted; no half-written file is left\n")
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Structured pruning of any network, on its ONNX graph.\n\n"
+    "Exit codes: 0 done, 1 cannot write or models differ, 2 wrong command line, 3 impossible request, "
+    "4 malformed model, 5 model not covered, 70 a bug in spa, 130 interrupted.",
+)
+
+Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
+Size = Annotated[list[str] | None, typer.Option(help="Size of a dynamic axis, NAME=N; repeatable.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the program itself."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(cls=RequestCommand)
+@with_request_options
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    request: Request,
+    outputs: Outputs,
+) -> None:
+    """Remove channels from MODEL until the budget is met, and write the smaller network."""
+    from spa import api
+
+    with progress_bars(not outputs.as_json) as progress:
+        result = api.prune(model, request=request, progress=progress)
+    result.save(output, force=outputs.force)
+    if outputs.plan_out:
+        _write_text(outputs.plan_out, result.plan.to_json())
+    if outputs.report:
+        from spa.report.html import page
+
+        _write_text(outputs.report, page(result.report, str(model), str(output)))
+    if outputs.as_json:
+        _print_json(result.report.to_dict() | {"output": str(output)})
+    else:
+        from spa.report.text import show_report
+
+        show_report(result.report, str(model), str(output), outputs.verbose)
+
+
+@app.command()
+def prove(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(help="A plan that prune wrote with --plan-out.", show_default=False)],
+    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that PLAN applied to MODEL computes what MODEL computes with the removed channels masked."""
+    from spa import api
+    from spa.coupling.plan import Plan
+
+    proof = api.prove(model, Plan.load(plan), seeds=seeds, seed=seed, threads=threads, sizes=parseparse_sizes(size))
+    if as_json:
+        _print_json(proof.to_dict())
+    else:
+        from spa.report.text import show_proof
+
+        show_proof(proof)
+    if not proof.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    every: Annotated[bool, typer.Option("--all", help="Show every group, not the largest twenty.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups of MODEL, what is frozen and why, and where parameters and MACs are."""
+    from spa import api
+    from spa.report.inspection import inspection
+
+    found = inspection(api.analyze(model))
+    if as_json:
+        _print_json(found)
+    else:
+        from spa.report.text import show_inspection
+
+        show_inspection(found, str(model), None if every else 20)
+
+
+@app.command()
+def verify(
+    a: Model,
+    b: Model,
+    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
+    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
+    from spa.running.verify import verify as compare
+
+    found = compare(str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=parse_sizes(size))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from spa.report.text import show_verification
+
+        show_verification(found)
+    if not found.same_interface or found.equal is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="One or more .onnx files.", show_default=False)],
+    seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time for each model.")] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency, throughput and memory in onnxruntime, the models in turns."""
+    from spa.running.bench import bench as measure
+
+    found = measure(
+        [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from spa.report.text import show_bench
+
+        show_bench(found)
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="onnx, ort, openvino, torch, tensorflow or jax.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A file with onnx and ort, a folder or .tflite else.", show_default=False),
+    ],
+    size: Annotated[list[str] | None, typer.Option(help="Fix an open size of the inputs, NAME=N; repeatable.")] = None,
+    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
+    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,
+    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False,
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
+    ] = False,
+) -> None:
+    """Write MODEL for another runtime or framework, and compare what it computes."""
+    from spa.exporting import export as write
+
+    options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
+    written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
+    typer.echo(f"{model} → {written}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .pt, .pth, .pt2, .ckpt, .safetensors, .keras, .pb or .tflite file, or a SavedModel's folder.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of an example input: 1,3,224,224 or NAME=1,128:int64; repeatable."),
+    ] = None,
+    factory: Annotated[str | None, typer.Option(help="What builds the module of the weights: module:callable.")] = None,
+    signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Opset of the ONNX file.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Unpickle SOURCE, which can run any code that is in it.")
+    ] = False,
+) -> None:
+    """Convert a framework's model to ONNX, and compare it with the framework's own outputs."""
+    from spa.doors import convert as convert_model
+    from spa.exporters.onnx import write
+
+    options = {"signature": signature, "opset": opset, "trust": trust}
+    if factory:
+        options["factory"] = parse_callable(factory)
+    imported = convert_model(source, parse_example_inputs(inputs), **_given(options))
+    write(imported.model, output)
+    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.how}")
+    typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
+    for note in imported.notes:
+        typer.echo(note)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpaError(f"cannot write {str(path)!r}: {error.strerror}. Choose another place.") from error
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1, default=str))
+
+
+def main() -> None:
+    """Run the program; errors are one message on standard error and a documented exit code."""
+    # Read where numpy is loaded, which no command has done yet: idle threads of OpenBLAS wait 2^20 cycles for more work
+    # and not 2^28, in which they would take the cores from onnxruntime.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    try:
+        app()
+    except SpaError as error:
+        sys.stderr.write(f"spa: error: {error}\n")
+        sys.exit(error.exit_code)

@@ -1,0 +1,187 @@
+"""Command-line options made from the fields of a request, and what parses their values."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from spa.request import FILE, PYTHON, RATIO, SIZES, Request, default_of, flag_of, options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What ``spa prune`` writes beside the model, and how it talks.
+
+    Attributes:
+        plan_out: where the plan goes.
+        report: where the HTML page goes.
+        force: whether the output may be the input.
+        verbose: whether every group is shown.
+        as_json: whether the report is printed as JSON.
+    """
+
+    plan_out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Allow the output to be the input.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every group.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+
+
+class RequestCommand(TyperCommand):
+    """A command whose help lists the choices of its options, which are only looked up where help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help text."""
+        choices = {about.name: about.metadata["choices"] for _, about in options()}
+        for parameter in self.params:
+            known = choices.get(parameter.name or "")
+            if known is not None:
+                parameter.help = f"{parameter.help} One of: {', '.join(known())}."  # type: ignore[attr-defined] # an option
+        super().format_help(ctx, formatter)
+
+
+def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of a request, and ``--config`` for a file of them.
+
+    Args:
+        command: takes ``request`` and ``outputs`` beside parameters of its own.
+
+    Returns:
+        A function with one parameter per option, as typer reads them.
+    """
+    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("request", "outputs")]
+    asked = [about for _, about in options() if about.metadata["kind"] != PYTHON]
+    config = Annotated[
+        Path | None, typer.Option(help="A TOML file with such options; those on the command line win.")
+    ]
+    beside = [p for p in inspect.signature(Outputs, eval_str=True).parameters.values()]
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        path = values.pop("config")
+        base = Request.from_toml(path) if path else None
+        given = {about.name: _parsed(about, values.pop(about.name)) for about in asked}
+        request = Request.of(base, **{name: value for name, value in given.items() if value is not None})
+        outputs = Outputs(**{p.name: values.pop(p.name) for p in beside})
+        command(**values, request=request, outputs=outputs)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        *(p.replace(kind=keyword) for p in own),
+        *(inspect.Parameter(f.name, keyword, default=None, annotation=_annotation(f)) for f in asked),
+        inspect.Parameter("config", keyword, default=None, annotation=config),
+        *(p.replace(kind=keyword) for p in beside),
+    ]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+def _annotation(about: Field[Any]) -> Any:
+    """Return the type that typer parses an option as; None stands for an option that is not given."""
+    kind, least = about.metadata["kind"], about.metadata["least"]
+    types = {float: float, int: int, bool: bool, list[str]: list[str], FILE: Path, SIZES: list[str]}
+    text = about.metadata["help"].replace("`", "")
+    bounds = {"min": least} if kind is int and least is not None else {}
+    names = (flag_of(about),)  # one name alone: a switch without its opposite
+    shown = default_of(about)
+    help_text = text[0].upper() + text[1:] + "." + (f" [default: {shown}]" if shown else "")
+    metavar = {RATIO: "FLOAT|auto", SIZES: SIZES}.get(kind) if isinstance(kind, str) else None
+    option = typer.Option(*names, help=help_text, show_default=False, metavar=metavar, **bounds)
+    return Annotated[types.get(kind, str) | None, option]
+
+
+def _parsed(about: Field[Any], value: Any) -> Any:
+    """Return an option's value from what typer made of it; None where it was not given."""
+    if value is None or value == []:
+        return None
+    kind = about.metadata["kind"]
+    if kind == RATIO:
+        return parse_ratio(value)
+    if kind == SIZES:
+        return parse_sizes(value)
+    if kind == list[float]:
+        return parse_numbers(value, flag_of(about))
+    return value
+
+
+def parse_ratio(text: str) -> float | str:
+    """Return a number, or ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto", param_hint="--ratio") from error
+
+
+def parse_numbers(text: str, flag: str) -> list[float]:
+    """Return comma-separated numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=flag) from error
+
+
+def parse_sizes(items: list[str] | None) -> dict[str, int] | None:
+    """Return sizes by name from ``NAME=N``."""
+    sizes = {}
+    for item in items or ():
+        name, equals, number = item.rpartition("=")
+        if not equals or not number.isdigit() or int(number) < 1:
+            raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint="--size")
+        sizes[name] = int(number)
+    return sizes or None
+
+
+def parse_callable(name: str) -> Any:
+    """Return what ``module:callable`` names; modules of the working directory are found, too."""
+    module, colon, attribute = name.partition(":")
+    try:
+        if not (module and colon and attribute):
+            raise ValueError("it is no module:callable")
+        sys.path.insert(0, "")
+        target = getattr(import_module(module), attribute)
+        if not callable(target):
+            raise ValueError(f"it is a {type(target).__name__}")
+    except (ValueError, ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"cannot use {name!r}: {error}", param_hint="--factory") from error
+    return target
+
+
+def parse_example_inputs(items: list[str] | None) -> tuple[np.ndarray, ...] | dict[str, np.ndarray] | None:
+    """Return seeded arrays in order, or by name; integers are 0 or 1, which every table of ids, types or positions has."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for at, item in enumerate(items or ()):
+        name, _, rest = item.rpartition("=")
+        sizes, _, kind = rest.partition(":")
+        try:
+            shape, dtype = [int(size) for size in sizes.split(",") if size], np.dtype(kind or "float32")
+            if any(size < 1 for size in shape) or dtype.kind not in "fiub":
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            message = f"{item!r} is no shape such as 1,3,224,224 or NAME=1,128:int64"
+            raise typer.BadParameter(message, param_hint="--input") from error
+        value = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+        if (name or str(at)) in arrays:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--input")
+        arrays[name or str(at)] = np.asarray(value, dtype)
+    named = [item for item in items or () if "=" in item]
+    if named and len(named) < len(arrays):
+        raise typer.BadParameter("either all inputs have names, or none", param_hint="--input")
+    return (arrays if named else tuple(arrays.values())) or None

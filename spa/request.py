@@ -1,0 +1,448 @@
+"""A request: everything that a pruning can be asked for, as one frozen value.
+
+:func:`spa.prune` builds it from its options, the command line from its flags, ``--config`` from a TOML file; the report
+prints it. Each option is stated once, here: its default, its help text, its choices. The command line, README's table,
+the documentation of :func:`spa.prune` and the JSON schema of reports are made from these fields.
+
+>>> request = Request.of(ratio=0.3, criterion="l2", ignore=["head.*"])
+>>> request.goal.kind, request.goal.unit, request.constraints.ignore
+('ratio', 'macs', ('head.*',))
+>>> Request.of(ratio=0.3, latency_ms=2.0)
+Traceback (most recent call last):
+spa.errors.PlanError: ratio=0.3 and latency_ms=2 are asked for together. Choose one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spa.errors import PlanError
+
+if TYPE_CHECKING:
+    from spa.coupling.plan import Plan
+
+RECONSTRUCTIONS = ("auto", "full", "bias", "none")
+DEFAULT_RATIO = 0.5
+FILE = "a path"  # kinds of values that no Python type tells
+SIZES = "NAME=N"
+RATIO = "a number or auto"
+PYTHON = "an object"  # neither on a command line nor in a file
+
+
+def _budget() -> Any:  # imported where choices are asked for, so that --help stays quick
+    from spa.widths import budget
+
+    return budget
+
+
+def _criteria() -> Any:
+    import spa.obspa.criterion
+    import spa.zero.criterion  # noqa: F401 # both register a criterion
+    from spa import criteria
+
+    return criteria
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    kind: Any,
+    choices: Callable[[], tuple[str, ...]] | None = None,
+    least: float | None = None,
+    shown: str | None = None,
+    flag: str | None = None,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        default: its value where it is not given.
+        help: what it means, in Markdown, for every place that shows it.
+        kind: the type of its value: ``float``, ``int``, ``bool``, ``str``, ``list[str]``, ``list[float]``, or one of
+            the kinds above.
+        choices: gives the words that it takes.
+        least: the smallest number that it takes.
+        shown: what stands for the default where that does not speak for itself.
+        flag: its name on the command line, if another one.
+    """
+    about = {"help": help, "kind": kind, "choices": choices, "least": least, "shown": shown, "flag": flag}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How much is removed: one of a ratio, a tolerated change, milliseconds, or a plan's own channels."""
+
+    ratio: float | str | None = option(
+        None,
+        "fraction to remove, met within 1 % of the original or the nearest that was found, which is said; `auto`: as "
+        "much as the PQ index of the weights suggests",
+        kind=RATIO,
+        shown=str(DEFAULT_RATIO),
+    )
+    of: str = option(
+        "macs",
+        "of what: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
+        kind=str,
+        choices=lambda: _budget().UNITS,
+    )
+    max_distortion: float | None = option(
+        None,
+        "instead of a ratio: how far the outputs may change, as mean squared change over variance; 0.01 is hardly "
+        "noticed",
+        kind=float,
+    )
+    latency_ms: float | None = option(
+        None, "instead of a ratio: the milliseconds that the pruned model may take", kind=float
+    )
+    plan: Plan | str | os.PathLike[str] | None = option(
+        None, "instead of a ratio: keep exactly the channels of this plan, a JSON file", kind=FILE
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, str) and self.ratio != "auto":
+            raise PlanError(f"ratio is {self.ratio!r}. Give a number between 0 and 1, or 'auto'.")
+        number = None if self.ratio == "auto" else self.ratio
+        targets = {"ratio": number, "latency_ms": self.latency_ms, "max_distortion": self.max_distortion}
+        requested = [f"{name}={value:g}" for name, value in targets.items() if value is not None]
+        if len(requested) > 1:
+            raise PlanError(f"{' and '.join(requested)} are asked for together. Choose one.")
+        for name in ("latency_ms", "max_distortion"):
+            value = targets[name]
+            if value is not None and not 0 < float(value) < float("inf"):
+                raise PlanError(f"{name} is {value:g}. Choose more than 0.")
+        if self.of == "latency" and (self.ratio == "auto" or self.max_distortion is not None):
+            raise PlanError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
+        if self.latency_ms is not None and (self.ratio == "auto" or self.of not in ("macs", "latency")):
+            other = "ratio 'auto'" if self.ratio == "auto" else f"a budget of {self.of}"
+            raise PlanError(
+                f"a latency of {self.latency_ms:g} ms and {other} are asked for together. Leave one of the two out."
+            )
+
+    @property
+    def kind(self) -> str:
+        """Return ``plan``, ``distortion``, ``latency_ms``, ``auto`` or ``ratio``."""
+        if self.plan is not None:
+            return "plan"
+        if self.max_distortion is not None:
+            return "distortion"
+        if self.latency_ms is not None:
+            return "latency_ms"
+        return "auto" if self.ratio == "auto" else "ratio"
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the budget; milliseconds are a budget of latency."""
+        return "latency" if self.latency_ms is not None else self.of
+
+    @property
+    def number(self) -> float:
+        """Return the ratio as a number; the default where something else says how much is removed."""
+        return DEFAULT_RATIO if self.ratio is None or isinstance(self.ratio, str) else float(self.ratio)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How channels are scored and compared."""
+
+    criterion: str | Callable[..., Any] = option(
+        "obspa",
+        "how channels are scored; see the table of criteria",
+        kind=str,
+        choices=lambda: tuple(_criteria().names()),
+    )
+    ranking: str = option(
+        "global",
+        "`global` (all groups compared), `uniform` (the same ratio in every group) or `isomorphic` (compared among "
+        "groups of one structure)",
+        kind=str,
+        choices=lambda: _budget().RANKINGS,
+    )
+    norm: str = option(
+        "mean",
+        "how scores are normalised within a parameter: `none`, `sum`, `mean`, `max` or `standardise`",
+        kind=str,
+        choices=lambda: tuple(_criteria().NORMS),
+    )
+    agg: str = option(
+        "mean",
+        "how the scores of a group's parameters are combined: `sum`, `mean`, `max`, `prod` or `l2`",
+        kind=str,
+        choices=lambda: tuple(_criteria().AGGREGATES),
+    )
+    gradients: Mapping[str, Any] | None = option(
+        None,
+        "by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without them PyTorch "
+        "differentiates the cross-entropy on labelled data",
+        kind=PYTHON,
+    )
+    hessian_gradients: Mapping[str, Any] | None = option(
+        None, "the Hessian times the gradient, by initializer, for `crop` and `grasp`", kind=PYTHON
+    )
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What must hold for the widths."""
+
+    ignore: tuple[str, ...] = option(
+        (), "leave groups alone where a parameter, a node or an operator matches this pattern; repeatable", kind=list[str]
+    )
+    equal: tuple[str, ...] | None = option(
+        None,
+        "groups in which this pattern matches an axis, `tensor[axis]`, keep the same share of their channels; `heads`: "
+        "the head sizes of each attention, of which classes know one; repeatable",
+        kind=list[str],
+        shown="`heads` for PyTorch's and JAX's models",
+    )
+    round_to: int = option(8, "widths become multiples of this, which runtimes like", kind=int, least=1)
+    min_width: int = option(1, "no group becomes narrower", kind=int, least=1)
+    cross_norm: bool = option(
+        False,
+        "prune groups over which a normalisation takes statistics, too (the residual width of transformers)",
+        kind=bool,
+        shown="off",
+    )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs that scores and repair learn from."""
+
+    data: Any = option(
+        None,
+        "inputs to learn from: `.npz` (arrays named like the inputs), `.npy`, a folder of arrays or images; in Python also an "
+        "iterable of feeds. Made up if not given",
+        kind=FILE,
+    )
+    samples: int = option(512, "how many inputs to use at most", kind=int, least=1)
+    labels: str | None = option(
+        None,
+        "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and criteria that "
+        "need a loss use them",
+        kind=str,
+    )
+    mean: tuple[float, ...] | None = option(
+        None, "subtracted from images, per channel: `0.5,0.5,0.5`", kind=list[float], shown="ImageNet's"
+    )
+    std: tuple[float, ...] | None = option(
+        None, "what images are then divided by, per channel", kind=list[float], shown="ImageNet's"
+    )
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How what remains is made to do what was removed."""
+
+    reconstruct: str = option(
+        "auto",
+        "`full` refits all layers, `bias` moves their means alone, `none` leaves them; `auto`: what suits the criterion, `full` "
+        "for obspa, `bias` for flap, else `none`",
+        kind=str,
+        choices=lambda: RECONSTRUCTIONS,
+    )
+    recover: int = option(
+        0,
+        "epochs of training by the dense model's outputs on the same inputs, without labels (needs torch)",
+        kind=int,
+        least=0,
+    )
+
+    def __post_init__(self) -> None:
+        words = {None: "auto", True: "full", False: "none"}
+        if not isinstance(self.reconstruct, str) and self.reconstruct in words:
+            object.__setattr__(self, "reconstruct", words[self.reconstruct])
+        if self.reconstruct not in RECONSTRUCTIONS:
+            raise PlanError(
+                f"unknown reconstruction {self.reconstruct!r}. Choose one of {', '.join(RECONSTRUCTIONS)}."
+            )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How models are run and timed."""
+
+    threads: int = option(2, "of onnxruntime and of linear algebra, while calibrating and timing", kind=int, least=1)
+    batch: int = option(1, "the size of open batch axes while timing", kind=int, least=1)
+    sizes: Mapping[str, int] | None = option(
+        None, "of other open axes while timing; repeatable", kind=SIZES, flag="size"
+    )
+    seed: int = option(0, "of everything random", kind=int)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a pruning can be asked for.
+
+    Attributes:
+        goal: how much is removed.
+        scoring: how channels are scored and compared.
+        constraints: what must hold for the widths.
+        inputs: what scores and repair learn from.
+        repair: how what remains is made to do what was removed.
+        timing: how models are run and timed.
+    """
+
+    goal: Goal = field(default_factory=Goal)
+    scoring: Scoring = field(default_factory=Scoring)
+    constraints: Constraints = field(default_factory=Constraints)
+    inputs: Inputs = field(default_factory=Inputs)
+    repair: Repair = field(default_factory=Repair)
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        for section, about in options():
+            value = getattr(getattr(self, section), about.name)
+            _check(about, value)
+
+    @classmethod
+    def of(cls, base: Request | None = None, /, **given: Any) -> Request:
+        """Build a request from options by name.
+
+        Args:
+            base: where options that are not given come from; the defaults without it.
+            **given: the fields of the sections: ``ratio``, ``criterion``, ``round_to`` …
+
+        Raises:
+            PlanError: an option is unknown or out of range, or two contradict each other.
+        """
+        homes = {about.name: section for section, about in options()}
+        for name in given:
+            if name not in homes:
+                near = get_close_matches(name, homes, 1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(homes)}."
+                raise PlanError(f"unknown option {name!r}. {hint}")
+        base = base or cls()
+        changed: dict[str, Any] = {}
+        for section in {homes[name] for name in given}:
+            values = {n: _frozen(v) for n, v in given.items() if homes[n] == section}
+            changed[section] = replace(getattr(base, section), **values)
+        return replace(base, **changed)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the request as plain data by section; objects that JSON lacks become the name of their type."""
+        return {
+            section.name: {f.name: _plain(getattr(getattr(self, section.name), f.name)) for f in fields(kind)}
+            for section, kind in _sections()
+        }
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Request:
+        """Read a request from a TOML file with the sections as tables.
+
+        Raises:
+            PlanError: the file cannot be read, or holds what is no option.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise PlanError(f"cannot read the request {os.fspath(path)!r}: {error}.") from error
+        known = {section.name: {f.name for f in _on_file(kind)} for section, kind in _sections()}
+        for section, values in content.items():
+            if section not in known or not isinstance(values, dict):
+                raise PlanError(f"{os.fspath(path)!r}: there is no section [{section}]. Use {', '.join(known)}.")
+            for name in values:
+                if name not in known[section]:
+                    raise PlanError(f"{os.fspath(path)!r}: [{section}] has no option {name!r}. Leave it out.")
+        return cls.of(**{name: value for values in content.values() for name, value in values.items()})
+
+    def to_toml(self) -> str:
+        """Return the request as TOML, the options that differ from the defaults.
+
+        Raises:
+            PlanError: an option holds an object that no file can hold.
+        """
+        import tomli_w
+
+        content: dict[str, dict[str, Any]] = {}
+        for section, kind in _sections():
+            for about in fields(kind):
+                value = getattr(getattr(self, section.name), about.name)
+                if value is about.default or value == about.default:
+                    continue
+                value = os.fspath(value) if isinstance(value, os.PathLike) else value
+                plain = list(value) if isinstance(value, tuple) else value
+                if about.metadata["kind"] == PYTHON or not isinstance(plain, str | int | float | list | dict):
+                    raise PlanError(f"{about.name} is an object, which no file can hold. Give a path or a name.")
+                content.setdefault(section.name, {})[about.name] = plain
+        return tomli_w.dumps(content)
+
+
+def _sections() -> Iterator[tuple[Field[Any], Any]]:
+    """Yield each section of a request with its class."""
+    for section in fields(Request):
+        yield section, section.default_factory
+
+
+def options() -> Iterator[tuple[str, Field[Any]]]:
+    """Yield every option as (section, field); ``field.metadata`` is what :func:`option` was given.
+
+    >>> [f.name for section, f in options() if section == "repair"]
+    ['reconstruct', 'recover']
+    """
+    for section, kind in _sections():
+        for about in fields(kind):
+            yield section.name, about
+
+
+def _on_file(kind: Any) -> list[Field[Any]]:
+    return [f for f in fields(kind) if f.metadata["kind"] != PYTHON]
+
+
+def flag_of(about: Field[Any]) -> str:
+    """Return an option's name on the command line, such as ``--round-to``."""
+    return "--" + (about.metadata["flag"] or about.name).replace("_", "-")
+
+
+def default_of(about: Field[Any]) -> str:
+    """Return an option's default as readers see it; empty where it is nothing."""
+    shown = about.metadata["shown"]
+    if shown is not None:
+        return str(shown)
+    return "" if about.default in (None, (), MISSING) else str(about.default)
+
+
+def options_table() -> str:
+    """Return the options of the command line as a Markdown table."""
+    rows = ["| option of `prune` | meaning | default |", "| --- | --- | --- |"]
+    for _, about in options():
+        if about.metadata["kind"] != PYTHON:
+            rows.append(f"| `{flag_of(about)}` | {about.metadata['help']} | {default_of(about)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _check(about: Field[Any], value: Any) -> None:
+    choices, least = about.metadata["choices"], about.metadata["least"]
+    if choices is not None and isinstance(value, str) and value not in choices():
+        known = choices()
+        near = get_close_matches(value, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PlanError(f"unknown {about.name} {value!r}. Choose one of {', '.join(known)}.{hint}")
+    if choices is not None and not isinstance(value, str) and not callable(value):
+        raise PlanError(f"{about.name} is {value!r}. Choose one of {', '.join(choices())}.")
+    if least is not None and (not isinstance(value, int | float) or value < least):
+        raise PlanError(f"{about.name} is {value}. Choose {least:g} or more.")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return {str(k): v if isinstance(v, int | float | str) else type(v).__name__ for k, v in value.items()}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if is_dataclass(value):
+        return f"a {type(value).__name__}"
+    return getattr(value, "__name__", None) or f"a {type(value).__name__}"

@@ -1,0 +1,151 @@
+"""The steps of a pruning one by one, for research: score, plan, apply, repair.
+
+:func:`spa.prune` does all of them. Between two steps everything is plain data: scores are arrays by group name, a plan
+is kept indices by group name, models are messages of ONNX.
+
+>>> import spa
+>>> analysis = spa.analyze("models/digits_resnet.onnx")
+>>> scores = spa.score(analysis, criterion="l1")
+>>> plan = spa.plan(analysis, scores, ratio=0.3)
+>>> pruned = spa.apply(analysis, plan)
+>>> repaired = spa.repair(analysis, plan, pruned, data="models/digits_train.npz", samples=64)
+>>> spa.verify(pruned, repaired).same_interface
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from onnx import ModelProto
+
+from spa.coupling.analysis import Analysis
+from spa.coupling.plan import Plan, make_plan
+from spa.criteria.answers import Answer, Curves, Removal
+from spa.errors import PlanError
+from spa.job import prepare
+from spa.progress import Progress, silent
+from spa.request import Request
+from spa.surgery.apply import apply
+
+__all__ = ["apply", "plan", "repair", "score"]
+
+
+def score(
+    analysis: Analysis, *, request: Request | None = None, progress: Progress = silent, **options: Any
+) -> Answer:
+    """Score the channels of every group that may be pruned.
+
+    Args:
+        analysis: from :func:`spa.analyze`.
+        request: what to do; the options below change it.
+        progress: called with a stage and the share of it that is done.
+        **options: the fields of :class:`spa.Request` on scoring, constraints and inputs: ``criterion``, ``norm``,
+            ``agg``, ``ignore``, ``cross_norm``, ``data``, ``samples``, ``seed`` …
+
+    Returns:
+        By group name an array (channels,), float64, higher where a channel matters more; for criteria that estimate
+        what each width costs (``obspa``) :class:`spa.criteria.Curves`; for ``zero`` the
+        :class:`spa.criteria.Removal` itself.
+
+    Raises:
+        PlanError: no group can be pruned under the request, the criterion is unknown or lacks what it needs.
+        ModelError: onnxruntime cannot run the model, where the criterion needs that.
+
+    >>> import spa
+    >>> analysis = spa.analyze("models/digits_vgg.onnx")
+    >>> scores = spa.score(analysis, criterion="l2")
+    >>> all(scores[group.name].shape == (group.size,) for group in analysis.free)
+    True
+    """
+    job = prepare(analysis, Request.of(request, **options), progress=progress)
+    if job.scoring_needs_inputs:
+        job.calibrate()
+    return job.answer
+
+
+def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, **options: Any) -> Plan:
+    """Choose the channels to keep, by scores and a budget.
+
+    Args:
+        analysis: from :func:`spa.analyze`.
+        scores: from :func:`score`, or your own: by group name an array (channels,), higher where a channel matters more.
+            Groups without scores keep everything.
+        request: what to do; the options below change it.
+        **options: the fields of :class:`spa.Request` on the goal and constraints: ``ratio``, ``of``, ``ranking``,
+            ``round_to``, ``min_width``, ``equal``, ``ignore``, ``cross_norm``.
+
+    Raises:
+        PlanError: the ratio cannot be reached; or the goal is a change of the outputs or a latency, which takes runs of
+            pruned networks.
+
+    >>> import numpy as np
+    >>> import spa
+    >>> analysis = spa.analyze("models/digits_vgg.onnx")
+    >>> rng = np.random.default_rng(0)
+    >>> random = {group.name: rng.random(group.size) for group in analysis.free}
+    >>> spa.plan(analysis, random, ratio=0.3).removes
+    True
+    """
+    if isinstance(scores, Removal):
+        return scores.plan
+    job = prepare(analysis, Request.of(request, **options))
+    goal = job.request.goal
+    if goal.kind in ("plan", "distortion") or goal.unit == "latency":
+        raise PlanError("a plan by scores takes a ratio of macs, params or channels. Use spa.prune for other goals.")
+    known = scores.candidates[0] if isinstance(scores, Curves) else scores
+    job.selection = replace(job.selection, groups=tuple(g for g in job.selection.groups if g.name in known))
+    _check_scores(job.selection.groups, scores)
+    choice, _ = job.choose(job.budget, answer=scores)
+    return make_plan(analysis, choice.kept)
+
+
+def repair(
+    analysis: Analysis,
+    plan: Plan,
+    pruned: ModelProto,
+    *,
+    request: Request | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> ModelProto:
+    """Refit what remains of a pruned model, so that it does what the removed channels did.
+
+    Args:
+        analysis: of the dense model.
+        plan: the plan that was applied.
+        pruned: the model after :func:`apply`, which stays as it is.
+        request: what to do; the options below change it.
+        progress: called with a stage and the share of it that is done.
+        **options: the fields of :class:`spa.Request` on inputs and repair: ``data``, ``samples``, ``reconstruct``
+            (``full`` unless given; or ``bias``), ``seed``, ``threads`` …
+
+    Returns:
+        A repaired copy.
+
+    Raises:
+        PlanError: the data or the plan does not fit the model.
+        ModelError: onnxruntime cannot run the model.
+    """
+    request = Request.of(request, **options)
+    how = "full" if request.repair.reconstruct == "auto" else request.repair.reconstruct
+    copy = ModelProto()
+    copy.CopyFrom(pruned)
+    if how == "none":
+        return copy
+    job = prepare(analysis, Request.of(request, plan=plan), progress=progress)
+    job.calibrate().reconstruct(plan, copy, how)
+    return copy
+
+
+def _check_scores(groups: Any, scores: Mapping[str, Any] | Curves) -> None:
+    if not groups:
+        raise PlanError("the scores name no group that can be pruned under this request. Name groups as analyze does.")
+    if isinstance(scores, Curves):
+        return
+    for group in groups:
+        shape = getattr(scores[group.name], "shape", None)
+        if shape != (group.size,):
+            raise PlanError(f"the scores of {group.name!r} have shape {shape}, expected {(group.size,)}.")

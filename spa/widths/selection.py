@@ -1,0 +1,73 @@
+"""The groups that may be pruned under the constraints of a request, and why the others are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from spa.coupling.analysis import Analysis, Group
+from spa.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which groups may be pruned.
+
+    Attributes:
+        groups: those that may.
+        skipped: (name, channels, reason) of those that the request leaves out.
+    """
+
+    groups: tuple[Group, ...]
+    skipped: tuple[tuple[str, int, str], ...] = ()
+
+
+def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = False) -> Selection:
+    """Select the groups that may be pruned.
+
+    Args:
+        analysis: the model.
+        ignore: shell patterns; groups are left out where a parameter, a node or an operator matches.
+        cross_norm: keep groups over which a normalisation takes statistics.
+
+    Raises:
+        PlanError: no group is left; the message names the first reason.
+    """
+    groups: list[Group] = []
+    skipped: list[tuple[str, int, str]] = []
+    for group in analysis.prunable:
+        pattern = _ignored_by(analysis, group, ignore)
+        if pattern is not None:
+            skipped.append((group.name, group.size, f"ignored by {pattern!r}"))
+        elif group.crossings and not cross_norm:
+            skipped.append((group.name, group.size, f"statistics are taken over it by {group.crossings[0]}"))
+        else:
+            groups.append(group)
+    if not groups:
+        raise PlanError(_nothing_left(analysis, skipped))
+    return Selection(tuple(groups), tuple(skipped))
+
+
+def _ignored_by(analysis: Analysis, group: Group, patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that matches the group, its parameters, readers or writers (node name or operator)."""
+    if not patterns:
+        return None
+    nodes = [analysis.graph.nodes[i] for i in (*group.readers, *group.writers)]
+    names = {group.name, *(p.tensor for p in group.places)}
+    names |= {n.proto.name for n in nodes} | {n.key for n in nodes}
+    return next((p for p in patterns if any(fnmatchcase(name, p) for name in names if name)), None)
+
+
+def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
+    if skipped:
+        name, _, reason = skipped[0]
+        return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
+    if analysis.barriers:
+        operator, reason = next(iter(analysis.barriers.items()))
+        return (
+            f"the model has no group that can be pruned: {operator}: {reason}. "
+            "Give it a rule; 'spa inspect' shows more."
+        )
+    why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
+    return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."

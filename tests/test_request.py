@@ -1,0 +1,181 @@
+"""A request: one frozen value that the API, the command line, files, reports and documentation share."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import spa
+from spa.report.schema import report_schema, request_schema
+from spa.request import PYTHON, Request, default_of, flag_of, options, options_table
+
+ROOT = Path(__file__).parent.parent
+RESNET = ROOT / "models" / "digits_resnet.onnx"
+
+REQUEST = {
+    "ratio": 0.25,
+    "of": "params",
+    "criterion": "fpgm",
+    "ranking": "isomorphic",
+    "norm": "max",
+    "agg": "l2",
+    "ignore": ("head.*", "Gemm"),
+    "equal": ("heads",),
+    "round_to": 4,
+    "min_width": 2,
+    "cross_norm": True,
+    "data": "images",
+    "samples": 64,
+    "labels": "y",
+    "mean": (0.5, 0.25, 0.125),
+    "std": (0.5, 0.5, 0.5),
+    "reconstruct": "bias",
+    "recover": 3,
+    "threads": 1,
+    "batch": 5,
+    "sizes": {"seq": 7},
+    "seed": 11,
+}
+
+
+def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: Path) -> None:
+    request = Request.of(**REQUEST)
+    path = tmp_path / "request.toml"
+    path.write_text(request.to_toml(), encoding="utf-8")
+    assert Request.from_toml(path) == request
+    untested = {f.name for _, f in options() if f.metadata["kind"] != PYTHON} - REQUEST.keys()
+    assert untested == {"max_distortion", "latency_ms", "plan"}  # goals, of which a request has one
+    for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "plan.json"}, {"ratio": "auto"}):
+        path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
+        assert Request.from_toml(path) == Request.of(**goal)
+
+
+def test_a_file_holds_what_differs_from_the_defaults() -> None:
+    assert Request().to_toml() == ""
+    assert Request.of(ratio=0.3, ignore=["head"]).to_toml() == (
+        '[goal]\nratio = 0.3\n\n[constraints]\nignore = [\n    "head",\n]\n'
+    )
+
+
+def test_what_no_file_can_hold_is_refused_by_name() -> None:
+    for name, value in (("data", iter(())), ("gradients", {"w": np.ones(3)}), ("criterion", max)):
+        with pytest.raises(spa.PlanError, match=f"{name} is an object, which no file can hold"):
+            Request.of(**{name: value}).to_toml()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ratio = 0.3\n", r"no section \[ratio\]"),
+        ("[goals]\nratio = 0.3\n", r"no section \[goals\]. Use goal, scoring"),
+        ("[goal]\nratios = 0.3\n", r"\[goal\] has no option 'ratios'"),
+        ("[scoring]\ngradients = 3\n", r"\[scoring\] has no option 'gradients'"),
+        ("[goal\n", "cannot read the request"),
+    ],
+)
+def test_a_file_that_is_no_request_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "request.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(spa.PlanError, match=message):
+        Request.from_toml(path)
+
+
+def test_a_request_is_frozen_and_changed_by_making_another() -> None:
+    request = Request.of(ratio=0.3)
+    with pytest.raises(FrozenInstanceError):
+        request.goal.ratio = 0.4  # type: ignore[misc] # what is tested
+    assert Request.of(request, criterion="l1").goal.ratio == 0.3
+    assert Request.of(request, ratio=0.5) == Request.of(ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
+        ({"criterion": "l3"}, "unknown criterion 'l3'"),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, channels, latency"),
+        ({"ranking": "globl"}, "Did you mean 'global'"),
+        ({"norm": "median"}, "unknown norm"),
+        ({"agg": "median"}, "unknown agg"),
+        ({"round_to": 0}, "round_to is 0. Choose 1 or more"),
+        ({"samples": 0}, "samples is 0. Choose 1 or more"),
+        ({"recover": -1}, "recover is -1. Choose 0 or more"),
+        ({"reconstruct": "half"}, "unknown reconstruction 'half'"),
+        ({"latency_ms": 3, "of": "params"}, "asked for together"),
+        ({"latency_ms": float("inf")}, "Choose more than 0"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_any_work(given: dict[str, object], message: str) -> None:
+    with pytest.raises(spa.PlanError, match=message):
+        Request.of(**given)
+
+
+def test_the_words_and_the_switches_of_reconstruction_mean_the_same() -> None:
+    words = [Request.of(reconstruct=given).repair.reconstruct for given in (None, True, False, "full")]
+    assert words == ["auto", "full", "none", "full"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({}, "ratio"),
+        ({"ratio": "auto"}, "auto"),
+        ({"max_distortion": 0.1}, "distortion"),
+        ({"latency_ms": 1.0}, "latency_ms"),
+        ({"plan": "plan.json"}, "plan"),
+    ],
+)
+def test_a_request_has_one_goal(given: dict[str, object], kind: str) -> None:
+    assert Request.of(**given).goal.kind == kind
+
+
+def test_the_signature_and_the_docstring_of_prune_are_the_requests() -> None:
+    parameters = inspect.signature(spa.prune).parameters
+    for _, about in options():
+        assert parameters[about.name].default == about.default
+        assert f"{about.name}: {about.metadata['help']}" in (spa.prune.__doc__ or "")
+
+
+def test_readme_shows_the_options_as_they_are() -> None:
+    assert options_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_each_help_text_is_a_phrase_and_fits_two_lines() -> None:
+    for _, about in options():
+        text = about.metadata["help"]
+        assert not text.endswith("."), about.name
+        assert len(text) <= 200, about.name
+        assert flag_of(about).startswith("--"), about.name
+
+
+def test_a_report_is_valid_under_the_schema_and_a_wrong_one_is_not() -> None:
+    result = spa.prune(RESNET, ratio=0.3, criterion="l2", ignore=["head.*"])
+    report = json.loads(json.dumps(result.report.to_dict())) | {"output": "small.onnx"}
+    jsonschema.validate(report, report_schema())
+    assert report["requested"] == Request.of(ratio=0.3, criterion="l2", ignore=["head.*"]).to_dict()
+    for path, value in ((("reached",), "much"), (("requested", "goal", "of"), 3), (("groups", 0, "kept"), None)):
+        broken = json.loads(json.dumps(report))
+        at = broken
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, report_schema())
+
+
+def test_the_committed_schema_is_the_one_that_the_code_makes() -> None:
+    text = (ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8")
+    assert json.loads(text) == report_schema()
+
+
+def test_the_schema_explains_every_option() -> None:
+    properties = request_schema()["properties"]
+    for section, about in options():
+        assert properties[section]["properties"][about.name]["description"] == about.metadata["help"]
+        assert default_of(about) is not None
