@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-15
+16
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spa.api import Result, analyze, prune
     from spa.coupling.analysis import Analysis
     from spa.coupling.plan import Plan
+    from spa.criteria import criterion
     from spa.doors import convert
     from spa.exporting import export
     from spa.rules import rule
@@ -31,6 +32,7 @@ _HOMES = {
     "analyze": "spa.api",
     "bench": "spa.running.bench",
     "convert": "spa.doors",
+    "criterion": "spa.job",  # where obspa and zero are registered, so that no other can take their names
     "export": "spa.exporting",
     "prune": "spa.api",
     "rule": "spa.rules",
@@ -50,6 +52,7 @@ __all__ = [
     "analyze",
     "bench",
     "convert",
+    "criterion",
     "export",
     "prune",
     "rule",

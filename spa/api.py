@@ -14,9 +14,10 @@ from spa import criteria
 from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling.plan import Plan
+from spa.criteria import Criterion, ParameterScore
 from spa.doors import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
 from spa.errors import PlanError
-from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
+from spa.job import Clock, Job, Outcome, calibrate, inputs, reconstruction, running
 from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
@@ -119,7 +120,7 @@ def prune(
     max_distortion: float | None = None,
     latency_ms: float | None = None,
     ranking: str = "global",
-    criterion: str = "obspa",
+    criterion: str | Criterion | ParameterScore = "obspa",
     data: Any = None,
     samples: int = 512,
     labels: str | None = None,
@@ -158,10 +159,12 @@ def prune(
         latency_ms: the latency that the pruned network shall have, in milliseconds, instead of a ratio.
         ranking: ``global``, ``uniform`` or ``isomorphic`` (see :class:`spa.widths.budget.Budget`).
         criterion: how channels are scored: ``obspa``, by what their removal costs after all other channels have made
-            up for it; one of :func:`spa.criteria.activation_names`, by the weights and what they are multiplied with;
-            of :func:`spa.criteria.gradient_names`, by a loss's derivatives; ``gate``, by what gates of the channels do
-            to the outputs, estimated by running the model; of :func:`spa.criteria.names`, by the weights alone; or
-            ``zero``: precisely the channels whose removal changes nothing, whatever the budget.
+            up for it; ``wanda``, ``flap`` or ``activation_l2``, by the weights and what they are multiplied with;
+            ``snip``, ``taylor``, ``fisher``, ``crop`` or ``grasp``, by a loss's derivatives; ``gate``, by what gates of
+            the channels do to the outputs, estimated by running the model; ``l1``, ``l2``, ``bn_scale``, ``fpgm``,
+            ``lamp`` or ``random``, by the weights alone; ``zero``: precisely the channels whose removal changes
+            nothing, whatever the budget; or any other name that is registered (:func:`spa.criterion`). A function
+            scores each parameter (:class:`spa.criteria.Parameter`) itself.
         data: inputs to learn from: a file (``.npz``, ``.npy``), a folder, an iterable of feeds, or None, which makes
             them up (see :func:`spa.calibration.data.read_data`).
         samples: how many inputs to use at most.
@@ -210,9 +213,10 @@ def prune(
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    criteria.check(criterion, norm, agg, extra=(OBSPA, GATE, ZERO))
+    chosen_criterion = criteria.get(criterion)
+    criteria.check(norm, agg)
     of = _unit(ratio, of, latency_ms, max_distortion)
-    how = reconstruction(reconstruct, criterion if plan is None else None)
+    how = reconstruction(reconstruct, chosen_criterion if plan is None else None)
     chosen, skipped = (
         (list(analysis.prunable), []) if plan is not None else _choose_groups(analysis, ignore, cross_norm)
     )
@@ -222,16 +226,28 @@ def prune(
     budget = Budget(number, of, ranking, round_to, min_width, together)
     if plan is None and ratio == "auto" and max_distortion is None:
         budget = replace(budget, ratio=suggested_ratio(analysis, chosen, budget))
-    derived = criterion in criteria.gradient_names() and gradients is None and hessian_gradients is None
-    looks = derived or max_distortion is not None or criterion in (OBSPA, GATE, *criteria.activation_names())
+    differentiated = gradients is not None or hessian_gradients is not None
+    needs_inputs = max_distortion is not None or chosen_criterion.needs_inputs(derivatives_given=differentiated)
     given = calibrated = dense_accuracy = None
-    if (plan is None and looks) or recover > 0 or how != "none":
+    if (plan is None and needs_inputs) or recover > 0 or how != "none":
         given = inputs(analysis, data, labels, samples, seed, mean, std)
         dense_accuracy = _accuracy(source.model, source, given, threads)
         calibrated = calibrate(analysis, given, data is None, threads, seed, progress)
         clock("calibrate")
-    marks = None if given is None else given.labels
-    job = Job(analysis, chosen, criterion, norm, agg, seed, how, calibrated, marks, gradients, hessian_gradients, clock)
+    job = Job(
+        analysis=analysis,
+        groups=chosen,
+        criterion=chosen_criterion,
+        norm=norm,
+        agg=agg,
+        seed=seed,
+        reconstruct=how,
+        calibrated=calibrated,
+        labels=None if given is None else given.labels,
+        gradients=gradients,
+        hessian_gradients=hessian_gradients,
+        clock=clock,
+    )
     outcome = job.run(budget, plan, latency_ms, max_distortion, (threads, batch, sizes or {}))
     if recover > 0:
         outcome = job.recovered(outcome, recover)
@@ -239,7 +255,7 @@ def prune(
     if plan is None:
         asked = {"latency_ms": latency_ms, "max_distortion": max_distortion}
         requested = {k: v for k, v in asked.items() if v is not None} or {"ratio": budget.ratio}
-        requested |= {"of": of, "ranking": ranking, "criterion": criterion, "round_to": round_to}
+        requested |= {"of": of, "ranking": ranking, "criterion": chosen_criterion.name, "round_to": round_to}
         requested |= {"norm": norm, "agg": agg, "ignore": list(ignore), "min_width": min_width}
         requested |= {"cross_norm": cross_norm, "seed": seed} | ({"equal": list(equal)} if equal else {})
     if given is not None:

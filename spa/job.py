@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -13,25 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto
 
-from spa import criteria
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.plan import Plan, make_plan
-from spa.criteria import gradient
-from spa.criteria.gradient import derivatives
+from spa.criteria import criterion
+from spa.criteria.answers import Answer, Curves, Removal
+from spa.criteria.context import Context, Inputs
+from spa.criteria.gradient import select_derivative
+from spa.criteria.registry import Criterion
 from spa.errors import ModelError, OutOfReachError, PlanError
 from spa.extras import extra
+from spa.obspa.criterion import OBSPA
 from spa.progress import Progress, silent
+from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice, choose
+from spa.zero.criterion import ZERO
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
     from spa.obspa.pipeline import Calibrated
     from spa.widths.latency import LatencyModel
 
-OBSPA, GATE, ZERO = "obspa", "gate", "zero"
+for _entry in (OBSPA, ZERO):  # spa.criteria registers its own, and knows nothing of these rooms
+    criterion(_entry)
+
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
-BY_DEFAULT = {OBSPA: "full", "flap": "bias"}  # what auto is, by criterion
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
 ATTEMPTS = 8  # networks that are tried to meet a tolerated distortion
 NEAR = 0.9  # of the tolerated distortion, from which on an attempt is as good as any
@@ -79,31 +85,31 @@ class Job:
     Attributes:
         analysis: the dense model.
         groups: those that may be pruned.
-        criterion: how channels are scored; norm and agg as in :func:`spa.criteria.score`.
-        norm: see there.
-        agg: see there.
+        criterion: how channels are scored.
+        norm: the NORM, as in :func:`spa.criteria.score`.
+        agg: the AGG, as in :func:`spa.criteria.score`.
         seed: of everything random.
-        how: which reconstruction follows: ``full``, ``bias`` or ``none``.
+        reconstruct: which reconstruction follows: ``full``, ``bias`` or ``none``.
         calibrated: the model with inputs, where they are needed.
         labels: the class of each input, where there are any.
         gradients: by initializer, where the caller has them (see :mod:`spa.criteria.gradient`).
-        hessian_gradients: see there.
+        hessian_gradients: the Hessian times the gradient, by initializer, where the caller has it.
         clock: what stages take.
     """
 
     analysis: Analysis
     groups: Sequence[Group]
-    criterion: str
+    criterion: Criterion
     norm: str
     agg: str
     seed: int
-    how: str
+    reconstruct: str
     calibrated: Calibrated | None
     labels: np.ndarray | None
     gradients: Mapping[str, Any] | None
     hessian_gradients: Mapping[str, Any] | None
     clock: Clock
-    _scores: dict[str, np.ndarray] | None = field(init=False, default=None)
+    _answer: Answer | None = field(init=False, default=None)
 
     def run(
         self,
@@ -124,54 +130,55 @@ class Job:
         """
         if plan is not None:
             return self.cut(plan)
-        if self.criterion == ZERO:
-            return self.to_zero()
+        if isinstance(removal := self.answer, Removal):
+            return self.cut(removal.plan, notes=removal.notes, fold=removal.fold)
         if max_distortion is not None:
             return self.to_distortion(budget, max_distortion)
         if budget.of == "latency":
             return self.to_latency(budget, latency_ms, *timing)
         return self.to_budget(budget)
 
-    def choose(
-        self, budget: Budget, latency: LatencyModel | None = None, fading: float | None = None
-    ) -> tuple[Choice, dict[str, float]]:
-        """The channels to keep, and the estimated loss of each group where there is an estimate."""
-        if self.criterion != OBSPA or self.calibrated is None:
-            if self._scores is None:
-                self._scores = self._scored()
-            return choose(self.analysis, self.groups, self._scores, budget, latency), {}
-        from spa.widths.allocate import allocate
+    @property
+    def answer(self) -> Answer:
+        """Return what the criterion says of the groups; it is asked once."""
+        if self._answer is None:
+            context = Context(
+                analysis=self.analysis,
+                groups=self.groups,
+                norm=self.norm,
+                agg=self.agg,
+                seed=self.seed,
+                inputs=self._inputs(),
+                derivatives={need: self._derivative(need) for need in sorted(self.criterion.derivatives)},
+            )
+            bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
+            with running(), bounds:
+                self._answer = self.criterion.score(context)
+        return self._answer
 
-        with running():
-            curves = self.calibrated.curves(self.groups, fading)
-        if budget.ranking == "global":
-            choice = allocate(self.analysis, self.groups, curves, budget, latency)
-        else:
-            scores = {n: c.scores() for n, c in curves.items()}
-            choice = choose(self.analysis, self.groups, scores, budget, latency)
-        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.groups}
-        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+    def _inputs(self) -> Inputs | None:
+        """Return the inputs that the criterion asks for.
 
-    def _scored(self) -> dict[str, np.ndarray]:
-        if self.criterion in criteria.activation_names() and self.calibrated is not None:
-            with running():
-                return self.calibrated.scores(self.groups, self.criterion, self.norm, self.agg)
-        if self.criterion == GATE and self.calibrated is not None:
-            with running():
-                return self.calibrated.gates(self.groups)
-        given = None
-        if self.criterion in criteria.gradient_names():
-            given = derivatives(self.criterion, self.gradients, self.hessian_gradients)
-            given = self._differentiated() if given is None else given
-        return criteria.score(
-            self.analysis, self.groups, self.criterion, self.norm, self.agg, self.seed, derivatives=given
-        )
+        Raises:
+            PlanError: it needs labels, and there are none.
+        """
+        if "labels" in self.criterion.needs and self.labels is None:
+            raise PlanError(f"criterion {self.criterion.name!r} needs labelled data. Give data with labels.")
+        if not self.criterion.needs_inputs(derivatives_given=True) or self.calibrated is None:
+            return None
+        return self.calibrated.inputs(self.labels if "labels" in self.criterion.needs else None)
 
-    def _differentiated(self) -> dict[str, np.ndarray]:
-        """What the criterion needs of the cross-entropy on the labelled inputs, by PyTorch."""
+    def _derivative(self, need: str) -> Mapping[str, Any]:
+        """Return the caller's derivatives, or else those of the cross-entropy on the labelled inputs."""
+        given = select_derivative(need, self.gradients, self.hessian_gradients)
+        return self._differentiated(need) if given is None else given
+
+    def _differentiated(self, need: str) -> dict[str, np.ndarray]:
+        """Take derivatives of the cross-entropy on the labelled inputs, by PyTorch."""
         otherwise = "Or give gradients by initializer, or use --criterion gate, which only runs the model."
         if self.calibrated is None or self.labels is None:
-            raise PlanError(f"criterion {self.criterion!r} takes derivatives of a loss on labelled data. {otherwise}")
+            name = self.criterion.name
+            raise PlanError(f"criterion {name!r} takes derivatives of a loss on labelled data. {otherwise}")
         with extra("torch"):
             import torch
         from spa.criteria.autograd import from_autograd
@@ -182,8 +189,35 @@ class Job:
         batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
         ends = np.cumsum([len(b[0]) for b in batches])
         labels = [torch.tensor(part) for part in np.split(self.labels.astype(np.int64), ends[:-1])]
-        needs = gradient.CRITERIA[self.criterion].needs
-        return from_autograd(module, batches, labels, needs=needs, names=module.keys)
+        return from_autograd(module, batches, labels, need=need, names=module.keys)
+
+    def choose(
+        self, budget: Budget, latency: LatencyModel | None = None, candidate: int = 0
+    ) -> tuple[Choice, dict[str, float]]:
+        """Choose the channels to keep.
+
+        Args:
+            budget: what to remove.
+            latency: estimates times, where that is the budget.
+            candidate: which of several loss curves to go by.
+
+        Returns:
+            The choice, and the estimated loss of each group where the criterion estimates one.
+        """
+        answer = self.answer
+        assert not isinstance(answer, Removal)  # `run` takes it as it is
+        if not isinstance(answer, Curves):
+            return choose(self.analysis, self.groups, answer, budget, latency), {}
+        from spa.widths.allocate import allocate
+
+        curves = answer.candidates[candidate]
+        if budget.ranking == "global":
+            choice = allocate(self.analysis, self.groups, curves, budget, latency)
+        else:
+            scores = {n: c.scores() for n, c in curves.items()}
+            choice = choose(self.analysis, self.groups, scores, budget, latency)
+        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.groups}
+        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
 
     def cut(
         self,
@@ -201,9 +235,9 @@ class Job:
         if self.calibrated is not None:
             changes["before"] = changes["after"] = self.calibrated.distortion(model)
             self.clock("measure")
-            if self.how != "none":
+            if self.reconstruct != "none":
                 with running():
-                    self.calibrated.reconstruct(plan, model, self.how)
+                    self.calibrated.reconstruct(plan, model, self.reconstruct)
                 self.clock("reconstruct")
                 changes["after"] = self.calibrated.distortion(model)
                 self.clock("measure")
@@ -227,22 +261,13 @@ class Job:
         self.clock("measure")
         return replace(outcome, model=model, changes=changes)
 
-    def to_zero(self) -> Outcome:
-        """Remove what changes nothing, whatever the budget."""
-        from spa.zero import lossless
-
-        found = lossless(self.analysis, self.groups)
-        notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
-        return self.cut(found.plan, notes=notes, fold=found.fold)
-
     def to_budget(self, budget: Budget, trials: bool = True) -> Outcome:
         """Remove what a budget asks for; of several choices that are worth a trial, what changes the outputs least."""
-        fadings: tuple[float | None, ...] = (None,)
-        if trials and self.calibrated is not None and (self.criterion, self.how) == (OBSPA, "full"):
-            fadings = self.calibrated.fadings
+        trials = trials and self.reconstruct == "full" and isinstance(self.answer, Curves)
+        candidates = len(self.answer.candidates) if trials and isinstance(self.answer, Curves) else 1
         outcomes: list[Outcome] = []
-        for fading in fadings:
-            choice, losses = self.choose(budget, fading=fading)
+        for candidate in range(candidates):
+            choice, losses = self.choose(budget, candidate=candidate)
             plan = make_plan(self.analysis, choice.kept)
             self.clock("choose")
             if all(plan != o.plan for o in outcomes):
@@ -321,16 +346,23 @@ def _between(low: tuple[float, float], high: tuple[float, float], goal: float) -
     return low[0] + float(np.clip(share, 0.15, 0.85)) * (high[0] - low[0])
 
 
-def reconstruction(given: str | bool | None, criterion: str | None) -> str:
-    """Which reconstruction is meant, ``full``, ``bias`` or ``none``; no criterion stands for a given plan.
+def reconstruction(requested: str | bool | None, criterion: Criterion | None) -> str:
+    """Return the reconstruction that is meant: ``full``, ``bias`` or ``none``.
+
+    Args:
+        requested: a name; ``auto`` or None for the criterion's own; True for ``full``, False for ``none``.
+        criterion: None where a plan is given, which is not reconstructed by default.
 
     Raises:
         PlanError: it is unknown.
     """
-    how = given if isinstance(given, str) else {None: "auto", True: "full", False: "none"}.get(given, "unknown")
-    if how not in RECONSTRUCTIONS:
-        raise PlanError(f"unknown reconstruction {given!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
-    return BY_DEFAULT.get(criterion or "", "none") if how == "auto" else how
+    names: Mapping[object, str] = {None: "auto", True: "full", False: "none"}
+    name = requested if isinstance(requested, str) else names.get(requested, "unknown")
+    if name not in RECONSTRUCTIONS:
+        raise PlanError(f"unknown reconstruction {requested!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
+    if name != "auto":
+        return name
+    return "none" if criterion is None else criterion.reconstruct
 
 
 @contextmanager
