@@ -21,10 +21,10 @@ from accuracy import MEAN, STD, images
 from common import RESULTS, describe, machine, previous, table
 
 from spa import prune
-from spa.obspa import pipeline
+from spa.obspa import criterion
 
 FACTORS = {"resnet56": (1.5, 2.1), "resnet20": (1.5, 2.0)}
-EXPONENTS = (pipeline.MENDED_SYNTHETIC, pipeline.MENDED)
+EXPONENTS = (criterion.REFIT_DISCOUNT_SYNTHETIC, criterion.REFIT_DISCOUNT)
 
 TEXT = """# Trials of widths
 
@@ -44,7 +44,7 @@ def measure(path: Path, factor: float, seed: int, train: np.ndarray, threads: in
     dense = log_softmax(path, train)
     found = []
     for exponent in EXPONENTS:
-        with constants(pipeline, ("MENDED_SYNTHETIC",), exponent), constants(pipeline, ("TRIALS",), 0.0):
+        with constants(criterion, ("REFIT_DISCOUNT_SYNTHETIC",), exponent), constants(criterion, ("TRIALS",), 0.0):
             result = prune(path, ratio=1 - 1 / factor, round_to=1, threads=threads, seed=seed, mean=MEAN, std=STD)
         pruned = log_softmax(result.model, train)
         divergence = float((np.exp(dense) * (dense - pruned)).sum(axis=1).mean())

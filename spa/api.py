@@ -19,7 +19,7 @@ from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
-from spa.request import PYTHON, Request, default_of, options
+from spa.request import Request, default_of, options
 from spa.running.memory import peak_resident
 from spa.surgery.proof import Proof
 from spa.surgery.proof import prove as prove_plan
@@ -113,9 +113,7 @@ class Result:
         return prove_plan(self.analysis, self.plan, **options)
 
 
-def analyze(
-    model: Any, *, example_inputs: Any = None, convert_options: Mapping[str, Any] | None = None
-) -> Analysis:
+def analyze(model: Any, *, example_inputs: Any = None, convert_options: Mapping[str, Any] | None = None) -> Analysis:
     """Find the groups of coupled channels of a model.
 
     Args:
@@ -202,7 +200,8 @@ def prune(
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    job = prepare(analysis, request, None if came is None else came.kind, progress, clock)
+    framework = None if came is None else came.kind
+    job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
     outcome = job.run()
     report = _report(job, outcome, source, came)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, came)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto
 
+import spa.obspa.criterion
+import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, make_plan
@@ -441,9 +443,7 @@ def prepare(
     planned = request.goal.kind == "plan"
     constraints = request.constraints
     selection = (
-        Selection(tuple(analysis.prunable))
-        if planned
-        else select(analysis, constraints.ignore, constraints.cross_norm)
+        Selection(tuple(analysis.prunable)) if planned else select(analysis, constraints.ignore, constraints.cross_norm)
     )
     reconstruct = request.repair.reconstruct
     if reconstruct == "auto":
@@ -486,12 +486,17 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
     from spa.calibration.synthetic import synthesise
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
-    normalisation = {"mean": inputs.mean, "std": inputs.std}
     if inputs.data is not None:
         return read_data(
-            inputs.data, graph.model, labels=inputs.labels, samples=inputs.samples, seed=seed, **normalisation
+            inputs.data,
+            graph.model,
+            labels=inputs.labels,
+            samples=inputs.samples,
+            seed=seed,
+            mean=inputs.mean,
+            std=inputs.std,
         )
     with running():
-        batches = synthesise(graph.self_contained(), inputs.samples, seed=seed, **normalisation)
+        batches = synthesise(graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
     return Calibration(batches, None, count, "synthetic", ())

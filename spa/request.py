@@ -178,8 +178,8 @@ class Scoring:
     )
     gradients: Mapping[str, Any] | None = option(
         None,
-        "by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without them PyTorch "
-        "differentiates the cross-entropy on labelled data",
+        "by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without them "
+        "PyTorch differentiates the cross-entropy on labelled data",
         kind=PYTHON,
     )
     hessian_gradients: Mapping[str, Any] | None = option(
@@ -192,7 +192,9 @@ class Constraints:
     """What must hold for the widths."""
 
     ignore: tuple[str, ...] = option(
-        (), "leave groups alone where a parameter, a node or an operator matches this pattern; repeatable", kind=list[str]
+        (),
+        "leave groups alone where a parameter, a node or an operator matches this pattern; repeatable",
+        kind=list[str],
     )
     equal: tuple[str, ...] | None = option(
         None,
@@ -217,15 +219,15 @@ class Inputs:
 
     data: Any = option(
         None,
-        "inputs to learn from: `.npz` (arrays named like the inputs), `.npy`, a folder of arrays or images; in Python also an "
-        "iterable of feeds. Made up if not given",
+        "inputs to learn from: `.npz` (arrays named like the inputs), `.npy`, a folder of arrays or images; in Python "
+        "also an iterable of feeds. Made up if not given",
         kind=FILE,
     )
     samples: int = option(512, "how many inputs to use at most", kind=int, least=1)
     labels: str | None = option(
         None,
-        "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and criteria that "
-        "need a loss use them",
+        "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and "
+        "criteria that need a loss use them",
         kind=str,
     )
     mean: tuple[float, ...] | None = option(
@@ -242,8 +244,8 @@ class Repair:
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `bias` moves their means alone, `none` leaves them; `auto`: what suits the criterion, `full` "
-        "for obspa, `bias` for flap, else `none`",
+        "`full` refits all layers, `bias` moves their means alone, `none` leaves them; `auto`: what suits the "
+        "criterion, `full` for obspa, `bias` for flap, else `none`",
         kind=str,
         choices=lambda: RECONSTRUCTIONS,
     )
@@ -259,9 +261,7 @@ class Repair:
         if not isinstance(self.reconstruct, str) and self.reconstruct in words:
             object.__setattr__(self, "reconstruct", words[self.reconstruct])
         if self.reconstruct not in RECONSTRUCTIONS:
-            raise PlanError(
-                f"unknown reconstruction {self.reconstruct!r}. Choose one of {', '.join(RECONSTRUCTIONS)}."
-            )
+            raise PlanError(f"unknown reconstruction {self.reconstruct!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
 
 
 @dataclass(frozen=True)

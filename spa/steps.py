@@ -33,9 +33,7 @@ from spa.surgery.apply import apply
 __all__ = ["apply", "plan", "repair", "score"]
 
 
-def score(
-    analysis: Analysis, *, request: Request | None = None, progress: Progress = silent, **options: Any
-) -> Answer:
+def score(analysis: Analysis, *, request: Request | None = None, progress: Progress = silent, **options: Any) -> Answer:
     """Score the channels of every group that may be pruned.
 
     Args:
@@ -71,8 +69,8 @@ def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, 
 
     Args:
         analysis: from :func:`spa.analyze`.
-        scores: from :func:`score`, or your own: by group name an array (channels,), higher where a channel matters more.
-            Groups without scores keep everything.
+        scores: from :func:`score`, or your own: by group name an array (channels,), higher where a channel matters
+            more. Groups without scores keep everything.
         request: what to do; the options below change it.
         **options: the fields of :class:`spa.Request` on the goal and constraints: ``ratio``, ``of``, ``ranking``,
             ``round_to``, ``min_width``, ``equal``, ``ignore``, ``cross_norm``.

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import spa
 from spa import rules
 from spa.errors import ModelError, PlanError
-from spa.obspa import pipeline
+from spa.obspa import criterion as obspa
 from spa.running.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
@@ -266,13 +266,13 @@ def test_a_bias_that_cannot_be_refitted_is_named() -> None:
 
 
 def test_made_up_inputs_try_two_choices_of_widths_and_keep_the_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pruned(*fadings: float, trials: float = pipeline.TRIALS) -> spa.Result:
-        monkeypatch.setattr(pipeline, "TRIALS", trials)
-        for name, fading in zip(("MENDED_SYNTHETIC", "MENDED"), fadings, strict=True):
-            monkeypatch.setattr(pipeline, name, fading)
+    def pruned(*discounts: float, trials: float = obspa.TRIALS) -> spa.Result:
+        monkeypatch.setattr(obspa, "TRIALS", trials)
+        for name, discount in zip(("REFIT_DISCOUNT_SYNTHETIC", "REFIT_DISCOUNT"), discounts, strict=True):
+            monkeypatch.setattr(obspa, name, discount)
         return spa.prune(RESNET, ratio=0.5, samples=64, round_to=1)
 
-    single = [pruned(fading, fading, trials=0) for fading in (0.0, 0.3)]
+    single = [pruned(discount, discount, trials=0) for discount in (0.0, 0.3)]
     assert single[0].plan != single[1].plan
     better = min(single, key=lambda r: r.report.calibration["after"])
     assert pruned(0.0, 0.3).plan == pruned(0.3, 0.0).plan == better.plan

@@ -94,7 +94,9 @@ def test_a_config_file_holds_options_and_the_command_line_wins(model: Path, tmp_
     assert (tmp_path / "small.onnx").read_bytes() == (tmp_path / "direct.onnx").read_bytes()
 
 
-def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its_own(model: Path, tmp_path: Path) -> None:
+def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its_own(
+    model: Path, tmp_path: Path
+) -> None:
     from spa.request import PYTHON, Request, default_of, flag_of, options
 
     text = " ".join(spa("prune", "--help").stdout.replace("│", " ").split())

@@ -60,7 +60,9 @@ def test_repair_leaves_the_pruned_model_as_it_is_and_changes_its_copy() -> None:
     plan = spa.plan(analysis, spa.score(analysis, criterion="l2"), ratio=0.3)
     pruned = spa.apply(analysis, plan)
     before = pruned.SerializeToString(deterministic=True)
-    copies = [spa.repair(analysis, plan, pruned, data=DATA, samples=32, reconstruct=how) for how in ("none", "bias", "full")]
+    copies = [
+        spa.repair(analysis, plan, pruned, data=DATA, samples=32, reconstruct=how) for how in ("none", "bias", "full")
+    ]
     assert pruned.SerializeToString(deterministic=True) == before
     texts = [c.SerializeToString(deterministic=True) for c in copies]
     assert texts[0] == before

@@ -103,7 +103,7 @@ def prove(
     from spa import api
     from spa.coupling.plan import Plan
 
-    proof = api.prove(model, Plan.load(plan), seeds=seeds, seed=seed, threads=threads, sizes=parseparse_sizes(size))
+    proof = api.prove(model, Plan.load(plan), seeds=seeds, seed=seed, threads=threads, sizes=parse_sizes(size))
     if as_json:
         _print_json(proof.to_dict())
     else:
@@ -148,7 +148,9 @@ def verify(
     """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
     from spa.running.verify import verify as compare
 
-    found = compare(str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=parse_sizes(size))
+    found = compare(
+        str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=parse_sizes(size)
+    )
     if as_json:
         _print_json(found.to_dict())
     else:

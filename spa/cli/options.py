@@ -61,12 +61,12 @@ def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
     Returns:
         A function with one parameter per option, as typer reads them.
     """
-    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("request", "outputs")]
-    asked = [about for _, about in options() if about.metadata["kind"] != PYTHON]
-    config = Annotated[
-        Path | None, typer.Option(help="A TOML file with such options; those on the command line win.")
+    own = [
+        p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("request", "outputs")
     ]
-    beside = [p for p in inspect.signature(Outputs, eval_str=True).parameters.values()]
+    asked = [about for _, about in options() if about.metadata["kind"] != PYTHON]
+    config = Annotated[Path | None, typer.Option(help="A TOML file with such options; those on the command line win.")]
+    beside = list(inspect.signature(Outputs, eval_str=True).parameters.values())
 
     @wraps(command)
     def called(**values: Any) -> None:
@@ -162,7 +162,7 @@ def parse_callable(name: str) -> Any:
 
 
 def parse_example_inputs(items: list[str] | None) -> tuple[np.ndarray, ...] | dict[str, np.ndarray] | None:
-    """Return seeded arrays in order, or by name; integers are 0 or 1, which every table of ids, types or positions has."""
+    """Return seeded arrays in order, or by name; integers are 0 or 1, which every table of ids or positions has."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,11 @@ from spa.algebra.axes import Axes, leaves
 from spa.algebra.op import Read
 from spa.coupling.analysis import Analysis, Group, Law
 from spa.coupling.places import channel_of
+from spa.criteria.context import Context
+from spa.criteria.magnitude import l2
+from spa.criteria.parameter import parameters, weights
+from spa.criteria.registry import Criterion, criterion
+from spa.criteria.scores import combine
 from spa.errors import ModelError
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ Operand = tuple[str, int]  # (tensor, axis)
 
 @dataclass(frozen=True)
 class Signal:
-    """What was seen of a tensor along one axis.
+    """Statistics of a tensor along one axis.
 
     Attributes:
         count: how many values each index has had.
@@ -54,12 +59,12 @@ class Signal:
 
     @property
     def variance(self) -> Array:
-        """Of each index, (indices,)."""
+        """Return the variance of each index, (indices,)."""
         return np.maximum(self.square - self.mean**2, 0)
 
 
 def signal(values: Iterable[Array], axis: int) -> Signal:
-    """The statistics of a tensor along one axis, over all its other axes, batch by batch in float64."""
+    """Take statistics of a tensor along one axis, over all its other axes, batch by batch in float64."""
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for value in values:
         axis %= value.ndim
@@ -74,8 +79,8 @@ def signal(values: Iterable[Array], axis: int) -> Signal:
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """How weights and inputs make a score.
+class Formula:
+    """A score from weights and inputs.
 
     Attributes:
         of_weight: the part of a weight, element by element.
@@ -88,10 +93,10 @@ class Criterion:
     readers_only: bool = False
 
 
-CRITERIA: Mapping[str, Criterion] = {
-    "wanda": Criterion(np.abs, lambda s: np.sqrt(s.square * s.count)),
-    "activation_l2": Criterion(np.square, lambda s: s.square),
-    "flap": Criterion(np.square, lambda s: s.variance, readers_only=True),
+FORMULAS: Mapping[str, Formula] = {
+    "wanda": Formula(np.abs, lambda s: np.sqrt(s.square * s.count)),
+    "activation_l2": Formula(np.square, lambda s: s.square),
+    "flap": Formula(np.square, lambda s: s.variance, readers_only=True),
 }
 
 
@@ -113,7 +118,7 @@ class Product:
 
     @property
     def axes(self) -> Axes:
-        """The axes of the operand of ``read``."""
+        """Return the axes of the operand of ``read``."""
         return self.law.inputs[self.read.operand] or ()
 
 
@@ -129,7 +134,7 @@ def rows(
     Args:
         analysis: the model.
         groups: the groups to score.
-        name: one of ``CRITERIA``.
+        name: one of ``FORMULAS``.
         stream: the same model with its inputs, none of it run so far.
         progress: called with a stage and the share of it that is done.
 
@@ -139,15 +144,15 @@ def rows(
     Raises:
         ModelError: a tensor holds values that are not finite.
     """
-    criterion = CRITERIA[name]
-    wanted = {g.dim: g for g in groups}
-    seen: dict[Operand, Signal] = {}
+    formula = FORMULAS[name]
+    group_of = {g.dim: g for g in groups}
+    signal_of: dict[Operand, Signal] = {}
     weighted: dict[str, list[Array]] = {g.name: [] for g in groups}
     others: dict[str, list[Array]] = {g.name: [] for g in groups}
     for product in _products(analysis):
         axes = [analysis.space.resolve(e) for e in product.axes]
-        asked = [product.read.axis] if criterion.readers_only or not product.weighted else range(len(axes))
-        found = [(i, wanted[d]) for i in asked for d in dict.fromkeys(leaves(axes[i])) if d in wanted]
+        scored_axes = [product.read.axis] if formula.readers_only or not product.weighted else range(len(axes))
+        found = [(i, group_of[d]) for i in scored_axes for d in dict.fromkeys(leaves(axes[i])) if d in group_of]
         if not found:
             continue
         node = stream.graph.nodes[product.law.node.index]
@@ -155,13 +160,13 @@ def rows(
         if stream.at <= node.index:
             stream.after(node)
         for operand in product.data:
-            if operand not in seen:
-                seen[operand] = _finite(signal((b[operand[0]] for b in stream.live), operand[1]), node.label)
-        signals = [seen[d] for d in product.data]
-        scores = _of_weights(product, stream, criterion, signals[0]) if product.weighted else None
+            if operand not in signal_of:
+                signal_of[operand] = _finite(signal((b[operand[0]] for b in stream.live), operand[1]), node.label)
+        signals = [signal_of[d] for d in product.data]
+        scores = _of_weights(product, stream, formula, signals[0]) if product.weighted else None
         for axis, group in found:
             if scores is None:
-                along = criterion.of_weight(np.sqrt(reduce(np.multiply, (s.square for s in signals))))
+                along = formula.of_weight(np.sqrt(reduce(np.multiply, (s.square for s in signals))))
             else:
                 along = scores.sum(axis=tuple(i for i in range(scores.ndim) if i != axis), dtype=np.float64)
             channel = channel_of(axes[axis], group.dim)
@@ -172,7 +177,7 @@ def rows(
 
 
 def _products(analysis: Analysis) -> Iterable[Product]:
-    """The products with activations, in the order in which they run."""
+    """Yield the products with activations, in the order in which they run."""
     for _, law in sorted(analysis.laws.items()):
         names = law.node.inputs
         for read in law.reads:
@@ -185,7 +190,7 @@ def _products(analysis: Analysis) -> Iterable[Product]:
 
 
 def _state(analysis: Analysis, law: Law, read: Read) -> tuple[Operand, ...]:
-    """Where a node gives out the state that its weights read."""
+    """Return the output and axis where a node gives out the state that its weights read."""
     state = analysis.space.resolve(read.expr)
     for name, axes in zip(law.node.outputs, law.outputs, strict=True):
         for axis, expr in enumerate(axes or ()):
@@ -194,17 +199,17 @@ def _state(analysis: Analysis, law: Law, read: Read) -> tuple[Operand, ...]:
     return ()
 
 
-def _of_weights(product: Product, stream: Stream, criterion: Criterion, inputs: Signal) -> Array:
-    """The score of every weight, in the weights' shape."""
+def _of_weights(product: Product, stream: Stream, formula: Formula, inputs: Signal) -> Array:
+    """Return the score of every weight, in the weights' shape."""
     name = product.law.node.inputs[product.read.operand]
     weights = stream.graph.array(name) if name in stream.graph.constants else stream.live[0][name]
     weights = weights.astype(np.result_type(weights.dtype, np.float32), copy=False)
-    factors = _spread(criterion.of_input(inputs), weights.shape, product.read.axis)
-    return criterion.of_weight(weights) * factors.astype(weights.dtype)
+    factors = _spread(formula.of_input(inputs), weights.shape, product.read.axis)
+    return formula.of_weight(weights) * factors.astype(weights.dtype)
 
 
 def _spread(inputs: Array, shape: tuple[int, ...], axis: int) -> Array:
-    """One number per input, shaped to be multiplied with the weights.
+    """Shape one number per input so that it can be multiplied with the weights.
 
     A grouped convolution has more inputs than its weights' axis: the first axis says which group's they are.
     """
@@ -218,6 +223,60 @@ def _spread(inputs: Array, shape: tuple[int, ...], axis: int) -> Array:
 
 
 def _finite(found: Signal, label: str) -> Signal:
+    """Return what was found; raise ModelError if it is not finite."""
     if not np.isfinite(found.square).all():
         raise ModelError(f"{label}: what goes into it is not finite. Give other inputs with --data.")
     return found
+
+
+def score(context: Context, name: str) -> dict[str, Array]:
+    """Score groups by weights and inputs; those that meet no activations by the squares of their weights.
+
+    Args:
+        context: with inputs.
+        name: one of ``FORMULAS``; ``flap`` is standardised whatever the context's NORM.
+
+    Returns:
+        By group name (channels,), float64.
+
+    Raises:
+        PlanError: there are no inputs.
+        ModelError: onnxruntime cannot run the model, or a tensor holds values that are not finite.
+    """
+    inputs = context.required_inputs()
+    groups = inputs.counterparts(context.groups)
+    found = rows(inputs.analysis, groups, name, inputs.stream(), inputs.progress)
+    for group in groups:
+        found[group.name] = found[group.name] or [l2(p) for p in weights(parameters(inputs.analysis, group))]
+    return combine(context, found, norm="standardise" if name == "flap" else None)
+
+
+_ABOUT: Mapping[str, tuple[str, str, str]] = {  # summary, source and reconstruction
+    "wanda": (
+        "The absolute weight times the norm of its input.",
+        "Sun et al., ICLR 2024 (arXiv 2306.11695), section 3",
+        "none",
+    ),
+    "activation_l2": (
+        "The squared weight times the mean square of its input.",
+        "Wanda's score, squared and per sample",
+        "none",
+    ),
+    "flap": (
+        "The variance of an input times the squared weights that read it.",
+        "An et al., AAAI 2024 (arXiv 2312.11983), section 4",
+        "bias",
+    ),
+}
+
+for _name, (_summary, _source, _reconstruct) in _ABOUT.items():
+    criterion(
+        Criterion(
+            name=_name,
+            score=partial(score, name=_name),
+            summary=_summary,
+            source=_source,
+            needs=frozenset({"weights", "inputs"}),
+            reconstruct=_reconstruct,
+        )
+    )

@@ -1,4 +1,4 @@
-"""Derivatives of a loss by torch, for the criteria of :mod:`spa.criteria.gradient`."""
+"""Take derivatives of a loss by torch, for the criteria of :mod:`spa.criteria.gradient`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spa.criteria.gradient import CURVATURE, GRADIENT, SQUARE
+from spa.criteria.registry import GRADIENTS, HESSIAN_GRADIENTS, SQUARED_GRADIENTS
 from spa.errors import PlanError
 from spa.extras import extra
 
@@ -23,10 +23,10 @@ def from_autograd(
     batches: Iterable[Any],
     labels: Iterable[Any] | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
-    needs: str = GRADIENT,
+    need: str = GRADIENTS,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Array]:
-    """The derivatives of a module's mean loss with respect to its parameters.
+    """Differentiate a module's mean loss with respect to its parameters.
 
     Args:
         module: a network whose named parameters are the model's initializers; it is run in evaluation mode and left
@@ -36,8 +36,8 @@ def from_autograd(
         labels: one tensor for each batch.
         loss: of outputs, and of labels where there are any; the mean over the batch's samples. Cross-entropy by
             default.
-        needs: ``spa.criteria.gradient.GRADIENT``, the gradient g; ``CURVATURE``, the Hessian times g, by double
-            backward; ``SQUARE``, the mean over batches of squared gradients (give batches of one sample for Fisher's).
+        need: ``gradients``, the gradient g; ``hessian_gradients``, the Hessian times g, by double backward; or
+            ``squared_gradients``, the mean over batches of squared gradients (give batches of one sample for Fisher's).
         names: the module's name of each parameter by initializer, where they differ.
 
     Returns:
@@ -69,11 +69,11 @@ def from_autograd(
         return total
 
     with _evaluating(module):
-        if needs == SQUARE:
+        if need == SQUARED_GRADIENTS:
             result = mean([g.detach() ** 2 for g in gradient(*pair)] for pair in pairs)
         else:
             result = mean(gradient(*pair) for pair in pairs)
-        if needs == CURVATURE:
+        if need == HESSIAN_GRADIENTS:
             result = mean(_curvature(gradient(*pair, graph=True), parameters, result) for pair in pairs)
     arrays = {n: t.cpu().double().numpy() for n, t in zip(parameters, result, strict=True)}
     return arrays | {initializer: arrays[n] for initializer, n in (names or {}).items() if n in arrays}
@@ -82,7 +82,7 @@ def from_autograd(
 def _curvature(
     gradient: Sequence[torch.Tensor], parameters: Mapping[str, torch.Tensor], along: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """A Hessian times a vector: the gradient of the gradient's product with it."""
+    """Multiply the Hessian with a vector: take the gradient of the gradient's product with it."""
     import torch
 
     product = torch.stack([(g * v).sum() for g, v in zip(gradient, along, strict=True)]).sum()
@@ -93,7 +93,7 @@ def _curvature(
 
 
 def _pairs(batches: Iterable[Any], labels: Iterable[Any] | None) -> list[tuple[tuple[Any, ...], Any]]:
-    """Each batch's inputs and labels."""
+    """Pair each batch's inputs with its labels."""
     inputs = [tuple(b) if isinstance(b, tuple | list) else (b,) for b in batches]
     wanted = [None] * len(inputs) if labels is None else list(labels)
     if not inputs or len(wanted) != len(inputs):
@@ -103,7 +103,7 @@ def _pairs(batches: Iterable[Any], labels: Iterable[Any] | None) -> list[tuple[t
 
 @contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, with gradients of all parameters, for a while."""
+    """Put the module into evaluation mode, with gradients of all parameters, for a while."""
     import torch
 
     modes = {m: m.training for m in module.modules()}

@@ -26,15 +26,17 @@ from onnx import ModelProto, NodeProto, helper
 from spa.algebra.axes import leaves
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.places import channel_of
+from spa.criteria.context import Context
+from spa.criteria.registry import Criterion, criterion
 from spa.errors import ModelError, PlanError
-from spa.obspa.linear import FLOATS
+from spa.model.graph import FLOATS
 from spa.running.runtime import load_session, run
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
 Ends = Callable[[int], Iterator[tuple[list[Array], list[Array]]]]  # of each direction, by number of batch
 STEP = 1e-2  # of the gates: the error of the difference goes with its square, that of rounding with its inverse
-LOOKED_AT = 1 << 16  # numbers of an output, per batch; of larger ones a random part
+SAMPLED = 1 << 16  # numbers of an output, per batch; of larger ones a random part
 
 
 def estimate_gates(
@@ -77,7 +79,7 @@ def estimate_gates(
     signs = rng.choice([-1.0, 1.0], (probes, gated.count))
 
     def ends(number: int) -> Iterator[tuple[list[Array], list[Array]]]:
-        """The outputs at both ends of each direction."""
+        """Yield the outputs at both ends of each direction."""
         for k, direction in enumerate(signs):
             progress("gates", (number * probes + k) / (len(batches) * probes))
             up, down = (gated.run(batches[number], 1 + step * direction) for step in (STEP, -STEP))
@@ -99,7 +101,7 @@ def estimate_gates(
 
 
 def _slopes(analysis: Analysis, ends: Ends, batches: int, labels: Array) -> Array:
-    """The derivative of the mean cross-entropy along each direction, (probes,)."""
+    """Return the derivative of the mean cross-entropy along each direction, (probes,)."""
     name = analysis.graph.outputs[0]
     last = analysis.graph.producer.get(name)
     probabilities = last is not None and last.op == "Softmax"
@@ -120,7 +122,7 @@ def _slopes(analysis: Analysis, ends: Ends, batches: int, labels: Array) -> Arra
 
 
 def _entropy(scores: Array, labels: Array, probabilities: bool) -> float:
-    """The sum of cross-entropies, in nats."""
+    """Return the sum of cross-entropies, in nats."""
     scores = scores.astype(np.float64)
     if probabilities:
         scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
@@ -130,13 +132,13 @@ def _entropy(scores: Array, labels: Array, probabilities: bool) -> float:
 
 
 def _products(gated: Gated, ends: Ends, batches: Sequence[Feeds], rng: np.random.Generator) -> Array:
-    """Inner products of the outputs' derivatives along the directions, (probes, probes)."""
+    """Return inner products of the outputs' derivatives along the directions, (probes, probes)."""
     found: list[Array] = []
     energies: list[Spread] = []
     for number, batch in enumerate(batches):
         dense = gated.run(batch, np.ones(gated.count))
         floats = [i for i, y in enumerate(dense) if isinstance(y, np.ndarray) and y.dtype.kind == "f" and y.size]
-        places = [rng.permutation(dense[i].size)[:LOOKED_AT] for i in floats]
+        places = [rng.permutation(dense[i].size)[:SAMPLED] for i in floats]
         changes = [
             [(up[i] - down[i]).reshape(-1)[p] for i, p in zip(floats, places, strict=True)] for up, down in ends(number)
         ]
@@ -168,7 +170,7 @@ class Spread:
 
     @property
     def energy(self) -> float:
-        """The sum of squared deviations; one where there are none."""
+        """Return the sum of squared deviations; one where there are none."""
         energy = self.squares - self.total**2 / self.count
         return energy if energy > 0 else 1.0
 
@@ -230,7 +232,7 @@ class Gated:
         self._session = load_session(model, threads=threads)
 
     def run(self, batch: Feeds, gates: Array) -> list[Array]:
-        """The outputs under some gates, (gates,), in the order of the groups."""
+        """Return the outputs under some gates, (gates,), in the order of the groups."""
         values = np.append(gates, 1.0)
         factors = {n: np.prod([values[p] for p in g.positions], axis=0) for n, g in self._gates.items()}
         feeds = {n: f.reshape(self._gates[n].shape).astype(self._gates[n].dtype) for n, f in factors.items()}
@@ -241,3 +243,27 @@ def _copied(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
     return copy
+
+
+def _score(context: Context) -> dict[str, Array]:
+    """Estimate the gates of some groups from the outputs alone."""
+    inputs = context.required_inputs()
+    return estimate_gates(
+        inputs.analysis,
+        inputs.counterparts(context.groups),
+        inputs.batches,
+        seed=context.seed,
+        threads=inputs.threads,
+        progress=inputs.progress,
+    )
+
+
+criterion(
+    Criterion(
+        name="gate",
+        score=_score,
+        summary="The squared change of the outputs with a gate on the channel, estimated by running the model.",
+        source="Spall, IEEE Transactions on Automatic Control, 1992; see spa.criteria.gates",
+        needs=frozenset({"weights", "inputs"}),
+    )
+)

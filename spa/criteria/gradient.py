@@ -22,106 +22,159 @@ from typing import Any
 
 import numpy as np
 
-from spa.criteria.magnitude import Parameter
+from spa.criteria.context import Context
+from spa.criteria.parameter import Parameter, parameters, weights
+from spa.criteria.registry import (
+    GRADIENTS,
+    HESSIAN_GRADIENTS,
+    SQUARED_GRADIENTS,
+    Criterion,
+    criterion,
+)
+from spa.criteria.scores import combine
 from spa.errors import PlanError
 
 Array = np.ndarray
-GRADIENT, CURVATURE, SQUARE = "gradient", "Hessian–gradient product", "mean squared gradient"
+NOUNS: Mapping[str, str] = {  # of one derivative, in messages
+    GRADIENTS: "gradient",
+    SQUARED_GRADIENTS: "mean squared gradient",
+    HESSIAN_GRADIENTS: "Hessian–gradient product",
+}
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """How weights and derivatives make a score.
+class Formula:
+    """A score from weights and derivatives.
 
     Attributes:
-        needs: which derivative: ``GRADIENT``, ``CURVATURE`` or ``SQUARE``.
-        of_element: the score of an element by the derivative and the weight.
+        need: which derivative: ``gradients``, ``squared_gradients`` or ``hessian_gradients``.
+        of_element: the score of an element from the derivative and the weight.
         of_channel: applied to the sum of these over a channel.
     """
 
-    needs: str
+    need: str
     of_element: Callable[[Array, Array], Array]
     of_channel: Callable[[Array], Array] = np.positive
 
 
-def _magnitude(slope: Array, weight: Array) -> Array:
-    return np.abs(slope * weight)
+def _magnitude(derivative: Array, weight: Array) -> Array:
+    return np.abs(derivative * weight)
 
 
-CRITERIA: Mapping[str, Criterion] = {
-    "snip": Criterion(GRADIENT, _magnitude),
-    "taylor": Criterion(GRADIENT, np.multiply, np.abs),
-    "crop": Criterion(CURVATURE, _magnitude),
-    "grasp": Criterion(CURVATURE, np.multiply),
-    "fisher": Criterion(SQUARE, lambda g, w: g * w * w),
+FORMULAS: Mapping[str, Formula] = {
+    "snip": Formula(GRADIENTS, _magnitude),
+    "taylor": Formula(GRADIENTS, np.multiply, np.abs),
+    "crop": Formula(HESSIAN_GRADIENTS, _magnitude),
+    "grasp": Formula(HESSIAN_GRADIENTS, np.multiply),
+    "fisher": Formula(SQUARED_GRADIENTS, lambda g, w: g * w * w),
 }
 
 
-def derivatives(
-    name: str, gradients: Mapping[str, Any] | None = None, hessian_gradients: Mapping[str, Any] | None = None
+def select_derivative(
+    need: str, gradients: Mapping[str, Any] | None = None, hessian_gradients: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any] | None:
-    """Which of the derivatives that users give a criterion multiplies with.
+    """Return the user's derivatives that answer a need.
 
     Args:
-        name: one of ``CRITERIA``.
-        gradients: by initializer; mean squared ones for ``fisher``.
-        hessian_gradients: by initializer, for ``crop`` and ``grasp``.
+        need: ``gradients``, ``squared_gradients`` or ``hessian_gradients``.
+        gradients: by initializer; mean squared ones for ``squared_gradients``.
+        hessian_gradients: by initializer.
     """
-    return hessian_gradients if CRITERIA[name].needs == CURVATURE else gradients
+    return hessian_gradients if need == HESSIAN_GRADIENTS else gradients
 
 
-def scores(parameters: Sequence[Parameter], name: str, given: Mapping[str, Array]) -> list[Array]:
-    """Score the channels of each parameter.
+def score(context: Context, name: str) -> dict[str, Array]:
+    """Score groups by weights and derivatives.
 
     Args:
-        parameters: of one group.
-        name: one of ``CRITERIA``.
-        given: by the names of all parameters, as :func:`checked` gives them.
+        context: its derivatives hold what the formula needs, for all parameters with two axes or more.
+        name: one of ``FORMULAS``.
 
     Returns:
-        For each parameter an array (channels,), float64.
+        By group name (channels,), float64.
+
+    Raises:
+        PlanError: derivatives are missing or do not fit.
     """
-    criterion = CRITERIA[name]
-    sums = [p.per_channel(partial(criterion.of_element, given[p.name].astype(np.float64))) for p in parameters]
-    return [criterion.of_channel(s) for s in sums]
+    formula = FORMULAS[name]
+    selected = {g.name: weights(parameters(context.analysis, g)) for g in context.groups}
+    everything = [p for found in selected.values() for p in found]
+    derivatives = checked(everything, name, context.derivatives.get(formula.need))
+
+    def of_parameter(parameter: Parameter) -> Array:
+        derivative = derivatives[parameter.name].astype(np.float64)
+        return formula.of_channel(parameter.per_channel(partial(formula.of_element, derivative)))
+
+    return combine(context, {name: [of_parameter(p) for p in found] for name, found in selected.items()})
 
 
-def checked(parameters: Sequence[Parameter], name: str, given: Mapping[str, Any] | None) -> dict[str, Array]:
-    """The derivatives of some parameters, as arrays.
+def checked(parameters: Sequence[Parameter], name: str, derivatives: Mapping[str, Any] | None) -> dict[str, Array]:
+    """Return the derivatives of some parameters as arrays.
 
     Args:
         parameters: all that are scored.
-        name: one of ``CRITERIA``.
-        given: by initializer, of any framework that numpy understands; others than those needed are not
-            looked at.
+        name: one of ``FORMULAS``.
+        derivatives: by initializer, of any framework that numpy understands; those of other initializers are ignored.
 
     Raises:
         PlanError: there are none, some are missing, or they have another shape or values that are not finite.
     """
-    what = CRITERIA[name].needs
-    if given is None:
-        raise PlanError(f"criterion {name!r} multiplies with the {what} of each parameter. Give them by initializer.")
+    noun = NOUNS[FORMULAS[name].need]
+    if derivatives is None:
+        raise PlanError(f"criterion {name!r} multiplies with the {noun} of each parameter. Give them by initializer.")
     shapes = {p.name: p.shape for p in parameters}
-    missing = [n for n in shapes if n not in given]
+    missing = [n for n in shapes if n not in derivatives]
     if missing:
-        others = [n for n in given if n not in shapes]
+        others = [n for n in derivatives if n not in shapes]
         said = f"; there are others for {_some(others)}" if others else ""
         raise PlanError(
-            f"criterion {name!r}: no {what} is given for {_some(missing)}{said}. "
+            f"criterion {name!r}: no {noun} is given for {_some(missing)}{said}. "
             "Name them as the model's initializers are, or leave their groups out with --ignore."
         )
-    arrays = {n: np.asarray(given[n]) for n in shapes}
+    arrays = {n: np.asarray(derivatives[n]) for n in shapes}
     for n, shape in shapes.items():
         if arrays[n].shape != shape:
             raise PlanError(
-                f"the {what} of {n!r} has shape {arrays[n].shape}, expected {shape}. Give it in that order."
+                f"the {noun} of {n!r} has shape {arrays[n].shape}, expected {shape}. Give it in that order."
             )
         if arrays[n].dtype.kind not in "fiu" or not np.isfinite(arrays[n]).all():
-            raise PlanError(f"the {what} of {n!r} is not finite numbers. Compute it on other inputs.")
+            raise PlanError(f"the {noun} of {n!r} is not finite numbers. Compute it on other inputs.")
     return arrays
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """List the first of some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
+
+
+_ABOUT: Mapping[str, tuple[str, str]] = {  # summary and source
+    "snip": ("The absolute weight times its gradient.", "Lee et al., ICLR 2019 (arXiv 1810.02340), section 4.1"),
+    "taylor": (
+        "The first-order change of the loss when the channel goes, as an absolute value.",
+        "Molchanov et al., ICLR 2017 (arXiv 1611.06440), section 2.2",
+    ),
+    "crop": (
+        "The absolute weight times the Hessian–gradient product, which keeps the training dynamics.",
+        "Rachwan et al., ICML 2022 (arXiv 2206.10451)",
+    ),
+    "grasp": (
+        "The weight times the Hessian–gradient product, which keeps the gradient flow.",
+        "Wang et al., ICLR 2020 (arXiv 2002.07376), equation 8",
+    ),
+    "fisher": (
+        "The squared weight times the mean squared gradient.",
+        "Theis et al., arXiv 1801.05787, but for a factor ½",
+    ),
+}
+
+for _name, (_summary, _source) in _ABOUT.items():
+    criterion(
+        Criterion(
+            name=_name,
+            score=partial(score, name=_name),
+            summary=_summary,
+            source=_source,
+            needs=frozenset({"weights", FORMULAS[_name].need}),
+        )
+    )

@@ -1,85 +1,31 @@
-"""Criteria that look at the weights alone."""
+"""Criteria that look at the weights alone: l1, l2, bn_scale, fpgm and lamp; and random scores to compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
+
+from spa.criteria.context import Context
+from spa.criteria.parameter import Parameter, weights
+from spa.criteria.registry import Criterion, criterion
+from spa.criteria.scores import by_parameter
 
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a group, as criteria see it.
-
-    Attributes:
-        name: of the initializer.
-        load: gives the value.
-        data_type: the ONNX element type.
-        shape: of the value.
-        axis: along which the channels lie.
-        channel: gives for each index of that axis the channel that it belongs to, or -1.
-        channels: how many channels the group has.
-        operator: the operator that uses the parameter.
-        operand: as which operand.
-    """
-
-    name: str
-    load: Callable[[], Array]
-    data_type: int
-    shape: tuple[int, ...]
-    axis: int
-    channel: Callable[[], Array]
-    channels: int
-    operator: str
-    operand: int
-
-    def per_channel(self, elements: Callable[[Array], Array]) -> Array:
-        """Sum of an element score over each channel: shape (channels,), float64."""
-        others = tuple(i for i in range(len(self.shape)) if i != self.axis)
-        values = self.load()
-        if values.dtype.kind not in "f":
-            values = values.astype(np.float32)
-        along = elements(values).sum(axis=others, dtype=np.float64)
-        channel = self.channel()
-        inside = channel >= 0
-        return np.bincount(channel[inside], weights=along[inside], minlength=self.channels)
-
-    def rows(self) -> Array:
-        """The value as one row per channel: shape (channels, elements of a channel), float64."""
-        channel = self.channel()
-        order = np.argsort(np.where(channel < 0, self.channels, channel), kind="stable")
-        order = order[: np.count_nonzero(channel >= 0)]
-        values = np.moveaxis(self.load(), self.axis, 0)[order].astype(np.float64)
-        return values.reshape(self.channels, -1)
-
-
-def weights(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """The parameters with at least two real axes (kernels and matrices), or all where a group has none."""
-    matrices = [p for p in parameters if sum(n > 1 for n in p.shape) >= 2]
-    return matrices or list(parameters)
-
-
-def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """The scales of BatchNormalization, or the weights where a group has none."""
-    scales = [p for p in parameters if p.operator == "BatchNormalization" and p.operand == 1]
-    return scales or weights(parameters)
-
-
 def l1(parameter: Parameter) -> Array:
-    """Sum of absolute values."""
+    """Sum the absolute values of each channel."""
     return parameter.per_channel(np.abs)
 
 
 def l2(parameter: Parameter) -> Array:
-    """Sum of squares."""
+    """Sum the squares of each channel."""
     return parameter.per_channel(np.square)
 
 
 def fpgm(parameter: Parameter) -> Array:
-    """Sum of distances to all other channels of the parameter.
+    """Sum each channel's distances to all other channels of the parameter.
 
     The channel nearest to the geometric median is the most replaceable (He et al., CVPR 2019, equation 6).
     """
@@ -91,7 +37,7 @@ def fpgm(parameter: Parameter) -> Array:
 
 
 def lamp(parameter: Parameter) -> Array:
-    """A channel's squares over those of all channels at least as large (Lee et al., ICLR 2021, equation 3)."""
+    """Divide a channel's squares by those of all channels at least as large (Lee et al., ICLR 2021, equation 3)."""
     squares = l2(parameter)
     order = np.argsort(squares, kind="stable")
     remaining = np.cumsum(squares[order][::-1])[::-1]
@@ -100,11 +46,63 @@ def lamp(parameter: Parameter) -> Array:
     return scores
 
 
-Select = Callable[[Sequence[Parameter]], list[Parameter]]
-CRITERIA: Mapping[str, tuple[Select, Callable[[Parameter], Array]]] = {
-    "l1": (weights, l1),
-    "l2": (weights, l2),
-    "bn_scale": (_scales, l1),
-    "fpgm": (weights, fpgm),
-    "lamp": (weights, lamp),
-}
+def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Select the scales of BatchNormalization, or the weights where a group has none."""
+    scales = [p for p in parameters if p.operator == "BatchNormalization" and p.operand == 1]
+    return scales or weights(parameters)
+
+
+def _random(context: Context) -> dict[str, Array]:
+    """Draw scores uniformly from [0, 1)."""
+    rng = np.random.default_rng(context.seed)
+    return {g.name: rng.random(g.size) for g in context.groups}
+
+
+criterion(
+    Criterion(
+        name="l1",
+        score=by_parameter(l1),
+        summary="The sum of absolute weights.",
+        source="Li et al., ICLR 2017 (arXiv 1608.08710), section 3.1",
+    )
+)
+criterion(
+    Criterion(
+        name="l2",
+        score=by_parameter(l2),
+        summary="The sum of squared weights.",
+        source="He et al., IJCAI 2018 (arXiv 1808.06866)",
+    )
+)
+criterion(
+    Criterion(
+        name="bn_scale",
+        score=by_parameter(l1, _scales),
+        summary="The absolute scale of BatchNormalization; l1 where a group has none.",
+        source="Liu et al., ICCV 2017 (arXiv 1708.06519), section 3",
+    )
+)
+criterion(
+    Criterion(
+        name="fpgm",
+        score=by_parameter(fpgm),
+        summary="The distance to all other channels, low near the geometric median.",
+        source="He et al., CVPR 2019 (arXiv 1811.00250), equation 6",
+    )
+)
+criterion(
+    Criterion(
+        name="lamp",
+        score=by_parameter(lamp),
+        summary="The squared weights over those of all channels that are at least as large.",
+        source="Lee et al., ICLR 2021 (arXiv 2010.07611), equation 3",
+    )
+)
+criterion(
+    Criterion(
+        name="random",
+        score=_random,
+        summary="Uniform random numbers from the seed, to compare with.",
+        needs=frozenset(),
+    )
+)

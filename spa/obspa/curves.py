@@ -10,6 +10,7 @@ import numpy as np
 
 from spa.algebra.axes import Dim, Expr
 from spa.coupling.places import channel_of
+from spa.criteria.answers import Curve
 from spa.obspa.moments import cautious, damped, motionless
 
 Array = np.ndarray
@@ -92,25 +93,6 @@ class Seen:
         columns[np.repeat(np.arange(size), counts), rank] = order
         spread = columns[:, :, None] * self.taps + np.arange(self.taps)
         return np.where(columns[:, :, None] < 0, -1, spread).reshape(size, -1)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What removing channels costs.
-
-    Attributes:
-        order: channels in the order in which they go.
-        loss: the loss once the first i of them are gone, (channels + 1,); nondecreasing, loss[0] = 0.
-    """
-
-    order: Array
-    loss: Array
-
-    def scores(self) -> Array:
-        """What each channel adds to the loss when it goes, (channels,)."""
-        scores = np.empty(self.order.size)
-        scores[self.order] = np.diff(self.loss)
-        return scores
 
 
 def greedy(readers: Sequence[AnyReader], channels: int, damping: float = 1e-3) -> Curve:

@@ -10,10 +10,11 @@ import numpy as np
 
 from spa.algebra.axes import product
 from spa.coupling.analysis import Analysis, Group
+from spa.criteria.answers import Curve
 from spa.model.graph import Graph, Node
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import before_transpose, tail
-from spa.obspa.curves import AnyReader, Curve, Reader, Seen, greedy
+from spa.obspa.curves import AnyReader, Reader, Seen, greedy
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
 from spa.running.stream import Feeds, Stream
@@ -80,16 +81,16 @@ def curves(
     return result
 
 
-def faded(curves: Mapping[str, Curve], groups: Sequence[Group], mended: float) -> dict[str, Curve]:
-    """Loss curves as the outputs see them: later fits mend part of what goes wrong.
+def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: float) -> dict[str, Curve]:
+    """Scale loss curves to what the outputs see of them: later refits repair part of what goes wrong.
 
-    With n readers (of any of the groups) behind it a loss counts ``(1 + n) ** -mended``.
+    With n readers (of any of the groups) behind it a loss counts ``(1 + n) ** -exponent``.
     """
     readers = sorted({i for g in groups for i in g.readers})
 
     def share(group: Group) -> float:
         behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
-        return float(np.mean((1.0 + behind) ** -mended))
+        return float(np.mean((1.0 + behind) ** -exponent))
 
     return {g.name: Curve(c.order, c.loss * share(g)) for g in groups if (c := curves.get(g.name)) is not None}
 

@@ -94,7 +94,9 @@ def prove(
     covered = tuple(n for n in pruned if not groups[n].crossings)
     if not covered:
         reason = (
-            f"a normalisation takes statistics over each of its {len(crossing)} groups" if crossing else "it removes nothing"
+            f"a normalisation takes statistics over each of its {len(crossing)} groups"
+            if crossing
+            else "it removes nothing"
         )
         raise PlanError(f"the plan has nothing that could be proved: {reason}. Give another plan.")
     plan = Plan({n: plan.kept[n] for n in covered}, {n: plan.sizes[n] for n in covered}, {})

@@ -10,7 +10,7 @@ import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
-from spa.obspa.curves import Curve
+from spa.criteria.answers import Curve
 from spa.widths.budget import TOLERANCE, Budget, Choice, Ladder, check, ladders_of, widths_at
 
 if TYPE_CHECKING:

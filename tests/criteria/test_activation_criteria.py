@@ -18,6 +18,7 @@ import spa
 from spa import criteria
 from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.plan import make_plan
+from spa.criteria import Inputs
 from spa.criteria.activation import signal
 from spa.errors import ModelError, PlanError
 from spa.job import WITHOUT_RUNS
@@ -66,10 +67,12 @@ def loops(
     return score
 
 
-def scored(model: ModelProto, group: str, criterion: str, feeds: Sequence[Mapping[str, Array]], **how: str) -> Array:
+def scored(
+    model: ModelProto, group: str, criterion: str, feeds: Sequence[Mapping[str, Array]], **options: str
+) -> Array:
     analysis = couple(Graph(model))
     found = next(g for g in analysis.prunable if g.name.startswith(group))
-    return criteria.score(analysis, [found], criterion, stream=Stream(model, None, feeds), **how)[found.name]
+    return criteria.score(analysis, [found], criterion, inputs=Inputs(analysis, feeds), **options)[found.name]
 
 
 Reader = tuple[list[onnx.NodeProto], dict[str, Array], int, int, Callable[[Index], int], int]
@@ -197,7 +200,7 @@ def test_a_group_that_meets_no_activations_is_scored_by_its_weights() -> None:
     feeds = [{"x": rng.standard_normal((5, 3, 8)).astype(np.float32)}]
     analysis = couple(Graph(model))
     inside = next(g for g in analysis.prunable if g.readers == (0,))  # of queries and keys; the node shows neither
-    found = criteria.score(analysis, [inside], "flap", stream=Stream(model, None, feeds))[inside.name]
+    found = criteria.score(analysis, [inside], "flap", inputs=Inputs(analysis, feeds))[inside.name]
     plain = criteria.score(analysis, [inside], "l2", norm="standardise")[inside.name]
     np.testing.assert_array_equal(found, plain)
 
@@ -220,7 +223,7 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
     feeds["x"][0, 0, 0] = np.inf
     with pytest.raises(ModelError, match="what goes into it is not finite"):
         scored(model, "q[", "wanda", [feeds])
-    with pytest.raises(PlanError, match="looks at activations"):
+    with pytest.raises(PlanError, match="the criterion runs the model, but there are no inputs"):
         criteria.score(couple(Graph(model)), [], "wanda")
 
 
@@ -231,7 +234,7 @@ def test_every_architecture_gets_finite_scores_and_is_compensated(name: str) -> 
     feeds = [working_feeds(load_session(model), seed=0, batch=2)]
     scores = {}
     for criterion in ACTIVATION:
-        scores = criteria.score(analysis, analysis.prunable, criterion, stream=Stream(model, None, feeds))
+        scores = criteria.score(analysis, analysis.prunable, criterion, inputs=Inputs(analysis, feeds))
         assert all(np.isfinite(scores[g.name]).all() and scores[g.name].shape == (g.size,) for g in analysis.prunable)
     plan = make_plan(analysis, {n: np.sort(np.argsort(s)[len(s) // 3 :]) for n, s in scores.items()})
     pruned = apply(analysis, plan)
@@ -324,7 +327,7 @@ def test_with_inputs_that_were_made_up_no_more_than_the_means_move() -> None:
     assert model is not None
     analysis = couple(Graph(model))
     calibrated = Calibrated(analysis, made_up, synthetic=True)
-    scores = calibrated.scores(analysis.free, "flap", "mean", "mean")
+    scores = criteria.score(analysis, analysis.free, "flap", inputs=calibrated.inputs())
     plan = make_plan(analysis, {n: np.sort(np.argsort(s)[len(s) // 2 :]) for n, s in scores.items()})
     pruned = apply(analysis, plan)
     measured = Calibrated(analysis, real, synthetic=False)
@@ -380,14 +383,17 @@ def test_a_given_plan_is_compensated_when_that_is_asked_for() -> None:
         spa.prune(RESNET, reconstruct="some")
 
 
-@pytest.mark.parametrize(("method", "criterion"), [("curves", "obspa"), ("reconstruct", "obspa"), ("scores", "wanda")])
+@pytest.mark.parametrize(
+    ("place", "method", "criterion"),
+    [(Inputs, "counterparts", "obspa"), (Calibrated, "reconstruct", "obspa"), (Inputs, "stream", "wanda")],
+)
 def test_a_run_that_fails_late_is_said_with_the_criteria_that_need_none(
-    method: str, criterion: str, monkeypatch: pytest.MonkeyPatch
+    place: type, method: str, criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise ModelError("onnxruntime cannot run it.")
 
-    monkeypatch.setattr(Calibrated, method, fail)
+    monkeypatch.setattr(place, method, fail)
     with pytest.raises(ModelError) as error:
         spa.prune(RESNET, criterion=criterion, samples=8)
     assert str(error.value) == f"onnxruntime cannot run it. {WITHOUT_RUNS}"

@@ -14,13 +14,14 @@ from spa.coupling.analysis import Analysis, Group, couple
 from spa.criteria import gradient
 from spa.criteria.autograd import from_autograd
 from spa.criteria.gates import estimate_gates
+from spa.criteria.registry import HESSIAN_GRADIENTS, SQUARED_GRADIENTS
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.model.graph import Graph
 from spa.running.runtime import load_session, run
 from tests.oracle import Net
 
 Array = np.ndarray
-NEEDS = {n: c.needs for n, c in gradient.CRITERIA.items()}
+NEEDS = {n: formula.need for n, formula in gradient.FORMULAS.items()}
 BY_HAND: dict[str, Callable[[Array, Array], Array]] = {  # rows of a channel's weights, rows of its derivatives
     "snip": lambda w, g: np.abs(w * g).sum(axis=1),
     "taylor": lambda w, g: np.abs((w * g).sum(axis=1)),
@@ -100,7 +101,7 @@ def test_gradients_are_finite_differences_over_batches_of_unequal_size() -> None
 
 def test_hessian_products_are_differences_of_gradients() -> None:
     module, batches, labels = small()
-    found = from_autograd(module, batches, labels, needs=gradient.CURVATURE)
+    found = from_autograd(module, batches, labels, need=HESSIAN_GRADIENTS)
     g = flat(from_autograd(module, batches, labels), module)
     theta = torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy().copy()
     ends = []
@@ -116,7 +117,7 @@ def test_squares_are_of_single_batches() -> None:
         [x[i : i + 1] for x in batches for i in range(len(x))],
         [y[i : i + 1] for y in labels for i in range(len(y))],
     )
-    found = from_autograd(module, *one_by_one, needs=gradient.SQUARE)
+    found = from_autograd(module, *one_by_one, need=SQUARED_GRADIENTS)
     each = [from_autograd(module, [x], [y]) for x, y in zip(*one_by_one, strict=True)]
     for name, array in found.items():
         np.testing.assert_allclose(array, np.mean([e[name] ** 2 for e in each], axis=0), rtol=1e-12)
@@ -139,7 +140,7 @@ def test_a_loss_without_labels_and_one_that_is_linear() -> None:
     x = torch.randn(5, 3, dtype=torch.float64)
     found = from_autograd(linear, [(x,)], loss=lambda y: y.mean())
     np.testing.assert_allclose(found["weight"], x.mean(dim=0, keepdim=True).numpy(), rtol=1e-12)
-    curved = from_autograd(linear, [x], loss=lambda y: y.mean(), needs=gradient.CURVATURE)
+    curved = from_autograd(linear, [x], loss=lambda y: y.mean(), need=HESSIAN_GRADIENTS)
     np.testing.assert_array_equal(curved["weight"], np.zeros((1, 3)))
 
 
@@ -172,7 +173,7 @@ def test_a_missing_torch_is_said_with_the_extra_to_install(monkeypatch: pytest.M
 @pytest.mark.parametrize("criterion", sorted(BY_HAND))
 def test_scores_are_sums_over_the_channels_of_each_parameter(criterion: str) -> None:
     module, batches, labels = small()
-    given = from_autograd(module, batches, labels, needs=NEEDS[criterion])
+    given = from_autograd(module, batches, labels, need=NEEDS[criterion])
     analysis = couple(Graph(as_onnx(module)))
     group = next(g for g in analysis.free if g.size == 5)  # conv writes it, mid reads it in blocks of four
     found = criteria.score(analysis, [group], criterion, "none", "sum", derivatives=given)[group.name]
@@ -211,7 +212,7 @@ def test_the_first_order_loss_of_a_channel_is_its_taylor_score() -> None:
 
 def test_grasp_keeps_its_sign_through_every_norm() -> None:
     module, batches, labels = small()
-    given = from_autograd(module, batches, labels, needs=gradient.CURVATURE)
+    given = from_autograd(module, batches, labels, need=HESSIAN_GRADIENTS)
     analysis = couple(Graph(as_onnx(module)))
     plain = criteria.score(analysis, analysis.free, "grasp", "none", "sum", derivatives=given)
     assert any((v < 0).any() for v in plain.values())
@@ -224,7 +225,7 @@ def test_grasp_keeps_its_sign_through_every_norm() -> None:
 
 def test_which_derivatives_a_criterion_multiplies_with() -> None:
     first, second = {"w": np.ones(1)}, {"w": np.zeros(1)}
-    assert {n: gradient.derivatives(n, first, second) is second for n in gradient.CRITERIA} == {
+    assert {n: gradient.select_derivative(need, first, second) is second for n, need in NEEDS.items()} == {
         "snip": False, "taylor": False, "fisher": False, "crop": True, "grasp": True
     }  # fmt: skip
 

@@ -9,13 +9,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import make_plan
+from spa.criteria import Context, Curve
 from spa.errors import InvariantError, PlanError
 from spa.model.graph import Graph
 from spa.obspa.affine import tail
-from spa.obspa.curves import Curve, Reader, greedy
+from spa.obspa.criterion import loss_curves
+from spa.obspa.curves import Reader, greedy
 from spa.obspa.linear import linear
 from spa.obspa.moments import Moments, damped, least_squares
-from spa.obspa.pipeline import Calibrated, by_scores
+from spa.obspa.pipeline import Calibrated
 from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.running.runtime import load_session, run
@@ -266,7 +268,8 @@ def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool
     for each in (model, other):
         analysis = couple(Graph(each))
         name = group(analysis, "a0")
-        curves.append(Calibrated(analysis, [{"x": x}], False).curves(analysis.free)[name])
+        inputs = Calibrated(analysis, [{"x": x}], False).inputs()
+        curves.append(loss_curves(Context(analysis, analysis.free, inputs=inputs)).candidates[0][name])
         kept = {group(analysis, "stem"): np.array([0, 1, 3, 4]), name: np.array([1, 2, 5, 7, 8, 10])}
         plan = make_plan(analysis, kept)
         pruned = apply(analysis, plan)
@@ -335,7 +338,7 @@ def test_synthetic_inputs_change_weights_and_biases_but_no_variance() -> None:
     model = residual_net(rng)
     analysis = couple(Graph(model))
     calibrated = Calibrated(analysis, [{"x": rng.standard_normal((64, 3, 9, 7)).astype(np.float32)}], synthetic=True)
-    found = calibrated.curves(analysis.free)
+    found = loss_curves(Context(analysis, analysis.free, inputs=calibrated.inputs())).candidates[0]
     assert set(found) == {g.name for g in analysis.free}
     choice = allocate(analysis, analysis.free, found, Budget(0.4, round_to=1))
     plan = make_plan(analysis, choice.kept)
@@ -371,7 +374,7 @@ def test_the_allocation_takes_first_what_costs_least_and_meets_the_budget() -> N
 
 
 def test_scores_become_a_curve_of_shares() -> None:
-    curve = by_scores(np.array([3.0, 1.0, 0.0]))
+    curve = Curve.of_scores(np.array([3.0, 1.0, 0.0]))
     assert curve.order.tolist() == [2, 1, 0]
     np.testing.assert_allclose(curve.loss, [0, 0, 0.25, 1])
 

@@ -22,7 +22,7 @@ from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 from spa.surgery.apply import apply
 from spa.surgery.masking import masked
-from spa.zero import Compaction, lossless
+from spa.zero.compaction import Compaction, lossless
 from spa.zero.facts import Facts
 from spa.zero.laws import LAWS
 from tests.oracle import Net, distance, random_keeps

@@ -1,0 +1,223 @@
+"""The registry of criteria: what each needs, how it scores, and what it is called.
+
+A new criterion is one entry; nothing else in the pipeline knows criteria by name. See docs/guides/write-a-criterion.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, wraps
+from importlib.metadata import entry_points
+from inspect import getdoc
+from typing import TypeAlias, overload
+
+import numpy as np
+
+from spa.criteria.answers import Answer
+from spa.criteria.context import Context
+from spa.criteria.parameter import Parameter
+from spa.criteria.scores import by_parameter
+from spa.errors import PlanError
+
+Array = np.ndarray
+ParameterScore: TypeAlias = Callable[[Parameter], Array]
+
+GRADIENTS, SQUARED_GRADIENTS, HESSIAN_GRADIENTS = "gradients", "squared_gradients", "hessian_gradients"
+DERIVATIVES = frozenset((GRADIENTS, SQUARED_GRADIENTS, HESSIAN_GRADIENTS))
+NEEDS = frozenset(("weights", "inputs", "labels")) | DERIVATIVES
+RECONSTRUCTIONS = ("none", "bias", "full")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to tell which channels matter.
+
+    Attributes:
+        name: what users call it.
+        score: from a :class:`~spa.criteria.context.Context` to scores by group name, each (channels,) and higher where
+            a channel matters more; or to :class:`~spa.criteria.answers.Curves` or a
+            :class:`~spa.criteria.answers.Removal`.
+        summary: one sentence for help texts.
+        source: the paper, with section or equation.
+        needs: of ``weights``, ``inputs``, ``labels`` (of the inputs), and of derivatives of a loss: ``gradients``,
+            ``squared_gradients`` (their mean squares over samples), ``hessian_gradients`` (the Hessian times the
+            gradient). Only what is named here is in the context.
+        reconstruct: how the pruned network is repaired unless the user says otherwise: ``full``, ``bias`` or ``none``.
+
+    Raises:
+        ValueError: a need or the reconstruction is unknown.
+    """
+
+    name: str
+    score: Callable[[Context], Answer]
+    summary: str
+    source: str = ""
+    needs: frozenset[str] = frozenset({"weights"})
+    reconstruct: str = "none"
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.needs - NEEDS):
+            raise ValueError(f"criterion {self.name!r} needs {unknown[0]!r}. Choose from {', '.join(sorted(NEEDS))}.")
+        if self.reconstruct not in RECONSTRUCTIONS:
+            raise ValueError(
+                f"criterion {self.name!r} has reconstruct {self.reconstruct!r}. "
+                f"Choose one of {', '.join(RECONSTRUCTIONS)}."
+            )
+
+    @property
+    def derivatives(self) -> frozenset[str]:
+        """Return which derivatives of a loss it needs."""
+        return self.needs & DERIVATIVES
+
+    def needs_inputs(self, derivatives_given: bool = False) -> bool:
+        """Return whether the model is run for it.
+
+        Args:
+            derivatives_given: whether the caller has the derivatives; otherwise they are taken on labelled inputs.
+        """
+        return bool(self.needs & {"inputs", "labels"}) or bool(self.derivatives and not derivatives_given)
+
+
+_CRITERIA: dict[str, Criterion] = {}
+
+
+@overload
+def criterion(entry: Criterion, /) -> Criterion: ...
+
+
+@overload
+def criterion(
+    entry: str, /, *, summary: str = "", source: str = "", reconstruct: str = "none"
+) -> Callable[[ParameterScore], ParameterScore]: ...
+
+
+def criterion(
+    entry: str | Criterion, /, *, summary: str = "", source: str = "", reconstruct: str = "none"
+) -> Criterion | Callable[[ParameterScore], ParameterScore]:
+    """Register a criterion, so that it can be chosen by its name.
+
+    With a name it decorates a function that scores one parameter by its weights:
+
+    >>> import numpy as np
+    >>> import spa
+    >>> @spa.criterion("largest", source="This example.")
+    ... def largest(parameter):
+    ...     '''Score a channel by its largest weight.'''
+    ...     return np.abs(parameter.rows()).max(axis=1)
+    >>> get("largest").summary
+    'Score a channel by its largest weight.'
+
+    With a :class:`Criterion` it registers that, for criteria that need more than weights.
+
+    Args:
+        entry: the name, or the whole criterion.
+        summary: one sentence for help texts; by default the first line of the function's docstring.
+        source: the paper, with section or equation.
+        reconstruct: how the pruned network is repaired by default: ``none``, ``bias`` or ``full``.
+
+    Returns:
+        The criterion as it is, or a decorator that returns the function as it is.
+
+    Raises:
+        ValueError: the name is taken, or a field is not valid.
+    """
+    if isinstance(entry, Criterion):
+        return _register(entry)
+
+    def register(function: ParameterScore) -> ParameterScore:
+        _register(_of_function(function, entry, summary, source, reconstruct))
+        return function
+
+    return register
+
+
+def _register(entry: Criterion) -> Criterion:
+    if entry.name in _CRITERIA:
+        raise ValueError(f"criterion {entry.name!r} is registered already. Choose another name.")
+    _CRITERIA[entry.name] = entry
+    return entry
+
+
+def _of_function(
+    function: ParameterScore, name: str, summary: str = "", source: str = "", reconstruct: str = "none"
+) -> Criterion:
+    """Make a criterion of a user's function of a parameter, whose results are checked."""
+
+    @wraps(function)
+    def checked(parameter: Parameter) -> Array:
+        scores = np.asarray(function(parameter))
+        expected = (parameter.channels,)
+        if scores.shape != expected or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
+            what = f"shape {scores.shape}" if scores.shape != expected else "values that are not finite numbers"
+            raise PlanError(
+                f"criterion {name!r} returns {what} for parameter {parameter.name!r}. "
+                f"Return one finite score per channel, shape {expected}."
+            )
+        return scores.astype(np.float64)
+
+    first_line = (getdoc(function) or "").partition("\n")[0]
+    return Criterion(
+        name=name,
+        score=by_parameter(checked),
+        summary=summary or first_line,
+        source=source,
+        reconstruct=reconstruct,
+    )
+
+
+@cache
+def _load_packages() -> None:
+    """Import what installed packages register through the entry-point group ``spa.criteria``."""
+    for entry in entry_points(group="spa.criteria"):
+        entry.load()
+
+
+def get(chosen: str | Criterion | ParameterScore) -> Criterion:
+    """Return the criterion of a name; take a criterion, or a function that scores one parameter, as it is.
+
+    So a function may stand wherever a name may. Here channel 1, whose largest weights are least, goes:
+
+    >>> import onnx.parser
+    >>> import spa
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 17]>
+    ...     net (float[n,2] x) => (float[n,1] y) <float[2,3] a = {1, -2, 5, 4, 1, 3}, float[3,1] b = {1, 1, 1}> {
+    ...         h = MatMul(x, a)
+    ...         y = MatMul(h, b)
+    ...     }''')
+    >>> def largest(parameter):
+    ...     return abs(parameter.rows()).max(axis=1)
+    >>> [kept] = spa.prune(model, criterion=largest, ratio=0.3, round_to=1).plan.kept.values()
+    >>> kept
+    (0, 2)
+
+    Raises:
+        PlanError: no criterion has that name.
+    """
+    if isinstance(chosen, Criterion):
+        return chosen
+    if callable(chosen):
+        return _of_function(chosen, getattr(chosen, "__name__", type(chosen).__name__))
+    _load_packages()
+    if not isinstance(chosen, str) or chosen not in _CRITERIA:
+        near = get_close_matches(str(chosen), _CRITERIA, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PlanError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
+    return _CRITERIA[chosen]
+
+
+def names(within: Collection[str] | None = None) -> list[str]:
+    """Return the names of all criteria, sorted.
+
+    Args:
+        within: only criteria that need nothing but these.
+    """
+    _load_packages()
+    return sorted(n for n, c in _CRITERIA.items() if within is None or c.needs <= set(within))
+
+
+def registered() -> dict[str, Criterion]:
+    """Return all criteria by name, sorted."""
+    return {name: _CRITERIA[name] for name in names()}

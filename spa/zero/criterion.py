@@ -1,0 +1,26 @@
+"""The criterion ``zero``: what changes nothing goes, whatever the budget."""
+
+from __future__ import annotations
+
+from spa.criteria.answers import Removal
+from spa.criteria.context import Context
+from spa.criteria.registry import Criterion, criterion
+
+
+def _remove(context: Context) -> Removal:
+    """Find the channels whose removal changes nothing."""
+    from spa.zero.compaction import lossless  # with onnxruntime, which not every use of the registry needs
+
+    found = lossless(context.analysis, context.groups)
+    notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
+    return Removal(found.plan, found.fold, notes)
+
+
+ZERO = criterion(
+    Criterion(
+        name="zero",
+        score=_remove,
+        summary="Precisely the channels whose removal changes nothing, whatever the budget.",
+        source="spa.zero.compaction",
+    )
+)
