@@ -140,7 +140,7 @@ class Job:
             if self._scores is None:
                 self._scores = self._scored()
             return choose(self.analysis, self.groups, self._scores, budget, latency), {}
-        from spa.widths.allocate import allocate
+        from spa.widths.allocation import allocate
 
         with running():
             curves = self.calibrated.curves(self.groups, fading)

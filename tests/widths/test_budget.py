@@ -16,7 +16,8 @@ from models.builders import ZOO
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
-from spa.widths.budget import RANKINGS, UNITS, Budget
+from spa.widths.budget import UNITS, Budget
+from spa.widths.ranking import RANKINGS
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet.onnx"

@@ -15,8 +15,10 @@ from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
 from spa.running.verify import verify
 from spa.surgery.masking import masked
-from spa.widths.budget import RANKINGS, Budget, ladders_of, widths_at
+from spa.widths.budget import Budget
 from spa.widths.equal import equal_sets, head_sizes
+from spa.widths.ladders import ladders_of, widths_at
+from spa.widths.ranking import RANKINGS
 from spa.widths.sparsity import suggested_ratio
 from tests.oracle import Net
 
@@ -163,9 +165,9 @@ def test_sets_that_share_a_group_are_one() -> None:
 def test_rungs_are_allowed_in_each_group_and_the_same_share_in_all(round_to: int, min_width: int) -> None:
     analysis = analysis_of("llama")
     groups = analysis.free
-    budget = Budget(0.5, round_to=round_to, min_width=min_width, equal=equal_sets(analysis, groups, ["heads"]))
-    alone = ladders_of(analysis, groups, Budget(0.5, round_to=round_to, min_width=min_width))
-    ladders = ladders_of(analysis, groups, budget)
+    sets = equal_sets(analysis, groups, ["heads"])
+    alone = ladders_of(analysis, groups, round_to=round_to, min_width=min_width)
+    ladders = ladders_of(analysis, groups, round_to=round_to, min_width=min_width, equal=sets)
     assert widths_at(ladders, [0] * len(ladders)) == [g.size for g in groups]
     assert sorted(m for ladder in ladders for m in ladder.members) == list(range(len(groups)))
     for ladder in ladders:
