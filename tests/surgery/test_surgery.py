@@ -330,7 +330,7 @@ def test_a_frozen_group_cannot_be_pruned() -> None:
 
 
 def test_a_group_cannot_lose_every_channel() -> None:
-    with pytest.raises(PlanError, match="keep 1 or more"):
+    with pytest.raises(PlanError, match="Keep 1 or more"):
         make_plan(analysed(network()), {"a[0]": np.asarray([], int)})
 
 
