@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from spa import criteria
 from spa.coupling.analysis import Analysis, Group, couple
-from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
+from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
 from spa.errors import PlanError
@@ -357,7 +357,7 @@ def _report(
     reached = 1 - getattr(after, unit) / dense if dense else 0.0
     if (timed := outcome.latency) is not None:
         reached = 1 - timed["measured"] / timed["dense"]
-    shares = group_shares(analysis)
+    shares = group_fractions(analysis)
     return Report(
         before,
         after,

@@ -17,7 +17,7 @@ _LABELS = ("label", "labels", "y")
 
 @dataclass(frozen=True)
 class Piece:
-    """Some samples.
+    """Samples with their labels.
 
     Attributes:
         feeds: checked arrays by input, of shape (samples, ...) each.

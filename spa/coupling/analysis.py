@@ -260,7 +260,7 @@ class Analysis:
         return tuple(groups)
 
     def _filled(self, places: Mapping[Dim, object]) -> dict[Dim, tuple[str, int]]:
-        """Find the Dims that only weights carry that the graph fills by itself (ConstantOfShape): (tensor, axis)."""
+        """Find the Dims that only weights filled by the graph itself (ConstantOfShape) carry, with (tensor, axis)."""
         filled: dict[Dim, tuple[str, int]] = {}
         for name in self.axes:
             if name in self._constant:

@@ -30,7 +30,7 @@ class LatencyTerms(Protocol):
 
     @property
     def block(self) -> int:
-        """The number of which the sizes of axes count as rounded up to multiples."""
+        """The block size; sizes of axes count as rounded up to multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Sizes:
 
 
 class CostModel:
-    """Evaluates the cost of any choice of widths.
+    """The cost of any choice of widths.
 
     Args:
         analysis: the model.
@@ -226,7 +226,7 @@ def measure(analysis: Analysis) -> Cost:
     return CostModel(analysis, dims).evaluate([d.size for d in dims])
 
 
-def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
+def group_fractions(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
     """Return by group name the fractions of all parameters and of all MACs that the group runs through."""
     groups = [g for g in analysis.groups if g.size > 1]
     params, macs = CostModel(analysis, [g.dim for g in groups]).fractions()

@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def removes(self) -> bool:
-        """Whether the plan removes any channel."""
+        """True if the plan removes any channel."""
         return any(len(kept) < self.sizes[name] for name, kept in self.kept.items())
 
     def masks(self, analysis: Analysis) -> dict[Dim, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,9 +12,8 @@ from spa.algebra.axes import Axes, Kept
 from spa.algebra.op import Tie
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
-from spa.errors import InvariantError, UnsupportedError
-from spa.model.graph import Graph, Node, dead_nodes, names_read
-from spa.model.shapes import Override, Walk
+from spa.model.graph import Graph, dead_nodes, names_read
+from spa.surgery.integers import correct, restated, wrong_operands
 
 Message = TypeVar("Message", NodeProto, ValueInfoProto)
 Key = tuple[int, int]  # (node index, operand)
@@ -38,23 +36,6 @@ def apply(analysis: Analysis, plan: Plan) -> ModelProto:
     """
     kept = analysis.kept(plan.masks(analysis))
     return _Surgeon(analysis, kept).operate()
-
-
-@dataclass
-class _WrongOperand:
-    """An operand whose computed value is wrong after pruning.
-
-    Attributes:
-        node: the node that reads it.
-        operand: its position.
-        expected: the value that it should have, at each point of the analysis.
-        actual: the value that the pruned graph computes, at each point.
-    """
-
-    node: Node
-    operand: int
-    expected: list[np.ndarray]
-    actual: list[np.ndarray]
 
 
 class _Surgeon:
@@ -84,8 +65,7 @@ class _Surgeon:
         self._weights()
         self._attributes()
         self._interface()
-        for wrong in self._wrong_operands():
-            self._correct(wrong)
+        self._computed()
         self._assemble()
         return self.model
 
@@ -100,7 +80,7 @@ class _Surgeon:
     # -- constants -----------------------------------------------------------------------------------------------
 
     def _weights(self) -> None:
-        """Slice every constant as each of its uses demands; uses that demand the same share a copy."""
+        """Slice every constant as each of its uses demands; uses that demand the same value read one copy."""
         demands: dict[str, dict[Key, np.ndarray]] = {}
         for (name, index, operand), axes in self.analysis.uses.items():
             if self.kept.touches(axes):
@@ -113,7 +93,7 @@ class _Surgeon:
                     continue
                 if (name := law.node.inputs[tie.operand]) in self.graph.constants:
                     old = self.graph.array(name)
-                    value = _restated(tie, self.kept, old)
+                    value = restated(tie, self.kept, old)
                     if value.shape != old.shape or not np.array_equal(value, old):
                         demands.setdefault(name, {})[(law.node.index, tie.operand)] = value
         for name, by_use in demands.items():
@@ -214,140 +194,15 @@ class _Surgeon:
 
     # -- computed integers ---------------------------------------------------------------------------------------
 
-    def _wrong_operands(self) -> list[_WrongOperand]:
-        """Walk the pruned graph; find the computed integers that differ from what the algebra expects."""
-        wrong: dict[Key, _WrongOperand] = {}
-        walks = self.analysis.points.walks
-        graph = Graph(self.model, self.graph.base, self.graph.initializers | self.new)
-        checks = [self._checker(before, point, wrong) for point, before in enumerate(walks)]
-        after = self.analysis.points.again(graph, checks)
-        self._check_shapes(after[0])
-        return [operand for _, operand in sorted(wrong.items(), key=lambda item: item[0])]
-
-    def _checker(self, before: Walk, point: int, wrong_operands: dict[Key, _WrongOperand]) -> Override:
-        """Return a check of each node: a computed operand must have its restated value, or its old one if it is data.
-
-        Args:
-            before: the walk over the original graph at the same point.
-            point: the position of the point.
-            wrong_operands: by (node index, operand); the check adds what it finds.
-        """
-
-        def check(node: Node, walk: Walk) -> Mapping[int, np.ndarray]:
-            law = self.analysis.laws.get(node.index)
-            if law is None:
-                return {}
-            ties = {t.operand: t for t in law.ties if t.operand is not None}
-            values = {}
-            for operand, name in enumerate(law.node.inputs):
-                if name not in before.computed:
-                    continue
-                old = before.value[name]
-                expected = _restated(ties[operand], self.kept, old) if operand in ties else old
-                actual = walk.value[node.inputs[operand]]
-                if actual.shape != expected.shape or not np.array_equal(actual, expected):
-                    wrong = wrong_operands.setdefault(
-                        (node.index, operand), _WrongOperand(law.node, operand, expected=[], actual=[])
-                    )
-                    # A point at which nothing was wrong so far agrees with itself.
-                    wrong.expected += [expected] * (point + 1 - len(wrong.expected))
-                    wrong.actual += [actual] * (point + 1 - len(wrong.actual))
-                    values[operand] = expected
-            return values
-
-        return check
-
-    def _check_shapes(self, walk: Walk) -> None:
-        for name, axes in self.analysis.axes.items():
-            expected = tuple(self.kept.size(e) for e in axes)
-            if name in walk.shape and walk.shape[name] != expected and name not in self.analysis.points.first.value:
-                raise InvariantError(
-                    f"after pruning, {name!r} has shape {walk.shape[name]}, the algebra expects {expected}. "
-                    "Please report this with the model and the plan."
-                )
-
-    def _correct(self, wrong: _WrongOperand) -> None:
-        """Give an operand its expected value: a constant, or the old value with its wrong entries replaced."""
-        points = len(self.analysis.points.walks)
-        wrong.expected += [wrong.expected[-1]] * (points - len(wrong.expected))
-        wrong.actual += [wrong.actual[-1]] * (points - len(wrong.actual))
-        base = f"{wrong.node.inputs[wrong.operand]}_pruned"
-        first, last = wrong.expected[0], wrong.expected[-1]
-        if first.shape == last.shape and np.array_equal(first, last):
-            name = self.fresh(base)
-            self.new[name] = numpy_helper.from_array(np.asarray(first, order="C"), name)
-        else:
-            name = self._composed(wrong, base)
-        self.nodes[wrong.node.index].input[wrong.operand] = name
-
-    def _composed(self, wrong: _WrongOperand, base: str) -> str:
-        """Concatenate the entries that follow the input (taken from the old value) and constants.
-
-        Args:
-            wrong: an operand whose expected value differs between the points.
-            base: the stem of new names.
-
-        Returns:
-            The name of the tensor to read instead.
-
-        Raises:
-            UnsupportedError: an entry follows the input and its old value is wrong.
-        """
-        first, last = wrong.expected[0], wrong.expected[-1]
-        if all(np.array_equal(e.reshape(-1), np.arange(e.size)) for e in wrong.expected):
-            return self._counted(wrong, base)
-        if first.ndim != 1 or first.shape != last.shape:
-            raise self._stuck(wrong)
-        pieces: list[str] = []
-        inserted = self.inserted.setdefault(wrong.node.index, [])
-        old = wrong.node.inputs[wrong.operand]
-        inferred = 0  # entries of Reshape's shape that are left to the runtime, as -1
-        for k in range(first.size):
-            follows_input = first[k] != last[k]
-            is_right = all(a[k] == e[k] for a, e in zip(wrong.actual, wrong.expected, strict=True))
-            piece = self.fresh(f"{base}_{k}")
-            if follows_input and is_right:
-                at = self.fresh(f"{base}_{k}_at")
-                self.new[at] = numpy_helper.from_array(np.asarray([k], np.int64), at)
-                inserted.append(helper.make_node("Gather", [old, at], [piece], axis=0))
-            else:
-                inferred += follows_input
-                value = -1 if follows_input else first[k]
-                self.new[piece] = numpy_helper.from_array(np.asarray([value], first.dtype), piece)
-            pieces.append(piece)
-        if inferred > 1 or (inferred and wrong.node.op != "Reshape"):
-            raise self._stuck(wrong)
-        name = self.fresh(base)
-        inserted.append(helper.make_node("Concat", pieces, [name], axis=0))
-        return name
-
-    def _counted(self, wrong: _WrongOperand, base: str) -> str:
-        """Count all indices of Gather's first operand, in the shape that is expected; return the tensor's name."""
-        first, last = wrong.expected[0], wrong.expected[-1]
-        if wrong.node.op != "Gather" or wrong.node.attributes.get("axis", 0) != 0:
-            raise self._stuck(wrong)
-        shape = [int(a) if a == b else -1 for a, b in zip(first.shape, last.shape, strict=True)]
-        if shape.count(-1) > 1:
-            raise self._stuck(wrong)
-        names = {k: self.fresh(f"{base}_{k}") for k in ("shape", "count", "to", "zero", "one")}
-        for key, value in (("zero", 0), ("one", 1), ("to", shape)):
-            self.new[names[key]] = numpy_helper.from_array(np.asarray(value, np.int64), names[key])
-        counted, name = self.fresh(f"{base}_all"), self.fresh(base)
-        self.inserted.setdefault(wrong.node.index, []).extend(
-            [
-                helper.make_node("Shape", [wrong.node.inputs[0]], [names["shape"]]),
-                helper.make_node("Gather", [names["shape"], names["zero"]], [names["count"]], axis=0),
-                helper.make_node("Range", [names["zero"], names["count"], names["one"]], [counted]),
-                helper.make_node("Reshape", [counted, names["to"]], [name]),
-            ]
-        )
-        return name
-
-    def _stuck(self, wrong: _WrongOperand) -> UnsupportedError:
-        return UnsupportedError(
-            f"{wrong.node.label}: operand {wrong.operand} is computed from sizes that follow the input and that "
-            "pruning changes. Leave its groups out with --ignore, or export the model with fixed input sizes."
-        )
+    def _computed(self) -> None:
+        """Give every computed operand whose value is wrong after pruning the value that the algebra expects."""
+        pruned = Graph(self.model, self.graph.base, self.graph.initializers | self.new)
+        for wrong in wrong_operands(self.analysis, self.kept, pruned):
+            correction = correct(wrong, self.fresh)
+            self.new.update(correction.constants)
+            if correction.nodes:
+                self.inserted.setdefault(wrong.node.index, []).extend(correction.nodes)
+            self.nodes[wrong.node.index].input[wrong.operand] = correction.name
 
     # -- putting together ----------------------------------------------------------------------------------------
 
@@ -375,12 +230,6 @@ class _Surgeon:
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def _restated(tie: Tie, kept: Kept, old: np.ndarray) -> np.ndarray:
-    """Return the value that the pruned node needs in place of an old one, of its type and, if possible, its shape."""
-    value = np.asarray(tie.restate(kept, old))
-    return value.astype(old.dtype).reshape(old.shape if value.size == old.size else value.shape)
 
 
 def _without_weights(model: ModelProto) -> ModelProto:
