@@ -59,10 +59,12 @@ class Plan:
                 continue
             if group.frozen is not None:
                 raise PlanError(f"group {name!r} is frozen: {group.frozen}. Take it out of the plan.")
-            if not kept or min(kept) < 0 or max(kept) >= group.size:
+            if not kept:
+                raise PlanError(f"group {name!r} keeps none of its {group.size} channels. Keep 1 or more of them.")
+            if min(kept) < 0 or max(kept) >= group.size:
                 raise PlanError(
-                    f"group {name!r} keeps {len(kept)} of {group.size} channels, or indices that it lacks. "
-                    f"Keep 1 or more of 0 to {group.size - 1}."
+                    f"group {name!r} keeps indices {min(kept)} to {max(kept)}, but its channels are 0 to "
+                    f"{group.size - 1}. Make a new plan."
                 )
             mask = np.zeros(group.size, dtype=bool)
             mask[list(kept)] = True
