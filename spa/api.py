@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto, TensorProto
 
 from spa.coupling.analysis import Analysis, couple
-from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
+from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import Origin, give_back, kind_of, origin
 from spa.job import Clock, Job, Outcome, prepare
@@ -244,7 +244,7 @@ def _report(job: Job, outcome: Outcome, source: Source, came: Origin | None) -> 
     widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in groups]
     before = _stored(analysis.graph, costs.evaluate(costs.sizes))
     after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))
-    shares = group_shares(analysis)
+    shares = group_fractions(analysis)
     return Report(
         before=before,
         after=after,

@@ -273,7 +273,7 @@ class Job:
         assert not isinstance(answer, Removal)  # `run` takes it as it is
         if not isinstance(answer, Curves):
             return choose(self.analysis, self.selection.groups, answer, budget, latency), {}
-        from spa.widths.allocate import allocate
+        from spa.widths.allocation import allocate
 
         curves = answer.candidates[candidate]
         if budget.ranking == "global":

@@ -105,7 +105,7 @@ def test_a_plan_survives_its_json_and_refuses_another_model(tmp_path: Path) -> N
     assert again == plan
     with pytest.raises(spa.PlanError, match="no group of that name"):
         spa.prune(RESNET.parent / "digits_vit.onnx", plan=plan)
-    with pytest.raises(spa.PlanError, match="this is no plan"):
+    with pytest.raises(spa.PlanError, match="this is not a plan"):
         spa.Plan.from_json("{}")
     with pytest.raises(spa.PlanError, match="cannot read the plan"):
         spa.Plan.load(tmp_path / "none.json")

@@ -7,8 +7,7 @@ Every tensor axis carries an expression over :class:`Dim`:
     (a b)        product: the axis is a two-dimensional table, read row by row
 
 Operators state which axes are the same; :meth:`Space.unify` makes two expressions equal by
-refining their Dims. What is left when all operators have spoken is the answer: each remaining Dim is one
-group of coupled channels.
+refining their Dims. When all operators have spoken, each Dim that remains is one group of coupled channels.
 
 >>> s = Space()
 >>> qkv, h, d = s.dim(24), s.dim(2), s.dim(4)
@@ -73,7 +72,11 @@ _DEEP = 100  # levels of Dims bound to Dims that are resolved by plain recursion
 
 
 def concat(*terms: Expr) -> Expr:
-    """The sum of expressions, flattened; terms of no index are dropped."""
+    """Return the sum of expressions, flattened; terms without an index are dropped.
+
+    >>> concat(Dim(2), Sum(()), concat(Dim(3), Dim(5)))
+    Sum(terms=(Dim(2), Dim(3), Dim(5)), size=10)
+    """
     flat: list[Expr] = []
     for term in terms:
         if isinstance(term, Sum):
@@ -84,7 +87,7 @@ def concat(*terms: Expr) -> Expr:
 
 
 def product(*factors: Expr) -> Expr:
-    """The product of expressions in normal form: flat, without units, a sum distributed over the factors behind it.
+    """Return the product of expressions in normal form: flat, without units, sums distributed over later factors.
 
     >>> a, b, c, d = Dim(2), Dim(3), Dim(5), Dim(7)
     >>> Space().show(product(a, concat(b, c), d))
@@ -106,7 +109,7 @@ def product(*factors: Expr) -> Expr:
 
 
 def leaves(expr: Expr) -> Iterator[Dim]:
-    """The Dims of an expression, in order, repetitions included."""
+    """Yield the Dims of an expression, in order, repetitions included."""
     if isinstance(expr, Dim):
         yield expr
     else:
@@ -115,22 +118,31 @@ def leaves(expr: Expr) -> Iterator[Dim]:
 
 
 class Space:
-    """The Dims of one model, what is known of them, and the unifier.
+    """The Dims of one model, the facts known of them, and the unifier.
 
     A Dim is *bound* when a finer expression has replaced it, *frozen* (with a reason) when none of its indices may
-    be removed, and *crossing* (with the places) when statistics are taken over it. Marks survive every later
-    unification: binding a Dim hands its marks to the Dims that replace it.
+    be removed, and *crossing* (with the labels of nodes) when statistics are taken over it. Both facts survive every
+    later unification: binding a Dim hands them to the Dims that replace it.
+
+    >>> space = Space()
+    >>> channels, fixed = space.dim(6), space.dim(2, frozen="graph output 'y'")
+    >>> space.unify(channels, concat(fixed, space.dim(4)))
+    >>> [(dim, space.reason(dim)) for dim in leaves(space.resolve(channels))]
+    [(Dim(2), "graph output 'y'"), (Dim(4), None)]
     """
 
     def __init__(self) -> None:
         self._bound: dict[Dim, Expr] = {}
         self._frozen: dict[Dim, str] = {}
-        self._crossings: dict[Dim, dict[str, None]] = {}
+        self._crossings: dict[Dim, dict[str, None]] = {}  # a dictionary serves as an ordered set
 
     # -- making and reading ------------------------------------------------------------------------------------
 
     def dim(self, size: int, frozen: str | None = None) -> Expr:
-        """A new dimension; a size of one is the unit, which is never removable."""
+        """Return a new dimension, frozen if a reason is given.
+
+        A size of one gives the unit, which cannot be removed and needs no reason.
+        """
         if size == 1:
             return UNIT
         new = Dim(size)
@@ -139,7 +151,12 @@ class Space:
         return new
 
     def resolve(self, expr: Expr, depth: int = 0) -> Expr:
-        """The normal form of an expression under all that has been unified so far."""
+        """Return the normal form of an expression under all that has been unified so far.
+
+        Args:
+            expr: any expression of this space.
+            depth: levels of recursion so far; only for calls from here.
+        """
         if isinstance(expr, Dim):
             bound = self._bound.get(expr)
             if bound is None:
@@ -153,11 +170,11 @@ class Space:
             return resolved
         if isinstance(expr, Sum):
             terms = [self.resolve(t, depth + 1) for t in expr.terms]
-            same = all(a is b for a, b in zip(terms, expr.terms, strict=True))
-            return expr if same else concat(*terms)
+            unchanged = all(a is b for a, b in zip(terms, expr.terms, strict=True))
+            return expr if unchanged else concat(*terms)
         factors = [self.resolve(f, depth + 1) for f in expr.factors]
-        same = all(a is b for a, b in zip(factors, expr.factors, strict=True))
-        return expr if same else product(*factors)
+        unchanged = all(a is b for a, b in zip(factors, expr.factors, strict=True))
+        return expr if unchanged else product(*factors)
 
     def _settle(self, expr: Expr) -> None:
         """Resolve the bound Dims below an expression, last ones first: chains can be longer than Python's stack."""
@@ -175,71 +192,77 @@ class Space:
             self.resolve(dim)
 
     def is_frozen(self, expr: Expr) -> bool:
-        """Whether no index of the expression may be removed."""
+        """Tell whether no index of the expression may be removed."""
         return all(d in self._frozen for d in leaves(self.resolve(expr)))
 
     def reason(self, dim: Dim) -> str | None:
-        """Why a resolved Dim is frozen, or None."""
+        """Return the reason for which a resolved Dim is frozen, or None."""
         return self._frozen.get(dim)
 
     def crossings(self, dim: Dim) -> tuple[str, ...]:
-        """The places where statistics are taken over a resolved Dim."""
+        """Return the labels of the nodes that take statistics over a resolved Dim."""
         return tuple(self._crossings.get(dim, ()))
 
-    # -- marks ---------------------------------------------------------------------------------------------------
+    # -- frozen and crossing Dims --------------------------------------------------------------------------------
 
     def freeze(self, expr: Expr, reason: str) -> None:
         """Forbid the removal of any index of an expression; the first reason given stays."""
         for dim in leaves(self.resolve(expr)):
             self._frozen.setdefault(dim, reason)
 
-    def cross(self, expr: Expr, place: str) -> None:
-        """Mark that statistics are taken over an expression at a place, so that removal changes them."""
+    def cross(self, expr: Expr, label: str) -> None:
+        """Note that the node of that label takes statistics over an expression, so that removal changes them."""
         for dim in leaves(self.resolve(expr)):
-            self._crossings.setdefault(dim, {})[place] = None
+            self._crossings.setdefault(dim, {})[label] = None
 
     def _bind(self, dim: Dim, expr: Expr) -> None:
         self._bound[dim] = expr
         if (reason := self._frozen.get(dim)) is not None:
             self.freeze(expr, reason)
-        for place in self._crossings.get(dim, ()):
-            self.cross(expr, place)
+        for label in self._crossings.get(dim, ()):
+            self.cross(expr, label)
 
     # -- unification ---------------------------------------------------------------------------------------------
 
     def unify(self, left: Expr, right: Expr) -> None:
         """Make two expressions equal by refining their Dims.
 
-        Loses no freedom but what equality demands; where the two have no common refinement, the part that has
+        No more freedom is lost than equality demands: where the two have no common refinement, the part that has
         none is frozen, never its neighbours.
 
         Raises:
             InvariantError: the sizes differ (an operator's rule is wrong).
+
+        >>> space = Space()
+        >>> a, b, c, d = (space.dim(n) for n in (2, 6, 3, 5))
+        >>> space.unify(concat(a, b), concat(c, d))  # boundaries at 2 and at 3: both sums are cut at each
+        >>> space.show(concat(a, b)), space.show(concat(c, d))
+        ('2+1+5', '2+1+5')
         """
         if left is right:
             return
         if left.size != right.size:
             raise InvariantError(f"cannot unify axes of {left.size} and {right.size} indices")
-        todo: list[tuple[Expr, Expr]] = [(left, right)]
-        while todo:
-            a, b = todo.pop()
+        pairs: list[tuple[Expr, Expr]] = [(left, right)]
+        while pairs:
+            a, b = pairs.pop()
             a, b = self.resolve(a), self.resolve(b)
             if a is b or a == b:
                 continue
             if self.is_frozen(a):
-                self.freeze(b, self._a_reason(a))
+                self.freeze(b, self._any_reason(a))
             elif self.is_frozen(b):
-                self.freeze(a, self._a_reason(b))
+                self.freeze(a, self._any_reason(b))
             elif isinstance(a, Dim):
                 self._bind(a, b)
             elif isinstance(b, Dim):
                 self._bind(b, a)
             elif isinstance(a, Sum) or isinstance(b, Sum):
-                todo.extend(self._align_sums(a, b))
+                pairs.extend(self._align_sums(a, b))
             else:
-                todo.extend(self._align_products(list(a.factors), list(b.factors)))
+                pairs.extend(self._align_products(list(a.factors), list(b.factors)))
 
-    def _a_reason(self, expr: Expr) -> str:
+    def _any_reason(self, expr: Expr) -> str:
         return next((self._frozen[d] for d in leaves(expr)), "a single index")
 
     def _align_sums(self, a: Expr, b: Expr) -> Iterator[tuple[Expr, Expr]]:
@@ -288,12 +311,18 @@ class Space:
     # -- cutting -------------------------------------------------------------------------------------------------
 
     def cut(self, expr: Expr, at: int) -> tuple[Expr, Expr]:
-        """The first ``at`` indices of an expression and the rest, refining its Dims where the cut falls inside one."""
+        """Return the first ``at`` indices of an expression and the rest; refine a Dim that the cut falls inside.
+
+        >>> space = Space()
+        >>> first, rest = space.cut(product(Dim(2), Dim(3)), 4)  # inside the second row: all rows are cut there
+        >>> space.show(first), space.show(rest)
+        ('1+2+1', '2')
+        """
         expr = self.resolve(expr)
         if at == 0 or at == expr.size:
             return (Sum(()), expr) if at == 0 else (expr, Sum(()))
         if self.is_frozen(expr):  # frozen Dims need no refinement
-            reason = self._a_reason(expr)
+            reason = self._any_reason(expr)
             return self.dim(at, reason), self.dim(expr.size - at, reason)
         if isinstance(expr, Dim):
             first, rest = self.dim(at), self.dim(expr.size - at)
@@ -324,7 +353,7 @@ class Space:
         return concat(*first), concat(*terms)
 
     def split(self, expr: Expr, sizes: Sequence[int]) -> list[Expr]:
-        """Consecutive pieces of an expression, of the given sizes."""
+        """Return consecutive pieces of an expression, of the given sizes."""
         pieces = []
         for size in sizes:
             piece, expr = self.cut(expr, size)
@@ -334,12 +363,12 @@ class Space:
     # -- showing -------------------------------------------------------------------------------------------------
 
     def show(self, expr: Expr, names: Mapping[Dim, str] | Callable[[Dim], str | None] | None = None) -> str:
-        """The expression as text; a Dim without a name is shown as its size."""
-        known = names or {}
+        """Return the expression as text; a Dim without a name is shown as its size."""
+        name_of = names.get if isinstance(names, Mapping) else names
 
         def text(e: Expr) -> str:
             if isinstance(e, Dim):
-                return (known.get(e) if isinstance(known, Mapping) else known(e)) or str(e.size)
+                return (name_of(e) if name_of else None) or str(e.size)
             if isinstance(e, Sum):
                 return "+".join(text(t) for t in e.terms) or "0"
             if e == UNIT:
@@ -350,12 +379,20 @@ class Space:
 
 
 class Kept:
-    """Which indices of each Dim are kept, and what that means for any expression.
+    """The kept indices of each Dim, and the evaluation of any expression under them.
 
     Args:
         space: the space that the expressions belong to, fully unified.
         masks: for each pruned Dim a boolean array of its size, True where the index is kept; Dims that are
             not named keep everything.
+
+    >>> space = Space()
+    >>> h, d = space.dim(2), space.dim(3)
+    >>> kept = Kept(space, {h: np.array([False, True]), d: np.array([True, False, True])})
+    >>> kept.mask(concat(h, product(h, d))).astype(int)
+    array([0, 1, 0, 0, 0, 1, 0, 1])
+    >>> kept.size(product(h, d))
+    2
     """
 
     def __init__(self, space: Space, masks: Mapping[Dim, np.ndarray]) -> None:
@@ -364,7 +401,7 @@ class Kept:
         self._counts = {d: int(m.sum()) for d, m in masks.items()}
 
     def mask(self, expr: Expr) -> np.ndarray:
-        """Boolean array of the expression's size: concatenate for a sum, outer AND for a product."""
+        """Return a boolean array of shape (expr.size,): concatenated for a sum, the outer AND for a product."""
         return self._mask(self._space.resolve(expr))
 
     def _mask(self, expr: Expr) -> np.ndarray:
@@ -379,7 +416,11 @@ class Kept:
         return mask
 
     def stretched(self, expr: Expr, size: int) -> np.ndarray | None:
-        """The mask where a product's first factor has another size, following the input's; None for other sizes.
+        """Return the mask for an axis whose first factor follows the input's size; None for an impossible size.
+
+        Args:
+            expr: the axis at the sizes of the analysis.
+            size: how many indices the axis has.
 
         >>> space = Space()
         >>> batch, c = space.dim(2), space.dim(3)
@@ -395,7 +436,7 @@ class Kept:
         return np.tile(row, size // row.size)
 
     def size(self, expr: Expr) -> int:
-        """How many indices of the expression are kept."""
+        """Return the number of indices of the expression that are kept."""
         return self._size(self._space.resolve(expr))
 
     def _size(self, expr: Expr) -> int:
@@ -406,5 +447,5 @@ class Kept:
         return prod(self._size(f) for f in expr.factors)
 
     def touches(self, exprs: Iterable[Expr]) -> bool:
-        """Whether any index of any of the expressions is removed."""
+        """Tell whether any index of any of the expressions is removed."""
         return any(self.size(e) != e.size for e in exprs)

@@ -1,1 +1,1 @@
-"""Inputs to learn from: given, or made up."""
+"""Calibration inputs: read from a user's data, or synthesised for a model without any."""

@@ -18,7 +18,16 @@ import onnx
 
 from spa.calibration import images
 from spa.calibration.batches import comfortable
-from spa.calibration.pieces import Piece, cap, from_bare, from_item, from_names, piece_of, say_names, say_shape
+from spa.calibration.pieces import (
+    Piece,
+    capitalise,
+    from_bare,
+    from_item,
+    from_names,
+    names_text,
+    piece_of,
+    shape_text,
+)
 from spa.errors import PlanError
 from spa.running.runtime import TensorSpec, input_specs
 
@@ -33,11 +42,11 @@ class Calibration:
     """Inputs of a model, ready to be run.
 
     Attributes:
-        batches: Feeds, of the types that the model declares.
-        labels: One class per sample, in the order of the batches, or None.
-        samples: The number of samples in all batches.
-        source: Where they came from, in words.
-        notes: What the reader of a report should know.
+        batches: arrays by input, of the types that the model declares.
+        labels: one class per sample, in the order of the batches, of shape (samples,), or None.
+        samples: the number of samples in all batches.
+        source: the data's origin, in words.
+        notes: sentences for the reader of a report, about samples that are few or were dropped.
     """
 
     batches: list[dict[str, np.ndarray]]
@@ -64,33 +73,33 @@ def read_data(
     """Read calibration data and check all of it against a model's inputs.
 
     Args:
-        data: An ``.npz`` or ``.npy`` file, a folder of them or of images, a dict of arrays, one array, or an
+        data: an ``.npz`` or ``.npy`` file, a folder of them or of images, a dict of arrays, one array, or an
             iterable of feeds (dicts, arrays, or pairs of an array and its labels).
-        model: The model that will be fed.
-        labels: The name of the array of classes; if not given, ``label``, ``labels`` or ``y`` unless an input
-            is called that.
-        samples: How many samples to take at most, or None for all: a random choice of arrays and of a folder's
-            files, the first of an iterable, which is not consumed any further.
-        batch: Samples per batch, by default what is comfortable; a model whose first axis is fixed has its own.
-        seed: The same seed chooses the same samples.
-        mean: What is subtracted from an image, per channel, once its values lie in 0..1.
-        std: What an image is then divided by, per channel.
+        model: the model that will be fed.
+        labels: the name of the array of classes; if None, ``label``, ``labels`` or ``y`` unless an input is called
+            that.
+        samples: the most samples to take, or None for all: a random choice of arrays and of a folder's files, the
+            first of an iterable, which is not consumed any further.
+        batch: samples per batch, by default a size that is comfortable; a model whose first axis is fixed has its own.
+        seed: the same seed chooses the same samples.
+        mean: per channel, is subtracted from an image once its values lie in 0..1.
+        std: per channel, divides an image after that.
 
     Returns:
         The batches, and the labels if there are any.
 
     Raises:
-        PlanError: The data cannot be read or does not fit the model, or an option is out of range.
+        PlanError: the data cannot be read or does not fit the model, or an option is out of range.
     """
     specs = _checked_specs(model)
     _check_count("samples", samples)
     if batch is not None:
         _check_count("batch", batch)
-    fixed = _fixed_batch(specs)
-    if fixed is not None and samples is not None and samples < fixed:
+    fixed_batch = _fixed_batch(specs)
+    if fixed_batch is not None and samples is not None and samples < fixed_batch:
         raise PlanError(
-            f"samples: {samples} were asked for, the model takes batches of exactly {fixed}. "
-            f"Ask for {fixed} or more, or export the model with a dynamic batch axis."
+            f"samples: {samples} were asked for, the model takes batches of exactly {fixed_batch}. "
+            f"Ask for {fixed_batch} or more, or export the model with a dynamic batch axis."
         )
     rng = np.random.default_rng(seed)
     path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
@@ -109,7 +118,7 @@ def read_data(
         pieces = [_choose(from_bare("the data", data, None, specs, labels, single=False), samples, rng)]
     else:
         pieces = _read_iterable(data, specs, labels, samples)
-    return _assemble(pieces, fixed or batch, fixed is not None, source)
+    return _assemble(pieces, fixed_batch or batch, fixed_batch is not None, source)
 
 
 def _checked_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -135,12 +144,12 @@ def _check_count(name: str, value: int | None) -> None:
 
 
 def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """The batch size that the model insists on, if it does."""
-    sizes = {spec.name: size for spec in specs if (size := images.fixed(spec.shape[0])) is not None}
+    """Return the batch size that the model fixes, or None for a dynamic one."""
+    sizes = {spec.name: size for spec in specs if (size := images.fixed_size(spec.shape[0])) is not None}
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
         raise PlanError(
-            f"The model: its inputs have first axes of different fixed sizes ({said}), so samples cannot lie along "
+            f"The model: its inputs have first axes of different fixed sizes ({listed}), so samples cannot lie along "
             "them. Export the model with a batch axis first in every input."
         )
     return next(iter(sizes.values()), None)
@@ -150,7 +159,7 @@ def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
 
 
 def _read_file(path: Path, specs: Sequence[TensorSpec], labels: str | None, *, single: bool) -> Piece:
-    """Read an .npz or .npy file; with `single` it may hold one sample without a batch axis."""
+    """Read an ``.npz`` or ``.npy`` file; with ``single`` it may hold one sample without a batch axis."""
     if not path.exists():
         raise PlanError(f"{path}: there is no such file or folder. Check the path.")
     suffix = path.suffix.lower()
@@ -189,7 +198,7 @@ def _read_folder(
         raise PlanError(f"{folder}: the folder holds no files. Put arrays or images straight into it.")
     pictures = [p for p in files if p.suffix.lower() in images.SUFFIXES]
     arrays = [p for p in files if p.suffix.lower() == ".npz" or (p.suffix.lower() == ".npy" and len(specs) == 1)]
-    if arrays and pictures and images.layout_of(specs) is not None:
+    if arrays and pictures and images.channel_axis_of(specs) is not None:
         raise PlanError(
             f"{folder}: it holds both arrays ({arrays[0].name}) and images ({pictures[0].name}). "
             "Put them into folders of their own."
@@ -203,7 +212,7 @@ def _read_folder(
         return _some_of(len(pictures), read, samples, rng)
     if any(p.suffix.lower() == ".npy" for p in files):
         raise PlanError(
-            f"{folder}: an .npy file holds one array, but the model takes {say_names(s.name for s in specs)}. "
+            f"{folder}: an .npy file holds one array, but the model takes {names_text(s.name for s in specs)}. "
             "Give .npz files with all of them."
         )
     raise PlanError(
@@ -220,16 +229,16 @@ def _picture_reader(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> _Reader:
-    layout = images.layout_of(specs)
-    if layout is None:
-        said = ", ".join(f"'{spec.name}' {spec.element} {say_shape(spec.shape)}" for spec in specs)
+    channel_axis = images.channel_axis_of(specs)
+    if channel_axis is None:
+        listed = ", ".join(f"'{spec.name}' {spec.element} {shape_text(spec.shape)}" for spec in specs)
         raise PlanError(
             f"{folder}: it holds images, but the model does not take one float image with 1 or 3 channels "
-            f"(inputs: {said}). Give arrays in .npz files."
+            f"(inputs: {listed}). Give arrays in .npz files."
         )
     if labels is not None:
         raise PlanError(f"labels '{labels}': images have no named arrays. Leave it out, or give an .npz file.")
-    picture = images.reader(pictures, specs[0], layout, mean, std)
+    picture = images.reader(pictures, specs[0], channel_axis, mean, std)
 
     def read(index: int) -> Piece:
         feeds = {specs[0].name: picture(index)}
@@ -239,7 +248,7 @@ def _picture_reader(
 
 
 def _some_of(count: int, read: _Reader, samples: int | None, rng: np.random.Generator) -> list[Piece]:
-    """A random choice of a folder's files, in their order, until there are enough samples."""
+    """Read a random choice of a folder's files, in their order, until there are enough samples."""
     # Names often begin with the class: the first few would be of one class only.
     order = np.arange(count) if samples is None else rng.permutation(count)
     if samples is not None and count <= samples:
@@ -261,7 +270,7 @@ def _read_iterable(data: Any, specs: Sequence[TensorSpec], labels: str | None, s
 
 
 def _first(pieces: Iterator[Piece], samples: int | None) -> list[Piece]:
-    """The first samples; nothing is drawn from `pieces` after them."""
+    """Take the first samples; nothing is drawn from ``pieces`` after them."""
     taken: list[Piece] = []
     count = 0
     while samples is None or count < samples:
@@ -282,34 +291,41 @@ def _choose(piece: Piece, samples: int | None, rng: np.random.Generator) -> Piec
 # --- batches ---------------------------------------------------------------------------------------------------
 
 
-def _assemble(pieces: Sequence[Piece], given: int | None, exact: bool, source: str) -> Calibration:
-    """Cut pieces into batches; those whose samples differ in shape stay apart."""
+def _assemble(pieces: Sequence[Piece], batch: int | None, exact: bool, source: str) -> Calibration:
+    """Cut pieces into batches; pieces whose samples differ in shape stay apart.
+
+    Args:
+        pieces: the samples.
+        batch: samples per batch; None for a size that is comfortable.
+        exact: whether the model takes batches of that size only, so that a remainder is dropped.
+        source: the data's origin, in words.
+    """
     pieces = [piece for piece in pieces if piece.samples]
     total = sum(piece.samples for piece in pieces)
     if not total:
-        raise PlanError(f"{cap(source)}: it holds no samples. Give one at least.")
+        raise PlanError(f"{capitalise(source)}: it holds no samples. Give one at least.")
     labelled = sum(piece.labels is not None for piece in pieces)
     if 0 < labelled < len(pieces):
-        raise PlanError(f"{cap(source)}: {labelled} of its {len(pieces)} parts have labels. Give all or none.")
+        raise PlanError(f"{capitalise(source)}: {labelled} of its {len(pieces)} parts have labels. Give all or none.")
     batches: list[Piece] = []
     for _, group in itertools.groupby(pieces, lambda piece: piece.shapes):
         whole = _join(list(group))
-        size = given or comfortable(whole.feeds, whole.samples)
+        size = batch or comfortable(whole.feeds, whole.samples)
         stop = whole.samples - whole.samples % size if exact else whole.samples
         batches += [whole.take(slice(start, min(start + size, stop))) for start in range(0, stop, size)]
     used = sum(piece.samples for piece in batches)
     if not used:
         raise PlanError(
-            f"{cap(source)}: its {total} samples fill no batch, the model takes batches of exactly {given}. "
+            f"{capitalise(source)}: its {total} samples fill no batch, the model takes batches of exactly {batch}. "
             "Give more samples, or export the model with a dynamic batch axis."
         )
     notes = []
     if used < total:
-        notes.append(f"{total - used} of {total} samples were dropped: the model takes batches of exactly {given}.")
+        notes.append(f"{total - used} of {total} samples were dropped: the model takes batches of exactly {batch}.")
     if used < _FEW:
         notes.append(f"{used} samples are few: the fit will be damped. Give {_FEW} or more.")
     feeds = [{name: np.ascontiguousarray(array) for name, array in piece.feeds.items()} for piece in batches]
-    return Calibration(feeds, _join_labels(batches), used, source, tuple(notes))
+    return Calibration(batches=feeds, labels=_join_labels(batches), samples=used, source=source, notes=tuple(notes))
 
 
 def _join(pieces: Sequence[Piece]) -> Piece:

@@ -1,4 +1,4 @@
-"""Images of a folder as inputs of a model."""
+"""Reading the images of a folder as inputs of a model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from spa.running.runtime import TensorSpec
 
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# The usual ones for ImageNet's colours; about as wide a range for grey.
+# ImageNet's usual statistics for colours; about as wide a range for grey.
 _MEAN = {1: (0.5,), 3: (0.485, 0.456, 0.406)}
 _STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
 
 
-def fixed(dim: int | str | None) -> int | None:
-    """A size that a model insists on."""
+def fixed_size(dim: int | str | None) -> int | None:
+    """Return the size of an axis that a model fixes, or None for a dynamic one."""
     return dim if isinstance(dim, int) and dim > 0 else None
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether values have a fraction."""
+    """Tell whether a type is one of floats; numpy does not count bfloat16 as one."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-def layout_of(specs: Sequence[TensorSpec]) -> int | None:
-    """The axis of the channels, if the model takes one image."""
+def channel_axis_of(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the axis of the channels (1 or 3) if a model takes one float image, else None."""
     spec = specs[0]
     if len(specs) != 1 or len(spec.shape) != 4 or spec.dtype is None or not is_float(spec.dtype):
         return None
@@ -42,23 +42,27 @@ def layout_of(specs: Sequence[TensorSpec]) -> int | None:
 def reader(
     paths: Sequence[Path],
     spec: TensorSpec,
-    layout: int,
+    channel_axis: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Callable[[int], np.ndarray]:
-    """A reader of images by number, (1, ...) each; dynamic sizes are those of the first.
+    """Return a function that reads the image at a position of ``paths``.
 
     Args:
         paths: the files.
-        spec: of the model's input.
-        layout: which of its axes has the channels, 1 or 3.
-        mean: what is subtracted from values in 0..1, per channel; ImageNet's by default.
-        std: what they are then divided by.
+        spec: the model's input.
+        channel_axis: the axis of the input that holds the channels, 1 or 3.
+        mean: per channel, is subtracted from values in 0..1; ImageNet's by default.
+        std: per channel, divides the values after that; ImageNet's by default.
+
+    Returns:
+        A function from a position to an array of shape (1, c, h, w) or (1, h, w, c), where sizes that the model leaves
+        open are those of the first image.
 
     Raises:
-        PlanError: a file is no image, ``mean`` or ``std`` does not fit, or Pillow is missing.
+        PlanError: a file is not an image, ``mean`` or ``std`` does not fit, or Pillow is missing.
     """
-    channels = fixed(spec.shape[layout]) or 3
+    channels = fixed_size(spec.shape[channel_axis]) or 3
     shift = _per_channel("mean", mean, _MEAN[channels])
     scale = _per_channel("std", std, _STD[channels])
     if not (scale > 0).all():
@@ -67,8 +71,8 @@ def reader(
         pillow = importlib.import_module("PIL.Image")
     except ImportError as error:
         raise PlanError(f"{paths[0]}: reading images needs Pillow. Run  pip install 'spa-onnx[images]'.") from error
-    rows, columns = spec.shape[2:] if layout == 1 else spec.shape[1:3]
-    height, width = fixed(rows), fixed(columns)
+    rows, columns = spec.shape[2:] if channel_axis == 1 else spec.shape[1:3]
+    height, width = fixed_size(rows), fixed_size(columns)
     if height is None or width is None:
         first = _open_image(pillow, paths[0], channels)
         height, width = height or first.height, width or first.width
@@ -78,15 +82,15 @@ def reader(
         image = _crop(pillow, _open_image(pillow, paths[index], channels), *size)
         pixels = np.asarray(image, dtype=np.float32).reshape(size[1], size[0], channels) / 255
         pixels = (pixels - shift) / scale
-        return np.asarray((pixels.transpose(2, 0, 1) if layout == 1 else pixels)[np.newaxis])
+        return np.asarray((pixels.transpose(2, 0, 1) if channel_axis == 1 else pixels)[np.newaxis])
 
     return read
 
 
-def _per_channel(name: str, given: Sequence[float] | None, default: tuple[float, ...]) -> np.ndarray:
-    values = np.asarray(default if given is None else given, dtype=np.float32)
+def _per_channel(name: str, option: Sequence[float] | None, default: tuple[float, ...]) -> np.ndarray:
+    values = np.asarray(default if option is None else option, dtype=np.float32)
     if values.shape != (len(default),) or not np.isfinite(values).all():
-        raise PlanError(f"{name}: {given} does not fit. Give {len(default)} numbers, one per channel.")
+        raise PlanError(f"{name}: {option} does not fit. Give {len(default)} numbers, one per channel.")
     return values
 
 

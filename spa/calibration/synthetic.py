@@ -1,9 +1,9 @@
-"""Calibration inputs for a model that nobody has data for.
+"""Synthetic calibration inputs, for a model without data.
 
 Statistics of activations depend on more than shapes: under white noise the filters of an image network see no
 edge and hardly fire. Inputs that look like images therefore get dead leaves (Lee, Mumford, Huang 2001), which
-share occlusion, edges and the power spectrum with photographs and train networks surprisingly well (Baradad et
-al. 2021); inputs that look like series get 1/f noise. All else is as `spa.running.feeds` makes it.
+have occlusion, edges and the power spectrum in common with photographs and train networks surprisingly well (Baradad
+et al. 2021); inputs that look like series get 1/f noise. All others are as :mod:`spa.running.feeds` makes them.
 """
 
 from __future__ import annotations
@@ -53,41 +53,41 @@ def synthesise(
     std: float | Sequence[float] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Make up calibration inputs, on sizes for which the model has been seen to run.
+    """Synthesise calibration inputs, of sizes at which the model has been seen to run.
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images: `dead_leaves`, normalised. Floats of
     rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. The
     rest is as `spa.running.feeds` makes it, with a fresh seed for each batch.
 
     Args:
-        model: The model; it is not changed.
-        samples: How many samples to make; where the batch axis is fixed, this is rounded up to whole batches.
-        batch: The most samples in one batch, by default what is comfortable; a model that takes one batch size only
-            keeps that.
-        seed: The same arguments give the same bytes.
-        mean: Subtracted from images in [0, 1], per channel or for all; ImageNet's for three channels, else 0.5.
-        std: Divides images after that; ImageNet's for three channels, else 0.25.
-        sizes: Sizes of dynamic axes, by the axis' name or by ``input[axis]``.
+        model: the model, which is not changed.
+        samples: the number of samples to make; where the batch axis is fixed, this is rounded up to whole batches.
+        batch: the most samples in one batch, by default a size that is comfortable; a model that takes one batch size
+            only keeps that.
+        seed: the same arguments give the same bytes.
+        mean: subtracted from images in [0, 1], per channel or for all; ImageNet's for three channels, else 0.5.
+        std: divides images after that; ImageNet's for three channels, else 0.25.
+        sizes: sizes of dynamic axes, by the axis' name or by ``input[axis]``.
 
     Returns:
-        One mapping from input to array per batch; the last batch is smaller if `samples` leaves a remainder
+        One mapping from input to array per batch; the last batch is smaller if ``samples`` leaves a remainder
         and the model takes it.
 
     Raises:
-        PlanError: `samples`, `batch`, `mean`, `std` or `sizes` does not fit.
-        UnsupportedError: An input is a string, a sequence or of a type that numpy lacks.
-        ModelError: The model cannot be loaded, or ran on none of the sizes that were tried.
+        PlanError: ``samples``, ``batch``, ``mean``, ``std`` or ``sizes`` does not fit.
+        UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
+        ModelError: the model cannot be loaded, or ran on none of the sizes that were tried.
     """
-    for word, number in (("samples", samples), ("batch", batch)):
+    for option, number in (("samples", samples), ("batch", batch)):
         if number is not None and number < 1:
-            raise PlanError(f"{word} is {number}, must be at least 1.")
+            raise PlanError(f"{option} is {number}. Give 1 or more.")
     name = model_name(model)
     session = load_session(model, name=name)
     ranges = ranges_for(model, input_specs(session))
     recipe, _ = first_run(session, seed=seed, sizes=sizes, ranges=ranges, name=name)
 
     def resized(base: Recipe, size: int) -> Recipe:
-        """The recipe at another batch size, or as it was where the model refuses that."""
+        """Return the recipe at another batch size, or as it was where the model refuses that."""
         guess = replace(base.guess, batch=size)
         other = replace(base, guess=guess, sizes=resolve_sizes(base.specs, guess, sizes))
         if other.sizes == base.sizes:
@@ -98,7 +98,8 @@ def synthesise(
             return base
         return other
 
-    recipe = resized(recipe, min(comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch, samples))
+    most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
+    recipe = resized(recipe, min(most, samples))
     count = -(-samples // recipe.batch)
     remainder = samples - (count - 1) * recipe.batch
     last = resized(recipe, remainder) if remainder < recipe.batch else recipe
@@ -107,20 +108,24 @@ def synthesise(
 
 
 def dead_leaves(count: int, channels: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Images of overlapping ellipses and rectangles whose sizes follow a power law, as in photographs.
+    """Draw images of overlapping ellipses and rectangles whose sizes follow a power law, as in photographs.
 
-    Radii have density r^-3, which makes the images scale invariant; each leaf has one colour, with a linear
-    shading. Colours vary most in brightness, less from warm to cold, least from green to purple.
+    Radii have density r^-3, which makes the images scale invariant (Lee, Mumford, Huang 2001); each leaf has one
+    colour, with a linear shading. Colours vary most in brightness, less from warm to cold, least from green to purple.
 
     Args:
-        count: The number of images.
-        channels: The number of channels, which are strongly correlated.
-        height: Rows.
-        width: Columns.
-        rng: Where the randomness comes from.
+        count: the number of images.
+        channels: the number of channels, which are strongly correlated.
+        height: rows.
+        width: columns.
+        rng: the source of randomness.
 
     Returns:
         Values in [0, 1], float32, of shape (count, channels, height, width).
+
+    >>> images = dead_leaves(2, 3, 16, 24, np.random.default_rng(0))
+    >>> images.shape, images.dtype, bool(images.min() >= 0 and images.max() <= 1)
+    ((2, 3, 16, 24), dtype('float32'), True)
     """
     images = np.empty((count, channels, height, width), np.float32)
     step = max(1, _CHUNK_PIXELS // max(height * width, 1))
@@ -137,20 +142,21 @@ def dead_leaves(count: int, channels: int, height: int, width: int, rng: np.rand
 
 
 def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """1/f noise along the last axis; each series has a slope of its own, from -0.5 to -2 (of the power).
+    """Draw 1/f noise along the last axis; each series has a slope of its own, from -0.5 to -2 (of the power).
 
     Args:
-        shape: The shape of the result; all axes but the last count series.
-        rng: Where the randomness comes from.
+        shape: the shape of the result; all axes but the last count series.
+        rng: the source of randomness.
 
     Returns:
-        float32; each series has zero mean and unit variance.
+        float32 of that shape; each series has zero mean and unit variance.
     """
     shape = tuple(shape)
     if not shape or shape[-1] < 2 or 0 in shape:
-        return rng.standard_normal(shape, np.float32) if shape else np.float32(rng.standard_normal()).reshape(())
+        noise = rng.standard_normal(shape, np.float32) if shape else np.float32(rng.standard_normal())
+        return np.asarray(noise)
     length, leading = shape[-1], shape[:-1]
-    # Twice as long, then cut: what comes out of an inverse FFT joins up at its ends.
+    # Twice as long, then cut: the result of an inverse FFT joins up at its ends.
     frequency = np.arange(1, length + 1, dtype=np.float32)
     slope = rng.uniform(0.5, 2.0, (*leading, 1)).astype(np.float32)
     spectrum = np.zeros((*leading, length + 1), np.complex64)
@@ -187,7 +193,7 @@ def _batch(
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels of images; None if these are no images."""
+    """Return the axis that holds the channels of images; None for a shape that is not one of images."""
     if len(shape) == 4:
         for axis, spatial in ((1, shape[2:]), (3, shape[1:3])):
             if shape[axis] in _CHANNELS and min(spatial) >= _SMALLEST_IMAGE:
@@ -215,7 +221,7 @@ def _normalised_images(
     centre = _per_channel("mean", mean, (0.485, 0.456, 0.406) if rgb else 0.5, channels, name)
     spread = _per_channel("std", std, (0.229, 0.224, 0.225) if rgb else 0.25, channels, name)
     if not (spread > 0).all():
-        raise PlanError(f"std must be positive, is {spread.ravel().tolist()}.")
+        raise PlanError(f"std is {spread.ravel().tolist()}, which is not positive. Give positive numbers.")
     images = dead_leaves(shape[0], channels, height, width, rng)
     images -= centre
     images /= spread
@@ -223,11 +229,13 @@ def _normalised_images(
 
 
 def _per_channel(
-    word: str, given: float | Sequence[float] | None, default: float | Sequence[float], channels: int, name: str
+    option: str, value: float | Sequence[float] | None, default: float | Sequence[float], channels: int, name: str
 ) -> np.ndarray:
-    values = np.asarray(default if given is None else given, np.float32).reshape(-1)
+    values = np.asarray(default if value is None else value, np.float32).reshape(-1)
     if len(values) not in (1, channels):
-        raise PlanError(f"{word} has {len(values)} entries; input '{name}' has {channels} channels.")
+        raise PlanError(
+            f"{option} has {len(values)} entries; input '{name}' has {channels} channels. Give one number for each."
+        )
     return np.broadcast_to(values, (channels,)).reshape(-1, 1, 1)
 
 
@@ -239,12 +247,12 @@ class _Leaves:
     """Leaves of several images, image by image; within one, later ones lie on top. Row 0 is the background.
 
     Attributes:
-        x: Column of the centre, per image and leaf.
-        y: Row of the centre.
-        radius: The geometric mean of both half axes.
-        wide: The ratio of the first half axis to `radius`, and of `radius` to the second.
-        angle: The direction of the first half axis.
-        box: Whether it is a rectangle rather than an ellipse.
+        x: columns of the centres; like all others, of shape (images, leaves).
+        y: rows of the centres.
+        radius: geometric means of both half axes.
+        wide: ratios of the first half axis to ``radius``, and of ``radius`` to the second.
+        angle: directions of the first half axis, in radians.
+        box: whether a leaf is a rectangle rather than an ellipse.
     """
 
     x: np.ndarray
@@ -256,7 +264,7 @@ class _Leaves:
 
 
 def _scatter_leaves(count: int, height: int, width: int, rng: np.random.Generator) -> _Leaves:
-    """All leaves that may touch the image, spread evenly over the plane; as many as expected, in each image."""
+    """Scatter all leaves that may touch the image evenly over the plane; each image has the expected number."""
     side = min(height, width)
     smallest = max(1.0, side * _SMALLEST_LEAF)
     edges = np.geomspace(smallest, max(2 * smallest, side * _LARGEST_LEAF), 257)
@@ -275,14 +283,18 @@ def _scatter_leaves(count: int, height: int, width: int, rng: np.random.Generato
     wide = np.exp(rng.uniform(0, 0.6, shape)) ** rng.integers(0, 2, shape)  # Half of them: disks and squares.
     angle = rng.uniform(0, 2 * math.pi, shape)
     box = rng.random(shape) < 0.4
-    single = np.float32
     return _Leaves(
-        x.astype(single), y.astype(single), radius.astype(single), wide.astype(single), angle.astype(single), box
+        x=x.astype(np.float32),
+        y=y.astype(np.float32),
+        radius=radius.astype(np.float32),
+        wide=wide.astype(np.float32),
+        angle=angle.astype(np.float32),
+        box=box,
     )
 
 
 def _topmost(leaves: _Leaves, count: int, height: int, width: int) -> np.ndarray:
-    """Which leaf each pixel shows: (count, height, width).
+    """Find the leaf that each pixel shows, of shape (count, height, width).
 
     Leaves of about one size are drawn at once, each within a window of its own; the order in which they lie
     is kept by taking the maximum of their numbers.
@@ -301,36 +313,40 @@ def _topmost(leaves: _Leaves, count: int, height: int, width: int) -> np.ndarray
     ux, uy, vx, vy = across / first, down / first, -down / second, across / second
 
     top = np.zeros(count * height * width, np.int32)
-    for half, square, pick in _alike(reach, box, max(height, width)):
+    for half, is_box, indices in _alike_leaves(reach, box, max(height, width)):
         high, broad = min(2 * half + 1, height), min(2 * half + 1, width)
         step = max(1, _CHUNK_WINDOWS // (high * broad))
-        for start in range(0, len(pick), step):
-            at = pick[start : start + step]
+        for start in range(0, len(indices), step):
+            at = indices[start : start + step]
             row = np.clip(np.rint(y[at]).astype(np.int64) - half, 0, height - high)[:, None] + np.arange(high)
             column = np.clip(np.rint(x[at]).astype(np.int64) - half, 0, width - broad)[:, None] + np.arange(broad)
             dy = (row - y[at, None]).astype(np.float32)
             dx = (column - x[at, None]).astype(np.float32)
             u = (uy[at, None] * dy)[:, :, None] + (ux[at, None] * dx)[:, None, :]
             v = (vy[at, None] * dy)[:, :, None] + (vx[at, None] * dx)[:, None, :]
-            inside = np.maximum(np.abs(u), np.abs(v)) <= 1 if square else u * u + v * v <= 1
+            inside = np.maximum(np.abs(u), np.abs(v)) <= 1 if is_box else u * u + v * v <= 1
             pixel = (base[at, None] + row * width)[:, :, None] + column[:, None, :]
             above = np.broadcast_to(depth[at, None, None], inside.shape)
             np.maximum.at(top, pixel[inside], above[inside])
     return top.reshape(count, height, width)
 
 
-def _alike(reach: np.ndarray, box: np.ndarray, side: int) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Groups of leaves of one form that fit into one window: its half side, the form, and the leaves."""
+def _alike_leaves(reach: np.ndarray, box: np.ndarray, side: int) -> Iterator[tuple[int, bool, np.ndarray]]:
+    """Yield sets of leaves of one form that fit into one window.
+
+    Yields:
+        (half the window's side in pixels, whether the leaves are rectangles, the positions of the leaves).
+    """
     halves = [1]
     while halves[-1] < side:
         halves.append(max(halves[-1] + 1, math.ceil(halves[-1] * 1.3)))
     # Centres are rounded to whole pixels, hence the half; what is larger than the last has the whole image.
     group = np.minimum(np.searchsorted(np.asarray(halves), reach + 0.5), len(halves) - 1)
     for index, half in enumerate(halves):
-        for square in (False, True):
-            pick = np.flatnonzero((group == index) & (box == square))
-            if len(pick):
-                yield half, square, pick
+        for is_box in (False, True):
+            indices = np.flatnonzero((group == index) & (box == is_box))
+            if len(indices):
+                yield half, is_box, indices
 
 
 def _paint(images: np.ndarray, leaves: _Leaves, top: np.ndarray, rng: np.random.Generator) -> None:
@@ -344,29 +360,29 @@ def _paint(images: np.ndarray, leaves: _Leaves, top: np.ndarray, rng: np.random.
     direction = rng.uniform(0, 2 * math.pi, leaves.x.shape)
     slope_x, slope_y = tilt * np.cos(direction), tilt * np.sin(direction)
     offset = -(slope_x * leaves.x + slope_y * leaves.y)
-    shade = _of(slope_x, at) * np.arange(width, dtype=np.float32)
-    shade += _of(slope_y, at) * np.arange(height, dtype=np.float32)[:, None]
-    shade += _of(offset, at)
+    shade = _look_up(slope_x, at) * np.arange(width, dtype=np.float32)
+    shade += _look_up(slope_y, at) * np.arange(height, dtype=np.float32)[:, None]
+    shade += _look_up(offset, at)
 
     # Photographs differ in exposure and contrast, and so does what they show.
     palette = np.array([0.45]) + _colours((count, 1), channels, 0.1, rng)
     contrast = rng.uniform(0.6, 1.4, (count, 1, 1))
     colours = palette + contrast * _colours(leaves.x.shape, channels, 0.2, rng)
     for channel in range(channels):
-        np.add(_of(colours[..., channel], at), shade, out=images[:, channel])
+        np.add(_look_up(colours[..., channel], at), shade, out=images[:, channel])
     np.clip(images, 0, 1, out=images)
 
 
-def _of(table: np.ndarray, at: np.ndarray) -> np.ndarray:
-    found: np.ndarray = table.astype(np.float32).ravel()[at]
-    return found
+def _look_up(table: np.ndarray, at: np.ndarray) -> np.ndarray:
+    values: np.ndarray = table.astype(np.float32).ravel()[at]
+    return values
 
 
 def _colours(shape: tuple[int, ...], channels: int, spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Deviations from grey in the basis of cosines over the channels, which for RGB is that of photographs.
+    """Draw deviations from grey, in the basis of cosines over the channels.
 
-    Their principal components are close to brightness, blue against yellow, and green against purple (Ruderman,
-    Cronin, Chiao 1998): the three cosines over three channels.
+    For RGB that is about the basis of photographs: their principal components are brightness, blue against yellow, and
+    green against purple (Ruderman, Cronin, Chiao 1998), close to the three cosines over three channels.
     """
     order = np.arange(channels)
     basis = np.cos(math.pi * order[:, None] * (order + 0.5) / channels) * np.where(order, math.sqrt(2), 1)[:, None]

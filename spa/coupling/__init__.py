@@ -1,4 +1,4 @@
-"""Coupled channels: the groups of a model, what they cost, and plans of which indices are kept.
+"""Coupled channels: the groups of a model, the cost of any widths, and plans of the channels to keep.
 
 Arrows: applies :mod:`spa.rules` to a :mod:`spa.model`; knows nothing of scores.
 """

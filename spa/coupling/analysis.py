@@ -1,4 +1,4 @@
-"""From a graph and the rules to groups of coupled channels."""
+"""The analysis of a model: the rules applied to its graph, and the groups of coupled channels that follow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Op, Read, Tie
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
-from spa.model.shapes import TwoPoints, two_points
+from spa.model.two_points import TwoPoints, two_points
 from spa.rules import find, load
 
 if TYPE_CHECKING:
@@ -27,12 +27,17 @@ TIED_ELEMENTS = 1024
 TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so of any tensor
 _CONTROL = {TensorProto.INT64, TensorProto.STRING}
 
-Use = tuple[str, int, int]  # (constant, node index, operand); node index -1 where all uses are tied
+Use = tuple[str, int, int]  # of a constant: (its name, node index, operand); node index -1 where all uses are tied
 
 
 @dataclass(frozen=True)
 class Place:
-    """A constant's axis that carries a group: the constant, the axis, and the use that it is coupled for."""
+    """An axis of a constant on which a group lies.
+
+    Attributes:
+        use: the use of the constant that is coupled.
+        axis: the axis of the constant.
+    """
 
     use: Use
     axis: int
@@ -45,18 +50,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """Coupled channels: index c of every place goes or stays together.
+    """Coupled channels: channel c is removed from every place, or from none.
 
     Attributes:
         name: the first place, as ``tensor[axis]``; stable for one model.
         dim: the dimension in the algebra.
-        size: how many channels.
-        places: where parameters carry it; none for weights that the graph fills by itself.
+        size: the number of channels.
+        places: the axes of parameters that carry it; none for weights that the graph fills by itself.
         operators: indices of the nodes that its channels pass through.
         readers: indices of the nodes that sum over it.
-        writers: indices of the nodes that make its channels by contracting others with weights.
+        writers: indices of the nodes that compute its channels by contracting others with weights.
         crossings: labels of the nodes that take statistics over it.
-        frozen: why none of its channels can be removed, or None.
+        frozen: the reason for which none of its channels can be removed, or None.
     """
 
     name: str
@@ -72,7 +77,17 @@ class Group:
 
 @dataclass
 class Law:
-    """What the rules said of one node, after all unification."""
+    """What an operator's rule says of one node. Expressions become final once the whole graph is unified.
+
+    Attributes:
+        node: the node.
+        inputs: the axes of each operand; None for one left out.
+        outputs: the axes of each result; None for one whose shape is not known.
+        reads: the axes of operands that the node sums over.
+        ties: attributes and operands that state sizes of axes.
+        macs: products of axes, each of as many multiply–accumulates.
+        barrier: the reason for which the node could not be traced, or None.
+    """
 
     node: Node
     inputs: list[Axes | None]
@@ -84,16 +99,16 @@ class Law:
 
 
 class Analysis:
-    """The coupled groups of a model, and all that scoring, budgets and surgery need to know of it.
+    """The coupled groups of a model, with the facts that scoring, budgets and surgery need.
 
     Attributes:
         graph: the model's view.
         points: shapes and small integer values, at two input sizes.
         space: the dimensions.
-        axes: each tensor's axes; a small constant's are found per use in ``uses``.
+        axes: by tensor name its axes; those of constants are in ``uses``.
         uses: the axes of each constant, per use.
-        laws: what the rules said, by node index; nodes of shape arithmetic have none.
-        barriers: labels of the nodes that could not be traced, with the reason.
+        laws: by node index what the node's rule says; nodes of shape arithmetic have none.
+        barriers: by label of a node that could not be traced the reason.
     """
 
     def __init__(self, graph: Graph, points: TwoPoints) -> None:
@@ -123,12 +138,12 @@ class Analysis:
                 continue
             if node.index in self.laws or (node.op == "Constant" and node.outputs[0] in self.graph.constants):
                 continue
-            self._state(node)
+            self._couple_node(node)
         for name in self.graph.outputs:
             for expr in self._tensor_axes(name, -1, 0) or ():
                 self.space.freeze(expr, f"graph output {name!r}")
 
-    def _state(self, node: Node) -> None:
+    def _couple_node(self, node: Node) -> None:
         walk = self.points.first
         inputs = [self._tensor_axes(n, node.index, i) if n else None for i, n in enumerate(node.inputs)]
         shapes = [walk.shape.get(o) if o else None for o in node.outputs]
@@ -192,7 +207,7 @@ class Analysis:
             )
 
     def _tensor_axes(self, name: str, node: int, operand: int) -> Axes | None:
-        """The axes of a tensor as one operand reads it."""
+        """Return the axes of a tensor as one operand reads it, or None where its shape is not known."""
         if name in self.axes:
             return self.axes[name]
         walk = self.points.first
@@ -231,32 +246,32 @@ class Analysis:
             names[name] = names.get(name, 0) + 1
             groups.append(
                 Group(
-                    name if names[name] == 1 else f"{name}#{names[name]}",
-                    dim,
-                    dim.size,
-                    tuple(places.get(dim, ())),
-                    tuple(sorted(operators[dim])),
-                    tuple(sorted(readers.get(dim, ()))),
-                    tuple(sorted(writers.get(dim, ()))),
-                    self.space.crossings(dim),
-                    self.space.reason(dim),
+                    name=name if names[name] == 1 else f"{name}#{names[name]}",
+                    dim=dim,
+                    size=dim.size,
+                    places=tuple(places.get(dim, ())),
+                    operators=tuple(sorted(operators[dim])),
+                    readers=tuple(sorted(readers.get(dim, ()))),
+                    writers=tuple(sorted(writers.get(dim, ()))),
+                    crossings=self.space.crossings(dim),
+                    frozen=self.space.reason(dim),
                 )
             )
         return tuple(groups)
 
     def _filled(self, places: Mapping[Dim, object]) -> dict[Dim, tuple[str, int]]:
-        """Dims that no stored constant carries, only weights that the graph makes itself (ConstantOfShape)."""
-        found: dict[Dim, tuple[str, int]] = {}
+        """Find the Dims that only weights filled by the graph itself (ConstantOfShape) carry, with (tensor, axis)."""
+        filled: dict[Dim, tuple[str, int]] = {}
         for name in self.axes:
             if name in self._constant:
                 for axis, expr in enumerate(self.axes[name]):
                     for dim in leaves(self.space.resolve(expr)):
                         if dim not in places:
-                            found.setdefault(dim, (name, axis))
-        return found
+                            filled.setdefault(dim, (name, axis))
+        return filled
 
     def _roles(self) -> tuple[dict[Dim, set[int]], dict[Dim, set[int]], dict[Dim, set[int]]]:
-        """Which nodes each Dim passes through, is read by, and is written by."""
+        """Return the indices of the nodes that each Dim passes through, is read by, and is written by."""
         operators: dict[Dim, set[int]] = {}
         readers: dict[Dim, set[int]] = {}
         writers: dict[Dim, set[int]] = {}
@@ -295,15 +310,15 @@ class Analysis:
         return tuple(g for g in self.groups if g.frozen is None)
 
     def expr(self, place: Place) -> Expr:
-        """The full expression of the axis that a place names."""
+        """Return the full expression of the axis that a place names."""
         return self.space.resolve(self.uses[place.use][place.axis])
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor is computed from constants alone."""
+        """Tell whether a tensor is computed from constants alone."""
         return name in self._constant
 
     def kept(self, masks: dict[Dim, np.ndarray]) -> Kept:
-        """Evaluate expressions under masks of kept indices."""
+        """Return the evaluation of expressions under masks of kept indices, by dimension."""
         return Kept(self.space, masks)
 
     @cached_property
@@ -330,6 +345,11 @@ class Analysis:
 
 
 def couple(graph: Graph) -> Analysis:
-    """Analyse a graph: walk its shapes, apply the rules, unify."""
+    """Analyse a graph: walk its shapes, apply the rules, unify.
+
+    Raises:
+        ModelError: the graph contradicts itself at every input size that is tried.
+        InvariantError: a rule and shape inference disagree (a bug of ours).
+    """
     load()  # shape functions come with the rules of their operators
     return Analysis(graph, two_points(graph))

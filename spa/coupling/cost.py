@@ -1,4 +1,4 @@
-"""What a network costs, as arithmetic on the sizes of its dimensions.
+"""The cost of a network, as arithmetic on the sizes of its dimensions.
 
 Parameters and multiply–accumulates (MACs) of every node are products of expression sizes, so the effect of any choice
 of widths is a number, not another export.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from onnx import TensorProto, helper
 
@@ -17,11 +17,20 @@ from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph
 
-if TYPE_CHECKING:
-    from spa.widths.latency import LatencyModel
-
 _NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
-Polynomial = list[tuple[int, tuple[int, ...]]]  # (coefficient, indices of dimensions) terms
+Polynomial = list[tuple[int, tuple[int, ...]]]  # terms: (coefficient, positions of dimensions)
+
+
+class LatencyTerms(Protocol):
+    """A network's latency as a sum of products of axis sizes, as :class:`spa.widths.latency.LatencyModel` has it."""
+
+    @property
+    def terms(self) -> tuple[tuple[float, Axes], ...]:
+        """(milliseconds per element, axes of a tensor)."""
+
+    @property
+    def block(self) -> int:
+        """The block size; sizes of axes count as rounded up to multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Cost:
 
     Attributes:
         params: elements of all weights (constants that are no indices, sizes or strings).
-        macs: multiply–accumulates of one sample at the input sizes of the analysis.
-        bytes: of all weights.
+        macs: multiply–accumulates for one sample, at the input sizes of the analysis.
+        bytes: bytes of all weights.
         channels: summed sizes of the groups that may be pruned.
     """
 
@@ -41,19 +50,24 @@ class Cost:
     channels: int
 
     def to_dict(self) -> dict[str, int]:
-        """As plain data."""
+        """Return the cost as plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A product of axis sizes: a fixed factor and those axes that can shrink."""
+    """A product of axis sizes.
+
+    Attributes:
+        fixed: the product of the sizes that no width changes.
+        axes: positions of the axes that can shrink, in the result of :meth:`Sizes.at`.
+    """
 
     fixed: int
     axes: tuple[int, ...]
 
     def value(self, sizes: Sequence[int]) -> int:
-        """The product at these sizes of the axes that can shrink (see :meth:`Sizes.at`)."""
+        """Return the product at these sizes of the axes that can shrink (see :meth:`Sizes.at`)."""
         return self.fixed * prod(sizes[i] for i in self.axes)
 
 
@@ -69,22 +83,22 @@ class Sizes:
         self._space = space
         self._index = {dim: i for i, dim in enumerate(dims)}
         self._polynomials: list[Polynomial] = []
-        self._known: dict[Expr, int] = {}
+        self._positions: dict[Expr, int] = {}  # of an axis' polynomial
 
     def term(self, axes: Axes) -> Term:
-        """The number of elements of a tensor with these axes."""
-        fixed, moving = 1, []
+        """Return the number of elements of a tensor with these axes, as a term."""
+        fixed, shrinking = 1, []
         for expr in axes:
             resolved = self._space.resolve(expr)
             polynomial = self._polynomial(resolved)
             if all(not dims for _, dims in polynomial):
                 fixed *= resolved.size
             else:
-                if resolved not in self._known:
-                    self._known[resolved] = len(self._polynomials)
+                if resolved not in self._positions:
+                    self._positions[resolved] = len(self._polynomials)
                     self._polynomials.append(polynomial)
-                moving.append(self._known[resolved])
-        return Term(fixed, tuple(moving))
+                shrinking.append(self._positions[resolved])
+        return Term(fixed, tuple(shrinking))
 
     def _polynomial(self, expr: Expr) -> Polynomial:
         if isinstance(expr, Dim):
@@ -97,27 +111,35 @@ class Sizes:
         return result
 
     def at(self, widths: Sequence[int], block: int = 1) -> list[int]:
-        """Sizes of the axes that can shrink, each rounded up to a multiple of ``block``."""
+        """Return the sizes of the axes that can shrink, each rounded up to a multiple of ``block``.
+
+        Args:
+            widths: of each dimension, in the order in which the dimensions were given.
+            block: the number that sizes are rounded up to a multiple of.
+        """
         sizes = [sum(c * prod(widths[i] for i in dims) for c, dims in p) for p in self._polynomials]
         return [-(-n // block) * block for n in sizes] if block > 1 else sizes
 
     def dims(self, term: Term) -> set[int]:
-        """Positions of the dimensions that a term depends on."""
+        """Return the positions of the dimensions that a term depends on."""
         return {i for axis in term.axes for _, dims in self._polynomials[axis] for i in dims}
 
 
 class CostModel:
-    """Evaluates the cost of any choice of widths.
+    """The cost of any choice of widths.
 
     Args:
         analysis: the model.
-        groups: the dimensions that may shrink, in the order in which widths are given.
-        latency: what is known of the model's latency, where that is asked for.
+        dims: the dimensions that may shrink, in the order in which widths are given.
+        latency: the model's latency, where that is asked for.
+
+    Attributes:
+        sizes: the dense widths of the dimensions.
     """
 
-    def __init__(self, analysis: Analysis, groups: Sequence[Dim], latency: LatencyModel | None = None) -> None:
-        self._axes = Sizes(analysis.space, groups)
-        self.sizes = [d.size for d in groups]
+    def __init__(self, analysis: Analysis, dims: Sequence[Dim], latency: LatencyTerms | None = None) -> None:
+        self._axes = Sizes(analysis.space, dims)
+        self.sizes = [d.size for d in dims]
         self._params: list[Term] = []
         self._bytes: list[tuple[float, Term]] = []
         seen: set[str] = set()
@@ -137,32 +159,40 @@ class CostModel:
             self._ms[term] = self._ms.get(term, 0.0) + ms
 
     def evaluate(self, widths: Sequence[int]) -> Cost:
-        """The cost when each dimension has the given width."""
+        """Return the cost when each dimension has the given width."""
         sizes = self._axes.at(widths)
-        macs = sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
-        size = sum(b * t.value(sizes) for b, t in self._bytes)
-        return Cost(sum(t.value(sizes) for t in self._params), macs, int(size), sum(widths))
+        return Cost(
+            params=sum(t.value(sizes) for t in self._params),
+            macs=sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch,
+            bytes=int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes)),
+            channels=sum(widths),
+        )
 
     def latency(self, widths: Sequence[int]) -> float:
-        """The estimated latency in milliseconds at these widths; zero without a latency model."""
+        """Return the estimated latency in milliseconds at these widths; zero without a latency model."""
         sizes = self._axes.at(widths, self._block)
         return sum(ms * t.value(sizes) for t, ms in self._ms.items())
 
     def removed(self, widths: Sequence[int], of: str) -> float:
-        """The fraction of a unit (see :class:`spa.widths.budget.Budget`) that is gone at these widths."""
+        """Return the fraction of the dense cost that is gone at these widths.
+
+        Args:
+            widths: of each dimension.
+            of: the unit: ``macs``, ``params``, ``bytes``, ``channels`` or ``latency``.
+        """
         if of not in self._dense:
             self._dense[of] = self._amount(self.sizes, of)
-        before = self._dense[of]
-        return 1 - self._amount(widths, of) / before if before else 0.0
+        dense = self._dense[of]
+        return 1 - self._amount(widths, of) / dense if dense else 0.0
 
     def _amount(self, widths: Sequence[int], of: str) -> float:
         return self.latency(widths) if of == "latency" else getattr(self.evaluate(widths), of)
 
-    def shares(self) -> tuple[list[float], list[float]]:
-        """For each dimension the share of all parameters, and of all MACs, that lies in tensors and nodes with it."""
+    def fractions(self) -> tuple[list[float], list[float]]:
+        """Return for each dimension the fractions of all parameters and of all MACs in tensors and nodes with it."""
         sizes = self._axes.at(self.sizes)
 
-        def shares(terms: Sequence[Term]) -> list[float]:
+        def fractions(terms: Sequence[Term]) -> list[float]:
             total, by_dim = 0.0, [0.0] * len(self.sizes)
             for term in terms:
                 value = term.value(sizes)
@@ -171,7 +201,7 @@ class CostModel:
                     by_dim[i] += value
             return [v / total if total else 0.0 for v in by_dim]
 
-        return shares(self._params), shares([t for terms in self._macs.values() for t in terms])
+        return fractions(self._params), fractions([t for terms in self._macs.values() for t in terms])
 
 
 def _item_bytes(data_type: int) -> float:
@@ -182,7 +212,7 @@ def _item_bytes(data_type: int) -> float:
 
 
 def _batch(analysis: Analysis) -> int:
-    """The number of samples in the analysis' first walk: the size of the inputs' open first axis."""
+    """Return the number of samples in the analysis' first walk: the size of the inputs' open first axis."""
     for info in analysis.graph.model.graph.input:
         dims = info.type.tensor_type.shape.dim
         if info.name in analysis.points.sizes[0] and len(dims) and not dims[0].dim_value:
@@ -191,21 +221,20 @@ def _batch(analysis: Analysis) -> int:
 
 
 def measure(analysis: Analysis) -> Cost:
-    """The cost of the dense model; ``channels`` counts every group that is not frozen."""
+    """Return the cost of the dense model; ``channels`` counts every group that is not frozen."""
     dims = [g.dim for g in analysis.prunable]
     return CostModel(analysis, dims).evaluate([d.size for d in dims])
 
 
-def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
-    """By group name the share of all parameters and of all MACs in tensors and nodes that the group runs through."""
+def group_fractions(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
+    """Return by group name the fractions of all parameters and of all MACs that the group runs through."""
     groups = [g for g in analysis.groups if g.size > 1]
-    params, macs = CostModel(analysis, [g.dim for g in groups]).shares()
+    params, macs = CostModel(analysis, [g.dim for g in groups]).fractions()
     return {g.name: (p, m) for g, p, m in zip(groups, params, macs, strict=True)}
 
 
 def count_parameters(graph: Graph) -> tuple[int, int]:
-    """(elements, bytes) of all weights that a graph really stores."""
-    sizes = [
-        (prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS
-    ]
-    return sum(n for n, _ in sizes), int(sum(n * b for n, b in sizes))
+    """Return (elements, bytes) of all weights that a graph really stores."""
+    weights = [t for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS]
+    sizes = [(prod(t.dims), _item_bytes(t.data_type)) for t in weights]
+    return sum(count for count, _ in sizes), int(sum(count * item_bytes for count, item_bytes in sizes))

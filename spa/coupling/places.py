@@ -1,4 +1,4 @@
-"""Which channel of a group each index of an axis belongs to."""
+"""The map from the indices of an axis to the channels of a group."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from spa.algebra.axes import Dim, Expr, Sum
 
 
 def channel_of(expr: Expr, dim: Dim) -> np.ndarray:
-    """For each index of an axis the index of ``dim`` that it belongs to, or -1.
+    """Return for each index of an axis the channel that it belongs to.
 
     Args:
         expr: the axis, resolved.
         dim: the group's dimension.
 
     Returns:
-        Integer array of shape (expr.size,).
+        An integer array of shape (expr.size,): indices of ``dim``, or -1 for an index that belongs to none.
 
     >>> from spa.algebra.axes import product
     >>> h = Dim(2)

@@ -1,4 +1,4 @@
-"""What a model is and what is known of it: the graph, its normal form, every shape and small integer value.
+"""Models and the facts known of them: the graph, its normal form, every shape and every small integer value.
 
 Arrows: depends on :mod:`spa.errors` alone.
 """

@@ -30,37 +30,37 @@ MS = "com.microsoft::"
     *(MS + n for n in ["MRotaryEmbedding", "QOrderedGelu", "QOrderedLayerNormalization"]),
 )
 def like_first(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Outputs like the first operand; BiasDropout's mask, too."""
+    """Return outputs like the first operand; BiasDropout's mask, too."""
     first = (dtypes[0], _of(shapes, 0))
     return [first, (TensorProto.BOOL, first[1]) if node.op == "BiasDropout" else first]
 
 
 @contrib_shape(*(MS + n for n in ["BiasAdd", "QLinearAdd", "QLinearMul", "QLinearWhere", "GatedAdd", "MulInteger"]))
 def broadcast(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Broadcasting; quantised operands are followed by their scales and zero points."""
+    """Broadcast the operands; quantised ones are followed by their scales and zero points."""
     operands = {"BiasAdd": (0, 1, 2), "GatedAdd": (0, 1, 2), "QLinearWhere": (0, 1, 4), "MulInteger": (0, 2)}
-    given = operands.get(node.op, (0, 3))
-    dtype = TensorProto.INT32 if node.op == "MulInteger" else dtypes[given[1]]
-    return [(dtype, tuple(np.broadcast_shapes(*(_of(shapes, i) for i in given))))]
+    data = operands.get(node.op, (0, 3))
+    dtype = TensorProto.INT32 if node.op == "MulInteger" else dtypes[data[1]]
+    return [(dtype, tuple(np.broadcast_shapes(*(_of(shapes, i) for i in data))))]
 
 
 @contrib_shape(MS + "SkipLayerNormalization", MS + "SkipSimplifiedLayerNormalization")
 def skip_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Normalised sum, statistics, and the sum."""
+    """Return the normalised sum, two statistics for each row, and the sum."""
     x = _of(shapes, 0)
     return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:-1], 1)), (TensorProto.FLOAT, (*x[:-1], 1)), (dtypes[0], x)]
 
 
 @contrib_shape(MS + "BitmaskBiasDropout")
 def bitmask(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Like the first operand, and a mask of one bit for each element."""
+    """Return an output like the first operand, and a mask of one bit for each element."""
     x = _of(shapes, 0)
     return [(dtypes[0], x), (TensorProto.UINT32, (-(-math.prod(x) // 32),))]
 
 
 @contrib_shape("SimplifiedLayerNormalization")
 def simplified_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Like X, and one statistic for each row."""
+    """Return an output like X, and one statistic for each row."""
     x = _of(shapes, 0)
     axis = node.attributes.get("axis", -1) % len(x)
     return [(dtypes[0], x), (TensorProto.FLOAT, (*x[:axis], *(1 for _ in x[axis:])))]
@@ -68,7 +68,7 @@ def simplified_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> 
 
 @contrib_shape(MS + "EmbedLayerNormalization", MS + "QEmbedLayerNormalization")
 def embed_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s c], [b], [b s c]."""
+    """Return [b s c], [b] and [b s c]."""
     ids, width = _of(shapes, 0), _of(shapes, 2)[-1]
     dtype = dtypes[8] if node.op == "QEmbedLayerNormalization" else dtypes[2]
     return [(dtype, (*ids, width)), (TensorProto.INT32, ids[:1]), (dtype, (*ids, width))]
@@ -76,22 +76,22 @@ def embed_layer_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outpu
 
 @contrib_shape(MS + "BiasSplitGelu")
 def bias_split_gelu(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Half of the channels."""
+    """Return half of the channels."""
     x = _of(shapes, 0)
     return [(dtypes[0], (*x[:-1], x[-1] // 2))]
 
 
 @contrib_shape(MS + "CDist")
 def distances(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[m n]."""
+    """Return [m n]."""
     return [(dtypes[0], (_of(shapes, 0)[0], _of(shapes, 1)[0]))]
 
 
 @contrib_shape(MS + "QuantizeLinear", MS + "DequantizeLinear")
 def quantise(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """The type is the zero point's, or the scale's."""
-    given = dtypes[2] if len(dtypes) > 2 and dtypes[2] else TensorProto.UINT8
-    return [(given if node.op == "QuantizeLinear" else dtypes[1], _of(shapes, 0))]
+    """Keep the shape; the type is the zero point's, or the scale's."""
+    quantised = dtypes[2] if len(dtypes) > 2 and dtypes[2] else TensorProto.UINT8
+    return [(quantised if node.op == "QuantizeLinear" else dtypes[1], _of(shapes, 0))]
 
 
 def _matmul(a: Shape, b: Shape) -> Shape:
@@ -108,7 +108,7 @@ def _swapped(shape: Shape, swap: bool) -> Shape:
 @contrib_shape(MS + "FusedMatMul", MS + "TransposeMatMul", MS + "GemmFastGelu", MS + "MatMulIntegerToFloat")
 @contrib_shape(MS + "DynamicQuantizeMatMul")
 def matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """numpy.matmul, operands transposed on request."""
+    """Multiply as numpy.matmul does, operands transposed on request."""
     a = _swapped(_of(shapes, 0), bool(node.attributes.get("transA", 0)))
     b = _swapped(_of(shapes, 1), bool(node.attributes.get("transB", 0)))
     return [(dtypes[2] if node.op == "MatMulIntegerToFloat" else dtypes[0], _matmul(a, b))]
@@ -116,7 +116,7 @@ def matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "FusedGemm", MS + "QGemm")
 def gemm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """A matrix product; B is operand 3 of QGemm, whose result is float without an output scale."""
+    """Multiply two matrices; B is operand 3 of QGemm, whose result is float without an output scale."""
     quantised = node.op == "QGemm"
     a = _swapped(_of(shapes, 0), bool(node.attributes.get("transA", 0)))
     b = _swapped(_of(shapes, 3 if quantised else 1), bool(node.attributes.get("transB", 0)))
@@ -126,14 +126,14 @@ def gemm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "MatMulBnb4")
 def packed_matmul_by_attribute(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[.. N], or K of the transposed weights."""
+    """Return [.. N], or [.. K] where the weights are not transposed."""
     columns = node.attributes["N" if node.attributes.get("transB", 1) else "K"]
     return [(dtypes[0], (*_of(shapes, 0)[:-1], columns))]
 
 
 @contrib_shape(MS + "GatherBlockQuantized")
 def packed_gather(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Gather of data whose last axis may hold several numbers in a byte."""
+    """Gather from data whose last axis may hold several numbers in a byte."""
     data, a = list(_of(shapes, 0)), node.attributes
     if dtypes[0] == TensorProto.UINT8:
         data[-1] *= 8 // a.get("bits", 4)
@@ -143,7 +143,7 @@ def packed_gather(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "DynamicQuantizeLSTM")
 def quantised_lstm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Y[s d b h], Y_h[d b h], Y_c[d b h]."""
+    """Return Y[s d b h], Y_h[d b h] and Y_c[d b h]."""
     (steps, batch, _), directions = _of(shapes, 0), _of(shapes, 1)[0]
     last = (directions, batch, node.attributes["hidden_size"])
     return [(dtypes[0], (steps, *last)), (dtypes[0], last), (dtypes[0], last)]
@@ -151,22 +151,25 @@ def quantised_lstm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs
 
 @contrib_shape(MS + "MatMulNBits")
 def packed_matmul(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[.. n]; the walk over a pruned graph finds n in the weights."""
+    """Return [.. n]; n comes from the weights, so that the walk over a pruned graph finds the new size."""
     return [(dtypes[0], (*_of(shapes, 0)[:-1], _of(shapes, 1)[0]))]
 
 
 def _extents(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """(size + pads - dilated kernel) / stride + 1 per axis, up where `ceil_mode` says so; rounded for SAME, VALID."""
+    """Return the number of positions of a window along each axis: (size + pads - dilated kernel) / stride + 1.
+
+    The quotient is rounded down, or up with `ceil_mode`; with `auto_pad` SAME it is size / stride, rounded up.
+    """
     rank, a = len(sizes), node.attributes
     strides, dilations = a.get("strides") or [1] * rank, a.get("dilations") or [1] * rank
-    pads, up = a.get("pads") or [0] * (2 * rank), a.get("ceil_mode", 0)
+    pads, round_up = a.get("pads") or [0] * (2 * rank), a.get("ceil_mode", 0)
     mode = a.get("auto_pad", "NOTSET")
     extents = []
     for i, size in enumerate(sizes):
         reach = (kernel[i] - 1) * dilations[i] + 1
         padded = size + (pads[i] + pads[i + rank] if mode == "NOTSET" else 0)
-        steps = -((reach - padded) // strides[i]) if up else (padded - reach) // strides[i]
-        if up and steps * strides[i] >= size + pads[i]:
+        steps = -((reach - padded) // strides[i]) if round_up else (padded - reach) // strides[i]
+        if round_up and steps * strides[i] >= size + pads[i]:
             steps -= 1  # a window must start inside
         extents.append(-(-size // strides[i]) if mode.startswith("SAME") else steps + 1)
     return extents
@@ -174,14 +177,14 @@ def _extents(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[in
 
 @contrib_shape(MS + "FusedConv")
 def fused_conv(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[n o *t]."""
+    """Return [n o *t]."""
     x, w = _of(shapes, 0), _of(shapes, 1)
     return [(dtypes[0], (x[0], w[0], *_extents(node, x[2:], w[2:])))]
 
 
 @contrib_shape(MS + "NhwcConv", MS + "NhwcFusedConv", MS + "QLinearConv")
 def conv_last(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[n *t o]; QLinearConv only where `channels_last` says so."""
+    """Return [n *t o]; for QLinearConv only with `channels_last`, [n o *t] otherwise."""
     quantised = node.op == "QLinearConv"
     x, w = _of(shapes, 0), _of(shapes, 3 if quantised else 1)
     dtype = dtypes[7] if quantised else dtypes[0]
@@ -192,7 +195,7 @@ def conv_last(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "QLinearAveragePool", MS + "NhwcMaxPool")
 def pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Pooled positions."""
+    """Pool the spatial axes."""
     x, kernel = _of(shapes, 0), node.attributes["kernel_shape"]
     if node.op == "NhwcMaxPool" or node.attributes.get("channels_last", 0):
         return [(dtypes[0], (x[0], *_extents(node, x[1:-1], kernel), x[-1]))]
@@ -201,16 +204,16 @@ def pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "QLinearReduceMean")
 def mean(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """Axes that are reduced to one, or vanish."""
+    """Reduce axes to one, or remove them without `keepdims`."""
     x = _of(shapes, 0)
-    gone = {a % len(x) for a in node.attributes.get("axes") or range(len(x))}
+    reduced = {a % len(x) for a in node.attributes.get("axes") or range(len(x))}
     keep = node.attributes.get("keepdims", 1)
-    return [(dtypes[0], tuple(1 if i in gone else n for i, n in enumerate(x) if keep or i not in gone))]
+    return [(dtypes[0], tuple(1 if i in reduced else n for i, n in enumerate(x) if keep or i not in reduced))]
 
 
 @contrib_shape(MS + "QLinearGlobalAveragePool")
 def global_pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """All positions become one."""
+    """Reduce all spatial axes to one."""
     x = _of(shapes, 0)
     ones = (1,) * (len(x) - 2)
     return [(dtypes[0], (x[0], *ones, x[-1]) if node.attributes.get("channels_last", 0) else (*x[:2], *ones))]
@@ -218,30 +221,30 @@ def global_pool(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape(MS + "QLinearConcat")
 def concat(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """The sum along `axis` of operands 2, 5, 8 ..."""
-    given = [_of(shapes, i) for i in range(2, len(shapes), 3)]
+    """Concatenate operands 2, 5, 8 ... along `axis`."""
+    parts = [_of(shapes, i) for i in range(2, len(shapes), 3)]
     axis = node.attributes["axis"]
-    result = list(given[0])
-    result[axis] = sum(s[axis] for s in given)
+    result = list(parts[0])
+    result[axis] = sum(part[axis] for part in parts)
     return [(dtypes[2], tuple(result))]
 
 
 @contrib_shape(MS + "MultiHeadAttention")
 def multi_head(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (h e)], the caches [b h steps d] and [b h steps e], and the scores [b h s steps]."""
+    """Return [b s (h e)], the caches [b h steps d] and [b h steps e], and the scores [b h s steps]."""
     q, k, v, past = (_of(shapes, i) for i in (0, 1, 2, 6))
     heads = node.attributes["num_heads"]
     batch, rows = q[:2]
     d = q[4] if len(q) == 5 else q[2] // heads
     e = v[3] if len(v) == 4 else v[2] // heads if v else d
     steps = (k[2] if len(k) == 4 else k[1] if k else rows) + (past[2] if past else 0)
-    found = [(batch, rows, heads * e), (batch, heads, steps, d), (batch, heads, steps, e), (batch, heads, rows, steps)]
-    return [(dtypes[0], shape) for shape in found]
+    caches = [(batch, heads, steps, d), (batch, heads, steps, e)]
+    return [(dtypes[0], shape) for shape in [(batch, rows, heads * e), *caches, (batch, heads, rows, steps)]]
 
 
 @contrib_shape(MS + "Attention", MS + "QAttention")
 def packed_attention(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (h e)] and the cache [2 b h steps d]; floats like the bias of QAttention."""
+    """Return [b s (h e)] and the cache [2 b h steps d]; of QAttention, floats like its bias."""
     quantised = node.op == "QAttention"
     x, weights, past = _of(shapes, 0), _of(shapes, 1), _of(shapes, 8 if quantised else 4)
     sizes = node.attributes.get("qkv_hidden_sizes") or [weights[1] // 3] * 3
@@ -252,7 +255,7 @@ def packed_attention(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outpu
 
 @contrib_shape(MS + "GroupQueryAttention")
 def group_query(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
-    """[b s (k r d)] and the caches, which grow by the new steps."""
+    """Return [b s (k r d)] and the caches, which grow by the new steps."""
     q, past = _of(shapes, 0), _of(shapes, 3)
     heads, kv = node.attributes["num_heads"], node.attributes["kv_num_heads"]
     packed = not _of(shapes, 1)
@@ -264,5 +267,5 @@ def group_query(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 
 @contrib_shape("GroupNormalization", "MeanVarianceNormalization")
 def group_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> list[tuple[int, Shape]]:
-    """ONNX has no shape inference for them, being functions: the output is like the input."""
+    """Return an output like the input; being functions, these operators have no shape inference in ONNX."""
     return [(dtypes[0], shapes[0] or ())]

@@ -21,13 +21,23 @@ FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, 
 
 
 def domain_of(node: NodeProto) -> str:
-    """The node's domain, with the default domain's alias ``ai.onnx`` as the empty string."""
+    """Return the node's domain; the default domain's alias ``ai.onnx`` is the empty string."""
     return "" if node.domain == "ai.onnx" else node.domain
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One node, as rules see it."""
+    """One node, as rules see it.
+
+    Attributes:
+        proto: the message.
+        index: the position in the graph.
+        version: the version of the node's domain that the model imports.
+        op: the operator's name, without domain.
+        domain: the operator's domain, empty for ONNX's own.
+        inputs: names of the operands, empty where an optional one is left out.
+        outputs: names of the results.
+    """
 
     proto: NodeProto
     index: int
@@ -63,7 +73,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How messages call this node: operator and name (its first output's where it has none)."""
+        """The node's name in messages: operator and name (its first output's where it has none)."""
         name = self.proto.name or next((o for o in self.outputs if o), f"#{self.index}")
         return f"{self.op} {name!r}"
 
@@ -80,43 +90,47 @@ def _attribute_value(attribute: AttributeProto) -> Any:
 
 
 def subgraphs_of(node: NodeProto) -> list[GraphProto]:
-    """The graphs in a node's attributes (If, Loop, Scan ...)."""
-    found: list[GraphProto] = []
+    """Return the graphs in a node's attributes (If, Loop, Scan ...)."""
+    subgraphs: list[GraphProto] = []
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
-            found.append(attribute.g)
+            subgraphs.append(attribute.g)
         elif attribute.type == AttributeProto.GRAPHS:
-            found.extend(attribute.graphs)
-    return found
+            subgraphs.extend(attribute.graphs)
+    return subgraphs
 
 
 def outer_uses(graph: GraphProto) -> Iterator[str]:
-    """The names that a subgraph takes from the graphs around it."""
-    known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-    known |= {t.values.name for t in graph.sparse_initializer}
+    """Yield the names that a subgraph takes from the graphs around it, repetitions included."""
+    own_names = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    own_names |= {t.values.name for t in graph.sparse_initializer}
     for node in graph.node:
         for name in node.input:
-            if name and name not in known:
+            if name and name not in own_names:
                 yield name
-        for attribute in node.attribute:
-            for sub in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                for name in outer_uses(sub):
-                    if name not in known:
-                        yield name
-        known.update(node.output)
+        for subgraph in subgraphs_of(node):
+            for name in outer_uses(subgraph):
+                if name not in own_names:
+                    yield name
+        own_names.update(node.output)
     for output in graph.output:
-        if output.name not in known:
+        if output.name not in own_names:
             yield output.name
 
 
 def names_read(graph: GraphProto) -> set[str]:
-    """What a graph's nodes, the subgraphs in them and its outputs read."""
+    """Return the names that a graph's nodes, the subgraphs in them and its outputs read."""
     names = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     return names | {name for node in graph.node for sub in subgraphs_of(node) for name in outer_uses(sub)}
 
 
 def dead_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
-    """Indices of nodes that no output depends on."""
+    """Return the indices of the nodes that no output depends on.
+
+    Args:
+        nodes: all nodes, in topological order.
+        outputs: the names of the graph outputs.
+    """
     needed = set(outputs)
     dead = set()
     for index in range(len(nodes) - 1, -1, -1):
@@ -131,15 +145,15 @@ def dead_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
-    """All tensors stored in a graph: initializers and attributes, subgraphs included."""
+    """Yield all tensors stored in a graph: initializers and attributes, subgraphs included."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
             yield from attribute.tensors
-            for sub in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                yield from tensors_of(sub)
+            for subgraph in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                yield from tensors_of(subgraph)
 
 
 class Graph:
@@ -148,15 +162,20 @@ class Graph:
     Args:
         model: the message.
         base: the folder of its external data.
-        initializers: to use in place of the message's own (a message under surgery has none yet).
+        initializers: tensors to use in place of the message's own (a message under surgery has none yet).
 
     Attributes:
         model: the message itself; read here, edited only by surgery on its own copy.
+        base: the folder of its external data.
+        opset: the version of the default domain.
         nodes: all nodes in topological order.
+        initializers: the stored tensors by name.
         constants: tensors by name: initializers and the values of Constant nodes.
+        constant_nodes: by tensor name the Constant nodes in ``constants``.
         inputs: the names of the graph inputs that have no initializer.
         outputs: the names of the graph outputs.
         users: for each tensor the (node, operand) pairs that read it.
+        producer: for each tensor the node that computes it.
         captured: names that a node's subgraphs read, by node index.
     """
 
@@ -199,7 +218,7 @@ class Graph:
             self.captured[node.index] = sorted({n for g in subgraphs for n in outer_uses(g)})
 
     def array(self, name: str) -> np.ndarray:
-        """The value of a constant, not to be written to.
+        """Return the value of a constant, not to be written to.
 
         Raises:
             ModelError: the tensor's data is missing or malformed.
@@ -209,7 +228,7 @@ class Graph:
         return self._arrays[name]
 
     def inlined(self, name: str) -> TensorProto:
-        """A constant as a tensor of that name that holds its own data."""
+        """Return a constant as a tensor of that name that holds its own data."""
         tensor = self.constants[name]
         if tensor.data_location == TensorProto.EXTERNAL:
             return numpy_helper.from_array(self.array(name), name)
@@ -221,9 +240,8 @@ class Graph:
         return copy
 
     def self_contained(self) -> ModelProto:
-        """The model itself or, where data lies in other files, a copy that holds all of it."""
-        outside = [t.name for t in self.model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
-        if not outside:
+        """Return the model itself or, where data lies in other files, a copy that holds all of it."""
+        if not any(t.data_location == TensorProto.EXTERNAL for t in self.model.graph.initializer):
             return self.model
         model = ModelProto()
         model.CopyFrom(self.model)
@@ -233,18 +251,22 @@ class Graph:
         return model
 
     def forget(self, name: str) -> None:
-        """Read a constant's value anew the next time: its message was changed."""
+        """Drop the cached value of a constant whose message was changed, so that it is read anew."""
         self._arrays.pop(name, None)
 
     def adopt(self, node: Node, tensor: TensorProto, operand: int) -> None:
-        """Take in an initializer that a node's message has got as an operand."""
+        """Take in an initializer that a node's message was given as an operand."""
         node.inputs = tuple(node.proto.input)
         self.initializers[tensor.name] = self.constants[tensor.name] = tensor
         self.users[tensor.name] = [(node, operand)]
 
 
 def tensor_array(tensor: TensorProto, base: Path | None = None) -> np.ndarray:
-    """A tensor's value as an array; raw data is viewed and external data memory-mapped, not copied.
+    """Return a tensor's value as an array; raw data is viewed and external data memory-mapped, not copied.
+
+    Args:
+        tensor: the message.
+        base: the folder of external data.
 
     Raises:
         ModelError: the tensor's data is missing or malformed.
@@ -282,7 +304,7 @@ _SUBBYTE = {
 
 
 def constant_tensor(node: Node) -> TensorProto | None:
-    """The value of a Constant node as a tensor, or None where it is sparse or strings."""
+    """Return the value of a Constant node as a tensor, or None where it is sparse or strings."""
     for attribute in node.proto.attribute:
         name = node.outputs[0]
         match attribute.name:
@@ -300,7 +322,7 @@ def constant_tensor(node: Node) -> TensorProto | None:
 
 
 def schema_of(node: Node) -> onnx.defs.OpSchema | None:
-    """The ONNX schema of the node's operator at the model's version, or None."""
+    """Return the ONNX schema of the node's operator at the model's version, or None."""
     try:
         return onnx.defs.get_schema(node.op, node.version, node.domain)
     except onnx.defs.SchemaError:

@@ -1,4 +1,4 @@
-"""Reading models: every way in, and what must be true of a model before it is analysed."""
+"""Reading models from every source, and the checks that analysis relies on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OLDEST_OPSET, NEWEST_OPSET = 7, 26  # the newest that onnxruntime 1.31 runs
 
 @dataclass(frozen=True)
 class Source:
-    """A model and where it came from.
+    """A model and its origin.
 
     Attributes:
         model: the message; external data is not loaded.
@@ -33,14 +33,15 @@ class Source:
 
 
 def load(source: Any) -> Source:
-    """Read a model and check what analysis relies on. The given object is not changed.
+    """Read a model and check it for what analysis relies on. The given object is not changed.
 
     Args:
         source: a path, the file's bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
 
     Raises:
-        ModelError: no such file, not ONNX, malformed, or external data that is missing or outside the folder.
-        UnsupportedError: an opset that is too old or too new.
+        ModelError: the file does not exist or is not ONNX, the model is malformed, or its external data is missing or
+            lies outside its folder.
+        UnsupportedError: the opset is too old or too new.
     """
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     name = repr(str(path)) if path else "the model"
@@ -71,13 +72,13 @@ def _parse(data: bytes, name: str) -> ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError(f"{name} is truncated or no ONNX file. Export or copy it again.") from error
+        raise ModelError(f"{name} is truncated or not an ONNX file. Export or copy it again.") from error
     return model
 
 
 def _check(model: ModelProto, name: str, base: Path | None) -> None:
     if not model.opset_import or not model.HasField("graph") or not (model.graph.node or model.graph.initializer):
-        raise ModelError(f"{name} is no ONNX model: it has no graph or no opset. Export or copy it again.")
+        raise ModelError(f"{name} is not an ONNX model: it has no graph or no opset. Export or copy it again.")
     if not model.graph.output:
         raise ModelError(f"{name} has no outputs. Export it again with its outputs named.")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEWEST_OPSET)
@@ -105,8 +106,10 @@ def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
     try:
         available = file.stat().st_size
     except OSError as error:
-        what = f"the external data file {location!r} of tensor {tensor.name!r} is missing"
-        raise ModelError(f"{name}: {what}. Put it beside the model.") from error
+        raise ModelError(
+            f"{name}: the external data file {location!r} of tensor {tensor.name!r} is missing. "
+            "Put it beside the model."
+        ) from error
     end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
     if end > available:
         raise ModelError(
@@ -116,16 +119,16 @@ def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
 
 def _check_order(model: ModelProto, name: str) -> None:
     graph = model.graph
-    known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-    known |= {t.values.name for t in graph.sparse_initializer} | {""}
+    defined = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    defined |= {t.values.name for t in graph.sparse_initializer} | {""}
     for node in graph.node:
-        missing = next((i for i in node.input if i not in known), None)
+        missing = next((i for i in node.input if i not in defined), None)
         if missing is not None:
             raise ModelError(
-                f"{name}: {node.op_type} {node.name!r} reads {missing!r} before anything makes it. "
+                f"{name}: {node.op_type} {node.name!r} reads {missing!r} before any node computes it. "
                 "Check the model with onnx.checker."
             )
-        known.update(node.output)
-    lost = next((o.name for o in graph.output if o.name not in known), None)
-    if lost is not None:
-        raise ModelError(f"{name}: nothing makes the output {lost!r}. Check the model with onnx.checker.")
+        defined.update(node.output)
+    undefined = next((o.name for o in graph.output if o.name not in defined), None)
+    if undefined is not None:
+        raise ModelError(f"{name}: no node computes the output {undefined!r}. Check the model with onnx.checker.")

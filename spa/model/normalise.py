@@ -1,10 +1,10 @@
-"""Rewriting that makes a model analysable and changes nothing that it computes.
+"""Rewriting a model so that it can be analysed, without changing what it computes.
 
 Cases:
 1. Local functions are inlined.
 2. Node names that occur twice are made unique (onnxruntime refuses them).
-3. ``SplitToSequence`` by known sizes whose pieces are all taken by constant ``SequenceAt`` becomes one ``Slice`` for
-   each of these (PyTorch's unoptimised export writes ``torch.split`` so).
+3. ``SplitToSequence`` by known sizes whose pieces are all taken by ``SequenceAt`` with a constant position becomes one
+   ``Slice`` for each of these (PyTorch's unoptimised export writes ``torch.split`` so).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from spa.model.graph import Graph
 
 
 def normalise(model: ModelProto, own: bool) -> ModelProto:
-    """The model with cases 1 to 3 rewritten.
+    """Rewrite cases 1 to 3.
 
     Args:
-        model: the model; changed in place only if ``own``.
-        own: whether the message is ours to change.
+        model: the model.
+        own: whether the message may be changed in place.
 
     Returns:
-        The same message where nothing had to be done.
+        The rewritten model; the same message where nothing had to be done.
     """
     if model.functions:  # Case 1
         model, own = inliner.inline_local_functions(model), True
@@ -59,12 +59,12 @@ def _unique_names(model: ModelProto) -> None:  # Case 2
 
 
 def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int]]]:
-    """Case 3: by index of a SplitToSequence, for each SequenceAt that takes from it the bounds of its piece."""
+    """Find case 3: by index of a SplitToSequence, by index of a SequenceAt that reads it, the bounds of its piece."""
     if not any(n.op_type == "SplitToSequence" for n in model.graph.node):
         return {}
     graph = Graph(model)
     captured = {name for names in graph.captured.values() for name in names} | set(graph.outputs)
-    found = {}
+    splits = {}
     for node in graph.nodes:
         if node.op != "SplitToSequence" or node.outputs[0] in captured or len(node.inputs) < 2:
             continue
@@ -79,12 +79,17 @@ def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int]]]:
                 break
             takers[user.index] = bounds
         else:
-            found[node.index] = takers
-    return found
+            splits[node.index] = takers
+    return splits
 
 
 def _bounds(sizes: np.ndarray, piece: int) -> tuple[int, int] | None:
-    """Where a piece begins and ends; None for one counted from the end of pieces of unknown number."""
+    """Return where a piece begins and ends; None for one counted from the end of pieces of unknown number.
+
+    Args:
+        sizes: of all pieces, or the one size (a scalar) that all have.
+        piece: the position of the piece; negative from the end.
+    """
     if sizes.ndim == 0:
         return (piece * int(sizes), (piece + 1) * int(sizes)) if piece >= 0 else None
     ends = np.cumsum(sizes)

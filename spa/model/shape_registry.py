@@ -1,4 +1,4 @@
-"""Shape functions of operators that ONNX has no shape inference for, by ``domain::Op``."""
+"""The registry of shape functions, by ``domain::Op``, of operators that ONNX has no shape inference for."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ _NOTED: dict[str, NotedShape] = {}
 def contrib_shape(*keys: str) -> Callable[[ContribShape], ContribShape]:
     """Register the shape function of operators that ONNX has no schema for, by ``domain::Op``.
 
+    The function takes the node, the operands' shapes (None for one left out) and their element types, and returns the
+    element type and shape of each output.
+
     Raises:
         ValueError: one of them has a shape function already.
     """
@@ -31,16 +34,16 @@ def contrib_shape(*keys: str) -> Callable[[ContribShape], ContribShape]:
 
 
 def register_notation(key: str, function: NotedShape) -> None:
-    """Register what the notation of an operator's rule says of its output shapes; asked where nobody else knows."""
+    """Register the output shapes that the notation of an operator's rule implies; used where nothing else tells."""
     _NOTED[key] = function
 
 
 def shape_function(key: str) -> ContribShape | None:
-    """The shape function of an operator, or None."""
+    """Return the shape function of an operator, or None."""
     return _CONTRIB.get(key)
 
 
 def noted(node: Node, shapes: Sequence[Shape | None], dtypes: Sequence[int]) -> list[tuple[int, Shape | None]] | None:
-    """What the notation of an operator's rule says of its outputs; they are taken to be of the first's type."""
+    """Return the outputs that the notation of an operator's rule implies, of the first operand's type; None without."""
     function = _NOTED.get(node.key)
     return [(dtypes[0], shape) for shape in function(shapes)] if function and dtypes else None

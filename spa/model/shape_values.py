@@ -1,7 +1,7 @@
-"""Computing the small integer tensors (shapes, sizes, indices) that control other operators.
+"""Constant folding of the small integer tensors (shapes, sizes, indices) that control other operators.
 
-One function per operator: (node, argument arrays) → result arrays, or None where it is not worth computing.
-Standard semantics of the ONNX operators; only what shape arithmetic uses.
+One function per operator: (node, argument arrays) → result arrays, or None for a result that counts as data. Each
+follows the ONNX specification of its operator, as far as shape arithmetic uses it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Folder = Callable[[Node, Arguments], "list[np.ndarray] | None"]
 
 
 def _integers(node: Node, arguments: Arguments, name: str, position: int) -> list[int] | None:
-    """An operand that was an attribute in older versions."""
+    """Return the integers of an operand that was an attribute in older versions."""
     if len(arguments) > position and arguments[position] is not None:
         return [int(v) for v in np.ravel(arguments[position])]
     return node.attributes.get(name)

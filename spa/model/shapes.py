@@ -1,19 +1,20 @@
 """Every tensor's shape and every small integer value, by abstract interpretation.
 
-The graph is walked once in topological order with concrete sizes for its dynamic inputs, and once more with other
-sizes: a value that is equal in both walks is static, one that differs follows the input.
+A walk goes through the graph once, in topological order, with concrete sizes for its dynamic inputs. Shapes come from
+ONNX's schemas, from shape functions of operators without a schema, or from the file; values are computed by
+:mod:`spa.model.shape_values`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import TensorProto, TypeProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError
@@ -22,32 +23,20 @@ from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, noted, shape_function
 from spa.model.shape_values import FOLDERS
 
-Found = tuple[int, "Shape | None"]  # element type and shape of an output
+OutputType = tuple[int, "Shape | None"]  # element type and shape of an output
 
 VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
 FLOAT_LIMIT = 8  # elements of a float vector computed from shapes (scales, sizes)
 _INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 
-# (batch and unnamed sizes, sequence-like sizes, image sizes) to try, in order, until two walks succeed.
-_SIZES = (
-    (2, 16, 224),
-    (3, 24, 256),
-    (2, 16, 64),
-    (3, 32, 96),
-    (1, 8, 32),
-    (2, 7, 640),
-    (1, 512, 512),
-    (4, 64, 128),
-)
-
 
 @dataclass
 class Walk:
-    """What one walk found.
+    """The shapes and values that one walk found, by tensor name.
 
     Attributes:
-        shape: each tensor's shape; a tensor that no rule could size is missing.
+        shape: each tensor's shape; a tensor whose shape nothing tells is missing.
         dtype: each tensor's element type (``TensorProto.FLOAT`` ...).
         value: the known values of small integer tensors, and of small float tensors computed from shapes.
         computed: the names in ``value`` that a node computed (constants are not).
@@ -65,21 +54,22 @@ Override = Callable[[Node, Walk], Mapping[int, np.ndarray]]
 
 
 class Walker:
-    """Walks graphs; remembers what schema inference said, since real networks repeat their blocks."""
+    """A walker of graphs; it remembers the results of schema inference, since real networks repeat their blocks."""
 
     def __init__(self) -> None:
-        self._memo: dict[Any, list[Found] | None] = {}
+        self._memo: dict[Any, list[OutputType] | None] = {}
 
     def walk(
         self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009, override: Override | None = None
     ) -> Walk:
-        """One walk over the graph.
+        """Walk over the graph once.
 
         Args:
             graph: the model.
             inputs: a concrete shape for every graph input.
             unknown: the size made up for axes whose size depends on data.
-            override: asked before each node is inferred: (node, walk so far) → operand values to use instead.
+            override: called before each node is inferred: (node, walk so far) → values by operand, to use instead of
+                those that the walk found.
 
         Raises:
             ModelError: an operator's inputs contradict its specification at these sizes.
@@ -94,10 +84,10 @@ class Walker:
         for node in graph.nodes:
             if node.op == "Constant" and node.outputs[0] in walk.shape:
                 continue
-            given = override(node, walk) if override else {}
+            values = override(node, walk) if override else {}
             try:
-                if not self._fold(node, walk, given):
-                    self._infer(graph, node, walk, unknown, given)
+                if not self._fold(node, walk, values):
+                    self._infer(graph, node, walk, unknown, values)
             except ModelError as error:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
         return walk
@@ -110,8 +100,17 @@ class Walker:
         if (tensor.data_type in _INTS and size <= VALUE_LIMIT) or (tensor.data_type in _FLOATS and size <= 16):
             walk.value[name] = graph.array(name)
 
-    def _fold(self, node: Node, walk: Walk, given: Mapping[int, np.ndarray]) -> bool:
-        """Compute the node's outputs where they are small, integer (or computed from shapes) and known."""
+    def _fold(self, node: Node, walk: Walk, values: Mapping[int, np.ndarray]) -> bool:
+        """Compute the node's outputs where they are small, integer (or computed from shapes) and known.
+
+        Args:
+            node: the node.
+            walk: the walk so far; takes in the outputs.
+            values: by operand, to use instead of those that the walk found.
+
+        Returns:
+            Whether the outputs were computed.
+        """
         folder = FOLDERS.get(node.op) if not node.domain else None
         if folder is None:
             return False
@@ -122,7 +121,7 @@ class Walker:
         else:
             if any(name and name not in walk.value for name in node.inputs):
                 return False
-            arguments = [given.get(i, walk.value[name]) if name else None for i, name in enumerate(node.inputs)]
+            arguments = [values.get(i, walk.value[name]) if name else None for i, name in enumerate(node.inputs)]
         try:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
@@ -131,12 +130,12 @@ class Walker:
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
         floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
-        data = floats and not any(name in walk.computed for name in node.inputs) and node.op not in ("Shape", "Size")
+        is_data = floats and not any(n in walk.computed for n in node.inputs) and node.op not in ("Shape", "Size")
         for name, result in zip(node.outputs, results, strict=False):
             if name:
                 walk.value[name], walk.shape[name] = result, tuple(result.shape)
                 walk.dtype[name] = helper.np_dtype_to_tensor_dtype(result.dtype)
-                if not data:
+                if not is_data:
                     walk.computed.add(name)
         return True
 
@@ -148,11 +147,11 @@ class Walker:
         if any(name and name not in walk.shape for name in node.inputs):
             return
         dtypes = [walk.dtype.get(name, 0) if name else 0 for name in node.inputs]
-        given = [values.get(i, walk.value.get(name)) for i, name in enumerate(node.inputs)]
-        found = self._memoised(node, shapes, dtypes, given, walk)
-        if found is None:
-            found = noted(node, shapes, dtypes) or _declared(graph, node)
-        for name, (dtype, shape) in zip(node.outputs, found, strict=False):
+        operands = [values.get(i, walk.value.get(name)) for i, name in enumerate(node.inputs)]
+        outputs = self._memoised(node, shapes, dtypes, operands, walk)
+        if outputs is None:
+            outputs = noted(node, shapes, dtypes) or _declared(graph, node)
+        for name, (dtype, shape) in zip(node.outputs, outputs, strict=False):
             if name and shape is not None:
                 walk.dtype[name] = dtype
                 walk.open_axes.update((name, i) for i, size in enumerate(shape) if size < 0)
@@ -165,29 +164,28 @@ class Walker:
         dtypes: list[int],
         values: list[np.ndarray | None],
         walk: Walk,
-    ) -> list[Found] | None:
-        known = tuple(None if v is None else (v.dtype.str, v.shape, v.tobytes()) for v in values)
+    ) -> list[OutputType] | None:
+        value_keys = tuple(None if v is None else (v.dtype.str, v.shape, v.tobytes()) for v in values)
         attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
-        key = (node.key, node.version, tuple(shapes), tuple(dtypes), known, attributes, len(node.outputs))
+        key = (node.key, node.version, tuple(shapes), tuple(dtypes), value_keys, attributes, len(node.outputs))
         if node.subgraphs:
             return _schema_outputs(node, shapes, dtypes, values, walk)
         if key not in self._memo:
-            contrib = shape_function(node.key)
-            if contrib is None:
-                found = _schema_outputs(node, shapes, dtypes, values, walk)
+            function = shape_function(node.key)
+            if function is None:
+                self._memo[key] = _schema_outputs(node, shapes, dtypes, values, walk)
             else:
-                found = list(contrib(node, shapes, dtypes))
-            self._memo[key] = found
+                self._memo[key] = list(function(node, shapes, dtypes))
         return self._memo[key]
 
 
 def _remedy(graph: Graph, walk: Walk) -> str:
-    """What to do about a contradiction, which sizes that were made up may have caused."""
+    """Return the remedy for a contradiction, which sizes that were made up may have caused."""
     made_up = {name for name, _ in walk.open_axes}
     node = next((n for n in graph.nodes if made_up.intersection(n.outputs)), None)
     if node is None:
         return "Check the model with onnx.checker."
-    return f"The shape of what {node.label} returns was made up, since its operands decide it. Make them constants."
+    return f"The output shape of {node.label} was made up, since its operands decide it. Make them constants."
 
 
 def _worth_keeping(result: np.ndarray) -> bool:
@@ -202,8 +200,8 @@ def _tensor_type(dtype: int, shape: Shape) -> TypeProto:
 
 def _schema_outputs(
     node: Node, shapes: list[Shape | None], dtypes: list[int], values: list[np.ndarray | None], walk: Walk
-) -> list[Found] | None:
-    """What ONNX's own schema says of the node's outputs; None where there is no schema."""
+) -> list[OutputType] | None:
+    """Infer the node's outputs from ONNX's own schema; return None where there is no schema."""
     schema = schema_of(node)
     if schema is None:
         return None
@@ -221,15 +219,15 @@ def _schema_outputs(
     }
     opsets = [helper.make_opsetid(node.domain, node.version)]
     try:
-        found = onnx.shape_inference.infer_node_outputs(
+        inferred = onnx.shape_inference.infer_node_outputs(
             schema, _bare(node), types, data, opset_imports=opsets, ir_version=10
         )
     except (InferenceError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(f"{node.label}: {reason}.") from error
-    outputs: list[Found] = []
+    outputs: list[OutputType] = []
     for name in node.outputs:
-        tensor = found[name].tensor_type if name in found else None
+        tensor = inferred[name].tensor_type if name in inferred else None
         if tensor is None or not tensor.HasField("shape"):
             outputs.append((tensor.elem_type if tensor is not None else 0, None))
             continue
@@ -239,109 +237,23 @@ def _schema_outputs(
 
 
 def _bare(node: Node) -> onnx.NodeProto:
-    """The node without metadata and documentation, which inference would parse in vain."""
+    """Copy the node without metadata and documentation, which inference would parse in vain."""
     bare = onnx.NodeProto(op_type=node.op, domain=node.domain, input=node.inputs, output=node.outputs)
     bare.attribute.extend(node.proto.attribute)
     return bare
 
 
-def _declared(graph: Graph, node: Node) -> list[Found]:
-    """What the file itself declares of an operator's outputs that nobody else knows; only if all static."""
+def _declared(graph: Graph, node: Node) -> list[OutputType]:
+    """Return the types that the file declares for the outputs of an operator that has no other shape inference.
+
+    Sizes that are not static are -1.
+    """
     infos = {i.name: i for i in (*graph.model.graph.value_info, *graph.model.graph.output)}
-    found: list[Found] = []
+    outputs: list[OutputType] = []
     for name in node.outputs:
         tensor = infos[name].type.tensor_type if name in infos else None
         if tensor is None or not tensor.HasField("shape"):
-            found.append((0, None))
+            outputs.append((0, None))
             continue
-        found.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim)))
-    return found
-
-
-# -- the two points -------------------------------------------------------------------------------------------------
-
-
-def input_shapes(model: ModelProto, batch: int, sequence: int, image: int) -> dict[str, Shape]:
-    """Concrete shapes of all inputs; equal symbolic names get equal sizes."""
-    named: dict[str, int] = {}
-    shapes = {}
-    weights = {t.name for t in model.graph.initializer}
-    for info in model.graph.input:
-        if info.name in weights:
-            continue
-        tensor = info.type.tensor_type
-        dims = tensor.shape.dim
-        shape = []
-        for axis, dim in enumerate(dims):
-            if dim.HasField("dim_value") and dim.dim_value > 0:
-                shape.append(dim.dim_value)
-                continue
-            guess = batch if axis == 0 else image if len(dims) >= 4 and axis >= 2 else sequence
-            shape.append(named.setdefault(dim.dim_param, guess) if dim.dim_param else guess)
-        shapes[info.name] = tuple(shape)
-    return shapes
-
-
-def is_dynamic(model: ModelProto) -> bool:
-    """Whether any input has an axis whose size the model leaves open."""
-    return any(
-        not (d.HasField("dim_value") and d.dim_value > 0)
-        for i in model.graph.input
-        for d in i.type.tensor_type.shape.dim
-    )
-
-
-@dataclass
-class TwoPoints:
-    """Two walks at different input sizes (the same walk twice for a model without open sizes)."""
-
-    first: Walk
-    second: Walk
-    sizes: tuple[dict[str, Shape], dict[str, Shape]]
-    walker: Walker
-
-    def again(self, graph: Graph, overrides: Sequence[Override]) -> list[Walk]:
-        """Walk another graph of the same interface (the pruned one) at the same points."""
-        unknown = (1009, 2003)
-        return [self.walker.walk(graph, self.sizes[i], unknown[i], override) for i, override in enumerate(overrides)]
-
-    @property
-    def walks(self) -> list[Walk]:
-        """The distinct walks: one for a model without open sizes."""
-        return [self.first] if self.second is self.first else [self.first, self.second]
-
-
-def two_points(graph: Graph) -> TwoPoints:
-    """Walk the graph at two input sizes that it accepts.
-
-    Raises:
-        ModelError: it accepts none of the sizes tried; the first contradiction is quoted.
-    """
-    walker = Walker()
-    model = graph.model
-    walks: list[Walk] = []
-    sizes: list[dict[str, Shape]] = []
-    error: ModelError | None = None
-    for candidate in _SIZES:
-        shapes = input_shapes(model, *candidate)
-        if shapes in sizes:
-            continue
-        try:
-            walks.append(walker.walk(graph, shapes, unknown=2003 if walks else 1009))
-            sizes.append(shapes)
-        except ModelError as failure:
-            error = error or failure
-            if not is_dynamic(model):
-                break
-        if len(walks) == 2 or (walks and not is_dynamic(model) and not walks[0].open_axes):
-            break
-    if not walks:
-        raise error or ModelError("the model has inputs that are no tensors. Export it with tensor inputs.")
-    if len(walks) == 1 and walks[0].open_axes:
-        walks.append(walker.walk(graph, sizes[0], unknown=2003))
-    second = walks[1] if len(walks) == 2 else walks[0]
-    for name in walks[0].computed ^ second.computed:  # known at one size only, being too large at the other: data
-        for walk in (walks[0], second):
-            walk.computed.discard(name)
-            walk.value.pop(name, None)
-    return TwoPoints(walks[0], second, (sizes[0], sizes[-1]), walker)
+        outputs.append((tensor.elem_type, tuple(d.dim_value or -1 for d in tensor.shape.dim)))
+    return outputs

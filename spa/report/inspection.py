@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spa.coupling.analysis import Analysis, Group
-from spa.coupling.cost import CostModel, group_shares, measure
+from spa.coupling.cost import CostModel, group_fractions, measure
 
 
 def inspection(analysis: Analysis) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
         ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the
         share of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
     """
-    shares = group_shares(analysis)
+    shares = group_fractions(analysis)
 
     def row(group: Group) -> dict[str, Any]:
         params, macs = shares.get(group.name, (0.0, 0.0))

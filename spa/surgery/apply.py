@@ -1,9 +1,8 @@
-"""Rewriting the graph: slice the weights, restate the integers, leave everything else as it was."""
+"""Surgery: slice the weights, restate the integers that depend on them, and leave everything else as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,16 +12,22 @@ from spa.algebra.axes import Axes, Kept
 from spa.algebra.op import Tie
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
-from spa.errors import InvariantError, UnsupportedError
-from spa.model.graph import Graph, Node, dead_nodes, names_read
-from spa.model.shapes import Override, Walk
+from spa.model.graph import Graph, dead_nodes, names_read
+from spa.surgery.integers import correct, restated, wrong_operands
 
 Message = TypeVar("Message", NodeProto, ValueInfoProto)
 Key = tuple[int, int]  # (node index, operand)
 
 
 def apply(analysis: Analysis, plan: Plan) -> ModelProto:
-    """The pruned model. Deterministic: the same model and plan give the same bytes; the input is not changed.
+    """Apply a plan to a copy of the model. The same model and plan give the same bytes.
+
+    Args:
+        analysis: the model, which is not changed.
+        plan: the channels to keep.
+
+    Returns:
+        The pruned model.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -33,17 +38,20 @@ def apply(analysis: Analysis, plan: Plan) -> ModelProto:
     return _Surgeon(analysis, kept).operate()
 
 
-@dataclass
-class _Mend:
-    """An operand whose computed value is wrong after pruning, and what it should be at each point."""
-
-    node: Node
-    operand: int
-    expected: list[np.ndarray]
-    actual: list[np.ndarray]
-
-
 class _Surgeon:
+    """The rewriting of one model under one plan; :meth:`operate` may be called once.
+
+    Attributes:
+        analysis: the original model.
+        graph: the view of the original model, which is not changed.
+        kept: the indices to keep.
+        model: the message that is rewritten; without initializers until the end.
+        nodes: the nodes of ``model``, by their old indices.
+        names: all tensor names that are taken.
+        new: initializers that replace old ones or are added.
+        inserted: new nodes by the index of the node that they stand before.
+    """
+
     def __init__(self, analysis: Analysis, kept: Kept) -> None:
         self.analysis, self.graph, self.kept = analysis, analysis.graph, kept
         self.model = _without_weights(analysis.graph.model)
@@ -53,16 +61,16 @@ class _Surgeon:
         self.inserted: dict[int, list[NodeProto]] = {}
 
     def operate(self) -> ModelProto:
+        """Rewrite the model and return it."""
         self._weights()
         self._attributes()
         self._interface()
-        for mend in self._mends():
-            self._mend(mend)
+        self._computed()
         self._assemble()
         return self.model
 
     def fresh(self, base: str) -> str:
-        """A tensor name that is not taken."""
+        """Return a tensor name that is not taken, and take it."""
         name, count = base, 2
         while name in self.names:
             name, count = f"{base}_{count}", count + 1
@@ -72,7 +80,7 @@ class _Surgeon:
     # -- constants -----------------------------------------------------------------------------------------------
 
     def _weights(self) -> None:
-        """Slice every constant as each of its uses demands; uses that demand the same share a copy."""
+        """Slice every constant as each of its uses demands; uses that demand the same value read one copy."""
         demands: dict[str, dict[Key, np.ndarray]] = {}
         for (name, index, operand), axes in self.analysis.uses.items():
             if self.kept.touches(axes):
@@ -85,7 +93,7 @@ class _Surgeon:
                     continue
                 if (name := law.node.inputs[tie.operand]) in self.graph.constants:
                     old = self.graph.array(name)
-                    value = _restated(tie, self.kept, old)
+                    value = restated(tie, self.kept, old)
                     if value.shape != old.shape or not np.array_equal(value, old):
                         demands.setdefault(name, {})[(law.node.index, tie.operand)] = value
         for name, by_use in demands.items():
@@ -99,9 +107,15 @@ class _Surgeon:
         return np.ascontiguousarray(value)
 
     def _variants(self, name: str, by_use: Mapping[Key, np.ndarray]) -> None:
-        everyone = {(n.index, o) for n, o in self.graph.users.get(name, ())}
+        """Store each different value that the uses of a constant demand; the first takes the name if nothing keeps it.
+
+        Args:
+            name: the constant.
+            by_use: the new value by (node index, operand); uses that are not named keep the old one.
+        """
+        all_uses = {(n.index, o) for n, o in self.graph.users.get(name, ())}
         captured = any(name in names for names in self.graph.captured.values())
-        taken = captured or name in self.graph.outputs or bool(everyone - by_use.keys())
+        taken = captured or name in self.graph.outputs or bool(all_uses - by_use.keys())
         variants: list[tuple[np.ndarray, str]] = []
         for (index, operand), value in sorted(by_use.items(), key=lambda item: item[0]):
             alias = next((a for other, a in variants if other is value or _same(other, value)), "")
@@ -163,6 +177,7 @@ class _Surgeon:
                     dim.dim_value = size
 
     def _redeclare(self, info: ValueInfoProto, axes: Axes | None) -> bool:
+        """Restate a declared shape; return False where it contradicts the axes."""
         dims = info.type.tensor_type.shape.dim
         if axes is None or not info.type.tensor_type.HasField("shape"):
             return True
@@ -179,136 +194,30 @@ class _Surgeon:
 
     # -- computed integers ---------------------------------------------------------------------------------------
 
-    def _mends(self) -> list[_Mend]:
-        """Walk the pruned graph; find computed integers that differ from what the algebra expects."""
-        found: dict[Key, _Mend] = {}
-        walks = self.analysis.points.walks
-        graph = Graph(self.model, self.graph.base, self.graph.initializers | self.new)
-        checks = [self._checker(before, point, found) for point, before in enumerate(walks)]
-        after = self.analysis.points.again(graph, checks)
-        self._check_shapes(after[0])
-        return [m for _, m in sorted(found.items(), key=lambda item: item[0])]
-
-    def _checker(self, before: Walk, point: int, found: dict[Key, _Mend]) -> Override:
-        """At each node: every computed operand must have its restated value, or its old one if it is data."""
-
-        def check(node: Node, walk: Walk) -> Mapping[int, np.ndarray]:
-            law = self.analysis.laws.get(node.index)
-            if law is None:
-                return {}
-            ties = {t.operand: t for t in law.ties if t.operand is not None}
-            values = {}
-            for operand, name in enumerate(law.node.inputs):
-                if name not in before.computed:
-                    continue
-                old = before.value[name]
-                expected = _restated(ties[operand], self.kept, old) if operand in ties else old
-                actual = walk.value[node.inputs[operand]]
-                if actual.shape != expected.shape or not np.array_equal(actual, expected):
-                    mend = found.setdefault((node.index, operand), _Mend(law.node, operand, [], []))
-                    # A point at which nothing was wrong so far agrees with itself.
-                    mend.expected += [expected] * (point + 1 - len(mend.expected))
-                    mend.actual += [actual] * (point + 1 - len(mend.actual))
-                    values[operand] = expected
-            return values
-
-        return check
-
-    def _check_shapes(self, walk: Walk) -> None:
-        for name, axes in self.analysis.axes.items():
-            expected = tuple(self.kept.size(e) for e in axes)
-            if name in walk.shape and walk.shape[name] != expected and name not in self.analysis.points.first.value:
-                raise InvariantError(
-                    f"after pruning, {name!r} has shape {walk.shape[name]}, the algebra expects {expected}. "
-                    "Please report this with the model and the plan."
-                )
-
-    def _mend(self, mend: _Mend) -> None:
-        """Give an operand its right value: a constant, or the old value with its wrong entries replaced."""
-        points = len(self.analysis.points.walks)
-        mend.expected += [mend.expected[-1]] * (points - len(mend.expected))
-        mend.actual += [mend.actual[-1]] * (points - len(mend.actual))
-        base = f"{mend.node.inputs[mend.operand]}_pruned"
-        first, last = mend.expected[0], mend.expected[-1]
-        if first.shape == last.shape and np.array_equal(first, last):
-            name = self.fresh(base)
-            self.new[name] = numpy_helper.from_array(np.asarray(first, order="C"), name)
-        else:
-            name = self._composed(mend, base)
-        self.nodes[mend.node.index].input[mend.operand] = name
-
-    def _composed(self, mend: _Mend, base: str) -> str:
-        """Concat of the entries that follow the input (taken from the old value) and of constants."""
-        first, last = mend.expected[0], mend.expected[-1]
-        if all(np.array_equal(e.reshape(-1), np.arange(e.size)) for e in mend.expected):
-            return self._counted(mend, base)
-        if first.ndim != 1 or first.shape != last.shape:
-            raise self._stuck(mend)
-        pieces: list[str] = []
-        inserted = self.inserted.setdefault(mend.node.index, [])
-        old = mend.node.inputs[mend.operand]
-        free = 0
-        for k in range(first.size):
-            follows = first[k] != last[k]
-            right = all(a[k] == e[k] for a, e in zip(mend.actual, mend.expected, strict=True))
-            piece = self.fresh(f"{base}_{k}")
-            if follows and right:
-                at = self.fresh(f"{base}_{k}_at")
-                self.new[at] = numpy_helper.from_array(np.asarray([k], np.int64), at)
-                inserted.append(helper.make_node("Gather", [old, at], [piece], axis=0))
-            else:
-                free += follows
-                value = -1 if follows else first[k]
-                self.new[piece] = numpy_helper.from_array(np.asarray([value], first.dtype), piece)
-            pieces.append(piece)
-        if free > 1 or (free and mend.node.op != "Reshape"):
-            raise self._stuck(mend)
-        name = self.fresh(base)
-        inserted.append(helper.make_node("Concat", pieces, [name], axis=0))
-        return name
-
-    def _counted(self, mend: _Mend, base: str) -> str:
-        """All indices of the first operand's first axis in order, in the shape that is expected."""
-        first, last = mend.expected[0], mend.expected[-1]
-        if mend.node.op != "Gather" or mend.node.attributes.get("axis", 0) != 0:
-            raise self._stuck(mend)
-        shape = [int(a) if a == b else -1 for a, b in zip(first.shape, last.shape, strict=True)]
-        if shape.count(-1) > 1:
-            raise self._stuck(mend)
-        names = {k: self.fresh(f"{base}_{k}") for k in ("shape", "count", "to", "zero", "one")}
-        for key, value in (("zero", 0), ("one", 1), ("to", shape)):
-            self.new[names[key]] = numpy_helper.from_array(np.asarray(value, np.int64), names[key])
-        counted, name = self.fresh(f"{base}_all"), self.fresh(base)
-        self.inserted.setdefault(mend.node.index, []).extend(
-            [
-                helper.make_node("Shape", [mend.node.inputs[0]], [names["shape"]]),
-                helper.make_node("Gather", [names["shape"], names["zero"]], [names["count"]], axis=0),
-                helper.make_node("Range", [names["zero"], names["count"], names["one"]], [counted]),
-                helper.make_node("Reshape", [counted, names["to"]], [name]),
-            ]
-        )
-        return name
-
-    def _stuck(self, mend: _Mend) -> UnsupportedError:
-        return UnsupportedError(
-            f"{mend.node.label}: operand {mend.operand} is computed from sizes that follow the input and that pruning "
-            "changes. Leave its groups out with --ignore, or export the model with fixed input sizes."
-        )
+    def _computed(self) -> None:
+        """Give every computed operand whose value is wrong after pruning the value that the algebra expects."""
+        pruned = Graph(self.model, self.graph.base, self.graph.initializers | self.new)
+        for wrong in wrong_operands(self.analysis, self.kept, pruned):
+            correction = correct(wrong, self.fresh)
+            self.new.update(correction.constants)
+            if correction.nodes:
+                self.inserted.setdefault(wrong.node.index, []).extend(correction.nodes)
+            self.nodes[wrong.node.index].input[wrong.operand] = correction.name
 
     # -- putting together ----------------------------------------------------------------------------------------
 
-    def _put(self) -> None:
-        """Initializers in their old order, changed ones replaced, new ones at the end, unused ones left out."""
+    def _store_initializers(self) -> None:
+        """Store initializers in their old order, changed ones replaced, new ones last, unused ones left out."""
         graph = self.model.graph
         used = names_read(graph)
-        every = self.graph.initializers | self.new
-        graph.initializer.extend(tensor for name, tensor in every.items() if name in used)
-        kept_inputs = [_copied(i) for i in graph.input if i.name in used or i.name not in every]
+        initializers = self.graph.initializers | self.new
+        graph.initializer.extend(tensor for name, tensor in initializers.items() if name in used)
+        kept_inputs = [_copied(i) for i in graph.input if i.name in used or i.name not in initializers]
         del graph.input[:]
         graph.input.extend(kept_inputs)
 
     def _assemble(self) -> None:
-        """Put inserted nodes before their readers, and take out nodes that our rewiring left without a reader."""
+        """Put inserted nodes before their readers, and remove nodes that rewiring left without a reader."""
         dead_before = {id(self.nodes[i]) for i in dead_nodes(self.graph.model.graph.node, self.graph.outputs)}
         ordered = [n for i, node in enumerate(self.nodes) for n in (*self.inserted.get(i, ()), node)]
         dead = {id(ordered[i]) for i in dead_nodes(ordered, self.graph.outputs)} - dead_before
@@ -316,20 +225,15 @@ class _Surgeon:
             alive = [_copied(n) for n in ordered if id(n) not in dead]
             del self.model.graph.node[:]
             self.model.graph.node.extend(alive)
-        self._put()
+        self._store_initializers()
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _restated(tie: Tie, kept: Kept, old: np.ndarray) -> np.ndarray:
-    value = np.asarray(tie.restate(kept, old))
-    return value.astype(old.dtype).reshape(old.shape if value.size == old.size else value.shape)
-
-
 def _without_weights(model: ModelProto) -> ModelProto:
-    """A copy of the model but for its initializers."""
+    """Copy the model without its initializers."""
     copy = ModelProto()
     for field, value in model.ListFields():
         if field.name != "graph":

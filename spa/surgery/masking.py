@@ -1,6 +1,6 @@
-"""The oracle: what a pruned model must compute, written without any surgery.
+"""The masked original: a model that computes what the pruned one must compute, built without any surgery.
 
-Removing channels that nobody reads any more changes nothing. So for every plan whose groups cross no normalisation
+Removing channels that no node reads any more changes nothing. So for every plan whose groups cross no normalisation
 
     pruned(x) == original(x) with the readers' slices of the removed indices set to zero.
 
@@ -21,21 +21,29 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 
 
 def masked(analysis: Analysis, plan: Plan) -> ModelProto:
-    """The original model with the readers' slices of the removed indices set to zero.
+    """Set the readers' slices of the removed indices to zero in a copy of the original model.
+
+    Args:
+        analysis: the original model.
+        plan: the channels to keep.
 
     Returns:
-        A model of the original sizes that computes what the pruned one must compute.
+        A model of the original sizes that computes what the pruned one must compute, if no group of the plan crosses a
+        normalisation.
+
+    Raises:
+        PlanError: the plan does not fit the model.
     """
     kept = analysis.kept(plan.masks(analysis))
     model = ModelProto()
     model.CopyFrom(analysis.graph.model)
-    before: dict[int, list[NodeProto]] = {}
+    inserted: dict[int, list[NodeProto]] = {}  # by the index of the node that they stand before
     for index, law in analysis.laws.items():
         for number, read in enumerate(law.reads):
             mask = kept.mask(read.expr)
             if not mask.all():
-                before.setdefault(index, []).extend(_mask_nodes(analysis, law.node, model, read, mask, number))
-    nodes = [n for i, node in enumerate(model.graph.node) for n in (*before.get(i, ()), node)]
+                inserted.setdefault(index, []).extend(_mask_nodes(analysis, law.node, model, read, mask, number))
+    nodes = [n for i, node in enumerate(model.graph.node) for n in (*inserted.get(i, ()), node)]
     copies = []
     for node in nodes:
         copy = NodeProto()
@@ -49,6 +57,20 @@ def masked(analysis: Analysis, plan: Plan) -> ModelProto:
 def _mask_nodes(
     analysis: Analysis, node: Node, model: ModelProto, read: Read, mask: np.ndarray, number: int
 ) -> list[NodeProto]:
+    """Mask one operand of a reader; changes the reader's message and adds constants to the model.
+
+    Args:
+        analysis: the original model.
+        node: the reader.
+        model: the message that is being masked.
+        read: the operand and the axis to mask.
+        mask: of shape (size of the axis,), True where the index is kept.
+        number: the position of ``read`` among those of the node.
+
+    Returns:
+        The nodes to insert before the reader: a product for floats; for integers, a choice between the value and the
+        zero point.
+    """
     target = model.graph.node[node.index]
     name = target.input[read.operand]
     walk = analysis.points.first
@@ -65,15 +87,15 @@ def _mask_nodes(
         return [helper.make_node("Mul", [name, stem], [out])]
     model.graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), stem))
     zero = node.inputs[read.zero] if read.zero is not None and read.zero < len(node.inputs) else ""
-    made = []
+    reshaped = []
     if not zero:
         zero = f"{stem}_zero"
         scalar = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
         model.graph.initializer.append(numpy_helper.from_array(scalar, zero))
     elif walk.shape[zero] and walk.shape[zero] != (1,):
-        spread = np.ones(rank, np.int64)
-        spread[read.zero_axis] = -1
-        model.graph.initializer.append(numpy_helper.from_array(spread, f"{stem}_spread"))
-        made.append(helper.make_node("Reshape", [zero, f"{stem}_spread"], [f"{stem}_zero"]))
+        zero_shape = np.ones(rank, np.int64)
+        zero_shape[read.zero_axis] = -1
+        model.graph.initializer.append(numpy_helper.from_array(zero_shape, f"{stem}_spread"))
+        reshaped.append(helper.make_node("Reshape", [zero, f"{stem}_spread"], [f"{stem}_zero"]))
         zero = f"{stem}_zero"
-    return [*made, helper.make_node("Where", [stem, name, zero], [out])]
+    return [*reshaped, helper.make_node("Where", [stem, name, zero], [out])]

@@ -1,7 +1,7 @@
-"""Groups that shall keep the same share of their channels: named by the user, or the head sizes of each attention.
+"""Sets of groups that keep the same fraction of their channels: named by the user, or the head sizes of attention.
 
-The engine prunes the dimensions that queries and keys share and those that values have as groups of their own, which
-loses least. Classes of frameworks know one size of a head.
+The engine prunes the dimensions that queries and keys have in common and those of values as separate groups, which
+loses least. The attention classes of frameworks, however, know one head size only.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ HEADS = "heads"  # the word that stands for the head sizes of each attention
 
 
 def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]) -> tuple[frozenset[str], ...]:
-    """Which groups keep the same share of their channels, as :attr:`spa.widths.budget.Budget.equal` takes it.
+    """Return the sets of groups that keep the same fraction of their channels.
 
     Args:
         analysis: the model.
-        groups: those that may be pruned.
+        groups: the groups that may be pruned.
         equal: the word ``heads``, which makes a set of the head sizes of each attention; and shell patterns, each of
-            which makes a set of the groups of which it matches a place, written ``tensor[axis]``.
+            which makes a set of the groups that lie on a matching place, written ``tensor[axis]``.
 
     Returns:
-        Sets of two groups or more; none of them share a group.
+        Disjoint sets of two names or more, as :attr:`spa.widths.budget.Budget.equal` takes them.
 
     Raises:
-        PlanError: a pattern matches less than two groups.
+        PlanError: a pattern matches fewer than two groups.
     """
     sets: list[frozenset[str]] = []
     for pattern in equal:
@@ -39,8 +39,8 @@ def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]
             continue
         names = frozenset(g.name for g in groups if any(_matches(place, pattern) for place in _places(g)))
         if len(names) < 2:
-            what = f"the group {next(iter(names))!r} alone" if names else "none of the groups that may be pruned"
-            raise PlanError(f"equal: {pattern!r} matches {what}. Give a pattern of places, such as '*.fc1.weight*'.")
+            matched = f"the group {next(iter(names))!r} alone" if names else "none of the groups that may be pruned"
+            raise PlanError(f"equal: {pattern!r} matches {matched}. Give a pattern of places, such as '*.fc1.weight*'.")
         sets.append(names)
     return _merged(sets)
 
@@ -54,11 +54,15 @@ def _matches(place: str, pattern: str) -> bool:
 
 
 def _merged(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
-    """Sets with a common member become one."""
+    """Merge sets with a common member; drop sets of one.
+
+    >>> [sorted(names) for names in _merged([frozenset("ab"), frozenset("c"), frozenset("de"), frozenset("bf")])]
+    [['d', 'e'], ['a', 'b', 'f']]
+    """
     merged: list[frozenset[str]] = []
     for names in sets:
-        apart = [m for m in merged if not m & names]
-        merged = [*apart, names.union(*(m for m in merged if m & names))]
+        disjoint = [m for m in merged if not m & names]
+        merged = [*disjoint, names.union(*(m for m in merged if m & names))]
     return tuple(m for m in merged if len(m) > 1)
 
 
@@ -66,67 +70,75 @@ def _merged(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
 
 
 def head_sizes(analysis: Analysis) -> list[frozenset[str]]:
-    """For each attention the groups that make up the size of a head: of queries and keys, and of values.
+    """Find for each attention the groups that make up the size of a head: of queries and keys, and of values.
 
-    Found in the graph alone: a product of two activations sums over the first (queries and keys), and its result goes
-    on, through operators without weights, to a product with further activations, which have the second (values). One
-    operator may do both. Sizes that differ before pruning need not be equal afterwards.
+    The graph alone tells: a product of two activations sums over the head size of queries and keys; its result goes,
+    through operators without weights, to a product with other activations, whose head size is that of values. One
+    operator may do both. Sizes that differ before pruning need not be equal afterwards, so they make no set.
+
+    Returns:
+        A set of group names for each attention.
     """
     names = {g.dim: g.name for g in analysis.groups}
-    found, seconds = [], set[int]()
+    sets, value_products = [], set[int]()
     for index in sorted(analysis.laws):
         law = analysis.laws[index]
-        operand = _product(analysis, law)
-        first = None if operand is None or index in seconds else _summed(analysis, law)
-        if first is None:
+        operand = _activation_operand(analysis, law)
+        query_size = None if operand is None or index in value_products else _summed(analysis, law)
+        if query_size is None:
             continue
-        behind = list(_products_behind(analysis, law))
-        for end, place in behind or [(law, operand or 0)]:
-            second = _passed(analysis, end, place)
-            dims = first[1] | (second[1] if second else first[1])
-            if second and second[0] == first[0] and _can_shrink(analysis, dims if behind else first[1]):
-                found.append(frozenset(names[d] for d in dims if d in names))
-                seconds.add(end.node.index)
-    return found
+        later_products = list(_products_behind(analysis, law))
+        for product, scores in later_products or [(law, operand or 0)]:
+            value_size = _passed(analysis, product, scores)
+            dims = query_size[1] | (value_size[1] if value_size else query_size[1])
+            equal = value_size is not None and value_size[0] == query_size[0]
+            if equal and _can_shrink(analysis, dims if later_products else query_size[1]):
+                sets.append(frozenset(names[d] for d in dims if d in names))
+                value_products.add(product.node.index)
+    return sets
 
 
 def _can_shrink(analysis: Analysis, dims: frozenset[Dim]) -> bool:
     return any(analysis.space.reason(d) is None for d in dims)
 
 
-def _product(analysis: Analysis, law: Law) -> int | None:
-    """Where a node multiplies activations: the operand of one of them."""
+def _activation_operand(analysis: Analysis, law: Law) -> int | None:
+    """Return an activation that a node contracts (its operand), or None for a node that multiplies no activations."""
     return next((r.operand for r in law.reads if not analysis.is_constant(law.node.inputs[r.operand])), None)
 
 
 def _products_behind(analysis: Analysis, law: Law) -> Iterator[tuple[Law, int]]:
-    """The products of activations that a node's results reach through nodes without weights, and as which operand."""
+    """Yield the products of activations that a node's results reach through nodes without weights.
+
+    Yields:
+        (the product, the operand that the results reach it by).
+    """
     names, seen = list(law.node.outputs), {law.node.index}
     while names:
         name = names.pop()
         for node, operand in analysis.graph.users.get(name, ()):
-            behind = analysis.laws.get(node.index)
-            if behind is None or node.index in seen:
+            user = analysis.laws.get(node.index)
+            if user is None or node.index in seen:
                 continue
             seen.add(node.index)
-            if _product(analysis, behind) is not None:
-                yield behind, operand
-            elif not behind.reads:
+            if _activation_operand(analysis, user) is not None:
+                yield user, operand
+            elif not user.reads:
                 names += node.outputs
 
 
-Size = tuple[int, frozenset[Dim]]  # of an axis without some dimensions: how many indices, and its dimensions
+Size = tuple[int, frozenset[Dim]]  # of an axis without some dimensions: (number of indices, the other dimensions)
 
 
 def _summed(analysis: Analysis, law: Law) -> Size | None:
-    """What a product sums over that its result lacks."""
-    left = _dims(analysis, law.outputs[0] or ())
+    """Return the size that a product sums over and that its result lacks, or None."""
+    remaining = _dims(analysis, law.outputs[0] or ())
     exprs = [analysis.space.resolve(read.expr) for read in law.reads]
-    return next((s for s in (_size(analysis, e, left) for e in exprs) if s[1]), None)
+    return next((s for s in (_size(analysis, e, remaining) for e in exprs) if s[1]), None)
 
 
 def _passed(analysis: Analysis, law: Law, operand: int) -> Size | None:
-    """What a product's result has that one operand lacks."""
+    """Return the size that a product's result has and one operand lacks, or None."""
     without = _dims(analysis, law.inputs[operand] or ())
     sizes = [_size(analysis, analysis.space.resolve(e), without) for e in law.outputs[0] or ()]
     return next((s for s in reversed(sizes) if s[1]), None)
@@ -137,7 +149,10 @@ def _dims(analysis: Analysis, axes: Sequence[Expr]) -> set[Dim]:
 
 
 def _size(analysis: Analysis, expr: Expr, without: set[Dim]) -> Size:
-    """Frozen factors beside free ones do not count as dimensions: the product shrinks with the others."""
+    """Return the size of an axis without some dimensions.
+
+    Frozen factors beside free ones do not count as dimensions: the product shrinks with the free ones.
+    """
     if isinstance(expr, Dim):
         return (1, frozenset()) if expr in without else (expr.size, frozenset((expr,)))
     parts = [_size(analysis, e, without) for e in (expr.factors if isinstance(expr, Prod) else expr.terms)]

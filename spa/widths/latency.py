@@ -32,7 +32,9 @@ from spa.model.graph import Graph, Node
 from spa.model.shapes import Walk
 from spa.progress import Progress, silent
 from spa.surgery.apply import apply
-from spa.widths.budget import Budget, Choice, alignment, allowed_widths, ladders_of, structure, widths_at
+from spa.widths.budget import Budget, Choice
+from spa.widths.ladders import alignment, allowed_widths, widths_at
+from spa.widths.ranking import structure
 from spa.widths.stopwatch import Cache, Stopwatch, cache_file
 
 POINTS = 11  # networks whose parts are timed: a prime, see `_design`
@@ -431,7 +433,7 @@ def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: floa
     """The share to remove so that so many milliseconds are left."""
     if not ms < model.dense_ms:
         raise PlanError(f"the network takes {model.dense_ms:.3g} ms, not more than the {ms:g} asked for. Ask for less.")
-    ladders = ladders_of(analysis, groups, budget)
+    ladders = budget.ladders(analysis, groups)
     narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
     least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)
     if ms < least:

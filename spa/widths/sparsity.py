@@ -1,4 +1,4 @@
-"""How much a network's own weights say can go: the PQ index."""
+"""The PQ index: a ratio to remove that the sparsity of the weights suggests."""
 
 from __future__ import annotations
 
@@ -11,42 +11,49 @@ from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
 from spa.criteria import parameters
 from spa.errors import PlanError
-from spa.widths.budget import Budget, ladders_of, widths_at
+from spa.widths.budget import Budget
+from spa.widths.ladders import Ladder, widths_at
 
 P, Q = 0.5, 1.0
 
 
 def pq_index(values: np.ndarray) -> float:
-    """1 − d^(1/q − 1/p) ‖w‖_p / ‖w‖_q with p = 0.5 and q = 1: 0 where all are alike, near 1 where few are not zero.
+    """Return the PQ index of d numbers: 1 − d^(1/q − 1/p) ‖w‖_p / ‖w‖_q with p = 0.5 and q = 1.
 
-    Diao et al., ICLR 2023 (arXiv 2302.05601), definition 3.1. At least d (1 − index)^(pq/(q − p)) of d numbers are then
-    worth keeping (their theorem 3.1 with η = 0).
+    Source: Diao et al., ICLR 2023 (arXiv 2302.05601), definition 3.1. At least d (1 − index)^(pq/(q − p)) of the
+    numbers are worth keeping (their theorem 3.1 with η = 0).
+
+    Args:
+        values: the numbers, of any shape.
+
+    Returns:
+        0 where all magnitudes are equal, near 1 where few numbers are not zero.
+
+    >>> pq_index(np.array([4.0, -4.0, 4.0, 4.0])), pq_index(np.array([0.0, 0.0, 0.0, 5.0]))
+    (0.0, 0.75)
     """
-    size = np.abs(values.reshape(-1)).astype(np.float64)
-    total = size.sum()
-    return 1 - float(np.sqrt(size).sum()) ** 2 / (size.size * float(total)) if total > 0 else 1.0
+    magnitudes = np.abs(values.reshape(-1)).astype(np.float64)
+    total = magnitudes.sum()
+    return 1 - float(np.sqrt(magnitudes).sum()) ** 2 / (magnitudes.size * float(total)) if total > 0 else 1.0
 
 
 def suggested_ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> float:
-    """The share of a budget's unit that goes when each group keeps what the PQ index of its weights says.
+    """Return the fraction of a budget's unit that goes when each group keeps what the PQ index of its weights says.
 
     Args:
         analysis: the model.
         groups: the groups that may be pruned.
-        budget: its unit, and which widths groups may have.
+        budget: the unit (``of``), and the widths that groups may have; its ratio is not read.
+
+    Returns:
+        A ratio in (0, 1), for :attr:`spa.widths.budget.Budget.ratio`.
 
     Raises:
         PlanError: nothing would go.
     """
-    needed = [ceil(g.size * _kept(analysis, g)) for g in groups]
-    ladders = ladders_of(analysis, groups, budget)
-    rungs = [
-        max(
-            i for i, widths in enumerate(x.rungs) if all(w >= needed[m] for m, w in zip(x.members, widths, strict=True))
-        )
-        for x in ladders
-    ]
-    widths = widths_at(ladders, rungs)
+    needed = [ceil(g.size * _fraction_to_keep(analysis, g)) for g in groups]
+    ladders = budget.ladders(analysis, groups)
+    widths = widths_at(ladders, [_lowest_rung(ladder, needed) for ladder in ladders])
     costs = CostModel(analysis, [g.dim for g in groups])
     ratio = costs.removed(widths, budget.of)
     if ratio <= 0:
@@ -56,8 +63,17 @@ def suggested_ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget)
     return ratio
 
 
-def _kept(analysis: Analysis, group: Group) -> float:
-    """The mean over a group's weights, by their sizes, of the share that each should keep."""
+def _lowest_rung(ladder: Ladder, needed: Sequence[int]) -> int:
+    """Find the lowest rung on which each of a ladder's groups has the channels that it needs."""
+    return max(
+        rung
+        for rung, widths in enumerate(ladder.rungs)
+        if all(width >= needed[m] for m, width in zip(ladder.members, widths, strict=True))
+    )
+
+
+def _fraction_to_keep(analysis: Analysis, group: Group) -> float:
+    """Return the fraction of channels to keep: the mean over the group's weights, each weighted by its size."""
     weights = [w for w in parameters(analysis, group) if sum(n > 1 for n in w.shape) >= 2]
     sizes = [np.prod(w.shape) for w in weights]
     if not weights:

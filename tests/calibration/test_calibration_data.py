@@ -340,8 +340,8 @@ def test_missing_input() -> None:
 
 def test_extra_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=rows(3), mask=rows(3), size=rows(3))
-    assert "'mask', 'size' are no inputs of the model (expected 'x')." in refusal(tmp_path / "a.npz")
-    assert "'labels' is no input" in refusal({"x": rows(1), "label": [0], "labels": [0]})
+    assert "'mask', 'size' are not inputs of the model (expected 'x')." in refusal(tmp_path / "a.npz")
+    assert "'labels' is not an input" in refusal({"x": rows(1), "label": [0], "labels": [0]})
 
 
 def test_one_array_for_two_inputs() -> None:

@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper
 from spa.errors import ModelError
 from spa.model.graph import Graph, Node
 from spa.model.shape_values import FOLDERS
-from spa.model.shapes import two_points
+from spa.model.two_points import two_points
 from spa.running.runtime import load_session
 from tests.oracle import IR, Net, check
 
@@ -49,9 +49,7 @@ def test_padding_computed_from_the_inputs_size_is_known(sizes: tuple[int | str, 
 
 
 def test_a_contradiction_of_sizes_that_were_made_up_names_their_source() -> None:
-    said = (
-        r"Add .*Incompatible dimensions\. The shape of what Pad 'padding' returns was made up, .* Make them constants\."
-    )
+    said = r"Add .*Incompatible dimensions\. The output shape of Pad 'padding' was made up, .* Make them constants\."
     with pytest.raises(ModelError, match=said):
         two_points(Graph(padded_to_same(11, 14, clip="Elu")))
 

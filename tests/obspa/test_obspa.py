@@ -23,7 +23,7 @@ from spa.obspa.statistics import with_batch_statistics
 from spa.running.runtime import load_session, run
 from spa.running.stream import Stream
 from spa.surgery.apply import apply
-from spa.widths.allocate import allocate
+from spa.widths.allocation import allocate
 from spa.widths.budget import Budget
 
 Array = np.ndarray

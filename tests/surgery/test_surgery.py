@@ -330,8 +330,14 @@ def test_a_frozen_group_cannot_be_pruned() -> None:
 
 
 def test_a_group_cannot_lose_every_channel() -> None:
-    with pytest.raises(PlanError, match="keep 1 or more"):
+    with pytest.raises(PlanError, match="Keep 1 or more"):
         make_plan(analysed(network()), {"a[0]": np.asarray([], int)})
+
+
+@pytest.mark.parametrize("index", [-1, 7])
+def test_a_group_cannot_keep_channels_that_it_lacks(index: int) -> None:
+    with pytest.raises(PlanError, match=rf"keeps indices {index} to {index}, but its channels are 0 to 6\. Make"):
+        make_plan(analysed(network()), {"a[0]": np.asarray([index])})
 
 
 def test_a_plan_for_another_model_is_refused() -> None:

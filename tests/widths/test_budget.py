@@ -18,7 +18,8 @@ from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.model.graph import Graph
-from spa.widths.budget import RANKINGS, UNITS, Budget, choose
+from spa.widths.budget import UNITS, Budget, choose
+from spa.widths.ranking import RANKINGS
 from tests.oracle import Net
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -26,7 +27,7 @@ RESNET = MODELS / "digits_resnet.onnx"
 VIT = MODELS / "digits_vit.onnx"
 
 
-@pytest.mark.parametrize("of", sorted({*UNITS} - {"latency"}))  # tests/test_latency.py
+@pytest.mark.parametrize("of", sorted({*UNITS} - {"latency"}))  # in test_latency.py
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5, 0.8])
 def test_a_budget_is_met_within_one_per_cent_or_the_miss_is_said(of: str, ranking: str, ratio: float) -> None:
@@ -74,7 +75,7 @@ def test_widths_of_weights_become_multiples(multiple: int) -> None:
             assert size == old or size % multiple == 0
 
 
-def test_uniform_removes_the_same_share_of_every_group() -> None:
+def test_uniform_removes_the_same_fraction_of_every_group() -> None:
     report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1).report
     assert all(abs(g.kept / g.size - 0.5) <= 1 / g.size for g in report.groups)
 

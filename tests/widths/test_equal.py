@@ -1,4 +1,4 @@
-"""Groups that keep the same share of their channels: head sizes, found in the graph, and sets by pattern."""
+"""Groups that keep the same fraction of their channels: head sizes, found in the graph, and sets by pattern."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
 from spa.running.verify import verify
 from spa.surgery.masking import masked
-from spa.widths.budget import RANKINGS, Budget, ladders_of, widths_at
+from spa.widths.budget import Budget
 from spa.widths.equal import equal_sets, head_sizes
+from spa.widths.ladders import ladders_of, widths_at
+from spa.widths.ranking import RANKINGS
 from spa.widths.sparsity import suggested_ratio
 from tests.oracle import Net
 
@@ -31,7 +33,7 @@ def analysis_of(name: str) -> Analysis:
     return spa.analyze(model_of(name))
 
 
-def shares(result: spa.Result, names: frozenset[str]) -> set[float]:
+def fractions(result: spa.Result, names: frozenset[str]) -> set[float]:
     sizes = {g.name: g.size for g in result.analysis.groups}
     return {len(result.plan.kept.get(n, range(sizes[n]))) / sizes[n] for n in names}
 
@@ -113,20 +115,20 @@ def test_values_that_cannot_shrink_hold_the_queries() -> None:
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("criterion", ["l2", "obspa"])
-def test_tied_groups_keep_one_share_and_the_network_is_the_masked_original(ranking: str, criterion: str) -> None:
+def test_groups_of_a_set_keep_one_fraction_and_the_network_is_the_masked_original(ranking: str, criterion: str) -> None:
     for name in ("bert", "llama"):
         request = {"ratio": 0.75, "of": "params", "round_to": 1, "ranking": ranking, "criterion": criterion}
         result = spa.prune(model_of(name), **request, equal=["heads"], reconstruct="none", samples=16)
         sets = equal_sets(result.analysis, result.analysis.free, ["heads"])
         assert sets
-        assert all(len(shares(result, names)) == 1 for names in sets)
-        assert min(min(shares(result, names)) for names in sets) < 1
+        assert all(len(fractions(result, names)) == 1 for names in sets)
+        assert min(min(fractions(result, names)) for names in sets) < 1
         assert abs(result.report.reached - 0.75) < 0.03
         same = verify(result.model, masked(result.analysis, result.plan), atol=1e-5, rtol=1e-5)
         assert same.equal
 
 
-def test_tied_groups_keep_the_indices_that_matter_in_each() -> None:
+def test_groups_of_a_set_keep_the_indices_that_matter_in_each() -> None:
     result = spa.prune(model_of("bert"), ratio=0.5, of="params", round_to=1, criterion="l2", equal=["heads"])
     kept = [result.plan.kept[n] for n in ("layer.0.query.weight[0]#2", "layer.0.value.weight[0]")]
     assert len(kept[0]) == len(kept[1])
@@ -137,7 +139,7 @@ def test_sets_by_pattern_are_equally_wide_in_all_layers() -> None:
     request = {"ratio": 0.4, "of": "params", "round_to": 1, "criterion": "l2"}
     pattern = "layer.*.intermediate.weight*"
     result = spa.prune(model_of("bert"), **request, equal=["heads", pattern])
-    assert shares(result, frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"})) == {0.5}
+    assert fractions(result, frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"})) == {0.5}
     assert result.report.requested["equal"] == ["heads", pattern]
     assert "equal" not in spa.prune(model_of("bert"), **request).report.requested
 
@@ -160,12 +162,12 @@ def test_sets_that_share_a_group_are_one() -> None:
 
 
 @pytest.mark.parametrize(("round_to", "min_width"), [(1, 1), (4, 1), (1, 5)])
-def test_rungs_are_allowed_in_each_group_and_the_same_share_in_all(round_to: int, min_width: int) -> None:
+def test_rungs_are_allowed_in_each_group_and_the_same_fraction_in_all(round_to: int, min_width: int) -> None:
     analysis = analysis_of("llama")
     groups = analysis.free
-    budget = Budget(0.5, round_to=round_to, min_width=min_width, equal=equal_sets(analysis, groups, ["heads"]))
-    alone = ladders_of(analysis, groups, Budget(0.5, round_to=round_to, min_width=min_width))
-    ladders = ladders_of(analysis, groups, budget)
+    sets = equal_sets(analysis, groups, ["heads"])
+    alone = ladders_of(analysis, groups, round_to=round_to, min_width=min_width)
+    ladders = ladders_of(analysis, groups, round_to=round_to, min_width=min_width, equal=sets)
     assert widths_at(ladders, [0] * len(ladders)) == [g.size for g in groups]
     assert sorted(m for ladder in ladders for m in ladder.members) == list(range(len(groups)))
     for ladder in ladders:

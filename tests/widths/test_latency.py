@@ -29,8 +29,10 @@ from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 from spa.surgery.apply import apply
 from spa.widths import latency, stopwatch
-from spa.widths.budget import RANKINGS, Budget, alignment, allowed_widths
+from spa.widths.budget import Budget
+from spa.widths.ladders import alignment, allowed_widths
 from spa.widths.latency import LatencyModel
+from spa.widths.ranking import RANKINGS
 from spa.widths.stopwatch import Cache, Stopwatch
 
 MODELS = Path(__file__).parents[2] / "models"

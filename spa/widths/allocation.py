@@ -1,22 +1,20 @@
-"""Widths of all groups together, so that the estimated distortion is least for what is removed."""
+"""Allocation: the widths of all groups together that meet a budget at the least estimated distortion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
-from spa.coupling.cost import CostModel
+from spa.coupling.cost import CostModel, LatencyTerms
 from spa.criteria.answers import Curve
-from spa.widths.budget import TOLERANCE, Budget, Choice, Ladder, check, ladders_of, widths_at
-
-if TYPE_CHECKING:
-    from spa.widths.latency import LatencyModel
+from spa.widths.budget import TOLERANCE, Budget, Choice, check, kept_channels
+from spa.widths.ladders import Ladder, widths_at
 
 Array = np.ndarray
+Move = tuple[float, int, int]  # (loss per cost, ladder, rung to go down to)
 STEPS = 24  # how often costs are linearised again on the way to the budget
 
 
@@ -25,7 +23,7 @@ def allocate(
     groups: Sequence[Group],
     curves: Mapping[str, Curve],
     budget: Budget,
-    latency: LatencyModel | None = None,
+    latency: LatencyTerms | None = None,
 ) -> Choice:
     """Choose widths by a Lagrangian search over the groups' loss curves.
 
@@ -35,17 +33,16 @@ def allocate(
     Args:
         analysis: the model.
         groups: the groups that may be pruned; those without a curve keep everything.
-        curves: by group name.
+        curves: by group name the loss at each number of removed channels, and the order in which they go.
         budget: what to remove; ``ranking`` is not used.
-        latency: where the budget is one of latency.
+        latency: the model's latency, for a budget in latency.
 
     Raises:
         PlanError: the ratio cannot be reached.
     """
     groups = [g for g in groups if g.name in curves]
     costs = CostModel(analysis, [g.dim for g in groups], latency)
-
-    ladders = ladders_of(analysis, groups, budget)
+    ladders = budget.ladders(analysis, groups)
 
     def removed(rungs: Sequence[int]) -> float:
         return costs.removed(widths_at(ladders, rungs), budget.of)
@@ -61,19 +58,22 @@ def allocate(
     widths = widths_at(ladders, rungs)
     reached = removed(rungs)
     notes = check(budget, reached, most)
-    kept = {
-        g.name: np.sort(curves[g.name].order[g.size - w :]) for g, w in zip(groups, widths, strict=True) if w != g.size
-    }
-    return Choice(kept, costs.evaluate(costs.sizes), costs.evaluate(widths), reached, notes)
+    return Choice(
+        kept=kept_channels(groups, [curves[g.name].order for g in groups], widths),
+        dense=costs.evaluate(costs.sizes),
+        pruned=costs.evaluate(widths),
+        reached=reached,
+        notes=notes,
+    )
 
 
 def _losses(ladder: Ladder, groups: Sequence[Group], curves: Mapping[str, Curve]) -> Array:
-    """What each rung costs in all its groups."""
-    gone = [
+    """Return the loss of each rung, summed over the ladder's groups: shape (rungs,)."""
+    removed = [
         groups[m].size - np.array(widths)
         for m, widths in zip(ladder.members, zip(*ladder.rungs, strict=True), strict=True)
     ]
-    return np.sum([curves[groups[m].name].loss[g] for m, g in zip(ladder.members, gone, strict=True)], axis=0)
+    return np.sum([curves[groups[m].name].loss[n] for m, n in zip(ladder.members, removed, strict=True)], axis=0)
 
 
 def _nearest(
@@ -83,9 +83,10 @@ def _nearest(
     removed: Callable[[Sequence[int]], float],
     ratio: float,
 ) -> list[int]:
-    """The rungs reached with some of the last moves taken back; where that misses the ratio, single ladders move.
+    """Take back some of the last moves so that the rungs come nearest to the ratio; then move single ladders.
 
-    Of the moves that meet the ratio the one with the least loss is made, otherwise the one that comes nearest.
+    Ladders move only where the result still misses the ratio. Of the moves that meet the ratio the one with the least
+    loss is made, otherwise the one that comes nearest.
     """
 
     def miss(rungs: Sequence[int]) -> float:
@@ -95,18 +96,22 @@ def _nearest(
         return float(sum(values[i] for values, i in zip(losses, rungs, strict=True)))
 
     best = list(rungs)
-    for g in range(len(best)):
-        best = min([best, *([*best[:g], i, *best[g + 1 :]] for i in range(before[g], rungs[g]))], key=miss)
+    for k in range(len(best)):
+        best = min([best, *(_moved(best, k, rung) for rung in range(before[k], rungs[k]))], key=miss)
     while miss(best) > TOLERANCE:
-        others = [[*best[:g], i, *best[g + 1 :]] for g, r in enumerate(losses) for i in range(len(r)) if i != best[g]]
-        met = [o for o in others if miss(o) <= TOLERANCE]
-        if met:
-            return min(met, key=loss)
+        others = [_moved(best, k, i) for k, values in enumerate(losses) for i in range(len(values)) if i != best[k]]
+        meeting = [o for o in others if miss(o) <= TOLERANCE]
+        if meeting:
+            return min(meeting, key=loss)
         nearest = min(others, key=miss, default=best)
         if miss(nearest) >= miss(best):
             break
         best = nearest
     return best
+
+
+def _moved(rungs: Sequence[int], ladder: int, rung: int) -> list[int]:
+    return [*rungs[:ladder], rung, *rungs[ladder + 1 :]]
 
 
 def _descend(
@@ -120,18 +125,18 @@ def _descend(
     before = removed(rungs)
     if before >= goal:
         return
-    moves: list[tuple[float, int, int]] = []
-    for g, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
-        at = rungs[g]
-        if at + 1 >= len(size):
+    moves: list[Move] = []
+    for ladder, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
+        rung = rungs[ladder]
+        if rung + 1 >= len(size):
             continue
-        unit = (removed(_after(rungs, [(0.0, g, at + 1)])) - before) / (size[at] - size[at + 1])
-        if unit > 0:
-            moves += [(slope / unit, g, to) for slope, to in _hull(size[at:], loss[at:], at)]
-    low = 0
-    moves.sort()
+        cost_per_channel = (removed(_moved(rungs, ladder, rung + 1)) - before) / (size[rung] - size[rung + 1])
+        if cost_per_channel > 0:
+            segments = _hull(size[rung:], loss[rung:], rung)
+            moves += [(slope / cost_per_channel, ladder, end) for slope, end in segments]
     # Moves of one ladder come in order of growing slope, so any prefix is a valid state.
-    high = len(moves)
+    moves.sort()
+    low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
         if removed(_after(rungs, moves[:middle])) < goal:
@@ -141,23 +146,29 @@ def _descend(
     rungs[:] = _after(rungs, moves[:low])
 
 
-def _after(rungs: Sequence[int], moves: Sequence[tuple[float, int, int]]) -> list[int]:
-    state = list(rungs)
-    for _, g, to in moves:
-        state[g] = max(state[g], to)
-    return state
+def _after(rungs: Sequence[int], moves: Sequence[Move]) -> list[int]:
+    result = list(rungs)
+    for _, ladder, rung in moves:
+        result[ladder] = max(result[ladder], rung)
+    return result
 
 
 def _hull(widths: Array, loss: Array, base: int) -> list[tuple[float, int]]:
-    """The lower convex hull of a loss curve: (loss per channel, rung at the segment's end)."""
-    gone = widths[0] - widths
+    """Return the segments of a loss curve's lower convex hull: (loss per channel, rung at the segment's end).
+
+    Args:
+        widths: channels at each rung, falling, of shape (rungs,).
+        loss: at each rung, of shape (rungs,).
+        base: the number of the first rung.
+    """
+    removed = widths[0] - widths
     points = [0]
     for i in range(1, len(widths)):
         while len(points) > 1:
             a, b = points[-2], points[-1]
-            if (loss[b] - loss[a]) * (gone[i] - gone[b]) >= (loss[i] - loss[b]) * (gone[b] - gone[a]):
+            if (loss[b] - loss[a]) * (removed[i] - removed[b]) >= (loss[i] - loss[b]) * (removed[b] - removed[a]):
                 points.pop()
             else:
                 break
         points.append(i)
-    return [(float((loss[b] - loss[a]) / (gone[b] - gone[a])), base + b) for a, b in pairwise(points)]
+    return [(float((loss[b] - loss[a]) / (removed[b] - removed[a])), base + b) for a, b in pairwise(points)]
