@@ -117,8 +117,8 @@ def test_a_plan_may_not_empty_or_thaw_a_group() -> None:
     free = analysis.free[0]
     for group, kept, words in (
         (frozen, (0,), "is frozen"),
-        (free, (), "keep 1 or more"),
-        (free, (999,), "keep 1 or more"),
+        (free, (), "Keep 1 or more"),
+        (free, (999,), "its channels are 0 to"),
     ):
         with pytest.raises(spa.PlanError, match=words):
             spa.Plan({group.name: kept}, {group.name: group.size}, {}).masks(analysis)
