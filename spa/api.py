@@ -334,7 +334,7 @@ def _nothing(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str
         operator, reason = next(iter(analysis.barriers.items()))
         what = f"{operator}: {reason}. Give it a rule; 'spa inspect' shows more."
         return f"the model has no group that can be pruned: {what}"
-    why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
+    why = next((f". {g.name!r} is frozen: {g.frozen}" for g in analysis.groups if g.frozen), "")
     return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."
 
 
