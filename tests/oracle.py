@@ -15,6 +15,7 @@ normalisation, ``1`` an axis of one index, ``(2 5)`` a product, ``2+3`` a concat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from spa.algebra.axes import leaves
 from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.plan import Plan, make_plan
 from spa.model.graph import Graph
@@ -350,6 +352,7 @@ def verify(model: ModelProto, expected: str, **options: Any) -> None:
         options: for :func:`check`.
     """
     analysis = couple(Graph(model))
+    assert ungrammatical(analysis) == []
     assert " | ".join(freedom(analysis).values()) == expected
     if any(g.size > 1 for g in analysis.free):
         check(model, **options)
@@ -489,6 +492,35 @@ def _inferred_shapes(net: Net, names: Sequence[str], ranks: Sequence[int] | None
         [d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim]
         for info in net.model(*names).graph.output
     ]
+
+
+# A frozen reason has a subject (an operator, a graph input or output, "it": the group) and a verb; a barrier's reason is
+# a clause that stands behind "and", too.
+_LABEL = r"""(?:\w+ (?:'[^']*'|"[^"]*"))"""
+_REASON = re.compile(rf"(?:it|{_LABEL}|graph (?:input|output) '[^']*') [a-z]+s (?!by\b)[^\n]*[^.\n]")
+_CLAUSE = re.compile(
+    r"[^\n.]*\b(?:is|are|has|have|does|do|depend|carry|ties|count|picks|draws|reads|works|trains|belongs|fit|leave|stretch"
+    r"|depends)\b[^\n]*[^.\n]"
+)
+
+
+def ungrammatical(analysis: Analysis) -> list[str]:
+    """The reasons of an analysis that are no clauses, and so make no sentence where a message embeds them."""
+    space = analysis.space
+    tensors = [*analysis.axes.values(), *analysis.uses.values()]
+    dims = dict.fromkeys(d for axes in tensors for e in axes for d in leaves(space.resolve(e)))
+    reasons = {r for d in dims if (r := space.reason(d)) is not None}
+    return sorted(r for r in reasons if not is_reason(r)) + [b for b in analysis.barriers.values() if not is_clause(b)]
+
+
+def is_reason(text: str) -> bool:
+    """Whether a text has the form of a frozen reason."""
+    return _REASON.fullmatch(text) is not None
+
+
+def is_clause(text: str) -> bool:
+    """Whether a text has the form of a barrier's reason."""
+    return _CLAUSE.fullmatch(text) is not None
 
 
 def freedom(model: ModelProto | Analysis, *tensors: str) -> dict[str, str]:

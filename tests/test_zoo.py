@@ -21,7 +21,7 @@ from spa.model.graph import Graph
 from spa.model.io import load
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session
-from tests.oracle import check
+from tests.oracle import check, ungrammatical
 
 FROZEN = Path(__file__).parent / "frozen.json"
 SHIPPED = sorted((Path(__file__).parent.parent / "models").glob("*.onnx"))
@@ -108,6 +108,7 @@ def materialised(model: ModelProto, most: int = 8_000_000) -> ModelProto | None:
 def frozen_without_io(model: ModelProto) -> dict[str, str]:
     """Frozen groups that do not simply reach a graph input or output, with the reason."""
     analysis = couple(Graph(model))
+    assert ungrammatical(analysis) == []
     return {
         g.name: f"{g.size}: {g.frozen}"
         for g in analysis.groups

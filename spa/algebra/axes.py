@@ -242,7 +242,7 @@ class Space:
         if left is right:
             return
         if left.size != right.size:
-            raise InvariantError(f"cannot unify axes of {left.size} and {right.size} indices")
+            raise InvariantError(f"cannot unify axes of {left.size} and {right.size} indices.")
         pairs: list[tuple[Expr, Expr]] = [(left, right)]
         while pairs:
             a, b = pairs.pop()
@@ -263,7 +263,7 @@ class Space:
                 pairs.extend(self._align_products(list(a.factors), list(b.factors)))
 
     def _any_reason(self, expr: Expr) -> str:
-        return next((self._frozen[d] for d in leaves(expr)), "a single index")
+        return next((self._frozen[d] for d in leaves(expr)), "it consists of single indices")
 
     def _align_sums(self, a: Expr, b: Expr) -> Iterator[tuple[Expr, Expr]]:
         """Cut two sums at each other's boundaries and yield the pieces that must be equal."""
@@ -306,7 +306,7 @@ class Space:
         if a or b:
             sizes = [f.size for f in a], [f.size for f in b]
             for factor in a + b:
-                self.freeze(factor, f"read as {sizes[0]} and as {sizes[1]}, which share no factors")
+                self.freeze(factor, f"it is read as {sizes[0]} and as {sizes[1]}, which share no factors")
 
     # -- cutting -------------------------------------------------------------------------------------------------
 

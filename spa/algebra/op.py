@@ -1,4 +1,4 @@
-"""What a rule sees of one operator, and what it says about it.
+"""One operator as its rule sees it, and what the rule says about it.
 
 A rule is a function of an :class:`Op`. It reads the node's attributes, shapes and the axes of its operands, states
 which axes are the same, and sets the axes of the outputs. It knows the algebra and nothing of graphs.
@@ -97,15 +97,15 @@ class Op:
     # -- reading the node ----------------------------------------------------------------------------------------
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value."""
+        """Return an attribute's value."""
         return self.node.attributes.get(name, default)
 
     def has(self, operand: int) -> bool:
-        """Whether an optional operand is given."""
+        """Return whether an optional operand is given."""
         return operand < len(self.inputs) and self.inputs[operand] is not None
 
     def axes(self, operand: int) -> Axes:
-        """The axes of an operand that must be there."""
+        """Return the axes of an operand; raise Barrier where it is missing."""
         axes = self.inputs[operand] if operand < len(self.inputs) else None
         self.seen.add(operand)
         if axes is None:
@@ -113,7 +113,7 @@ class Op:
         return axes
 
     def ints(self, name: str, operand: int, default: list[int] | None = None) -> list[int] | None:
-        """An integer list that is an attribute in old versions and an operand in new ones.
+        """Return an integer list that is an attribute in old versions and an operand in new ones.
 
         Raises:
             Barrier: the operand is computed from data, so its value is not known.
@@ -121,27 +121,33 @@ class Op:
         if operand < len(self.inputs) and self.inputs[operand] is not None:
             value = self.values[operand]
             if value is None:
-                raise Barrier(f"{name} is computed from data")
+                raise Barrier(f"its operand {name!r} is computed from data")
             return [int(v) for v in np.ravel(value)]
         return self.attr(name, default)
 
     # -- saying the law ------------------------------------------------------------------------------------------
 
     def dim(self, size: int, frozen: str | None = None) -> Expr:
-        """A new dimension."""
+        """Make a dimension, frozen where a reason is given: a whole clause."""
         return self.space.dim(size, frozen)
 
-    def opaque(self, size: int, what: str = "computed by") -> Expr:
-        """A new frozen dimension, whose indices this operator does not trace."""
-        return self.space.dim(size, f"{what} {self.node.label}")
+    def opaque(self, size: int, reason: str = "computes it") -> Expr:
+        """Make a frozen dimension, whose indices this operator does not trace; the reason is as in :meth:`freeze`."""
+        return self.space.dim(size, f"{self.node.label} {reason}")
 
     def unify(self, a: Expr, b: Expr) -> None:
         """State that two axes are the same."""
         self.space.unify(a, b)
 
     def freeze(self, expr: Expr, reason: str) -> None:
-        """State that no index of an axis can be removed."""
-        self.space.freeze(expr, f"{reason} {self.node.label}")
+        """State that no index of an axis can be removed.
+
+        Args:
+            expr: the axis.
+            reason: what the operator does with it: a verb first, since users read the operator as its subject
+                ("looks it up by index": "Gather 'choose' looks it up by index").
+        """
+        self.space.freeze(expr, f"{self.node.label} {reason}")
 
     def cross(self, expr: Expr) -> None:
         """State that statistics are taken over an axis."""
@@ -199,26 +205,27 @@ class Op:
         self.macs.append(tuple(axes))
 
     def broadcast(self, operands: Sequence[int], output: int = 0) -> None:
-        """The law of broadcasting: trailing axes are the same, axes of one index stretch."""
-        given = [self.axes(i) for i in operands]
-        rank = max(len(a) for a in given)
+        """State that operands broadcast to an output: trailing axes are the same, axes of one index stretch."""
+        self.set(output, self.stretch([self.axes(i) for i in operands]))
+
+    def stretch(self, rows: Sequence[Axes]) -> list[Expr]:
+        """State that rows of axes broadcast against each other, and return the axes that they broadcast to."""
         result: list[Expr] = []
-        for position in range(-rank, 0):
-            candidates = [a[position] for a in given if len(a) >= -position and a[position].size != 1]
-            if candidates:
-                for other in candidates[1:]:
-                    self.unify(candidates[0], other)
+        for position in range(-max(map(len, rows)), 0):
+            candidates = [a[position] for a in rows if len(a) >= -position and a[position].size != 1]
+            for other in candidates[1:]:
+                self.unify(candidates[0], other)
             result.append(candidates[0] if candidates else UNIT)
-        self.set(output, result)
+        return result
 
     def positive(self, axis: int, rank: int) -> int:
-        """An axis counted from the front."""
+        """Count an axis from the front."""
         return axis + rank if axis < 0 else axis
 
     def product(self, *factors: Expr) -> Expr:
-        """The row-major product of expressions."""
+        """Return the row-major product of expressions."""
         return product(*factors)
 
 
 class Barrier(Exception):
-    """A rule's word that this node cannot be traced; the node's axes freeze, with the reason."""
+    """Raised by a rule for a node that cannot be traced: its axes freeze, with the reason, a clause with a verb."""

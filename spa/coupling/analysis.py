@@ -61,7 +61,7 @@ class Group:
         readers: indices of the nodes that sum over it.
         writers: indices of the nodes that compute its channels by contracting others with weights.
         crossings: labels of the nodes that take statistics over it.
-        frozen: the reason for which none of its channels can be removed, or None.
+        frozen: why none of its channels can be removed, or None; a clause with a verb, in which "it" is the group.
     """
 
     name: str
@@ -128,20 +128,20 @@ class Analysis:
         walk = self.points.first
         for name in self.graph.inputs:
             if name in walk.shape:
-                self.axes[name] = tuple(self.space.dim(n, f"graph input {name!r}") for n in walk.shape[name])
+                self.axes[name] = tuple(self.space.dim(n, f"graph input {name!r} carries it") for n in walk.shape[name])
         for node in self.graph.nodes:
             if node.outputs and all(o in walk.computed or not o for o in node.outputs):
                 # Shape arithmetic: its values are known, it carries no channels.
                 for name in node.inputs if node.op not in ("Shape", "Size") else ():
                     for expr in self.axes.get(name, ()):
-                        self.space.freeze(expr, f"values are computed from it by {node.label}")
+                        self.space.freeze(expr, f"{node.label} computes values from it")
                 continue
             if node.index in self.laws or (node.op == "Constant" and node.outputs[0] in self.graph.constants):
                 continue
             self._couple_node(node)
         for name in self.graph.outputs:
             for expr in self._tensor_axes(name, -1, 0) or ():
-                self.space.freeze(expr, f"graph output {name!r}")
+                self.space.freeze(expr, f"graph output {name!r} carries it")
 
     def _couple_node(self, node: Node) -> None:
         walk = self.points.first
@@ -157,21 +157,23 @@ class Analysis:
             law.reads, law.ties, law.macs = op.reads, op.ties, op.macs
         except (Barrier, InvariantError, LookupError, TypeError, ValueError, AttributeError) as barrier:
             # A node that its rule did not foresee (an attribute that is missing, say) is a barrier, never a guess.
-            expected = isinstance(barrier, Barrier | InvariantError)
-            law.barrier = str(barrier) if expected else f"its rule does not fit it ({barrier!r})"
+            law.barrier = (
+                str(barrier) if isinstance(barrier, Barrier) else f"its rule does not fit it ({_fact(barrier)})"
+            )
             self.barriers[node.label] = law.barrier
             for axes in inputs:
                 for expr in axes or ():
-                    self.space.freeze(expr, f"{node.label}: {law.barrier}; read by it")
+                    self.space.freeze(expr, f"{node.label} reads it, and {law.barrier}")
         for name in self.graph.captured.get(node.index, ()):
             for expr in self._tensor_axes(name, -1, 0) or ():
-                self.space.freeze(expr, f"read inside {node.label}")
+                self.space.freeze(expr, f"{node.label} reads it inside its subgraphs")
         for i, name in enumerate(node.outputs):
             shape = shapes[i]
             if name and shape is not None:
                 axes = op.outputs[i]
                 if axes is None or law.barrier:
-                    axes = tuple(self.space.dim(n, f"{node.label}: {law.barrier or 'not traced'}") for n in shape)
+                    why = f", and {law.barrier}" if law.barrier else ""
+                    axes = tuple(self.space.dim(n, f"{node.label} computes it{why}") for n in shape)
                     op.outputs[i] = axes
                 self._check(node, name, axes, shape)
                 self.axes[name] = axes
@@ -193,11 +195,11 @@ class Analysis:
         for i, axes in enumerate(inputs):
             if i not in op.seen:
                 for expr in axes or ():
-                    op.freeze(expr, "a control value of")
+                    op.freeze(expr, "takes it as a control value")
         for name, axes in zip(node.outputs, op.outputs, strict=True):
             for i, expr in enumerate(axes or ()):
                 if (name, i) in self.points.first.open_axes or (name, i) in self.points.second.open_axes:
-                    op.freeze(expr, "its size depends on data, in")
+                    op.freeze(expr, "gives it a size that depends on data")
 
     def _check(self, node: Node, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
         if tuple(e.size for e in axes) != shape:
@@ -215,7 +217,7 @@ class Analysis:
         if shape is None:
             return None
         if name in walk.computed:
-            return tuple(self.space.dim(n, "a size or index computed from shapes") for n in shape)
+            return tuple(self.space.dim(n, "it holds sizes or indices that are computed from shapes") for n in shape)
         tensor = self.graph.constants.get(name)
         if tensor is None:
             return None
@@ -223,7 +225,7 @@ class Analysis:
         tied = large or any(entry.key == TIED for entry in tensor.metadata_props)
         use = (name, -1, 0) if tied else (name, node, operand)
         if use not in self.uses:
-            control = "an index or a size" if tensor.data_type in _CONTROL else None
+            control = "it holds indices or sizes" if tensor.data_type in _CONTROL else None
             self.uses[use] = tuple(self.space.dim(n, control) for n in shape)
         return self.uses[use]
 
@@ -342,6 +344,11 @@ class Analysis:
                 if name in self.graph.producer:
                     graph.add_edge(self.graph.producer[name].index, node.index, tensor=name)
         return graph
+
+
+def _fact(error: Exception) -> str:
+    """Return an unforeseen error in short, without the request to report it that our own ones carry."""
+    return str(error).partition(". ")[0] if isinstance(error, InvariantError) else repr(error)
 
 
 def couple(graph: Graph) -> Analysis:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from spa.model.graph import Node
 
 Shape = tuple[int, ...]
 ContribShape = Callable[[Node, Sequence["Shape | None"], Sequence[int]], list[tuple[int, Shape]]]
-NotedShape = Callable[[Sequence["Shape | None"]], list["Shape | None"]]
+NotedShape = Callable[[Sequence["Shape | None"], Mapping[str, Any]], list["Shape | None"]]
 _CONTRIB: dict[str, ContribShape] = {}
 _NOTED: dict[str, NotedShape] = {}
 
@@ -46,4 +47,4 @@ def shape_function(key: str) -> ContribShape | None:
 def noted(node: Node, shapes: Sequence[Shape | None], dtypes: Sequence[int]) -> list[tuple[int, Shape | None]] | None:
     """Return the outputs that the notation of an operator's rule implies, of the first operand's type; None without."""
     function = _NOTED.get(node.key)
-    return [(dtypes[0], shape) for shape in function(shapes)] if function and dtypes else None
+    return [(dtypes[0], shape) for shape in function(shapes, node.attributes)] if function and dtypes else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
+
+import onnx
 
 from spa.algebra.notation import output_shapes, rule_of
 from spa.algebra.op import Op
@@ -15,15 +18,20 @@ from spa.model.shape_registry import register_notation
 Rule = Callable[[Op], None]
 _RULES: dict[str, Rule] = {}
 _UNSUPPORTED: dict[str, str] = {}
+_KEY = re.compile(r"(?:[\w.]+::)?\w+")
 
 
-def rule(*keys: str) -> Callable[[Rule], Rule]:
+def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for operators, each named ``Op`` or ``domain::Op``.
 
     As a decorator it registers a function of :class:`spa.algebra.op.Op`. With a line of notation as its last argument
     it registers that line, and there is nothing to decorate:
 
         spa.rule("my.domain::MyScale", "X[n c *s], S[c] -> Y[n c *s]")
+
+    Args:
+        keys: the operators, then the line, if any.
+        doc: the line's docstring: its law in a sentence, and a ``Spec:`` link. A function has its own.
 
     Raises:
         ValueError: an operator has a rule already, or the line is not in the notation.
@@ -34,18 +42,27 @@ def rule(*keys: str) -> Callable[[Rule], Rule]:
             if key in _RULES or key in _UNSUPPORTED:
                 raise ValueError(f"{key} has a rule already")
             _RULES[key] = function
-            if notation := getattr(function, "notation", None):
+            if (notation := getattr(function, "notation", None)) and _needs_shapes(key):
                 register_notation(key, partial(output_shapes, notation))
         return function
 
-    if keys and "->" in keys[-1]:
-        line, keys = keys[-1], keys[:-1]
-        register(rule_of(line))
+    line = keys[-1] if keys and not _KEY.fullmatch(keys[-1]) else None
+    keys = keys if line is None else keys[:-1]
+    if not keys:
+        raise ValueError("no operator is named: give 'domain::Op' before the line")
+    if line is not None:
+        register(rule_of(line, doc=doc))
     return register
 
 
+def _needs_shapes(key: str) -> bool:
+    """Whether an operator is a user's: those of ONNX and onnxruntime have shape functions, which know types, too."""
+    domain, _, op = key.rpartition("::")
+    return domain != "com.microsoft" and not onnx.defs.has(op, domain)
+
+
 def unsupported(key: str, reason: str) -> None:
-    """List an operator as a barrier, with the reason that users read.
+    """List an operator as a barrier, with the reason that users read: a clause with a verb, without a period.
 
     Raises:
         ValueError: the operator has a rule already.
@@ -65,18 +82,18 @@ def load() -> None:
 
 
 def find(key: str) -> Rule | str:
-    """The rule of an operator, or the reason why it has none."""
+    """Return an operator's rule, or the reason why it has none."""
     load()
-    return _RULES.get(key) or _UNSUPPORTED.get(key) or f"no rule for operator {key}"
+    return _RULES.get(key) or _UNSUPPORTED.get(key) or f"operator {key} has no rule"
 
 
 def supported() -> dict[str, Rule]:
-    """All rules by operator, sorted."""
+    """Return all rules by operator, sorted."""
     load()
     return dict(sorted(_RULES.items()))
 
 
 def barriers() -> dict[str, str]:
-    """The operators listed as unsupported, each with its reason, sorted."""
+    """Return the operators listed as unsupported, each with its reason, sorted."""
     load()
     return dict(sorted(_UNSUPPORTED.items()))

@@ -12,11 +12,11 @@ from spa.algebra.axes import Axes, Expr, concat, product
 from spa.algebra.op import Barrier, Op, Read
 from spa.rules import rule
 
-_PLACES = "told apart by their places in"
+_PLACES = "tells its indices apart by their places"
 
 
 def _heads(op: Op, axes: Axes, heads: Expr, size: int) -> Expr:
-    """The head dimension of a tensor [b s (heads d)] or [b heads s d]."""
+    """Return the head dimension of a tensor [b s (heads d)] or [b heads s d]."""
     d = op.dim(size)
     if len(axes) == 3:
         op.unify(axes[2], product(heads, d))
@@ -41,7 +41,7 @@ def _same_batch(op: Op, batch: Expr, *operands: int) -> None:
 
 
 def _bias(op: Op, operand: int, *wanted: Expr) -> None:
-    """A mask or bias [.. batch heads rows columns] that broadcasts; one of other sizes is padded, which fixes both."""
+    """Tie a mask or bias [.. batch heads rows columns], which broadcasts; one of other sizes, padded, fixes both."""
     if op.has(operand):
         for have, want in zip(op.axes(operand)[::-1], wanted[::-1], strict=False):
             if have.size == want.size:
@@ -52,7 +52,7 @@ def _bias(op: Op, operand: int, *wanted: Expr) -> None:
 
 
 def _key_mask(op: Op, operand: int, batch: Expr, rows: Expr, steps: Expr) -> None:
-    """Masks of keys: lengths [b] or positions in a row; or marks [b steps], [b rows steps]."""
+    """Tie a mask of keys: lengths [b] or positions in a row; or marks [b steps], [b rows steps]."""
     if not op.has(operand):
         return
     axes = op.axes(operand)
@@ -65,11 +65,11 @@ def _key_mask(op: Op, operand: int, batch: Expr, rows: Expr, steps: Expr) -> Non
         op.unify(axes[0], batch)
     else:
         for e in (*axes, batch):
-            op.freeze(e, "lengths of")
+            op.freeze(e, "takes lengths along it")
 
 
 def _cached(op: Op, past: tuple[int, int], batch: Expr, heads: Expr, d: Expr, e: Expr, steps: Expr) -> Expr:
-    """All keys: those of the cache [b heads past d], [b heads past e], then the new ones."""
+    """Return all keys: those of the cache [b heads past d], [b heads past e], then the new ones."""
     if not (op.has(past[0]) and op.has(past[1])):
         return steps
     past_k, past_v = op.axes(past[0]), op.axes(past[1])
@@ -93,10 +93,11 @@ def _count(op: Op, batch: Expr, heads: Expr, rows: Expr, columns: Expr, d: Expr,
 
 @rule("Attention")
 def attention(op: Op) -> None:
-    """softmax(Q Kᵀ scale + mask) V; query heads (k r) share k key–value heads; d is contracted, e passes.
+    """State softmax(Q Kᵀ scale + mask) V: query heads (k r) share k key–value heads; d is contracted, e passes.
 
-    Spec: https://onnx.ai/onnx/operators/onnx__Attention.html. softcap, softmax_precision and qk_matmul_output_mode
-    treat all scores alike.
+    softcap, softmax_precision and qk_matmul_output_mode treat all scores alike.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Attention.html.
     """
     q, k, v = op.axes(0), op.axes(1), op.axes(2)
     flat = len(q) == 3
@@ -128,9 +129,11 @@ def attention(op: Op) -> None:
 
 @rule("RotaryEmbedding", "com.microsoft::RotaryEmbedding")
 def rotary(op: Op) -> None:
-    """Rotates pairs of a head's dimensions by angles from two caches [.. half]; what lies behind them passes.
+    """Rotate pairs of a head's dimensions by angles from two caches [.. half]; pass what lies behind them.
 
-    Spec: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html; the contrib operator has the positions second.
+    The contrib operator has the positions second.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html.
     """
     cos, sin, ids = (2, 3, 1) if op.node.domain else (1, 2, 3)
     if op.attr("is_packed_batching", 0):
@@ -139,7 +142,7 @@ def rotary(op: Op) -> None:
     for a, b in zip(op.axes(cos), op.axes(sin), strict=True):
         op.unify(a, b)
     if len(op.axes(cos)) == 2:
-        op.freeze(op.axes(cos)[0], "looked up by")
+        op.freeze(op.axes(cos)[0], "looks it up by index")
     else:
         op.unify(op.axes(cos)[0], x[0])
         op.unify(op.axes(cos)[1], _length(x))
@@ -156,7 +159,7 @@ def rotary(op: Op) -> None:
         op.tie(lambda kept, old: kept.size(heads) if old else old, attribute="num_heads")
     else:
         d = x[3]
-    pairs = product(half, op.opaque(2, "a pair of")) if op.attr("interleaved", 0) else concat(half, half)
+    pairs = product(half, op.opaque(2, "rotates it in pairs")) if op.attr("interleaved", 0) else concat(half, half)
     op.unify(d, concat(pairs, op.dim(d.size - pairs.size)) if pairs.size < d.size else pairs)
     op.tie(lambda kept, old: 2 * kept.size(half) if old else old, attribute="rotary_embedding_dim")
     op.set(0, x)
@@ -164,7 +167,7 @@ def rotary(op: Op) -> None:
 
 @rule("com.microsoft::MultiHeadAttention")
 def multi_head(op: Op) -> None:
-    """Attention of projections that are separate, or packed as q[b s h 3 d] or k[b t h 2 d], with one bias for all.
+    """Attend with projections that are separate, or packed as q[b s h 3 d] or k[b t h 2 d], with one bias for all.
 
     Spec: ContribOperators.md#com.microsoft.MultiHeadAttention.
     """
@@ -174,7 +177,7 @@ def multi_head(op: Op) -> None:
     batch, rows = q[0], q[1]
     if len(q) == 5:
         op.unify(q[2], heads)
-        op.freeze(q[3], "queries, keys and values of")
+        op.freeze(q[3], "finds queries, keys and values along it")
         d = e = q[4]
         new = rows
         op.reads.append(Read(d, 0, 4))
@@ -185,7 +188,7 @@ def multi_head(op: Op) -> None:
         op.reads.append(Read(q[2], 0, 2))
         if len(k) == 5:
             op.unify(k[2], heads)
-            op.freeze(k[3], "keys and values of")
+            op.freeze(k[3], "finds keys and values along it")
             op.unify(k[4], d)
             e, new = d, k[1]
         else:
@@ -217,17 +220,19 @@ def multi_head(op: Op) -> None:
 
 
 def _only_first(op: Op, expr: Expr, others: int) -> Expr:
-    """An axis of which only the first piece can be masked; the rest stands for what is not read here."""
-    return concat(expr, op.opaque(others, "not read by"))
+    """Return an axis of which only the first piece can be masked; the rest stands for what is not read here."""
+    return concat(expr, op.opaque(others, "does not read it"))
 
 
 @rule("com.microsoft::Attention", "com.microsoft::QAttention")
 def packed_attention(op: Op) -> None:
-    """Projection to queries, keys and values by one weight [i (h d)+(h d)+(h e)], then attention.
+    """Project to queries, keys and values by one weight [i (h d)+(h d)+(h e)], then attend.
 
-    Spec: ContribOperators.md#com.microsoft.Attention. Masking a head dimension means masking the query's columns of
-    weight and bias. The cache [2 b h t d] holds keys and values alike. QAttention's weights are integers, with scales
-    (operand 4) and zero points (operand 7) of all or of each column.
+    Masking a head dimension means masking the query's columns of weight and bias. The cache [2 b h t d] holds keys and
+    values alike. QAttention's weights are integers, with scales (operand 4) and zero points (operand 7) of all or of
+    each column.
+
+    Spec: ContribOperators.md#com.microsoft.Attention.
     """
     quantised = op.node.op == "QAttention"
     marks, bias, cache, zero = (5, None, 8, 7) if quantised else (3, 5, 4, None)
@@ -250,7 +255,7 @@ def packed_attention(op: Op) -> None:
         op.unify(op.axes(2)[0], weights[1])
         op.reads.append(Read(only, 2, 0))
     rows = steps = x[1]
-    two = op.opaque(2, "keys and values of")
+    two = op.opaque(2, "finds keys and values along it")
     if op.has(cache) or (len(op.out_shapes) > 1 and op.out_shapes[1] is not None) or not op.attr("qkv_hidden_sizes"):
         op.unify(d, e)
     if op.has(cache):
@@ -262,7 +267,7 @@ def packed_attention(op: Op) -> None:
     if op.attr("unidirectional", 0) or op.attr("do_rotary", 0):
         _places_matter(op, rows, steps)
     if op.attr("do_rotary", 0):
-        op.freeze(d, "rotated by")
+        op.freeze(d, "rotates it")
     _key_mask(op, marks, x[0], rows, steps)
     if bias is not None:
         _bias(op, bias, x[0], heads, rows, steps)
@@ -277,9 +282,11 @@ def packed_attention(op: Op) -> None:
 
 @rule("com.microsoft::GroupQueryAttention")
 def group_query(op: Op) -> None:
-    """Query heads (k r) share k key–value heads, packed as [b s (k r d)+(k d)+(k d)] where keys are no operand.
+    """Let query heads (k r) share k key–value heads, packed as [b s (k r d)+(k d)+(k d)] where keys are no operand.
 
-    Spec: ContribOperators.md#com.microsoft.GroupQueryAttention. The head size must stay a multiple of 8, so it stays.
+    The head size must stay a multiple of 8, so it stays.
+
+    Spec: ContribOperators.md#com.microsoft.GroupQueryAttention.
     """
     if op.has(12) or op.has(13):
         raise Barrier("its cache is quantised")
@@ -287,7 +294,7 @@ def group_query(op: Op) -> None:
     packed = not op.has(1)
     kv, r = op.dim(kv_heads), op.dim(q_heads // kv_heads)
     heads = product(kv, r)
-    d = op.opaque(q[2].size // (q_heads + 2 * kv_heads if packed else q_heads), "the head size of")
+    d = op.opaque(q[2].size // (q_heads + 2 * kv_heads if packed else q_heads), "has it as head size")
     queries, keys = product(heads, d), product(kv, d)
     op.unify(q[2], concat(queries, keys, keys) if packed else queries)
     for operand in (1, 2) if not packed else ():

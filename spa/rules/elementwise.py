@@ -15,28 +15,28 @@ Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasAdd com.microsoft::Bia
 """.split()
 
 
-@rule(*UNARY)
-def unary(op: Op) -> None:
-    """An element-wise function: the output's axes are the input's. Spec: the operators' pages, "element-wise"."""
-    op.set(0, op.axes(0))
-
-
-@rule(*BROADCASTING)
-def broadcasting(op: Op) -> None:
-    """Broadcasting: trailing axes are the same. Spec: onnx/docs/Broadcasting.md; scalars and bounds broadcast, too."""
-    given = [i for i in range(len(op.inputs)) if op.has(i)]
-    op.broadcast(given)
-
-
-@rule("Dropout")
-def dropout(op: Op) -> None:
-    """Dropout passes its input; the mask has the same axes; ratio and training_mode are scalars."""
-    op.set(0, op.axes(0))
-    op.set(1, op.axes(0))
+rule(
+    *UNARY,
+    "_[*s] -> _[*s]",
+    doc="An element-wise function passes all axes. Spec: https://onnx.ai/onnx/operators/onnx__Relu.html.",
+)
+rule(
+    *BROADCASTING,
+    "_*[...] -> _[...]",
+    doc="All operands broadcast, scalars and bounds, too. Spec: https://onnx.ai/onnx/operators/onnx__Add.html.",
+)
+rule(
+    "Dropout",
+    "data[*s], ratio?, training_mode? -> output[*s], mask[*s]",
+    doc="Dropout passes its input; the mask has the same axes. Spec: https://onnx.ai/onnx/operators/onnx__Dropout.html.",
+)
 
 
 @rule("CastLike")
 def cast_like(op: Op) -> None:
-    """The first operand, in the type of the second, whose axes do not matter."""
+    """Pass the first operand, in the type of the second, whose axes do not matter.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__CastLike.html.
+    """
     op.axes(1)
     op.set(0, op.axes(0))

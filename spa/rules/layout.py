@@ -14,11 +14,9 @@ from spa.rules import rule
 
 
 def view(op: Op, source: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
-    """The axes of a row-major view: whichever runs of axes have equal products are equal as products."""
+    """Return the axes of a row-major view: whichever runs of axes have equal products are equal as products."""
     if prod(e.size for e in source) != prod(shape):
         raise Barrier("its output shape depends on data")
-    if prod(e.size for e in source) != prod(shape):
-        raise Barrier("its sizes depend on data")
     result: list[Expr] = []
     left, i, j = list(source), 0, 0
     while i < len(left) or j < len(shape):
@@ -44,7 +42,7 @@ def view(op: Op, source: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
 
 
 def sizes_of(axes: Sequence[Expr], keep: Sequence[int] = (0, -1)) -> Any:
-    """Restating a list of sizes: each entry is scaled as its axis shrinks; special entries stay."""
+    """Return how to restate a list of sizes: each entry is scaled as its axis shrinks; special entries stay."""
 
     def restate(kept: Kept, old: Any) -> np.ndarray:
         new = [
@@ -58,7 +56,7 @@ def sizes_of(axes: Sequence[Expr], keep: Sequence[int] = (0, -1)) -> Any:
 
 @rule("Reshape")
 def reshape(op: Op) -> None:
-    """The same elements in row-major order. Spec: https://onnx.ai/onnx/operators/onnx__Reshape.html."""
+    """Keep the elements in row-major order. Spec: https://onnx.ai/onnx/operators/onnx__Reshape.html."""
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
@@ -69,7 +67,10 @@ def reshape(op: Op) -> None:
 
 @rule("Flatten")
 def flatten(op: Op) -> None:
-    """Two axes: the product of the axes before `axis`, and of those from it on."""
+    """Make two axes: the product of the axes before `axis`, and of those from it on.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Flatten.html.
+    """
     axes = op.axes(0)
     at = op.positive(op.attr("axis", 1), len(axes))
     op.set(0, (product(*axes[:at]), product(*axes[at:])))
@@ -77,7 +78,7 @@ def flatten(op: Op) -> None:
 
 @rule("Transpose")
 def transpose(op: Op) -> None:
-    """The axes permuted by `perm`, reversed by default."""
+    """Permute the axes by `perm`, reversed by default. Spec: https://onnx.ai/onnx/operators/onnx__Transpose.html."""
     axes = op.axes(0)
     perm = op.attr("perm") or list(range(len(axes)))[::-1]
     op.set(0, [axes[p] for p in perm])
@@ -85,7 +86,10 @@ def transpose(op: Op) -> None:
 
 @rule("Squeeze")
 def squeeze(op: Op) -> None:
-    """Axes of one index are dropped: those named, or all; then they are named where pruning leaves one more."""
+    """Drop axes of one index: those named, or all; then they are named where pruning leaves one more.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Squeeze.html.
+    """
     axes = op.axes(0)
     drop = op.ints("axes", 1)
     gone = {op.positive(a, len(axes)) for a in drop} if drop else {i for i, e in enumerate(axes) if e.size == 1}
@@ -101,7 +105,7 @@ def squeeze(op: Op) -> None:
 
 @rule("Unsqueeze")
 def unsqueeze(op: Op) -> None:
-    """Axes of one index are inserted at `axes` of the output."""
+    """Insert axes of one index at `axes` of the output. Spec: https://onnx.ai/onnx/operators/onnx__Unsqueeze.html."""
     axes = list(op.axes(0))
     where = op.ints("axes", 1) or []
     for position in sorted(op.positive(a, len(axes) + len(where)) for a in where):
@@ -111,7 +115,10 @@ def unsqueeze(op: Op) -> None:
 
 @rule("Concat")
 def concatenate(op: Op) -> None:
-    """The sum of the operands along `axis`; their other axes are the same."""
+    """Join the operands along `axis`; their other axes are the same.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Concat.html.
+    """
     given = [op.axes(i) for i in range(len(op.inputs)) if op.has(i)]
     axis = op.positive(op.attr("axis", 1), len(given[0]))
     for other in given[1:]:
@@ -125,7 +132,10 @@ def concatenate(op: Op) -> None:
 
 @rule("Split")
 def split(op: Op) -> None:
-    """Consecutive pieces along `axis`; sizes from `split`, or equal ones."""
+    """Cut `axis` into consecutive pieces; sizes from `split`, or equal ones.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Split.html.
+    """
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", 0), len(axes))
     sizes = [s[axis] for s in op.out_shapes if s is not None]
@@ -145,13 +155,16 @@ def split(op: Op) -> None:
             if piece.size == pieces[0].size:
                 op.unify(pieces[0], piece)
             else:
-                op.freeze(piece, "an unequal last piece of")
-                op.freeze(pieces[0], "an unequal last piece of")
+                op.freeze(piece, "cuts it into unequal pieces")
+                op.freeze(pieces[0], "cuts it into unequal pieces")
 
 
 @rule("Slice")
 def slice_(op: Op) -> None:
-    """A run of indices of some axes, every `step`-th of them. Spec: onnx__Slice.html; ends are clipped."""
+    """Take a run of indices of some axes, every `step`-th of them; ends are clipped.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Slice.html.
+    """
     axes = list(op.axes(0))
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
     if starts is None or ends is None:
@@ -170,7 +183,7 @@ def slice_(op: Op) -> None:
 
 
 def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Expr, Expr, Expr, int]:
-    """(the piece taken, what lies before it, what it is taken from, the first place taken in there)."""
+    """Return (the piece taken, what lies before it, what it is taken from, the first place taken in there)."""
     n = expr.size
     chosen = range(n)[slice(start, None if step < 0 and end < -n else end, step)]
     count, first = len(chosen), chosen[0] if chosen else 0
@@ -184,9 +197,9 @@ def _slice_axis(op: Op, expr: Expr, start: int, end: int, step: int) -> tuple[Ex
         head, rest = op.space.cut(expr, base)
         body, _ = op.space.cut(rest, count * step)
         taken = op.dim(count)
-        op.unify(body, product(taken, op.dim(step, f"stepped over by {op.node.label}")))
+        op.unify(body, product(taken, op.opaque(step, "steps over it")))
         return taken, head, body, first - base
-    op.freeze(expr, "reversed or unevenly stepped over by" if step != 1 else "emptied by")
+    op.freeze(expr, "reverses it, or steps over it unevenly" if step != 1 else "empties it")
     return op.opaque(count), expr, expr, 0
 
 
@@ -206,7 +219,10 @@ def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr, int]], end: int) -> Any:
 
 @rule("Gather")
 def gather(op: Op) -> None:
-    """Picks indices of one axis. Known picks are traced where they form runs; computed ones freeze the axis."""
+    """Pick indices of one axis. Known picks are traced where they form runs; computed ones freeze the axis.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Gather.html.
+    """
     data, picks = op.axes(0), op.axes(1)
     axis = op.positive(op.attr("axis", 0), len(data))
     value = op.values[1]
@@ -214,7 +230,7 @@ def gather(op: Op) -> None:
     runs = _runs(np.where(value < 0, value + expr.size, value).reshape(-1)) if value is not None else None
     traced = op.constant[1] or all(_is_view(v) for v in (value, op.second[1]))
     if value is None or runs is None or not traced or op.space.is_frozen(expr):
-        op.freeze(expr, "looked up by")
+        op.freeze(expr, "looks it up by index")
         op.set(0, [*data[:axis], *picks, *data[axis + 1 :]])
         return
     pieces = []
@@ -227,12 +243,12 @@ def gather(op: Op) -> None:
 
 
 def _is_view(picks: np.ndarray | None) -> bool:
-    """Whether picks take everything in order: a reshaping in disguise (`as_strided`)."""
+    """Return whether picks take everything in order: a reshaping in disguise (`as_strided`)."""
     return picks is not None and np.array_equal(picks.reshape(-1), np.arange(picks.size))
 
 
 def _runs(indices: np.ndarray, most: int = 64) -> list[tuple[int, int]] | None:
-    """The indices as runs of consecutive ones: (first, count); None for too many."""
+    """Return the indices as runs of consecutive ones: (first, count); None for too many."""
     if not indices.size:
         return None
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
@@ -258,14 +274,17 @@ def _restate_picks(expr: Expr, taken: Sequence[Expr]) -> Any:
 
 @rule("GatherElements")
 def gather_elements(op: Op) -> None:
-    """Picks by an index tensor of the output's shape; axes of full size but `axis` are the same in both."""
+    """Pick by an index tensor of the output's shape; axes of full size but `axis` are the same in both.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__GatherElements.html.
+    """
     _elementwise_picks(op, op.axes(0), op.axes(1))
     op.set(0, op.axes(1))
 
 
 @rule("ScatterElements", "Scatter")
 def scatter_elements(op: Op) -> None:
-    """The data with some elements replaced."""
+    """Replace some elements of the data. Spec: https://onnx.ai/onnx/operators/onnx__ScatterElements.html."""
     for a, b in zip(op.axes(1), op.axes(2), strict=True):
         op.unify(a, b)
     _elementwise_picks(op, op.axes(0), op.axes(1))
@@ -278,32 +297,38 @@ def _elementwise_picks(op: Op, data: Sequence[Expr], picks: Sequence[Expr]) -> N
         if i != axis and a.size == b.size:
             op.unify(a, b)
         else:
-            op.freeze(a, "indexed by")
-            op.freeze(b, "indexes in")
+            op.freeze(a, "indexes it")
+            op.freeze(b, "holds indices along it")
 
 
 @rule("GatherND")
 def gather_nd(op: Op) -> None:
-    """Picks by index vectors: the batch axes are the same, the indexed ones freeze, the rest pass through."""
+    """Pick by index vectors: the batch axes are the same, the indexed ones freeze, the rest pass through.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__GatherND.html.
+    """
     data, picks = op.axes(0), op.axes(1)
     batch = op.attr("batch_dims", 0)
     depth = picks[-1].size
     for a, b in zip(data[:batch], picks[:batch], strict=True):
         op.unify(a, b)
     for e in data[batch : batch + depth]:
-        op.freeze(e, "indexed by")
-    op.freeze(picks[-1], "an index vector of")
+        op.freeze(e, "indexes it")
+    op.freeze(picks[-1], "holds index vectors along it")
     op.set(0, [*picks[:-1], *data[batch + depth :]])
 
 
 @rule("ScatterND")
 def scatter_nd(op: Op) -> None:
-    """The data with slices replaced at index vectors: the indexed axes freeze, the rest is the updates' rest."""
+    """Replace slices of the data at index vectors: the indexed axes freeze, the rest is the updates' rest.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ScatterND.html.
+    """
     data, picks, updates = op.axes(0), op.axes(1), op.axes(2)
     depth = picks[-1].size
     for e in data[:depth]:
-        op.freeze(e, "indexed by")
-    op.freeze(picks[-1], "an index vector of")
+        op.freeze(e, "indexes it")
+    op.freeze(picks[-1], "holds index vectors along it")
     for a, b in zip(updates, [*picks[:-1], *data[depth:]], strict=True):
         op.unify(a, b)
     op.set(0, data)
@@ -311,13 +336,16 @@ def scatter_nd(op: Op) -> None:
 
 @rule("TensorScatter")
 def tensor_scatter(op: Op) -> None:
-    """A cache updated in place along `axis`; the other axes are the same in cache and update."""
+    """Update a cache in place along `axis`; the other axes are the same in cache and update.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__TensorScatter.html.
+    """
     cache, update = op.axes(0), op.axes(1)
     axis = op.positive(op.attr("axis", -2), len(cache))
     for i, (a, b) in enumerate(zip(cache, update, strict=True)):
         if i == axis:
-            op.freeze(a, "written to by")
-            op.freeze(b, "written by")
+            op.freeze(a, "writes to it")
+            op.freeze(b, "writes from it")
         else:
             op.unify(a, b)
     if op.has(2):
@@ -327,7 +355,10 @@ def tensor_scatter(op: Op) -> None:
 
 @rule("Pad")
 def pad(op: Op) -> None:
-    """Each axis with new indices before and after it; padded indices are removable, too. Edges and mirrors freeze."""
+    """Put new indices before and after each axis; they are removable, too. Edges and mirrors freeze.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Pad.html.
+    """
     axes = list(op.axes(0))
     pads = op.ints("pads", 1)
     if pads is None:
@@ -342,7 +373,7 @@ def pad(op: Op) -> None:
         if before == after == 0:
             continue
         if mode != "constant" or before < 0 or after < 0:
-            op.freeze(axes[axis], "mirrored, repeated or cropped by")
+            op.freeze(axes[axis], "pads it with its own values, or crops it")
             axes[axis] = op.opaque(axes[axis].size + before + after)
             continue
         head, tail = op.dim(before), op.dim(after)
@@ -363,7 +394,10 @@ def pad(op: Op) -> None:
 
 @rule("Expand")
 def expand(op: Op) -> None:
-    """Broadcasting to a shape: stretched axes are new dimensions."""
+    """Broadcast to a shape: stretched axes are new dimensions.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Expand.html.
+    """
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
@@ -378,7 +412,7 @@ def expand(op: Op) -> None:
 
 @rule("Tile")
 def tile(op: Op) -> None:
-    """Each axis repeated: a product of the repeats and the axis."""
+    """Repeat each axis: a product of the repeats and the axis. Spec: https://onnx.ai/onnx/operators/onnx__Tile.html."""
     repeats = op.ints("repeats", 1)
     if repeats is None:
         raise Barrier("repeats are computed from data")
@@ -390,7 +424,10 @@ def tile(op: Op) -> None:
 
 @rule("ConstantOfShape")
 def constant_of_shape(op: Op) -> None:
-    """A filled tensor: all its axes are new dimensions."""
+    """Fill a tensor: all its axes are new dimensions.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html.
+    """
     axes = [op.dim(n) for n in op.out_shapes[0] or ()]
     op.set(0, axes)
     if axes:
@@ -399,10 +436,13 @@ def constant_of_shape(op: Op) -> None:
 
 @rule("DepthToSpace")
 def depth_to_space(op: Op) -> None:
-    """Blocks of channels become pixels; `DCR`: (b b c), `CRD`: (c b b). Spec: onnx__DepthToSpace.html."""
+    """Turn blocks of channels into pixels; `DCR`: (b b c), `CRD`: (c b b).
+
+    Spec: https://onnx.ai/onnx/operators/onnx__DepthToSpace.html.
+    """
     n, channels, height, width = op.axes(0)
     block = op.attr("blocksize")
-    rows, columns = op.opaque(block, "block of"), op.opaque(block, "block of")
+    rows, columns = op.opaque(block, "places blocks of it"), op.opaque(block, "places blocks of it")
     depth = op.dim(channels.size // block**2)
     crd = op.attr("mode", "DCR") == "CRD"
     op.unify(channels, product(depth, rows, columns) if crd else product(rows, columns, depth))
@@ -411,10 +451,13 @@ def depth_to_space(op: Op) -> None:
 
 @rule("SpaceToDepth")
 def space_to_depth(op: Op) -> None:
-    """Pixels of a block become channels: (b b c)."""
+    """Turn the pixels of a block into channels: (b b c).
+
+    Spec: https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html.
+    """
     n, depth, height, width = op.axes(0)
     block = op.attr("blocksize")
-    rows, columns = op.opaque(block, "block of"), op.opaque(block, "block of")
+    rows, columns = op.opaque(block, "places blocks of it"), op.opaque(block, "places blocks of it")
     small = [op.dim(e.size // block) for e in (height, width)]
     op.unify(height, product(small[0], rows))
     op.unify(width, product(small[1], columns))
@@ -423,14 +466,17 @@ def space_to_depth(op: Op) -> None:
 
 @rule("Resize", "Upsample")
 def resize(op: Op) -> None:
-    """Axes whose size and scale stay pass through; resampled ones freeze."""
+    """Resample axes, which freeze; those whose size and scale stay pass through.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Resize.html.
+    """
     axes = op.axes(0)
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
     moved = _resampled(op, [e.size for e in axes], shape)
     for i in moved:
-        op.freeze(axes[i], "resampled by")
+        op.freeze(axes[i], "resamples it")
     result = [op.opaque(n) if i in moved else e for i, (e, n) in enumerate(zip(axes, shape, strict=True))]
     op.set(0, result)
     given = op.attr("axes")
@@ -440,7 +486,7 @@ def resize(op: Op) -> None:
 
 
 def _resampled(op: Op, before: Sequence[int], after: Sequence[int]) -> set[int]:
-    """The axes whose size changes, or whose positions do: a scale that is nearly one, a region, a kept ratio."""
+    """Return the axes whose size changes, or whose positions do: a scale that is nearly one, a region, a kept ratio."""
     given = [op.positive(a, len(before)) for a in op.attr("axes") or range(len(before))]
     moved = {i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b}
     if op.node.op == "Upsample" or op.node.version < 11:
@@ -458,18 +504,20 @@ def _resampled(op: Op, before: Sequence[int], after: Sequence[int]) -> set[int]:
 
 @rule("ReverseSequence")
 def reverse_sequence(op: Op) -> None:
-    """The time axis is reversed up to each row's length; the rest passes through."""
+    """Reverse the time axis up to each row's length; the rest passes through.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ReverseSequence.html.
+    """
     axes = op.axes(0)
     time = op.attr("time_axis", 0)
-    op.freeze(axes[time], "reversed by")
+    op.freeze(axes[time], "reverses it")
     op.unify(axes[op.attr("batch_axis", 1)], op.axes(1)[0])
     op.set(0, axes)
 
 
-@rule("Trilu")
-def trilu(op: Op) -> None:
-    """A triangle of the last two axes, which must keep their places."""
-    axes = op.axes(0)
-    for e in axes[-2:]:
-        op.freeze(e, "cut to a triangle by")
-    op.set(0, axes)
+rule(
+    "Trilu",
+    "input[... m n], k? -> output[... m n]; frozen m n: cuts it to a triangle",
+    doc="Keep a triangle of the last two axes, which must stay in their places. "
+    "Spec: https://onnx.ai/onnx/operators/onnx__Trilu.html.",
+)

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from spa.algebra.axes import UNIT, Expr
-from spa.algebra.notation import apply
 from spa.algebra.op import Barrier, Op
 from spa.rules import rule
 
+CONV = "X[n (g i) *s], W[(g o) i *k], B?[(g o)] -> Y[n (g o) *t]; group = g else 1; macs = n g o i *t *k"
 
-def convolution(
-    op: Op, line: str, weights: int = 1, swept: int | None = None, sizes: Mapping[str, int] | None = None
-) -> dict[str, Expr]:
-    """Any convolution by its line of notation, in the letters n, g, i, o.
-
-    Args:
-        op: the node.
-        line: the law.
-        weights: the operand with the kernels.
-        swept: the operand whose positions each kernel is applied to; the output by default.
-        sizes: of further letters that the shapes alone do not tell.
-
-    Returns:
-        Each letter's dimension.
-    """
-    letters = apply(op, line, {"g": op.attr("group", 1), **(sizes or {})})
-    if "group" in op.node.attributes:
-        op.tie_attribute("group", letters["g"])
-    swept_axes = (op.outputs[0] or ()) if swept is None else op.axes(swept)
-    op.count_macs(letters["n"], letters["g"], letters["i"], letters["o"], *swept_axes[2:], *op.axes(weights)[2:])
-    return letters
-
-
-CONV = "X[n (g i) *s], W[(g o) i *k], B?[(g o)] -> Y[n (g o) *t]"
-
-
-@rule("Conv")
-def conv(op: Op) -> None:
-    """Convolution: drop whole groups (g), or one place in each (i, o). Spec: onnx__Conv.html."""
-    convolution(op, CONV)
-
-
-@rule("ConvTranspose")
-def conv_transpose(op: Op) -> None:
-    """Transposed convolution: the weight's axes are swapped. Spec: onnx__ConvTranspose.html."""
-    convolution(op, "X[n (g i) *s], W[(g i) o *k], B?[(g o)] -> Y[n (g o) *t]", swept=0)
+rule(
+    "Conv",
+    CONV,
+    doc="Convolve: whole groups go (g), or one place in each (i, o). Spec: https://onnx.ai/onnx/operators/onnx__Conv.html.",
+)
+rule(
+    "ConvTranspose",
+    "X[n (g i) *s], W[(g i) o *k], B?[(g o)] -> Y[n (g o) *t]; group = g else 1; macs = n g i o *s *k",
+    doc="Transposed convolution: the weight's axes are swapped. Spec: https://onnx.ai/onnx/operators/onnx__ConvTranspose.html.",
+)
+rule(
+    "com.microsoft::FusedConv",
+    "X[n (g i) *s], W[(g o) i *k], B?[(g o)], Z?[n (g o) *t] -> Y[n (g o) *t]; group = g else 1; "
+    "macs = n g o i *t *k; frozen *t: uses it as a spatial axis",
+    doc="Convolve as Conv does, with an activation and an optional sum. "
+    "Spec: ContribOperators.md#com.microsoft.FusedConv.",
+)
 
 
 def gemm_axes(op: Op, left: int, right: int) -> tuple[Expr, Expr, Expr]:
-    """A matrix product of two matrices; transA and transB swap letters. Returns rows, columns and the inner axis."""
+    """Contract two matrices, which transA and transB transpose; return rows, columns and the inner axis."""
     a, b = op.axes(left), op.axes(right)
     at_a, at_b = (0 if op.attr("transA", 0) else 1), (1 if op.attr("transB", 0) else 0)
     op.contract((left, at_a), (right, at_b))
@@ -60,7 +39,10 @@ def gemm_axes(op: Op, left: int, right: int) -> tuple[Expr, Expr, Expr]:
 
 @rule("Gemm")
 def gemm(op: Op) -> None:
-    """A matrix product with bias, which broadcasts. Spec: onnx__Gemm.html."""
+    """Contract two matrices and add a bias, which broadcasts.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Gemm.html.
+    """
     rows, columns, _ = gemm_axes(op, 0, 1)
     if op.has(2):
         for have, want in zip(op.axes(2)[::-1], (columns, rows), strict=False):
@@ -70,7 +52,7 @@ def gemm(op: Op) -> None:
 
 
 def matmul_axes(op: Op, left: int, right: int, trans: tuple[bool, bool] = (False, False)) -> list[Expr]:
-    """numpy.matmul of two operands: batch axes broadcast, the inner axis is contracted. Returns the output's axes."""
+    """Contract two operands as numpy.matmul does: batch axes broadcast; return the output's axes."""
     a, b = list(op.axes(left)), list(op.axes(right))
     place_a = (left, len(a) - (2 if trans[0] and len(a) > 1 else 1))
     place_b = (right, len(b) - (1 if trans[1] and len(b) > 1 else 2) if len(b) > 1 else 0)
@@ -91,13 +73,13 @@ def matmul_axes(op: Op, left: int, right: int, trans: tuple[bool, bool] = (False
 
 @rule("MatMul")
 def matmul(op: Op) -> None:
-    """numpy.matmul. Spec: onnx__MatMul.html."""
+    """Contract two operands as numpy.matmul does. Spec: https://onnx.ai/onnx/operators/onnx__MatMul.html."""
     op.set(0, matmul_axes(op, 0, 1))
 
 
 @rule("Einsum")
 def einsum(op: Op) -> None:
-    """The equation is the law. Spec: onnx__Einsum.html; ellipses broadcast."""
+    """Take the equation as the law; ellipses broadcast. Spec: https://onnx.ai/onnx/operators/onnx__Einsum.html."""
     equation = op.attr("equation").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -135,26 +117,16 @@ def einsum(op: Op) -> None:
         op.count_macs(*letters.values(), *shared)
 
 
-@rule("Det")
-def determinant(op: Op) -> None:
-    """The last two axes are consumed whole."""
-    axes = op.axes(0)
-    for e in axes[-2:]:
-        op.freeze(e, "consumed whole by")
-    op.set(0, axes[:-2])
-
-
-@rule("com.microsoft::FusedConv")
-def fused_conv(op: Op) -> None:
-    """Conv with an activation and an optional sum: Z has the output's axes. Spec: ContribOperators.md."""
-    convolution(op, "X[n (g i) *s], W[(g o) i *k], B?[(g o)], Z?[n (g o) *t] -> Y[n (g o) *t]")
-    for e in (op.outputs[0] or ())[2:]:
-        op.freeze(e, "spatial axis of")
+rule(
+    "Det",
+    "X[... m n] -> Y[...]; frozen m n: consumes it whole",
+    doc="The last two axes are consumed whole. Spec: https://onnx.ai/onnx/operators/onnx__Det.html.",
+)
 
 
 @rule("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
 def fused_matmul(op: Op) -> None:
-    """MatMul with transposed operands. Spec: ContribOperators.md#com.microsoft.FusedMatMul."""
+    """Contract operands as MatMul does, transposed or not. Spec: ContribOperators.md#com.microsoft.FusedMatMul."""
     if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
         raise Barrier("its batch axes are transposed")
     op.set(0, matmul_axes(op, 0, 1, (bool(op.attr("transA", 0)), bool(op.attr("transB", 0)))))
@@ -162,7 +134,10 @@ def fused_matmul(op: Op) -> None:
 
 @rule("com.microsoft::FusedGemm", "com.microsoft::GemmFastGelu")
 def fused_gemm(op: Op) -> None:
-    """Gemm with an activation; GemmFastGelu is X·W + bias."""
+    """Contract matrices as Gemm does, with an activation; GemmFastGelu is X·W + bias.
+
+    Spec: ContribOperators.md#com.microsoft.FusedGemm.
+    """
     if op.node.op == "FusedGemm":
         gemm(op)
         return

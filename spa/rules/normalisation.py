@@ -9,7 +9,10 @@ from spa.rules import rule
 
 @rule("BatchNormalization")
 def batch_norm(op: Op) -> None:
-    """An affine map of each channel; in training mode, statistics over all other axes."""
+    """Scale and shift each channel; in training mode, by statistics over all other axes.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html.
+    """
     apply(
         op,
         "X[n c *s], scale[c], B[c], input_mean[c], input_var[c]"
@@ -21,17 +24,20 @@ def batch_norm(op: Op) -> None:
             op.cross(e)
 
 
-@rule("InstanceNormalization")
-def instance_norm(op: Op) -> None:
-    """Statistics over the axes after the channels, which may hold channels of their own (a decomposed GroupNorm)."""
-    apply(op, "input[n c *s], scale[c], B[c] -> output[n c *s]")
-    for e in op.axes(0)[2:]:
-        op.cross(e)
+rule(
+    "InstanceNormalization",
+    "input[n c ~*s], scale[c], B[c] -> output[n c *s]",
+    doc="Normalise over the axes after the channels, which may hold channels of their own (a decomposed GroupNorm). "
+    "Spec: https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html.",
+)
 
 
 @rule("LayerNormalization", "RMSNormalization")
 def layer_norm(op: Op) -> None:
-    """Statistics over the axes from `axis` on; scale and bias broadcast. Spec: onnx__LayerNormalization.html."""
+    """Normalise by statistics over the axes from `axis` on; scale and bias broadcast.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__LayerNormalization.html.
+    """
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", -1), len(axes))
     for e in axes[axis:]:
@@ -43,21 +49,19 @@ def layer_norm(op: Op) -> None:
 
 @rule("GroupNormalization")
 def group_norm(op: Op) -> None:
-    """Statistics within each of num_groups groups: whole groups go exactly, places in a group and positions cross.
+    """Normalise within each of num_groups groups: whole groups go exactly, places in a group and positions cross.
 
-    Spec: onnx__GroupNormalization.html; scale and bias are per group before opset 21, per channel since.
+    Scale and bias are per group before opset 21, per channel since.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__GroupNormalization.html.
     """
-    groups = op.attr("num_groups")
     scale = "[g]" if op.node.version < 21 else "[(g c)]"
-    letters = apply(op, f"X[n (g c) *s], scale{scale}, bias{scale} -> Y[n (g c) *s]", {"g": groups})
-    for e in (letters["c"], *op.axes(0)[2:]):
-        op.cross(e)
-    op.tie_attribute("num_groups", letters["g"])
+    apply(op, f"X[n (g ~c) ~*s], scale{scale}, bias{scale} -> Y[n (g c) *s]; num_groups = g")
 
 
 @rule("LpNormalization")
 def lp_normalization(op: Op) -> None:
-    """Divides by the norm over `axis`."""
+    """Divide by the norm over `axis`. Spec: https://onnx.ai/onnx/operators/onnx__LpNormalization.html."""
     axes = op.axes(0)
     op.cross(axes[op.attr("axis", -1)])
     op.set(0, axes)
@@ -65,24 +69,30 @@ def lp_normalization(op: Op) -> None:
 
 @rule("MeanVarianceNormalization")
 def mean_variance_normalization(op: Op) -> None:
-    """Standardises over `axes`, (0, 2, 3) by default."""
+    """Standardise over `axes`, (0, 2, 3) by default.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__MeanVarianceNormalization.html.
+    """
     axes = op.axes(0)
     for axis in op.attr("axes", [0, 2, 3]):
         op.cross(axes[axis])
     op.set(0, axes)
 
 
-@rule("LRN")
-def local_response(op: Op) -> None:
-    """Divides by the sum of squares of neighbouring channels: neighbours matter, so removal changes statistics."""
-    axes = op.axes(0)
-    op.cross(axes[1])
-    op.set(0, axes)
+rule(
+    "LRN",
+    "X[n ~c *s] -> Y[n c *s]",
+    doc="Divide by a sum of squares of neighbouring channels: they matter, so removal changes statistics. "
+    "Spec: https://onnx.ai/onnx/operators/onnx__LRN.html.",
+)
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(op: Op) -> None:
-    """Normalises over `axis`; before opset 13 over all axes from it on. Hardmax picks one."""
+    """Normalise over `axis`; before opset 13 over all axes from it on. Hardmax picks one.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Softmax.html.
+    """
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", -1 if op.node.version >= 13 else 1), len(axes))
     for e in [axes[axis]] if op.node.version >= 13 else axes[axis:]:

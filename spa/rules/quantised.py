@@ -10,13 +10,14 @@ from spa.algebra.axes import UNIT, Expr, concat, product
 from spa.algebra.notation import apply
 from spa.algebra.op import Barrier, Op, Read
 from spa.rules import rule
-from spa.rules.linear import convolution, gemm_axes, matmul_axes
-from spa.rules.reductions import pool
+from spa.rules.linear import gemm_axes, matmul_axes
+from spa.rules.recurrent import CELL
+from spa.rules.reductions import POOL
 
 
 @rule(*["QuantizeLinear", "DequantizeLinear", "com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear"])
 def quantise(op: Op) -> None:
-    """Element-wise; scale and zero point are scalars, or lie along `axis`, whole or in blocks.
+    """Round each element; scale and zero point are scalars, or lie along `axis`, whole or in blocks.
 
     Spec: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html.
     """
@@ -36,30 +37,27 @@ def _blocks(op: Op, axes: tuple[Expr, ...], scales: tuple[Expr, ...]) -> None:
         if whole.size == blocks.size:
             op.unify(whole, blocks)
         elif whole.size % blocks.size == 0:
-            op.unify(whole, product(blocks, op.opaque(whole.size // blocks.size, "a block of")))
+            op.unify(whole, product(blocks, op.opaque(whole.size // blocks.size, "scales it in blocks")))
         else:
-            op.freeze(whole, "unevenly blocked by")
-            op.freeze(blocks, "unevenly blocked by")
+            op.freeze(whole, "scales it in uneven blocks")
+            op.freeze(blocks, "scales it in uneven blocks")
 
 
-@rule("DynamicQuantizeLinear")
-def dynamic_quantise(op: Op) -> None:
-    """Scale and zero point are taken from the extremes of the whole tensor."""
-    axes = op.axes(0)
-    for e in axes:
-        op.cross(e)
-    op.set(0, axes)
-    op.set(1, ())
-    op.set(2, ())
+rule(
+    "DynamicQuantizeLinear",
+    "x[~*s] -> y[*s], y_scale[], y_zero_point[]",
+    doc="Scale and zero point are taken from the extremes of the whole tensor. "
+    "Spec: https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html.",
+)
 
 
 def _zero_points(op: Op, of: Mapping[int, int], along: int = 0) -> None:
-    """Say which operand holds the zero of each reading operand, and along which of its axes."""
+    """State which operand holds the zero of each reading operand, and along which of its axes."""
     op.reads = [replace(r, zero=of.get(r.operand), zero_axis=along) for r in op.reads]
 
 
 def _per_channel(op: Op, operands: list[int], channels: Expr) -> None:
-    """Scales, zero points and biases that are vectors lie along the channels."""
+    """State that scales, zero points and biases that are vectors lie along the channels."""
     for operand in operands:
         if op.has(operand):
             given = op.axes(operand)
@@ -69,51 +67,53 @@ def _per_channel(op: Op, operands: list[int], channels: Expr) -> None:
 
 @rule("ConvInteger")
 def integer_conv(op: Op) -> None:
-    """Convolution of integers; the weights' zero points may differ by output channel."""
-    convolution(op, "x[n (g i) *s], w[(g o) i *k] -> y[n (g o) *t]")
+    """Convolve integers; the weights' zero points may differ by output channel.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ConvInteger.html.
+    """
+    apply(op, "x[n (g i) *s], w[(g o) i *k] -> y[n (g o) *t]; group = g else 1; macs = n g o i *t *k")
     _zero_points(op, {0: 2, 1: 3})
     _per_channel(op, [3], (op.outputs[0] or ())[1])
 
 
 @rule("QLinearConv")
 def quantised_conv(op: Op) -> None:
-    """Convolution of quantised tensors; the weights' scales and zero points may differ by output channel."""
-    line = (
+    """Convolve quantised tensors; the weights' scales and zero points may differ by output channel.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__QLinearConv.html.
+    """
+    apply(
+        op,
         "x[n (g i) *s], x_scale, x_zero_point, w[(g o) i *k], w_scale, w_zero_point, y_scale, y_zero_point, "
-        "B?[(g o)] -> y[n (g o) *t]"
+        "B?[(g o)] -> y[n (g o) *t]; group = g else 1; macs = n g o i *t *k",
     )
-    convolution(op, line, weights=3)
     _zero_points(op, {0: 2, 3: 5})
     _per_channel(op, [4, 5], (op.outputs[0] or ())[1])
 
 
 @rule("com.microsoft::QLinearConv")
 def quantised_conv_last(op: Op) -> None:
-    """QLinearConv, with the channels of data last where `channels_last` says so; its kernels lie as ever.
+    """Convolve like QLinearConv, with the channels of data last where `channels_last` says so; kernels lie as ever.
 
     Spec: ContribOperators.md#com.microsoft.QLinearConv.
     """
     if not op.attr("channels_last", 0):
         quantised_conv(op)
         return
-    line = (
+    apply(
+        op,
         "x[n *s (g i)], x_scale, x_zero_point, w[(g o) i *k], w_scale, w_zero_point, y_scale, y_zero_point, "
-        "B?[(g o)] -> y[n *t (g o)]"
+        "B?[(g o)] -> y[n *t (g o)]; group = g else 1; macs = n g o i *t *k",
     )
-    letters = apply(op, line, {"g": op.attr("group", 1)})
-    if "group" in op.node.attributes:
-        op.tie_attribute("group", letters["g"])
     _zero_points(op, {0: 2, 3: 5})
-    result = op.outputs[0] or ()
-    _per_channel(op, [4, 5], result[-1])
-    op.count_macs(*result, letters["i"], *op.axes(3)[2:])
+    _per_channel(op, [4, 5], (op.outputs[0] or ())[-1])
 
 
 @rule(
     *["QLinearMatMul", "MatMulInteger", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::DynamicQuantizeMatMul"]
 )
 def integer_matmul(op: Op) -> None:
-    """MatMul of integers; scales and zero points may differ by row on the left and by column on the right.
+    """Contract integers as MatMul does; scales and zero points may differ by row on the left, by column on the right.
 
     Spec: https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html.
     """
@@ -138,7 +138,7 @@ def integer_matmul(op: Op) -> None:
 
 @rule("com.microsoft::QGemm")
 def quantised_gemm(op: Op) -> None:
-    """Gemm of integers. Spec: ContribOperators.md#com.microsoft.QGemm."""
+    """Contract integers as Gemm does. Spec: ContribOperators.md#com.microsoft.QGemm."""
     rows, columns, _ = gemm_axes(op, 0, 3)
     _zero_points(op, {0: 2, 3: 5}, along=0 if op.attr("transB", 0) else -1)
     _per_channel(op, [4, 5, 6], columns)
@@ -149,22 +149,23 @@ def quantised_gemm(op: Op) -> None:
 
 @rule("com.microsoft::MatMulNBits")
 def packed_matmul(op: Op) -> None:
-    """A[.. k] times weights packed as B[n blocks bytes]: rows n go one by one, k in whole blocks.
+    """Contract A[.. k] with weights packed as B[n blocks bytes]: rows n go one by one, k in whole blocks.
 
-    Spec: ContribOperators.md#com.microsoft.MatMulNBits; accuracy_level and bits do not matter. Zero points of less than
-    a byte share bytes, so that they fix the blocks.
+    accuracy_level and bits do not matter. Zero points of less than a byte share bytes, so that they fix the blocks.
+
+    Spec: ContribOperators.md#com.microsoft.MatMulNBits.
     """
     if op.attr("weight_prepacked", 0):
         raise Barrier("its weights are packed for one kind of device")
     x, (n, blocks, packed) = op.axes(0), op.axes(1)
-    op.freeze(packed, "bytes of a block of")
+    op.freeze(packed, "packs a block along it")
     size = op.attr("block_size")
     if x[-1].size == blocks.size * size and not op.has(4):
-        op.unify(x[-1], product(blocks, op.opaque(size, "a block of")))
+        op.unify(x[-1], product(blocks, op.opaque(size, "scales it in blocks")))
         op.reads.append(Read(x[-1], 0, len(x) - 1))
     else:
-        op.freeze(x[-1], "regrouped by")
-        op.freeze(blocks, "regrouped by")
+        op.freeze(x[-1], "regroups it")
+        op.freeze(blocks, "regroups it")
     for operand in (2, 3):
         if op.has(operand):
             _along_rows(op, op.axes(operand), n, blocks)
@@ -177,11 +178,11 @@ def packed_matmul(op: Op) -> None:
 
 
 def _along_rows(op: Op, given: tuple[Expr, ...], n: Expr, blocks: Expr) -> None:
-    """Scales or zero points [n blocks] or [(n blocks)]; those that share bytes fix the blocks."""
+    """Tie scales or zero points [n blocks] or [(n blocks)]; those that share bytes fix the blocks."""
     each = math.prod(e.size for e in given) // n.size
     if each != blocks.size:
-        op.freeze(blocks, "packed with their zero points by")
-        blocks = op.opaque(each, "zero points packed by")
+        op.freeze(blocks, "packs its zero points into shared bytes")
+        blocks = op.opaque(each, "packs zero points along it")
     if len(given) == 1:
         op.unify(given[0], product(n, blocks))
     else:
@@ -191,40 +192,45 @@ def _along_rows(op: Op, given: tuple[Expr, ...], n: Expr, blocks: Expr) -> None:
 
 @rule("com.microsoft::DynamicQuantizeLSTM")
 def quantised_lstm(op: Op) -> None:
-    """LSTM of transposed integer weights; data and hidden units are quantised at each step by their extremes.
+    """Run an LSTM of transposed integer weights; each step quantises data and hidden units by their extremes.
 
-    Spec: ContribOperators.md#com.microsoft.DynamicQuantizeLSTM; scales lie along directions, or gates, too.
+    Scales lie along directions, or gates, too.
+
+    Spec: ContribOperators.md#com.microsoft.DynamicQuantizeLSTM.
     """
     w, r = ("[d (4 h)]" if op.has(i) and len(op.axes(i)) == 2 else "[d]" for i in (8, 10))
-    line = (
+    apply(
+        op,
         "X[s ~b ~i], W[d i (4 h)], R[d ~h! (4 h)], B?[d (8 h)], sequence_lens?[b], initial_h?[d b h], "
         f"initial_c?[d b h], P?[d (3 h)], W_scale{w}, W_zero_point{w}, R_scale{r}, R_zero_point{r} "
-        "-> Y[s d b h], Y_h[d b h], Y_c[d b h]"
+        f"-> Y[s d b h], Y_h[d b h], Y_c[d b h]; {CELL}; macs = s b d 4 h i + s b d 4 h h",
     )
-    letters = apply(op, line)
-    op.freeze(letters["d"], "a direction of")
-    op.freeze(letters["s"], "a step of")
-    if "hidden_size" in op.node.attributes:
-        op.tie_attribute("hidden_size", letters["h"])
-    for read in ("i", "h"):
-        op.count_macs(letters["s"], letters["b"], letters["d"], op.dim(4), letters["h"], letters[read])
 
 
-@rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", "com.microsoft::QLinearWhere")
-def quantised_broadcast(op: Op) -> None:
-    """Broadcasting of A (operand 0) and B (operand 3), each with its scale and zero point; Where has a condition."""
-    op.broadcast([0, 1, 4] if op.node.op == "QLinearWhere" else [0, 3])
-
-
-@rule(*["com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"])
-def quantised_unary(op: Op) -> None:
-    """An element-wise function."""
-    op.set(0, op.axes(0))
+rule(
+    *["com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"],
+    "A[...], A_scale, A_zero_point?, B[...], B_scale, B_zero_point?, C_scale, C_zero_point? -> C[...]",
+    doc="Two operands broadcast, each with its scale and zero point. "
+    "Spec: ContribOperators.md#com.microsoft.QLinearAdd.",
+)
+rule(
+    "com.microsoft::QLinearWhere",
+    "condition[...], X[...], x_scale, x_zero_point, Y[...], y_scale, y_zero_point, z_scale, z_zero_point -> Z[...]",
+    doc="A condition and two operands broadcast. Spec: ContribOperators.md#com.microsoft.QLinearWhere.",
+)
+rule(
+    *["com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"],
+    "X[*s], X_scale, X_zero_point?, Y_scale, Y_zero_point? -> Y[*s]",
+    doc="An element-wise function passes all axes. Spec: ContribOperators.md#com.microsoft.QLinearSigmoid.",
+)
 
 
 @rule("com.microsoft::QLinearSoftmax")
 def quantised_softmax(op: Op) -> None:
-    """Normalises over `axis`; as the standard's before opset 13 over all axes from it on."""
+    """Normalise over `axis`; as the standard's before opset 13 over all axes from it on.
+
+    Spec: ContribOperators.md#com.microsoft.QLinearSoftmax.
+    """
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", -1), len(axes))
     for e in [axes[axis]] if op.attr("opset") >= 13 else axes[axis:]:
@@ -234,7 +240,7 @@ def quantised_softmax(op: Op) -> None:
 
 @rule("com.microsoft::QLinearReduceMean")
 def quantised_mean(op: Op) -> None:
-    """A statistic over `axes`, or over all."""
+    """Average over `axes`, or over all. Spec: ContribOperators.md#com.microsoft.QLinearReduceMean."""
     axes = op.axes(0)
     gone = {op.positive(a, len(axes)) for a in op.attr("axes") or range(len(axes))}
     for i in gone:
@@ -242,21 +248,31 @@ def quantised_mean(op: Op) -> None:
     op.set(0, [UNIT if i in gone else e for i, e in enumerate(axes) if op.attr("keepdims") or i not in gone])
 
 
-@rule(*["com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearAveragePool", "com.microsoft::NhwcMaxPool"])
+POOL_LAST = "X[n *s c] -> Y[n *t c]"
+
+rule(
+    "com.microsoft::NhwcMaxPool",
+    POOL_LAST,
+    doc="Positions are pooled; batch and channels pass, which lie last. "
+    "Spec: ContribOperators.md#com.microsoft.NhwcMaxPool.",
+)
+
+
+@rule("com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearAveragePool")
 def quantised_pool(op: Op) -> None:
-    """Batch and channels pass; positions are pooled. `channels_last` or the name says where channels are."""
-    if op.node.op != "NhwcMaxPool" and not op.attr("channels_last", 0):
-        pool(op)
-        return
-    axes = op.axes(0)
-    for e in axes[1:-1]:
-        op.freeze(e, "spatial axis of")
-    op.set(0, [axes[0], *(op.opaque(n) for n in (op.out_shapes[0] or ())[1:-1]), axes[-1]])
+    """Pool positions; batch and channels pass. `channels_last` says where channels are.
+
+    Spec: ContribOperators.md#com.microsoft.QLinearAveragePool.
+    """
+    apply(op, POOL_LAST if op.attr("channels_last", 0) else POOL)
 
 
 @rule("com.microsoft::QLinearConcat")
 def quantised_concat(op: Op) -> None:
-    """The sum of operands 2, 5, 8 ... along `axis`, each followed by its scale and zero point."""
+    """Join operands 2, 5, 8 ... along `axis`, each followed by its scale and zero point.
+
+    Spec: ContribOperators.md#com.microsoft.QLinearConcat.
+    """
     given = [op.axes(i) for i in range(2, len(op.inputs), 3)]
     axis = op.positive(op.attr("axis"), len(given[0]))
     for other in given[1:]:

@@ -6,14 +6,15 @@ from spa.algebra.notation import apply
 from spa.algebra.op import Op
 from spa.rules import rule
 
+CELL = "hidden_size = h; frozen d: runs one direction for each index; frozen s: steps along it"
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 @rule("RNN", "GRU", "LSTM")
 def recurrent(op: Op) -> None:
-    """Gates of h units, per direction; R reads the last step's h. All directions share their units.
+    """Make gates of h units, per direction; R reads the last step's h. All directions share their units.
 
-    Spec: https://onnx.ai/onnx/operators/onnx__LSTM.html and its siblings; ``layout`` 1 puts the batch first.
+    ``layout`` 1 puts the batch first. Spec: https://onnx.ai/onnx/operators/onnx__LSTM.html.
     """
     gates = GATES[op.node.op]
     if op.attr("layout", 0):
@@ -22,14 +23,9 @@ def recurrent(op: Op) -> None:
         x, state, y = "s b i", "d b h", "s d b h"
     cell = f", initial_c?[{state}], P?[d (3 h)]" if op.node.op == "LSTM" else ""
     last = f", Y_c[{state}]" if op.node.op == "LSTM" else ""
-    line = (
+    apply(
+        op,
         f"X[{x}], W[d ({gates} h) i], R[d ({gates} h) h!], B?[d ({2 * gates} h)], sequence_lens?[b], "
-        f"initial_h?[{state}]{cell} -> Y[{y}], Y_h[{state}]{last}"
+        f"initial_h?[{state}]{cell} -> Y[{y}], Y_h[{state}]{last}; {CELL}; "
+        f"macs = s b d {gates} h i + s b d {gates} h h",
     )
-    letters = apply(op, line)
-    op.freeze(letters["d"], "a direction of")
-    op.freeze(letters["s"], "a step of")
-    if "hidden_size" in op.node.attributes:
-        op.tie_attribute("hidden_size", letters["h"])
-    for read in ("i", "h"):
-        op.count_macs(letters["s"], letters["b"], letters["d"], op.dim(gates), letters["h"], letters[read])

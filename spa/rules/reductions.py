@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spa.algebra.axes import UNIT
+from spa.algebra.notation import apply
 from spa.algebra.op import Op, Read
 from spa.rules import rule
 
@@ -10,10 +11,15 @@ from spa.rules import rule
 SUMS = ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"]
 STATISTICS = ["ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"]
 
+POOL = "X[n c *s] -> Y[n c *t]"
+
 
 @rule(*SUMS, *STATISTICS)
 def reduce(op: Op) -> None:
-    """Reduced axes become one index or vanish. A sum reads them (a removed index is a zero); a statistic crosses."""
+    """Reduce axes to one index or to none. A sum reads them (a removed index is a zero); a statistic crosses.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ReduceSum.html.
+    """
     axes = op.axes(0)
     given = op.ints("axes", 1)
     if not given and op.attr("noop_with_empty_axes"):
@@ -31,20 +37,23 @@ def reduce(op: Op) -> None:
 
 @rule("ArgMax", "ArgMin")
 def arg(op: Op) -> None:
-    """The position of an extreme: the axis must keep its indices."""
+    """Find the position of an extreme: the axis must keep its indices.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__ArgMax.html.
+    """
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", 0), len(axes))
-    op.freeze(axes[axis], "positions found by")
+    op.freeze(axes[axis], "finds positions along it")
     keep = op.attr("keepdims", 1)
     op.set(0, [UNIT if i == axis else e for i, e in enumerate(axes) if keep or i != axis])
 
 
 @rule("TopK")
 def top_k(op: Op) -> None:
-    """Values and positions of extremes along `axis`."""
+    """Find values and positions of extremes along `axis`. Spec: https://onnx.ai/onnx/operators/onnx__TopK.html."""
     axes = op.axes(0)
     axis = op.positive(op.attr("axis", -1), len(axes))
-    op.freeze(axes[axis], "positions found by")
+    op.freeze(axes[axis], "finds positions along it")
     shape = op.out_shapes[0] or tuple(e.size for e in axes)
     out = [op.opaque(shape[i]) if i == axis else e for i, e in enumerate(axes)]
     op.set(0, out)
@@ -53,47 +62,47 @@ def top_k(op: Op) -> None:
 
 @rule("CumSum", "CumProd")
 def cumulate(op: Op) -> None:
-    """A running sum along `axis`: removing an index changes those after it."""
+    """Sum up along `axis`: removing an index changes those after it.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__CumSum.html.
+    """
     axes = op.axes(0)
     value = op.values[1]
     for i, e in enumerate(axes):
         if value is None or op.positive(int(value.reshape(-1)[0]), len(axes)) == i:
-            op.freeze(e, "accumulated over by")
+            op.freeze(e, "accumulates over it")
     op.set(0, axes)
 
 
-@rule(*["AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
-def pool(op: Op) -> None:
-    """Batch and channels pass; positions are pooled. MaxPool's Indices count through all channels."""
-    axes = op.axes(0)
-    if len(op.outputs) > 1 and op.out_shapes[1] is not None:
-        for e in axes[:2]:
-            op.freeze(e, "counted through by Indices of")
-    for e in axes[2:]:
-        op.freeze(e, "spatial axis of")
-    for output, shape in enumerate(op.out_shapes):
-        if shape is not None:
-            op.set(output, [*axes[:2], *(op.opaque(n) for n in shape[2:])])
+rule(
+    *["AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"],
+    POOL,
+    doc="Positions are pooled; batch and channels pass. Spec: https://onnx.ai/onnx/operators/onnx__AveragePool.html.",
+)
 
 
-@rule("MaxRoiPool", "RoiAlign")
-def roi(op: Op) -> None:
-    """Channels pass; regions replace the batch."""
-    axes = op.axes(0)
-    shape = op.out_shapes[0]
-    for i, e in enumerate(axes):
-        if i != 1:
-            op.freeze(e, "sampled by")
-    if shape is not None:
-        op.set(0, [op.opaque(shape[0]), axes[1], *(op.opaque(n) for n in shape[2:])])
+@rule("MaxPool")
+def max_pool(op: Op) -> None:
+    """Pool positions; batch and channels pass, which stay whole where Indices count through them.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__MaxPool.html.
+    """
+    counts = len(op.outputs) > 1 and op.out_shapes[1] is not None
+    apply(op, "X[n c *s] -> Y[n c *t], Indices[n c *t]" + ("; frozen n c: counts through it" if counts else ""))
 
 
-@rule("GridSample")
-def grid_sample(op: Op) -> None:
-    """Channels pass; positions are sampled at a grid."""
-    axes = op.axes(0)
-    batch, *grid = op.axes(1)
-    for e in (*axes[2:], *grid):
-        op.freeze(e, "sampled by")
-    op.unify(axes[0], batch)
-    op.set(0, [*axes[:2], *grid[:-1]])
+rule(
+    "MaxRoiPool",
+    "X[b c *s], rois -> Y[r c *t]; frozen b *s: samples it",
+    doc="Channels pass; regions replace the batch. Spec: https://onnx.ai/onnx/operators/onnx__MaxRoiPool.html.",
+)
+rule(
+    "RoiAlign",
+    "X[b c *s], rois, batch_indices -> Y[r c *t]; frozen b *s: samples it",
+    doc="Channels pass; regions replace the batch. Spec: https://onnx.ai/onnx/operators/onnx__RoiAlign.html.",
+)
+rule(
+    "GridSample",
+    "X[n c *s], grid[n *t d] -> Y[n c *t]; frozen *s *t d: samples it",
+    doc="Channels pass; positions are sampled at a grid. Spec: https://onnx.ai/onnx/operators/onnx__GridSample.html.",
+)

@@ -1,30 +1,36 @@
 """Operators on images whose channels pass or are blocks of something."""
 
 from spa.algebra.axes import product
+from spa.algebra.notation import apply
 from spa.algebra.op import Barrier, Op
 from spa.rules import rule
 from spa.rules.layout import sizes_of
-from spa.rules.linear import convolution
 
 
 @rule("Col2Im")
 def col2im(op: Op) -> None:
-    """Columns of blocks become an image: [n (c k..) l] → [n c *s]. Spec: onnx__Col2Im.html."""
+    """Place columns of blocks in an image: [n (c k..) l] → [n c *s].
+
+    Spec: https://onnx.ai/onnx/operators/onnx__Col2Im.html.
+    """
     n, columns, places = op.axes(0)
     block = op.ints("block_shape", 2) or []
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
-    kernel = product(*(op.opaque(k, "block of") for k in block))
+    kernel = product(*(op.opaque(k, "places blocks of it") for k in block))
     channels = op.dim(columns.size // kernel.size)
     op.unify(columns, product(channels, kernel))
-    op.freeze(places, "spatial axis of")
+    op.freeze(places, "uses it as a spatial axis")
     op.set(0, [n, channels, *(op.opaque(s) for s in shape[2:])])
 
 
 @rule("CenterCropPad")
 def center_crop_pad(op: Op) -> None:
-    """Axes whose size stays pass; cropped or padded ones freeze. Spec: onnx__CenterCropPad.html."""
+    """Crop or pad axes, which freeze; those whose size stays pass.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__CenterCropPad.html.
+    """
     axes = op.axes(0)
     shape = op.out_shapes[0]
     if shape is None:
@@ -32,7 +38,7 @@ def center_crop_pad(op: Op) -> None:
     result = []
     for e, size in zip(axes, shape, strict=True):
         if e.size != size:
-            op.freeze(e, "cropped or padded by")
+            op.freeze(e, "crops or pads it")
         result.append(e if e.size == size else op.opaque(size))
     op.set(0, result)
     given = op.attr("axes")
@@ -41,18 +47,17 @@ def center_crop_pad(op: Op) -> None:
 
 @rule("DeformConv")
 def deform_conv(op: Op) -> None:
-    """A convolution at learnt offsets, of which each of `offset_group` runs of channels has its own.
+    """Convolve at learnt offsets, of which each of `offset_group` runs of channels has its own.
 
-    Spec: onnx__DeformConv.html.
+    Spec: https://onnx.ai/onnx/operators/onnx__DeformConv.html.
     """
     groups = op.attr("offset_group", 1)
-    letters = convolution(
+    letters = apply(
         op,
-        "X[n (g i) *s], W[(g o) i *k], offset[n (u a) *t], B?[(g o)], mask?[n (u b) *t] -> Y[n (g o) *t]",
-        sizes={"u": groups},
+        "X[n (g i) *s], W[(g o) i *k], offset[n (u a) *t], B?[(g o)], mask?[n (u b) *t] -> Y[n (g o) *t]; "
+        "group = g else 1; macs = n g o i *t *k; frozen *t: uses it as a spatial axis",
+        {"u": groups},
     )
-    for e in op.axes(2)[2:]:
-        op.freeze(e, "spatial axis of")
     channels = op.axes(0)[1]
     op.unify(channels, product(letters["u"], op.dim(channels.size // groups)))
     if "offset_group" in op.node.attributes:
@@ -61,10 +66,13 @@ def deform_conv(op: Op) -> None:
 
 @rule("AffineGrid")
 def affine_grid(op: Op) -> None:
-    """A grid of positions for each transform: theta[n 2 3] → [n *s 2]. Spec: onnx__AffineGrid.html."""
+    """Make a grid of positions for each transform: theta[n 2 3] → [n *s 2].
+
+    Spec: https://onnx.ai/onnx/operators/onnx__AffineGrid.html.
+    """
     n, *rest = op.axes(0)
     for e in rest:
-        op.freeze(e, "a transform of")
+        op.freeze(e, "takes it as part of a transform")
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")

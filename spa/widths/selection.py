@@ -39,9 +39,9 @@ def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = Fa
     for group in analysis.prunable:
         pattern = _ignored_by(analysis, group, ignore)
         if pattern is not None:
-            skipped.append((group.name, group.size, f"ignored by {pattern!r}"))
+            skipped.append((group.name, group.size, f"the request ignores {pattern!r}"))
         elif group.crossings and not cross_norm:
-            skipped.append((group.name, group.size, f"statistics are taken over it by {group.crossings[0]}"))
+            skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
         else:
             groups.append(group)
     if not groups:
@@ -69,5 +69,5 @@ def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -
             f"the model has no group that can be pruned: {operator}: {reason}. "
             "Give it a rule; 'spa inspect' shows more."
         )
-    why = next((f": {g.name!r} is frozen by {g.frozen}" for g in analysis.groups if g.frozen), "")
+    why = next((f". {g.name!r} is frozen: {g.frozen}" for g in analysis.groups if g.frozen), "")
     return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."

@@ -288,7 +288,7 @@ def test_only_the_part_without_a_common_refinement_is_frozen() -> None:
     assert tail.size == 5
     assert space.reason(tail) is None
     reasons = {space.reason(d) for d in list(leaves(space.resolve(a)))[:-1]}
-    assert reasons == {"read as [2, 3] and as [3, 2], which share no factors"}
+    assert reasons == {"it is read as [2, 3] and as [3, 2], which share no factors"}
 
 
 def test_a_shared_factor_stays_free_beside_factors_that_do_not_match() -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
 from spa import rules
-from spa.algebra.notation import parse
+from spa.algebra.grammar import ANY, parse
 from spa.rules import barriers, find, supported
+from tests.oracle import is_clause, is_reason
 
 OLDEST = 7
 _OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -51,22 +54,59 @@ def test_what_is_covered_exists() -> None:
     assert sorted(ours - standard() - known) == []
 
 
-def test_each_reason_is_a_phrase() -> None:
-    for key, reason in barriers().items():
-        assert len(reason) > 10, key
-        assert reason[0].islower(), key
-        assert not reason.endswith("."), key
+def test_each_reason_is_a_clause() -> None:
+    assert [key for key, reason in barriers().items() if not is_clause(reason) or not reason[0].islower()] == []
 
 
-def test_each_rule_states_its_law_in_its_docstring() -> None:
+_SUMMARY = re.compile(r"(?!(?:What|Which|Where|How|Whether)\b)[A-Z][^\n]+?\.(?= Spec:|\n|$)")
+_SPEC = re.compile(
+    r"Spec: (?:https://onnx\.ai/onnx/operators/onnx__(?P<onnx>\w+)\.html|ContribOperators\.md#(?P<contrib>[\w.]+))\.\Z"
+)
+# Written by onnxruntime under a name of its own, without a page.
+_ELSEWHERE = {"SimplifiedLayerNormalization": "RMSNormalization"}
+
+
+def test_each_rule_states_its_law_in_a_sentence() -> None:
+    assert [key for key, rule in supported().items() if not _SUMMARY.match((rule.__doc__ or "").strip())] == []
+
+
+def test_each_rule_ends_with_the_page_that_specifies_one_of_its_operators() -> None:
+    keys_of: dict[Any, set[str]] = {}
     for key, rule in supported().items():
-        if rule.__qualname__ != "rule_of.<locals>.law":  # the line of notation is its own statement
-            assert rule.__doc__, key
-            assert rule.__doc__.strip().split("\n")[0].endswith((".", ":")), key
+        keys_of.setdefault(rule, set()).add(_ELSEWHERE.get(key, key))
+    wrong = []
+    for rule, keys in keys_of.items():
+        match = _SPEC.search((rule.__doc__ or "").strip())
+        page = match and (match["onnx"] or match["contrib"].replace("com.microsoft.", "com.microsoft::"))
+        if page not in keys:
+            wrong.append((sorted(keys), page))
+    assert wrong == []
+
+
+def test_each_reason_that_a_rule_gives_begins_with_a_verb() -> None:
+    wrong = []
+    for path in sorted(Path(rules.__path__[0]).glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and len(call.args) > 1):
+                continue
+            if call.func.attr in ("freeze", "opaque"):
+                values = [n.value for n in ast.walk(call.args[1]) if isinstance(n, ast.Constant)]
+                texts = [v for v in values if isinstance(v, str)]
+                wrong += [(path.name, text) for text in texts if not is_reason(f"Op 'x' {text}")]
+    for rule in supported().values():
+        if notation := getattr(rule, "notation", None):
+            wrong += [(notation, why) for _, why in parse(notation).frozen if not is_reason(f"Op 'x' {why}")]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("text", ["looked up by Gather 'x'", "spatial axis of Conv 'x'", "Op 'x' looks it up.", "it"])
+def test_what_is_no_clause_is_no_reason(text: str) -> None:
+    assert not is_reason(text)
+    assert not is_clause(text)
 
 
 def test_an_unknown_operator_has_a_reason() -> None:
-    assert find("my.domain::Nothing") == "no rule for operator my.domain::Nothing"
+    assert find("my.domain::Nothing") == "operator my.domain::Nothing has no rule"
 
 
 def test_a_second_rule_for_an_operator_is_refused() -> None:
@@ -101,6 +141,7 @@ def lines(rule: Any) -> Iterator[str]:
             text = node.value
         else:
             continue
+        text = text.partition(";")[0]  # clauses name letters that an f-string may insert
         if "->" in text and "[" in text and "\n" not in text.strip():
             yield text
 
@@ -126,11 +167,29 @@ def test_operands_bear_the_formal_names_of_the_schema(key: str, line: str) -> No
     ]
     for position, operand in enumerate(pattern.inputs):
         formal = [s.inputs[position] for s in history if position < len(s.inputs)]
-        assert operand.name in {f.name for f in formal}
-        assert operand.optional == any(f.option == _OPTIONAL for f in formal), operand.name
+        assert operand.name in {f.name for f in formal} | shared_by(key)
+        assert operand.repeats or operand.optional == any(f.option == _OPTIONAL for f in formal), operand.name
     for position, operand in enumerate(pattern.outputs):
-        assert operand.name in {s.outputs[position].name for s in history if position < len(s.outputs)}
+        formal_names = {s.outputs[position].name for s in history if position < len(s.outputs)}
+        assert operand.name in formal_names | shared_by(key)
 
 
-def test_some_rules_are_lines_of_notation() -> None:
+def shared_by(key: str) -> set[str]:
+    """The name for any operand, where operators share the rule: their formal names differ."""
+    return {ANY} if sum(rule is supported()[key] for rule in supported().values()) > 1 else set()
+
+
+def test_many_rules_are_lines_of_notation() -> None:
     assert {"BatchNormalization", "Conv", "ConvTranspose", "GroupNormalization"} <= {k for k, _ in CASES}
+    alone = {key for key, rule in supported().items() if hasattr(rule, "notation")}
+    assert {"Add", "Conv", "Det", "GridSample", "InstanceNormalization", "LRN", "Relu", "Trilu"} <= alone
+
+
+def test_a_line_without_an_operator_is_refused() -> None:
+    with pytest.raises(ValueError, match="no operator is named"):
+        rules.rule("X[n] -> Y[n]")
+
+
+def test_a_line_without_an_arrow_is_no_operators_name() -> None:
+    with pytest.raises(ValueError, match="there is no '->'"):
+        rules.rule("my.domain::Odd", "X[n] Y[n]")

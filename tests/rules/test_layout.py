@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
+from spa.algebra.axes import leaves
 from spa.coupling.analysis import couple
 from spa.model.graph import Graph
 from tests.oracle import Data, Indices, Net, check, freedom, verify, weight, wrap
@@ -400,3 +401,13 @@ def test_an_operator_whose_shape_depends_on_data_is_a_barrier() -> None:
     y = net.node("Reshape", h, net.node("Add", target, net.input("shape", [2], TensorProto.INT64)))
     analysis = couple(Graph(net.model(net.node("ReduceSum", y))))
     assert all(g.frozen for g in analysis.groups)
+
+
+def test_an_axis_whose_size_depends_on_data_is_frozen() -> None:
+    net = Net()
+    net.nodes.append(
+        helper.make_node("ConstantOfShape", [net.input("shape", [2], TensorProto.INT64)], ["filled"], "fill")
+    )
+    analysis = couple(Graph(net.model(net.node("Relu", "filled"))))
+    reasons = {analysis.space.reason(d) for e in analysis.axes["filled"] for d in leaves(analysis.space.resolve(e))}
+    assert reasons == {"ConstantOfShape 'fill' gives it a size that depends on data"}
