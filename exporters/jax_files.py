@@ -14,10 +14,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, check, distance
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.jax import function
 from spa.extras import extra
-from spa.importers.jax import reason_of
+from spa.frameworks.reasons import reason_of
+from spa.model.files import place
 from spa.model.io import load
 from spa.running.feeds import first_run
 from spa.running.ranges import ranges_for

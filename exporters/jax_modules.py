@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from onnx import ModelProto, TensorProto
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
-from spa.importers._jax_layout import LAYOUT
-from spa.importers.jax import Bound, bind, reason_of
+from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, laid_out
+from spa.frameworks.reasons import reason_of
 from spa.model.graph import tensor_array
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result
-
-LARGEST_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -145,10 +142,7 @@ def _leaf(
 
     Every element of the initializer knows its place in the parameter, by the layout steps that the importer took.
     """
-    places = np.arange(math.prod(shape)).reshape(shape)
-    layout = next((p.value for p in dense.metadata_props if p.key == LAYOUT), "[]")
-    for step, argument in json.loads(layout):
-        places = places.transpose(argument) if step == "transpose" else places.reshape(argument)
+    places = laid_out(np.arange(math.prod(shape)).reshape(shape), dense)
     if places.shape != tuple(dense.dims):
         raise ModelError(
             f"{path} has shape {list(shape)}, which is not the converted model's. Give what was converted."

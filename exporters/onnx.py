@@ -9,8 +9,9 @@ from onnx import ModelProto
 
 from spa.errors import PlanError
 from spa.exporters.checks import check
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.variants import load, variant
+from spa.model.files import place
 
 
 def write(

@@ -9,8 +9,9 @@ from onnx import ModelProto
 
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.checks import allowed, check, difference
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.variants import optimise_to
+from spa.model.files import place
 
 
 def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None = None) -> Path:

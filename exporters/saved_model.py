@@ -16,10 +16,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, distance
-from spa.exporters.files import drafts, place
+from spa.exporters.files import drafts
 from spa.exporters.jax_files import PLATFORMS, Program, program_of
 from spa.extras import extra
-from spa.importers.jax import reason_of
+from spa.frameworks.reasons import reason_of
+from spa.model.files import place
 from spa.running.runtime import TensorSpec, input_specs, load_session, output_specs
 
 SIGNATURE = "serving_default"

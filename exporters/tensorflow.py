@@ -15,9 +15,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.errors import ModelError, SpaError, UnsupportedError
-from spa.importers._recurrent import OPERATORS, ORDER
-from spa.importers._tf2onnx import first_line
-from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
+from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
+from spa.frameworks.reasons import first_line
+from spa.frameworks.tensorflow import difference, example_feeds, read
+from spa.importers.tensorflow import convert, weight_sources
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, version_converter
 
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
-from spa.exporters.files import INLINE, data_file
+from spa.model.files import INLINE, data_file
 from spa.model.io import NEWEST_OPSET, OLDEST_OPSET
 from spa.running.runtime import ORT_ERRORS, clean_reason
 

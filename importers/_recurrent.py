@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from spa.frameworks.keras import OPERATORS, ORDER
 from spa.importers._batch_normalisation import source_of
 
 Array = np.ndarray
@@ -24,9 +25,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "Tanh": np.tanh,
     "Relu": lambda x: np.maximum(x, 0),
 }
-OPERATORS = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
-# Keras' order of gates is i, f, c, o in LSTMs; ONNX' is i, o, f, c. Those of GRUs are the same.
-ORDER = {1: [0], 3: [0, 1, 2], 4: [0, 3, 1, 2]}
 TOLERANCE = 1e-5  # of a state's largest element; float32 leaves some 1e-7
 BATCH = 16
 

@@ -18,9 +18,8 @@ import contextlib
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableSet, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSet, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,9 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from spa.coupling.analysis import TIED
 from spa.errors import ModelError, UnsupportedError
+from spa.frameworks.keras import fresh
+from spa.frameworks.reasons import first_line
+from spa.frameworks.tensorflow import Function
 from spa.importers._batch_normalisation import join_batch_normalisations
 from spa.importers._recurrent import Cell, find_cells, replace_loops
 
@@ -38,36 +40,6 @@ FIRST_TAG = 0x471C494D
 
 
 # -- freezing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Function:
-    """A model of whatever form as a function of flat tensors.
-
-    Attributes:
-        kind: ``keras``, ``tensorflow`` or ``tflite``.
-        call: the function; its outputs, flat.
-        specs: the inputs' shapes and types.
-        inputs: names of the inputs.
-        outputs: names of the outputs, as many as are known.
-        variables: float32 variables by path; of a ``.tflite`` file the names of its tensors alone.
-        owner: what keeps the variables alive; TensorFlow's functions refer to them weakly.
-    """
-
-    kind: str
-    call: Callable[..., list[Any]]
-    specs: Sequence[Any]
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    variables: Mapping[str, Any]
-    owner: Any = None
-
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The framework's own outputs."""
-        import tensorflow as tf
-
-        tensors = [tf.constant(a, s.dtype) for a, s in zip(arrays, self.specs, strict=True)]
-        return [np.asarray(t) for t in self.call(*tensors)]
 
 
 @dataclass(frozen=True)
@@ -468,17 +440,3 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
                     within(sub)
 
     within(model.graph)
-
-
-# -- small helpers ----------------------------------------------------------------------------------------------------
-
-
-def fresh(name: str, taken: Container[str]) -> str:
-    """The name, with a number where it is taken."""
-    return next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in taken)
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message up to its first line break, as a sentence."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

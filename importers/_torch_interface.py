@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError, PlanError, SpaError
+from spa.frameworks.torch import arguments
 
 _OPERATOR = re.compile(r"(?<=\()[Oo]ccurred when translating [\w:]+(?=\))")
 #: By axis, its name and what ``torch.export`` is told of it.
@@ -140,14 +141,8 @@ def split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Positional and keyword arguments from a tensor, a tuple or a dict; arrays become tensors, None stays."""
     if given is None:
         return None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        kwargs = dict(given)
-    else:
-        args = tuple(given) if isinstance(given, list | tuple) else (given,)
     return pytree.tree_map(
-        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, (args, kwargs)
+        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments(given)
     )
 
 

@@ -3,7 +3,7 @@
 jax2onnx exports the function with its parameters as *inputs*; a closure would lose their names. They then become
 initializers named by their pytree path, and what merely rearranges one of them (flax's kernels are ``HWIO``, ONNX's
 ``OIHW``) is applied to it, with a note in the initializer of what was done
-(:data:`spa.importers._jax_layout.LAYOUT`).
+(:func:`spa.frameworks.jax.record_layout`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,132 +22,15 @@ from onnx import ModelProto, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
 from spa.extras import extra
+from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, title
+from spa.frameworks.reasons import reason_of
 from spa.importers import Imported
 from spa.importers._jax_layout import fold, join
 from spa.model.io import load
 from spa.running.runtime import load_session, run
 
 OPSET = 23  # jax2onnx's default, the first with RMSNormalization
-LARGEST_ERROR = 1e-3
 Axes = Mapping[int, Mapping[int, str]]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """Anything callable with parameters in a pytree, as one function.
-
-    Attributes:
-        call: the function of that tree and the inputs.
-        tree: the tree; only its arrays of numbers are parameters.
-        kind: ``nnx``, ``linen``, ``equinox`` or ``function``.
-        first: the position of the inputs among the source's own arguments, behind itself or its parameters.
-    """
-
-    call: Callable[..., Any]
-    tree: Any
-    kind: str
-    first: int
-
-    def parameters(self) -> list[tuple[str, Any]]:
-        """Each array of the tree under its path (:func:`jax.tree_util.keystr`), in the tree's order."""
-        import jax
-
-        leaves = jax.tree_util.tree_leaves_with_path(self.tree)
-        return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if is_parameter(leaf)]
-
-    def with_parameters(self, arrays: Sequence[Any]) -> Any:
-        """The tree with other arrays, in the order of `parameters`."""
-        import jax
-
-        leaves, structure = jax.tree_util.tree_flatten(self.tree)
-        given = iter(arrays)
-        return jax.tree_util.tree_unflatten(structure, [next(given) if is_parameter(a) else a for a in leaves])
-
-    def run(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """The outputs' arrays, compiled: quicker than one operation after the other, though it runs only once."""
-        import jax
-
-        def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
-            return self.call(self.with_parameters(arrays), *inputs)
-
-        outputs = jax.jit(call)([array for _, array in self.parameters()], list(inputs))
-        return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
-
-
-def is_parameter(leaf: Any) -> bool:
-    """Whether a leaf of a pytree is an array of numbers; keys of random generators are none."""
-    import jax
-
-    numbers = isinstance(leaf, jax.Array | np.ndarray)
-    return numbers and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
-def bind(source: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None, vmap: bool = False) -> Bound:
-    """A module or function as a function of a pytree and inputs, in inference mode. The source is not changed.
-
-    Args:
-        source: a flax nnx module, a flax linen module, an equinox module, or a function ``fn(params, *inputs)``.
-        params: the variables of a linen module, or the parameters of a function.
-        kwargs: further arguments, the same in each call.
-        vmap: whether the source takes one example, and is to be mapped over a batch.
-
-    Raises:
-        ModelError: parameters are missing or superfluous.
-    """
-    import jax
-
-    further = dict(kwargs or {})
-    kind = _kind(source)
-    first = 0 if kind == "function" and params is None else 1
-    if kind in ("nnx", "equinox") and params is not None:
-        raise ModelError(f"{_title(source)} holds its parameters itself. Leave out params=.")
-    if kind == "nnx":
-        from flax import nnx
-
-        copy = nnx.clone(source)
-        copy.eval()
-        definition, tree, rest = nnx.split(copy, nnx.Not(nnx.RngState), ...)
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return nnx.merge(definition, tree, rest)(*inputs, **further)
-    elif kind == "linen":
-        if params is None:
-            raise ModelError(f"{_title(source)} is a flax linen module. Give its variables: params=variables.")
-        tree = params
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return source.apply(tree, *inputs, **further)
-    elif kind == "equinox":
-        import equinox
-
-        tree = equinox.nn.inference_mode(source)
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return tree(*inputs, **further)
-    else:
-        tree = () if params is None else params
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return source(*inputs, **further) if params is None else source(tree, *inputs, **further)
-
-    if vmap:
-        return Bound(lambda tree, *inputs: jax.vmap(lambda *one: call(tree, *one))(*inputs), tree, kind, first)
-    return Bound(call, tree, kind, first)
-
-
-def _kind(source: Any) -> str:
-    """Which framework an object is of; an object of one that is not imported cannot exist."""
-    for kind, home in (("nnx", "flax.nnx"), ("linen", "flax.linen"), ("equinox", "equinox")):
-        if home in sys.modules and isinstance(source, sys.modules[home].Module):
-            return kind
-    if not callable(source):
-        remedy = "Give a flax or equinox module, or a function and its params="
-        raise ModelError(f"an object of type {type(source).__name__} is no JAX model. {remedy}.")
-    return "function"
-
-
-def _title(source: Any) -> str:
-    return getattr(source, "__name__", type(source).__name__)
 
 
 def convert(
@@ -203,7 +85,7 @@ def convert(
 def _arguments(source: Any, example_inputs: Any) -> tuple[Any, ...]:
     """The positional arguments."""
     if example_inputs is None or (isinstance(example_inputs, tuple | list) and not example_inputs):
-        raise ModelError(f"{_title(source)} needs example inputs: an array, or a tuple of one for each argument.")
+        raise ModelError(f"{title(source)} needs example inputs: an array, or a tuple of one for each argument.")
     return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
 
 
@@ -232,9 +114,7 @@ class _Export:
         except Exception as error:  # whatever the user's function raises
             shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in inputs)
             remedy = "Check their number, shapes and types, and whether it takes one example (vmap=True)"
-            raise ModelError(
-                f"{_title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}."
-            ) from error
+            raise ModelError(f"{title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}.") from error
 
     def batch_axes(self) -> Axes:
         """The first axis of every input, where all have one and agree in its size."""
@@ -278,15 +158,15 @@ class _Export:
         """
         taken = {i.name for i in session.get_inputs()}
         feeds = {name: a for name, a in zip(self.input_names, inputs, strict=True) if name in taken}
-        outputs = run(session, feeds, name=_title(self.source))
+        outputs = run(session, feeds, name=title(self.source))
         shapes, expected = [np.shape(o) for o in outputs], [r.shape for r in reference]
         if shapes != expected:
-            raise ModelError(f"the exported model gives shapes {shapes}, {_title(self.source)} itself {expected}.")
+            raise ModelError(f"the exported model gives shapes {shapes}, {title(self.source)} itself {expected}.")
         errors = [_relative_error(np.asarray(o), r) for o, r in zip(outputs, reference, strict=True)]
         worst = max(errors, default=0.0)
         if not worst <= LARGEST_ERROR:
             raise ModelError(
-                f"the exported model differs from {_title(self.source)} by {worst:.2g} of its largest output, "
+                f"the exported model differs from {title(self.source)} by {worst:.2g} of its largest output, "
                 f"more than {LARGEST_ERROR:g}. Is it in inference mode, and free of random numbers (kwargs=)?"
             )
         return worst
@@ -313,7 +193,7 @@ class _Export:
                 return to_onnx(
                     flat,
                     specs,
-                    model_name=_title(self.source),
+                    model_name=title(self.source),
                     opset=opset,
                     enable_double_precision=any(s.dtype == np.float64 for s in specs),
                     input_names=[*self.input_names, *self.names],
@@ -323,7 +203,7 @@ class _Export:
         except Exception as error:  # jax2onnx raises anything; its reason is what the user needs
             remedy = "Export without this operation, or give fixed sizes (axes={})"
             raise UnsupportedError(
-                f"jax2onnx cannot export {_title(self.source)}: {reason_of(error)}. {remedy}."
+                f"jax2onnx cannot export {title(self.source)}: {reason_of(error)}. {remedy}."
             ) from error
 
     def _initialised(self, model: ModelProto) -> ModelProto:
@@ -377,11 +257,6 @@ def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
         return 0.0
     largest = float(np.max(np.abs(reference.astype(np.float64)))) or 1.0
     return float(np.max(np.abs(value.astype(np.float64) - reference.astype(np.float64)))) / largest
-
-
-def reason_of(error: Exception) -> str:
-    """An exception's first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
 
 
 @contextmanager

@@ -26,13 +26,14 @@ import onnx
 from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
-from spa.exporters.files import session
 from spa.extras import extra
+from spa.frameworks.torch import array
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy
 from spa.model.graph import tensor_array
 from spa.model.io import NEWEST_OPSET
 from spa.running.runtime import input_specs, output_specs, run
+from spa.running.sessions import open_session
 
 with extra("torch"):
     import torch
@@ -539,7 +540,7 @@ def _parameter_names(
 
 def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
     return tuple(initializer.dims) == tuple(tensor.shape) and bool(
-        np.array_equal(tensor_array(initializer), _array(tensor))
+        np.array_equal(tensor_array(initializer), array(tensor))
     )
 
 
@@ -549,14 +550,14 @@ def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
 def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> float:
     """The largest difference to the network's own outputs, over the largest magnitude of the output in question."""
     worst = 0.0
-    with session(model, name="the network in ONNX") as opened:
+    with open_session(model, name="the network in ONNX") as opened:
         wanted = {spec.name for spec in input_specs(opened)}
         for own in runs:
-            feeds = {name: _array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
+            feeds = {name: array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
             results = run(opened, feeds, name="the network in ONNX")
             for spec, result, (_, tensor) in zip(output_specs(opened), results, own.outputs, strict=True):
                 where = f"output {spec.name!r} of inputs {' '.join(str(list(t.shape)) for t in own.inputs)}"
-                worst = max(worst, _difference(where, np.asarray(result), _array(tensor)))
+                worst = max(worst, _difference(where, np.asarray(result), array(tensor)))
     return worst
 
 
@@ -574,10 +575,3 @@ def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
     if not error <= tolerance:
         raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
     return error
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

@@ -14,8 +14,9 @@ from spa import criteria
 from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_shares
 from spa.coupling.plan import Plan
-from spa.doors import ONE_HEAD_SIZE, Origin, give_back, kind_of, origin
+from spa.doors import FrameworkModel, convert_result, import_model
 from spa.errors import PlanError
+from spa.frameworks.kinds import ONE_HEAD_SIZE, kind_of
 from spa.job import GATE, OBSPA, ZERO, Clock, Job, Outcome, calibrate, inputs, reconstruction, running
 from spa.model.graph import Graph
 from spa.model.io import Source, load
@@ -50,7 +51,7 @@ class Result:
     report: Report
     analysis: Analysis
     source: Source
-    origin: Origin | None = None
+    origin: FrameworkModel | None = None
 
     @property
     def pruned(self) -> Any:
@@ -72,7 +73,7 @@ class Result:
             PlanError: no such target.
             UnsupportedError: the framework is not installed, or cannot express the model; says what stands in the way.
         """
-        return give_back(self, target)
+        return convert_result(self, target)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Check the pruned model and write it; nothing is left behind on failure.
@@ -203,7 +204,7 @@ def prune(
         PlanError: nothing can be pruned, or not as much as asked for.
     """
     clock = Clock()
-    came = origin(model, example_inputs, convert_options or {}) if kind_of(model, convert_options) else None
+    came = import_model(model, example_inputs, convert_options or {}) if kind_of(model, convert_options) else None
     if came is not None:
         clock("convert")
     source = load(model if came is None else came.imported.model)
@@ -263,7 +264,11 @@ def _accuracy(model: ModelProto, source: Source, given: Calibration | None, thre
 
 
 def _with_origins(
-    report: Report, outcome: Outcome, given: Calibration | None, accuracies: list[float | None], came: Origin | None
+    report: Report,
+    outcome: Outcome,
+    given: Calibration | None,
+    accuracies: list[float | None],
+    came: FrameworkModel | None,
 ) -> Report:
     """The report with what is to be said of the framework's model and of the inputs."""
     if came is not None:

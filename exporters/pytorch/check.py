@@ -13,24 +13,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError
-from spa.exporters.files import session
-from spa.exporters.pytorch.operators import array
+from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph
 from spa.running.feeds import working_feeds
 from spa.running.ranges import ranges_for
 from spa.running.runtime import input_specs, load_session, run
+from spa.running.sessions import open_session
 
 Feeds = Mapping[str, np.ndarray]
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as what a module is called with: a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
@@ -62,7 +53,7 @@ def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.nda
     Raises:
         ModelError: it cannot run the model.
     """
-    with session(model, base) as opened:
+    with open_session(model, base) as opened:
         return run(opened, feeds)
 
 

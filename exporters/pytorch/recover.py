@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from spa.errors import PlanError
 from spa.exporters.pytorch.module import OnnxModule, unshared
-from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.operators import tensor
+from spa.frameworks.torch import array
 from spa.model.graph import Graph
 from spa.model.normalise import normalise
 

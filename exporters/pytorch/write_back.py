@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
-from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
-from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
+from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph, Node
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 import spa
 from spa.errors import ModelError, PlanError, UnsupportedError
-from spa.exporters import files
 from spa.importers import Imported
 from spa.importers.pytorch import convert
+from spa.running import sessions
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 
@@ -250,7 +250,7 @@ def test_half_precision_converts_within_its_own_rounding() -> None:
 
 
 def test_large_networks_are_checked_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LARGE", 10)
+    monkeypatch.setattr(sessions, "LARGE", 10)
     assert convert(mlp(), torch.randn(3, 6), exporter="torchscript").error < 1e-5
 
 

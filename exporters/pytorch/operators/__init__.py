@@ -135,14 +135,6 @@ def tensor(value: Value) -> Value:
     return torch.as_tensor(np.array(value))
 
 
-def array(value: torch.Tensor) -> np.ndarray:
-    """A tensor as numpy's array, whatever device it is on."""
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:
-        return np.asarray(value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16))
-    return np.asarray(value.numpy())
-
-
 _DTYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
