@@ -88,8 +88,8 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        source, name = self.source, "the pruned model"
-        write(self.model, path, base=source.base, source=source.path, force=force, external=external, name=name)
+        pruned = Source(self.model, self.source.path, self.source.base)
+        write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:
         """The pruned model as an onnx-graphsurgeon graph."""

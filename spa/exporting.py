@@ -79,7 +79,7 @@ def _write(
     if target == "onnx":
         from spa.exporters.onnx import write
 
-        return write(source.model, path, base=source.base, source=source.path, **options)
+        return write(source, path, **options)
     if target == "ort":
         from spa.exporters.ort import write_ort as write_other
     elif target == "openvino":

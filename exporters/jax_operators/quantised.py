@@ -8,6 +8,7 @@ from onnx import helper
 
 from spa.exporters.jax_operators import Array, Call, along, operator, positive
 from spa.exporters.jax_operators.windows import convolution, windows
+from spa.exporters.operands import QGemm, QLinearBinary, QLinearConv
 from spa.model.graph import Node
 
 MS = "com.microsoft::"
@@ -84,24 +85,14 @@ def conv_integer(call: Call, x: Array, w: Array, x_zero: Array | None = None, w_
 
 
 @operator("QLinearConv")
-def qlinear_conv(
-    call: Call,
-    x: Array,
-    x_scale: Array,
-    x_zero: Array,
-    w: Array,
-    w_scale: Array,
-    w_zero: Array,
-    y_scale: Array,
-    y_zero: Array,
-    bias: Array | None = None,
-) -> Array:
-    """Convolution of integers, its result quantised."""
-    y = conv_integer(call, x, w, x_zero, w_zero)
-    y = y if bias is None else y + along(bias, 1, y.ndim)
-    scale = x_scale * w_scale
+def qlinear_conv(call: Call, *operands: Array | None) -> Array:
+    """Convolve integers, and quantise the result."""
+    q = QLinearConv(*operands)
+    y = conv_integer(call, q.x, q.w, q.x_zero, q.w_zero)
+    y = y if q.b is None else y + along(q.b, 1, y.ndim)
+    scale = q.x_scale * q.w_scale
     scale = scale.reshape(()) if scale.size == 1 else along(scale, 1, y.ndim)
-    return quantised(y.astype(jnp.float32) * scale, y_scale.reshape(()), y_zero.reshape(()), y_zero.dtype)
+    return quantised(y.astype(jnp.float32) * scale, q.y_scale.reshape(()), q.y_zero.reshape(()), q.y_zero.dtype)
 
 
 def _rows(x: Array, zero: Array | None, rows: bool) -> Array:
@@ -120,61 +111,33 @@ def matmul_integer(call: Call, a: Array, b: Array, a_zero: Array | None = None, 
 
 
 @operator("QLinearMatMul")
-def qlinear_matmul(
-    call: Call,
-    a: Array,
-    a_scale: Array,
-    a_zero: Array,
-    b: Array,
-    b_scale: Array,
-    b_zero: Array,
-    y_scale: Array,
-    y_zero: Array,
-) -> Array:
-    """Product of integers, quantised."""
-    rows = a_scale[..., None] if a_scale.ndim == 1 and a_scale.size > 1 else a_scale
-    y = matmul_integer(call, a, b, a_zero, b_zero).astype(jnp.float32) * (rows * b_scale)
-    return quantised(y, y_scale, y_zero, y_zero.dtype)
+def qlinear_matmul(call: Call, *operands: Array | None) -> Array:
+    """Multiply matrices of integers, and quantise the result."""
+    q = QLinearBinary(*operands)
+    rows = q.a_scale[..., None] if q.a_scale.ndim == 1 and q.a_scale.size > 1 else q.a_scale
+    y = matmul_integer(call, q.a, q.b, q.a_zero, q.b_zero).astype(jnp.float32) * (rows * q.b_scale)
+    return quantised(y, q.y_scale, q.y_zero, q.y_zero.dtype)
 
 
 @operator(MS + "QGemm")
-def qgemm(
-    call: Call,
-    a: Array,
-    a_scale: Array,
-    a_zero: Array,
-    b: Array,
-    b_scale: Array,
-    b_zero: Array,
-    c: Array | None = None,
-    y_scale: Array | None = None,
-    y_zero: Array | None = None,
-) -> Array:
-    """Gemm of integers; the result is float32 where it has no scale."""
-    left, right = _rows(a, a_zero, False), _rows(b, b_zero, bool(call.attr("transB", 0)))
+def qgemm(call: Call, *operands: Array | None) -> Array:
+    """Compute Gemm of integers; the result is float32 where it has no scale."""
+    q = QGemm(*operands)
+    left, right = _rows(q.a, q.a_zero, False), _rows(q.b, q.b_zero, bool(call.attr("transB", 0)))
     left = left.T if call.attr("transA", 0) else left
     right = right.T if call.attr("transB", 0) else right
-    product = jnp.matmul(left, right) if c is None else jnp.matmul(left, right) + c
-    y = product.astype(jnp.float32) * (a_scale * b_scale * call.attr("alpha", 1.0))
-    return y if y_scale is None or y_zero is None else quantised(y, y_scale, y_zero, y_zero.dtype)
+    product = jnp.matmul(left, right) if q.c is None else jnp.matmul(left, right) + q.c
+    y = product.astype(jnp.float32) * (q.a_scale * q.b_scale * call.attr("alpha", 1.0))
+    return y if q.y_scale is None or q.y_zero is None else quantised(y, q.y_scale, q.y_zero, q.y_zero.dtype)
 
 
 @operator(MS + "QLinearAdd", MS + "QLinearMul")
-def qlinear_binary(
-    call: Call,
-    a: Array,
-    a_scale: Array,
-    a_zero: Array | None,
-    b: Array,
-    b_scale: Array,
-    b_zero: Array | None,
-    y_scale: Array,
-    y_zero: Array | None = None,
-) -> Array:
-    """A sum or product of what integers stand for, quantised."""
-    left, right = dequantised(a, a_scale, a_zero), dequantised(b, b_scale, b_zero)
+def qlinear_binary(call: Call, *operands: Array | None) -> Array:
+    """Add or multiply what integers stand for, and quantise the result."""
+    q = QLinearBinary(*operands)
+    left, right = dequantised(q.a, q.a_scale, q.a_zero), dequantised(q.b, q.b_scale, q.b_zero)
     y = left + right if call.node.op == "QLinearAdd" else left * right
-    return quantised(y, y_scale, y_zero, a.dtype)
+    return quantised(y, q.y_scale, q.y_zero, q.a.dtype)
 
 
 @operator(MS + "QLinearGlobalAveragePool")

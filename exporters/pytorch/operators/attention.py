@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spa.exporters.operands import GroupQueryAttention, MultiHeadAttention
 from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
 from spa.model.graph import Graph, Node
 
@@ -216,38 +217,27 @@ def packed_attention(
         "a cache that is shared with its output" if len(node.inputs) > 8 and any(node.inputs[8:]) else None
     ),
 )
-def multi_head(
-    node: Node,
-    q: Tensor,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    b: Tensor | None = None,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    past_k: Tensor | None = None,
-    past_v: Tensor | None = None,
-) -> Any:
-    """Attention of projections, separate or packed as [b s h 3 d], or as q [b s h d] and [b t h 2 d].
-
-    Spec: ContribOperators.md#com.microsoft.MultiHeadAttention.
-    """
-    heads = node.attributes["num_heads"]
+def multi_head(node: Node, *operands: Tensor | None) -> Any:
+    """Compute attention of projections, separate or packed as [b s h 3 d], or as q [b s h d] and [b t h 2 d]."""
+    heads, o = node.attributes["num_heads"], MultiHeadAttention(*operands)
+    q, k, v = o.query, o.key, o.value
     if q.ndim == 5:
         q, k, v = (part.flatten(2) for part in q.unbind(3))
     elif k is not None and k.ndim == 5:
         k, v = (part.flatten(2) for part in k.unbind(3))
     if k is None or v is None:
         raise ValueError(f"{node.label}: keys or values are missing")
-    if b is not None:
-        of_q, of_k, of_v = b.split([q.shape[-1], q.shape[-1], b.shape[0] - 2 * q.shape[-1]])
+    if o.bias is not None:
+        of_q, of_k, of_v = o.bias.split([q.shape[-1], q.shape[-1], o.bias.shape[0] - 2 * q.shape[-1]])
         q = q + of_q
         k, v = (k + of_k, v + of_v) if k.ndim == 3 else (k, v)
     q = split_heads(q, heads)
     k, v = (split_heads(x, heads) if x.ndim == 3 else x for x in (k, v))
-    before = 0 if past_k is None else past_k.shape[2]
-    k = k if past_k is None else torch.cat([past_k, k], 2)
-    v = v if past_v is None else torch.cat([past_v, v], 2)
-    y, scores = _attend(node, q, k, v, _key_mask(mask, q.shape[2], k.shape[2]), bias, before)
+    before = 0 if o.past_key is None else o.past_key.shape[2]
+    k = k if o.past_key is None else torch.cat([o.past_key, k], 2)
+    v = v if o.past_value is None else torch.cat([o.past_value, v], 2)
+    allowed = _key_mask(o.key_padding_mask, q.shape[2], k.shape[2])
+    y, scores = _attend(node, q, k, v, allowed, o.attention_bias, before)
     return (y, k, v, scores)[: len(node.outputs)]
 
 
@@ -261,36 +251,26 @@ def _group_query_limit(node: Node, graph: Graph) -> str | None:
 
 
 @operator(MS + "GroupQueryAttention", fixed=(3, 4, 5, 6, 7, 8), limit=_group_query_limit)
-def group_query(
-    node: Node,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    past_k: Tensor | None,
-    past_v: Tensor | None,
-    lengths: Tensor,
-    total: Tensor,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-) -> Any:
-    """Causal attention in which r query heads share a key, perhaps packed as [b s (k r d)+(k d)+(k d)].
+def group_query(node: Node, *operands: Tensor | None) -> Any:
+    """Compute causal attention in which r query heads share a key, perhaps packed as [b s (k r d)+(k d)+(k d)].
 
-    Rows must not be padded. Spec: ContribOperators.md#com.microsoft.GroupQueryAttention.
+    Rows must not be padded.
     """
-    at = node.attributes
+    at, o = node.attributes, GroupQueryAttention(*operands)
+    q, k, v, cos, sin = o.query, o.key, o.value, o.cos_cache, o.sin_cache
     heads, shared = at["num_heads"], at["kv_num_heads"]
     if k is None or v is None:
         d = q.shape[2] // (heads + 2 * shared)
         q, k, v = q.split([heads * d, shared * d, shared * d], -1)
-    before = 0 if past_k is None else past_k.shape[2]
+    before = 0 if o.past_key is None else o.past_key.shape[2]
     if at.get("do_rotary", 0) and cos is not None and sin is not None:
         places = (before + torch.arange(q.shape[1], device=q.device))[None]
         interleaved = at.get("rotary_interleaved", 0)
         q = _rotated(q, cos[places], sin[places], heads, 2 * cos.shape[-1], interleaved)
         k = _rotated(k, cos[places], sin[places], shared, 2 * cos.shape[-1], interleaved)
     q, k, v = split_heads(q, heads), split_heads(k, shared), split_heads(v, shared)
-    k = k if past_k is None else torch.cat([past_k, k], 2)
-    v = v if past_v is None else torch.cat([past_v, v], 2)
+    k = k if o.past_key is None else torch.cat([o.past_key, k], 2)
+    v = v if o.past_value is None else torch.cat([o.past_value, v], 2)
     scores = _capped(_scores(q, k, at.get("scale") or None), at.get("softcap", 0.0))
     scores = _masked(scores, _causal(q.shape[2], k.shape[2], before, q.device))
     y = join_heads(torch.softmax(scores, -1) @ _shared(v, heads))

@@ -213,11 +213,11 @@ def center_crop_pad(node: Node, x: Tensor, target: Any) -> Tensor:
 def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
     """The first steps of each sample in reverse, as many as its length says."""
     time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
-    return _reversed(x.movedim((time, batch), (0, 1)), lengths).movedim((0, 1), (time, batch))
+    return reversed_steps(x.movedim((time, batch), (0, 1)), lengths).movedim((0, 1), (time, batch))
 
 
-def _reversed(x: Tensor, lengths: Tensor) -> Tensor:
-    """X[s b ..] with the first lengths[b] steps in reverse."""
+def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return X[s b ..] with the first lengths[b] steps in reverse."""
     step = torch.arange(x.shape[0], device=x.device)[:, None]
     places = torch.where(step < lengths, lengths - 1 - step, step)
     return x.gather(0, places.reshape(*places.shape, *[1] * (x.ndim - 2)).expand_as(x))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spa.exporters.operands import EmbedLayerNormalization
 from spa.exporters.pytorch.operators import MS, operator, wants
 from spa.model.graph import Node
 
@@ -110,25 +111,16 @@ def skip_rms_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, bias: Tens
 
 
 @operator(MS + "EmbedLayerNormalization", fixed=(0, 1, 7, 8))
-def embed_layer_norm(
-    node: Node,
-    words: Tensor,
-    segments: Tensor | None,
-    word_table: Tensor,
-    position_table: Tensor,
-    segment_table: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    mask: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> Any:
-    """The sum of three embeddings, which is output 2, normalised. Output 1 counts the tokens of a mask."""
+def embed_layer_norm(node: Node, *operands: Tensor | None) -> Any:
+    """Normalise the sum of three embeddings, which is output 2. Output 1 counts the tokens of a mask."""
+    o = EmbedLayerNormalization(*operands)
+    words, segments, positions = o.input_ids, o.segment_ids, o.position_ids
     positions = torch.arange(words.shape[1], device=words.device)[None] if positions is None else positions
-    total = F.embedding(words, word_table) + F.embedding(positions, position_table)
-    if segments is not None and segment_table is not None:
-        total = total + F.embedding(segments, segment_table)
-    y = F.layer_norm(total, scale.shape, scale, shift, node.attributes.get("epsilon", 1e-12))
-    counts = torch.zeros_like(words[:, 0]) if mask is None else mask.sum(-1)
+    total = F.embedding(words, o.word_embedding) + F.embedding(positions, o.position_embedding)
+    if segments is not None and o.segment_embedding is not None:
+        total = total + F.embedding(segments, o.segment_embedding)
+    y = F.layer_norm(total, o.gamma.shape, o.gamma, o.beta, node.attributes.get("epsilon", 1e-12))
+    counts = torch.zeros_like(words[:, 0]) if o.mask is None else o.mask.sum(-1)
     return (y, counts.to(torch.int32), total)[: len(node.outputs)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spa.exporters.operands import QGemm, QLinearBinary, QLinearConv
 from spa.exporters.pytorch.operators import MS, along, dtype_of, operator, unknown_dtype
 from spa.exporters.pytorch.operators.layout import concat
 from spa.exporters.pytorch.operators.linear import conv
@@ -96,79 +97,40 @@ def matmul_integer(
 
 
 @operator("QLinearConv", fixed=range(1, 9))
-def qlinear_conv(
-    node: Node,
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor,
-    w: Tensor,
-    w_scale: Tensor,
-    w_zero: Tensor,
-    y_scale: Tensor,
-    y_zero: Tensor,
-    b: Tensor | None = None,
-) -> Tensor:
-    """Convolution of quantised tensors; biases are integers in units of both scales."""
-    bias = None if b is None else b.to(x_scale.dtype) * x_scale.reshape(-1)[0] * w_scale.reshape(-1)
-    y = conv(node, dequantise(x, x_scale, x_zero), dequantise(w, w_scale, w_zero, 0), bias)
-    return quantise(y, y_scale, y_zero)
+def qlinear_conv(node: Node, *operands: Tensor | None) -> Tensor:
+    """Convolve quantised tensors; biases are integers in units of both scales."""
+    q = QLinearConv(*operands)
+    bias = None if q.b is None else q.b.to(q.x_scale.dtype) * q.x_scale.reshape(-1)[0] * q.w_scale.reshape(-1)
+    y = conv(node, dequantise(q.x, q.x_scale, q.x_zero), dequantise(q.w, q.w_scale, q.w_zero, 0), bias)
+    return quantise(y, q.y_scale, q.y_zero)
 
 
 @operator("QLinearMatMul", fixed=range(1, 8))
-def qlinear_matmul(
-    node: Node,
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero: Tensor,
-    y_scale: Tensor,
-    y_zero: Tensor,
-) -> Tensor:
-    """Product of quantised tensors."""
-    y = dequantise(a, a_scale, a_zero, -2) @ dequantise(b, b_scale, b_zero, -1)
-    return quantise(y, y_scale, y_zero, -1)
+def qlinear_matmul(node: Node, *operands: Tensor | None) -> Tensor:
+    """Multiply quantised matrices."""
+    q = QLinearBinary(*operands)
+    y = dequantise(q.a, q.a_scale, q.a_zero, -2) @ dequantise(q.b, q.b_scale, q.b_zero, -1)
+    return quantise(y, q.y_scale, q.y_zero, -1)
 
 
 @operator(MS + "QGemm", fixed=range(1, 9))
-def qgemm(
-    node: Node,
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero: Tensor,
-    c: Tensor | None = None,
-    y_scale: Tensor | None = None,
-    y_zero: Tensor | None = None,
-) -> Tensor:
-    """Gemm of quantised tensors; a float comes out where no scale is given for it."""
-    at = node.attributes
-    left = dequantise(a, a_scale, a_zero)
-    right = dequantise(b, b_scale, b_zero, 0 if at.get("transB", 0) else 1)
+def qgemm(node: Node, *operands: Tensor | None) -> Tensor:
+    """Compute Gemm of quantised tensors; the result is a float where no scale is given for it."""
+    at, q = node.attributes, QGemm(*operands)
+    left = dequantise(q.a, q.a_scale, q.a_zero)
+    right = dequantise(q.b, q.b_scale, q.b_zero, 0 if at.get("transB", 0) else 1)
     y = (left.T if at.get("transA", 0) else left) @ (right.T if at.get("transB", 0) else right)
     y = at.get("alpha", 1.0) * y
-    y = y if c is None else y + c.to(y.dtype) * a_scale.reshape(-1)[0] * b_scale.reshape(-1)
-    return y if y_scale is None else quantise(y, y_scale, y_zero)
+    y = y if q.c is None else y + q.c.to(y.dtype) * q.a_scale.reshape(-1)[0] * q.b_scale.reshape(-1)
+    return y if q.y_scale is None else quantise(y, q.y_scale, q.y_zero)
 
 
 @operator(MS + "QLinearAdd", MS + "QLinearMul", fixed=(1, 2, 4, 5, 6, 7))
-def qlinear_binary(
-    node: Node,
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero: Tensor | None,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero: Tensor | None,
-    y_scale: Tensor,
-    y_zero: Tensor | None = None,
-) -> Tensor:
-    """A sum or product of quantised tensors."""
-    left, right = dequantise(a, a_scale, a_zero), dequantise(b, b_scale, b_zero)
-    return quantise(left + right if node.op == "QLinearAdd" else left * right, y_scale, y_zero)
+def qlinear_binary(node: Node, *operands: Tensor | None) -> Tensor:
+    """Add or multiply quantised tensors."""
+    q = QLinearBinary(*operands)
+    left, right = dequantise(q.a, q.a_scale, q.a_zero), dequantise(q.b, q.b_scale, q.b_zero)
+    return quantise(left + right if node.op == "QLinearAdd" else left * right, q.y_scale, q.y_zero)
 
 
 @operator(
