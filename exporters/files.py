@@ -13,7 +13,7 @@ from spa.errors import SpaError
 
 @contextlib.contextmanager
 def drafts(target: Path) -> Iterator[Path]:
-    """A temporary folder beside a file to write, gone in the end.
+    """Open a temporary folder beside a file to write, and remove it in the end.
 
     Raises:
         SpaError: the target is a folder, or the operating system refuses to write.

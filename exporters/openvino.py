@@ -69,7 +69,7 @@ def _outputs(compiled: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What OpenVINO raises; its readers' classes have no common base below Exception."""
+    """Return what OpenVINO raises; its readers' classes have no common base below Exception."""
     from openvino import frontend
 
     return (

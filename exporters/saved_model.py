@@ -93,12 +93,12 @@ def _compare(
 
 
 def _reason(error: Exception) -> str:
-    """What an error of TensorFlow says, without the places that it names."""
+    """Return what an error of TensorFlow says, without the places that it names."""
     return next((m[1] for m in re.finditer(r"error: (.+)", str(error))), reason_of(error)).rstrip(".")
 
 
 def _lite(folder: Path, is_open: bool) -> bytes:
-    """A SavedModel as TensorFlow Lite's file."""
+    """Convert a SavedModel to TensorFlow Lite's file."""
     import tensorflow as tf
 
     try:
@@ -134,7 +134,7 @@ def _save(program: Program, interface: Interface, folder: Path) -> None:
     names = _names(outputs)
 
     def serve(*given: Any) -> dict[str, Any]:
-        """The outputs by name, in the model's own types, which JAX has narrowed."""
+        """Return outputs by name, in the model's own types, which JAX has narrowed."""
         operands = [tf.cast(x, aval.dtype) for x, aval in zip(given, avals, strict=True)]
         results = call(dict(module.params), *operands)
         results = results if isinstance(results, tuple) else (results,)
@@ -149,7 +149,7 @@ def _save(program: Program, interface: Interface, folder: Path) -> None:
 
 
 def _spelled_out(exported: Any) -> Any:
-    """A program with its composites (erf, for one) replaced by what they are made of; TensorFlow knows them less well.
+    """Replace a program's composites (erf, for one), which TensorFlow knows less well, by what they are made of.
 
     It cannot read those of a later StableHLO than its own, nor run those with open sizes.
     """
@@ -204,7 +204,7 @@ class _Lite:
 
 
 def _names(specs: Sequence[TensorSpec]) -> list[str]:
-    """The names of tensors as TensorFlow takes them, all different."""
+    """Return the names of tensors as TensorFlow takes them, all different."""
     names: list[str] = []
     for spec in specs:
         name = _clean(spec.name)
@@ -213,6 +213,6 @@ def _names(specs: Sequence[TensorSpec]) -> list[str]:
 
 
 def _clean(name: str) -> str:
-    """Letters, digits and ``_``, with a letter in front."""
+    """Return a name of letters, digits and ``_``, with a letter in front."""
     cleaned = re.sub(r"\W", "_", name, flags=re.ASCII)
     return cleaned if cleaned[:1].isalpha() else f"t{cleaned}"

@@ -28,7 +28,7 @@ Config = dict[str, Any]
 
 
 def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> Any:
-    """A Keras model that computes what a pruned ONNX model does.
+    """Rebuild a Keras model so that it computes what a pruned ONNX model does.
 
     Its layers are built from their own configurations, with the widths that are left (units, filters, groups, heads,
     sizes of Reshape), its variables hold the pruned model's weights, and it is compiled as the original was.
@@ -120,7 +120,7 @@ def _join_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
 
 
 def _resets_after(node: NodeProto) -> bool:
-    """Whether a node is a GRU of the kind that has two biases in Keras, too."""
+    """Tell whether a node is a GRU of the kind that has two biases in Keras, too."""
     return any(a.name == "linear_before_reset" and a.i for a in node.attribute)
 
 
@@ -130,7 +130,7 @@ def _recurrent_biases(
     sources: Mapping[str, tuple[np.ndarray, np.ndarray]],
     spans: Mapping[str, tuple[int, int]],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Keras' biases of cells that had none, by the path of the kernel."""
+    """Yield Keras' biases of cells that had none, by the path of the kernel."""
     for node in model.graph.node:
         if node.op_type not in OPERATORS.values() or node.input[1] not in sources:
             continue
@@ -147,7 +147,7 @@ def _recurrent_biases(
 def _pieces(
     sources: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Result, weights: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all elements that are left, sorted, and their values."""
+    """Return the numbers of all elements that are left, sorted, and their values."""
     numbers, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for name, (source, sign) in sources.items():
         for axis, kept in result.plan.parameters.get(name, {}).items():
@@ -161,7 +161,7 @@ def _pieces(
 def _block(
     path: str, variable: Any, span: tuple[int, int], pieces: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A variable's new value, its old one where the ONNX model does not have it, and what is kept of its first axis."""
+    """Return a variable's new value, or the old one if the ONNX model lacks it, and what is kept of its first axis."""
     numbers, values = pieces
     begin, end = np.searchsorted(numbers, span)
     if begin == end:
@@ -292,7 +292,7 @@ def _input_like(old: Any, tensor: Any) -> Any:
 
 
 def _reshaped(layer: Any, shape: Sequence[int | None]) -> Any:
-    """A Reshape for a narrower input: its last axis that can takes the change."""
+    """Fit a Reshape to a narrower input: its last axis that can takes the change."""
     is_layer = hasattr(layer, "target_shape")
     target = list(layer.target_shape if is_layer else layer.newshape)
     known = [n for n in (shape[1:] if is_layer else shape) if n is not None]
@@ -308,7 +308,7 @@ def _reshaped(layer: Any, shape: Sequence[int | None]) -> Any:
 
 
 def _rescaled(layer: Any, clone: Any, variable: Any) -> float:
-    """What makes up for attention's scale, 1/sqrt(head size), which Keras computes from the size that is left."""
+    """Return the factor that undoes the change of attention's scale, 1/sqrt(head size), by the narrower head."""
     key = {"MultiHeadAttention": "key_dim", "GroupedQueryAttention": "head_dim"}.get(type(layer).__name__)
     if key is None or "/query/" not in variable.path:
         return 1.0
@@ -322,7 +322,7 @@ class _Widths:
         self.layer, self.pruned = layer, pruned
 
     def variable(self, suffix: str) -> Any:
-        """The variable whose path ends so."""
+        """Return the variable whose path ends so."""
         return next(v for v in self.layer.variables if v.path.endswith(f"/{suffix}"))
 
     def shape(self, suffix: str) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def join_batch_normalisations(graph: Any, weights: Collection[str]) -> dict[str,
 
 
 def _found(op: Any, weights: Collection[str]) -> _Found | None:
-    """The normalisation whose last addition this is, if all of its parameters are weights of one axis."""
+    """Find the normalisation whose last addition this is, if all of its parameters are weights of one axis."""
     for product, shift in _operands(op, "Add", "AddV2"):
         for beta, mean, factor in _shifts(shift):
             for x, other in _operands(product.op, "Mul"):
@@ -72,7 +72,7 @@ def _found(op: Any, weights: Collection[str]) -> _Found | None:
 
 
 def _shifts(tensor: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Beta, mean and factor of ``beta - mean * factor`` or of ``-mean * factor``, as far as they can be told apart."""
+    """Yield beta, mean and factor of ``beta - mean * factor`` or ``-mean * factor``, in each order that is possible."""
     op = source_of(tensor).op
     if op.type == "Sub":
         for mean, factor in _operands(op.inputs[1].op, "Mul"):
@@ -83,7 +83,7 @@ def _shifts(tensor: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _scale(factor: Any) -> tuple[Any, Any, float] | None:
-    """Variance, gamma and epsilon of ``gamma * rsqrt(variance + epsilon)``."""
+    """Return variance, gamma and epsilon of ``gamma * rsqrt(variance + epsilon)``."""
     op, gamma = source_of(factor).op, None
     for root, other in _operands(op, "Mul"):
         if source_of(root).op.type == "Rsqrt":
@@ -100,7 +100,7 @@ def _scale(factor: Any) -> tuple[Any, Any, float] | None:
 def _checked(
     x: Any, mean: Any, variance: Any, gamma: Any, epsilon: float, beta: Any, weights: Collection[str]
 ) -> _Found | None:
-    """The normalisation, if each parameter is a weight of float32 that lies along the same axis of x."""
+    """Return the normalisation, if each parameter is a weight of float32 that lies along the same axis of x."""
     given = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
     if x.dtype.name != "float32" or x.shape.rank is None or not 2 <= x.shape.rank <= 5 or epsilon <= 0:
         return None
@@ -115,7 +115,7 @@ def _checked(
 
 
 def _axis(tensor: Any, rank: int) -> int | None:
-    """The axis of a tensor of that rank along which a parameter lies when it is broadcast."""
+    """Return the axis of a tensor of that rank along which a parameter lies when it is broadcast."""
     sizes = tensor.shape.as_list() if tensor.shape.rank else []
     long = [i for i, n in enumerate(sizes) if n != 1]
     if len(sizes) == 1:
@@ -124,7 +124,7 @@ def _axis(tensor: Any, rank: int) -> int | None:
 
 
 def _weight(tensor: Any, weights: Collection[str]) -> Any:
-    """The weight of rank 1 that a tensor is, or has been made from by a Reshape."""
+    """Return the weight of rank 1 that a tensor is, or has been made from by a Reshape."""
     tensor = source_of(tensor)
     if tensor.op.type == "Reshape" and _constant(tensor.op.inputs[1]) is not None:
         tensor = source_of(tensor.op.inputs[0])
@@ -132,7 +132,7 @@ def _weight(tensor: Any, weights: Collection[str]) -> Any:
 
 
 def _operands(op: Any, *types: str) -> Iterator[tuple[Any, Any]]:
-    """The two operands of a commutative operator, in both orders; nothing of other operators."""
+    """Yield the two operands of a commutative operator, in both orders; nothing of other operators."""
     if op.type in types:
         a, b = op.inputs
         yield a, b
@@ -140,7 +140,7 @@ def _operands(op: Any, *types: str) -> Iterator[tuple[Any, Any]]:
 
 
 def source_of(tensor: Any) -> Any:
-    """What a tensor is behind all ``Identity``."""
+    """Return the tensor that reaches another through nodes ``Identity`` alone."""
     while tensor.op.type == "Identity":
         tensor = tensor.op.inputs[0]
     return tensor
@@ -157,7 +157,7 @@ def _constant(tensor: Any) -> np.ndarray | None:
 
 
 def _operator(found: _Found) -> Any:
-    """The normalisation as the operator, which takes channels last and rank 4 or 5."""
+    """Write the normalisation as the operator, which takes channels last and rank 4 or 5."""
     import tensorflow as tf
 
     rank = found.x.shape.rank

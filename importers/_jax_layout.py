@@ -79,7 +79,7 @@ def fold(model: ModelProto, names: set[str]) -> None:
 
 
 def _step(node: NodeProto, shape: tuple[int, ...], tensors: Mapping[str, TensorProto]) -> list[Any] | None:
-    """What a layout operator does to a parameter of that shape, or None for other operators."""
+    """Return the layout step that an operator takes with a parameter of that shape, or None for other operators."""
     attributes = {a.name: list(a.ints) for a in node.attribute}
     if node.op_type == "Transpose":
         return ["transpose", attributes.get("perm", list(range(len(shape)))[::-1])]

@@ -56,7 +56,7 @@ class Cell:
 
 
 def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Cell]:
-    """The loops of a ``GraphDef`` that are recurrent cells over weights, by name.
+    """Find the loops of a ``GraphDef`` that are recurrent cells over weights, by name.
 
     Args:
         graph: with functional control flow.
@@ -83,7 +83,7 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def _cell(body: Any, shapes: Mapping[int, tuple[int, ...]]) -> Cell | None:
-    """The cell whose step the body of a loop is, if it is one."""
+    """Find the cell whose step the body of a loop is, if it is one."""
     numbers = {id(t): i for i, t in enumerate(body.inputs)}
     reads = [op for op in body.get_operations() if op.type == "TensorListGetItem"]
     writes = [op for op in body.get_operations() if op.type == "TensorListSetItem"]
@@ -121,7 +121,7 @@ class _Step:
         return next((n for n in known if n), BATCH)
 
     def run(self, x: Array, states: Sequence[Array], weights: Mapping[int, Array]) -> list[Array] | None:
-        """The next states, or None where it takes more than these, or does not take these."""
+        """Compute the next states; None where it takes more than these, or does not take these."""
         import tensorflow as tf
 
         own = zip(self.states, states, strict=True)
@@ -135,7 +135,7 @@ class _Step:
 
 
 def _roles(shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """What may be kernel [i (g h)], recurrent kernel [h (g h)] and bias [(g h)] or [2 (g h)], if any; and g."""
+    """Yield what may be kernel [i (g h)], recurrent kernel [h (g h)] and bias [(g h)] or [2 (g h)], if any; and g."""
     for order in permutations(shapes) if len(shapes) in (2, 3) else ():
         kernel, recurrent, *bias = (shapes[i] for i in order)
         if len(kernel) == len(recurrent) == 2 and kernel[1] == recurrent[1]:
@@ -147,7 +147,7 @@ def _roles(shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[tuple[int, .
 def _laws(
     step: _Step, order: tuple[int, ...], gates: int, shapes: Mapping[int, tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], int, dict[str, Any]]]:
-    """What cells over these weights, by the last fields of :class:`Cell`, give what the step gives."""
+    """Yield the cells over these weights, as the last fields of :class:`Cell`, that compute what the step computes."""
     if len(step.states) != (2 if gates == 4 else 1):
         return
     rng = np.random.default_rng(0)
@@ -198,7 +198,7 @@ FORMULAS: dict[int, Callable[[Array, Sequence[Array], Array, Array], Outcomes]] 
 
 
 def biases(given: Sequence[Array], columns: int) -> Array:
-    """The biases [2 (g h)] of inputs and of states; zeros where there are none."""
+    """Return the biases [2 (g h)] of inputs and of states; zeros where there are none."""
     both = np.zeros((2, columns), np.float32)
     if given:
         both[: 1 if given[0].ndim == 1 else 2] = given[0]
@@ -209,7 +209,7 @@ def biases(given: Sequence[Array], columns: int) -> Array:
 
 
 def replace_loops(cells: Mapping[str, Cell], graph: Any, ops: Sequence[Any]) -> list[Any]:
-    """A rewriter for tf2onnx: loops that were found become nodes of their operators.
+    """Replace loops that were found by nodes of their operators; a rewriter for tf2onnx.
 
     Args:
         cells: what was found, by the loop's name.
@@ -257,7 +257,7 @@ def _replace(cell: Cell, graph: Any, loop: Any) -> None:
 
 
 def _operands(cell: Cell, weights: Sequence[Array]) -> dict[str, Array]:
-    """W [1 (g h) i], R [1 (g h) h] and B [1 (2 g h)] of Keras' weights."""
+    """Return W [1 (g h) i], R [1 (g h) h] and B [1 (2 g h)] of Keras' weights."""
     kernel, recurrent, *bias = weights
     units, gates = len(recurrent), cell.gates
     w, r = (k.T.reshape(gates, units, -1)[ORDER[gates]].reshape(1, gates * units, -1) for k in (kernel, recurrent))

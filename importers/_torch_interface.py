@@ -42,7 +42,7 @@ class Example:
 
     @classmethod
     def of(cls, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Example:
-        """Example inputs for a module.
+        """Take example inputs for a module.
 
         Args:
             module: the network.
@@ -96,7 +96,7 @@ class Run:
 
     @classmethod
     def of(cls, module: nn.Module, example: Example, tensors: Sequence[torch.Tensor]) -> Run:
-        """Run the network; on copies of the inputs, since it may write to them."""
+        """Run the network on copies of the inputs, since it may write to them."""
         args, kwargs = example.fill([t.clone() for t in tensors])
         return cls(tuple(tensors), tuple((name, t.detach().clone()) for name, t in _named(module(*args, **kwargs))))
 
@@ -132,13 +132,13 @@ class Flat(nn.Module):
         self._outputs = outputs
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The module's outputs of these names; while tracing, sizes look like tensors, too."""
+        """Return the module's outputs of these names; while tracing, sizes look like tensors, too."""
         args, kwargs = self._fill(tensors)
         return tuple(tensor for name, tensor in _named(self.module(*args, **kwargs)) if name in self._outputs)
 
 
 def split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Positional and keyword arguments from a tensor, a tuple or a dict; arrays become tensors, None stays."""
+    """Split a tensor, a tuple or a dict into positional and keyword arguments; arrays become tensors, None stays."""
     if given is None:
         return None
     return pytree.tree_map(
@@ -147,7 +147,7 @@ def split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
 
 
 def distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that are taken."""
+    """Return the names, with a number behind those that are taken."""
     used = set(taken)
     found = []
     for name in names:
@@ -161,7 +161,7 @@ def distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line: what this package says of it, or the first line of its innermost cause.
+    """Return an exception in one line: what this package says of it, or the first line of its innermost cause.
 
     Of what the TorchScript exporter adds, the operator stays, and where to ask PyTorch for it goes.
     """
@@ -178,7 +178,7 @@ def reason(error: BaseException) -> str:
 
 
 def batch_axes(example: Example) -> tuple[Axes, ...]:
-    """The first axis of each input where it is as long as the first input's, as ``batch``."""
+    """Return the first axis of each input where it is as long as the first input's, as ``batch``."""
     size = next((t.shape[0] for t in example.tensors if t.ndim), None)
     batch = ("batch", torch.export.Dim("batch"))
     return tuple({0: batch} if t.ndim and t.shape[0] == size else {} for t in example.tensors)
@@ -210,7 +210,7 @@ def given_axes(example: Example, dynamic_shapes: Any) -> tuple[Axes, ...]:
 
 
 def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | None:
-    """The network's own outputs with all open axes longer by one, or else shorter by one; None if it takes neither."""
+    """Run the network with all open axes longer by one, or else shorter by one; return None if it takes neither."""
     for step in (1, -1):
         if step < 0 and any(
             t.shape[axis] < 3 for t, open_ in zip(example.tensors, axes, strict=True) for axis in open_
@@ -225,7 +225,7 @@ def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | 
 
 
 def single(module: nn.Module, example: Example, axes: Sequence[Axes]) -> list[Run]:
-    """The network's own outputs with all open axes of size one, at which networks like to do something else."""
+    """Run the network with all open axes of size one, at which networks like to do something else."""
     pairs = zip(example.tensors, axes, strict=True)
     tensors = [t[tuple(slice(0, 1 if a in open_ else None) for a in range(t.ndim))] for t, open_ in pairs]
     try:
@@ -235,7 +235,7 @@ def single(module: nn.Module, example: Example, axes: Sequence[Axes]) -> list[Ru
 
 
 def _signature(module: nn.Module) -> inspect.Signature | None:
-    """What ``forward`` takes; None where that is not known."""
+    """Return the signature of ``forward``; None where it is not known."""
     schema = getattr(module.forward, "schema", None)  # of a TorchScript method
     if schema is None:
         try:
@@ -248,7 +248,7 @@ def _signature(module: nn.Module) -> inspect.Signature | None:
 
 
 def _shown(signature: inspect.Signature | None) -> str:
-    """The first arguments' names."""
+    """Return the first arguments' names."""
     if signature is None:
         return "..."
     shown = list(signature.parameters)
@@ -256,7 +256,7 @@ def _shown(signature: inspect.Signature | None) -> str:
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Arguments by name, with those of ``**kwargs`` under their own."""
+    """Return arguments by name, those of ``**kwargs`` under their own."""
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -267,7 +267,7 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Each leaf of nested containers and dataclasses, with its path, such as ``0.key``."""
+    """Yield each leaf of nested containers and dataclasses, with its path, such as ``0.key``."""
     for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
         steps = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path]
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -278,13 +278,13 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _named(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors among a network's outputs: ``output``, ``output_0`` of a tuple, or a dict's keys."""
+    """Return the tensors among a network's outputs: ``output``, ``output_0`` of a tuple, or a dict's keys."""
     found = [(path, leaf) for path, leaf in _leaves(result) if torch.is_tensor(leaf)]
     return [(path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), leaf) for path, leaf in found]
 
 
 def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iterator[Axes]:
-    """The open axes of each tensor in an argument."""
+    """Yield the open axes of each tensor in an argument."""
     if torch.is_tensor(value):
         yield _open_axes(name, value, spec, dims)
     elif isinstance(value, Mapping):
@@ -319,7 +319,7 @@ def _open_axes(name: str, tensor: torch.Tensor, spec: Any, dims: dict[str, Any])
 
 
 def _resized(tensor: torch.Tensor, axes: Iterable[int], step: int) -> torch.Tensor:
-    """The tensor with axes longer by one (its first slice again, mirrored along another axis) or shorter by one."""
+    """Make axes longer by one (the first slice again, mirrored along another axis) or shorter by one."""
     for axis in axes:
         if step < 0:
             tensor = tensor.narrow(axis, 0, tensor.shape[axis] - 1)

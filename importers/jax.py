@@ -43,7 +43,7 @@ def convert(
     axes: Axes | None = None,
     opset: int | None = None,
 ) -> Imported:
-    """A JAX model as ONNX, in inference mode; compared with the model's own output.
+    """Convert a JAX model to ONNX, in inference mode, and compare it with the model's own output.
 
     Args:
         source: a flax nnx module, a flax linen module (with ``params=variables``, batch statistics included), an
@@ -83,7 +83,7 @@ def convert(
 
 
 def _arguments(source: Any, example_inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments."""
+    """Return the positional arguments."""
     if example_inputs is None or (isinstance(example_inputs, tuple | list) and not example_inputs):
         raise ModelError(f"{title(source)} needs example inputs: an array, or a tuple of one for each argument.")
     return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
@@ -105,7 +105,7 @@ class _Export:
         self.names = _short_names([path for path, _ in self.parameters], self.input_names)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The function's own outputs."""
+        """Compute the function's own outputs."""
         import jax
 
         arguments = jax.tree_util.tree_unflatten(self.structure, inputs)
@@ -117,12 +117,12 @@ class _Export:
             raise ModelError(f"{title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}.") from error
 
     def batch_axes(self) -> Axes:
-        """The first axis of every input, where all have one and agree in its size."""
+        """Return the first axis of every input, where all have one and agree in its size."""
         sizes = {a.shape[0] if a.ndim else None for a in self.inputs}
         return {i: {0: "batch"} for i in range(len(self.inputs))} if len(sizes) == 1 and None not in sizes else {}
 
     def checked(self, axes: Axes) -> Axes:
-        """The user's axes, once they are found to fit the inputs."""
+        """Check that the user's axes fit the inputs, and return them."""
         for i, open_axes in axes.items():
             rank = self.inputs[i].ndim if 0 <= i < len(self.inputs) else 0
             if not all(0 <= axis < rank for axis in open_axes):
@@ -131,7 +131,7 @@ class _Export:
         return axes
 
     def verified(self, axes: Axes, opset: int) -> tuple[ModelProto, float]:
-        """The exported model, and its error on the example inputs and on inputs of another size along open axes."""
+        """Export, and return the error, too, on the example inputs and on inputs of another size along open axes."""
         reference = self.run(self.inputs)
         model = self._initialised(self._exported(axes, opset))
         session = load_session(model)
@@ -142,7 +142,7 @@ class _Export:
         return model, error
 
     def _resized(self, axes: Axes) -> list[np.ndarray]:
-        """The inputs with each open axis one shorter, or longer where it has one index only."""
+        """Make each open axis of the inputs one shorter, or longer where it has one index only."""
         resized = list(self.inputs)
         for i, open_axes in axes.items():
             for axis in open_axes:
@@ -151,7 +151,7 @@ class _Export:
         return resized
 
     def _error(self, session: Any, inputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-        """The largest difference over the reference's largest magnitude, of all outputs.
+        """Return the largest difference over the reference's largest magnitude, of all outputs.
 
         Raises:
             ModelError: it exceeds :data:`LARGEST_ERROR`, or the shapes differ.
@@ -172,7 +172,7 @@ class _Export:
         return worst
 
     def _exported(self, axes: Axes, opset: int) -> ModelProto:
-        """The function with its parameters as inputs."""
+        """Export the function with its parameters as inputs."""
         import jax
         from jax2onnx import to_onnx
 
@@ -207,7 +207,7 @@ class _Export:
             ) from error
 
     def _initialised(self, model: ModelProto) -> ModelProto:
-        """The exported model with its parameters as initializers."""
+        """Turn the parameters of an exported model into initializers."""
         graph = model.graph
         values = {short: leaf for short, (_, leaf) in zip(self.names, self.parameters, strict=True)}
         inputs = [i for i in graph.input if i.name not in values]
@@ -225,7 +225,7 @@ class _Export:
 
 
 def _input_names(source: Any, paths: Sequence[tuple[Any, ...]], skipped: int) -> list[str]:
-    """The names of the source's arguments after the first few; an argument that is a pytree has a path within."""
+    """Name the inputs by the source's arguments after the first few, with the path within one that is a pytree."""
     import jax
 
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -243,7 +243,7 @@ def _input_names(source: Any, paths: Sequence[tuple[Any, ...]], skipped: int) ->
 
 
 def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Initializer names by parameter path, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
+    """Return paths by initializer name, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
     names: dict[str, str] = {}
     for path in paths:
         short = ".".join(re.findall(r"[^\[\]'\".]+", path.removesuffix(".value"))) or "params"
@@ -252,7 +252,7 @@ def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 
 def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
-    """``max |value - reference| / max |reference|``; not finite where either is not."""
+    """Return ``max |value - reference| / max |reference|``; not finite where either is not."""
     if not reference.size:
         return 0.0
     largest = float(np.max(np.abs(reference.astype(np.float64)))) or 1.0
@@ -261,7 +261,7 @@ def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """jax2onnx logs by ``logging.info``, which sets the root logger up where nobody did; it and onnx_ir warn."""
+    """Silence jax2onnx, whose ``logging.info`` sets the root logger up where nobody did, and onnx_ir."""
     root, silenced = logging.getLogger(), logging.getLogger("onnx_ir")
     handler, level = logging.NullHandler(), silenced.level
     root.addHandler(handler)
@@ -277,7 +277,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _positional() -> Iterator[None]:
-    """Within an export: flax's pools take positional arguments again, which jax2onnx's stand-ins for them refuse."""
+    """Let flax's pools take positional arguments within an export; jax2onnx's stand-ins for them refuse these."""
     replaced = []
     for home in ("flax.linen", "flax.nnx"):
         for name in ("max_pool", "avg_pool", "min_pool"):

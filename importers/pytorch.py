@@ -197,7 +197,7 @@ def _silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """In the end the module's flags and buffers, and the random numbers, are what they were."""
+    """Restore in the end the module's flags and buffers, and the state of random numbers."""
     training = {m: m.training for m in module.modules()}
     needs_gradient = {p: p.requires_grad for p in module.parameters()}
     buffers = [
@@ -313,7 +313,7 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
 def _export(
     flat: Flat, names: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes], opset: int, exporter: str, narrow: bool
 ) -> tuple[ModelProto, list[str]]:
-    """The network as an exporter writes it, under the exporter's names, and what limits its open axes.
+    """Export the network, under the exporter's names; return what limits its open axes, too.
 
     Args:
         flat: the network.
@@ -357,7 +357,7 @@ def _capture(
 
 
 def _limits(message: str) -> dict[str, tuple[int, int | None]]:
-    """The ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
+    """Return the ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
     _, _, suggested = message.partition("Suggested fixes:")
     found = {}
     for line in suggested.strip().partition("\n\n")[0].splitlines():
@@ -409,7 +409,7 @@ def _trace(
 
 
 def _refusal(call: str, failures: Sequence[tuple[str, Exception]], remedy: str = REMEDY) -> SpaError:
-    """The error where nothing succeeded."""
+    """Make the error of a conversion in which nothing succeeded."""
     different = next((error for _, error in failures if isinstance(error, _DifferentError)), None)
     if different is not None:
         return ModelError(f"{call} in ONNX is not the same: {different} Check that its outputs depend on nothing else.")
@@ -428,7 +428,7 @@ def _finish(
     axes: Sequence[Axes],
     prefix: str,
 ) -> Imported:
-    """The model cleaned up, with the framework's names, and compared.
+    """Clean the model up, give it the framework's names, and compare it.
 
     Args:
         model: as an exporter wrote it; changed.
@@ -480,7 +480,7 @@ def _name(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], pref
 
 
 def _originals(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """By key the first key of the same tensor: itself, unless parameters are tied."""
+    """Return by key the first key of the same tensor: itself, unless parameters are tied."""
     first: dict[Any, str] = {}
     found = {}
     for key, tensor in tensors.items():
@@ -490,7 +490,7 @@ def _originals(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _declared_axes(model: ModelProto) -> tuple[Axes, ...]:
-    """The open axes of each input; what the first axis of the first input is called becomes ``batch``."""
+    """Return the open axes of each input; what the first axis of the first input is called becomes ``batch``."""
     shapes = [[d.dim_param for d in info.type.tensor_type.shape.dim] for info in model.graph.input]
     first = next((shape[0] for shape in shapes if shape), "")
     return tuple({a: ("batch" if s == first else s, None) for a, s in enumerate(shape) if s} for shape in shapes)
@@ -524,7 +524,7 @@ def _name_axes(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run], ax
 def _parameter_names(
     model: ModelProto, tensors: Mapping[str, torch.Tensor], originals: Mapping[str, str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Keys by initializer: of the same name and value, or else of the same value if only one has that."""
+    """Return keys by initializer: of the same name and value, or else of the same value if only one has that."""
     initializers = {t.name: t for t in model.graph.initializer}
     keys = [key for key, original in originals.items() if key == original]
     names = {key: key for key in keys if key in initializers and _same(initializers[key], tensors[key])}
@@ -548,7 +548,7 @@ def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
 
 
 def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> float:
-    """The largest difference to the network's own outputs, over the largest magnitude of the output in question."""
+    """Return the largest difference to one of the network's own outputs, over that output's largest magnitude."""
     worst = 0.0
     with open_session(model, name="the network in ONNX") as opened:
         wanted = {spec.name for spec in input_specs(opened)}

@@ -80,7 +80,7 @@ def convert(
 
 
 def _what_became_of(function: Function, names: Mapping[str, str], left: set[str]) -> tuple[str, ...]:
-    """What the user should know of the variables."""
+    """Return notes on variables that have no initializer of their own."""
     if not names:
         return ("the weights could not be followed through tf2onnx: they bear names of its own.",)
     if not function.variables:
@@ -92,7 +92,7 @@ def _what_became_of(function: Function, names: Mapping[str, str], left: set[str]
 
 
 def weight_sources(model: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, tuple[int, int]]]:
-    """Where each element of each initializer comes from, for a Keras model that :func:`convert` takes as it is.
+    """Trace each element of each initializer to its source, for a Keras model that :func:`convert` takes as it is.
 
     Args:
         model: a Keras model with known inputs.
@@ -113,7 +113,7 @@ def weight_sources(model: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _name_interface(model: ModelProto, function: Function) -> None:
-    """Give inputs and outputs their names, and their open axes names that say what they count; in place."""
+    """Name inputs and outputs, and their open axes by what they count; in place."""
     graph = model.graph
     names: dict[str, str] = {}
     wanted = [*function.inputs, *function.outputs][: len(graph.input) + len(graph.output)]
@@ -145,7 +145,7 @@ def _name_axes(tensor: ValueInfoProto, prefix: str) -> None:
 
 
 def _ordered(function: Function, examples: Any) -> list[np.ndarray]:
-    """Example inputs in the function's order.
+    """Return example inputs in the function's order.
 
     Raises:
         ModelError: they do not fit.

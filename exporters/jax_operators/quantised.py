@@ -15,7 +15,7 @@ MS = "com.microsoft::"
 
 
 def _spread(call: Call, x: Array, value: Array | None, axis: int = 1) -> Array | None:
-    """A scale or zero point shaped to broadcast: of all, of each index of an axis, or of each block of one."""
+    """Shape a scale or zero point to broadcast: of all, of each index of an axis, or of each block of one."""
     if value is None or value.size == 1:
         return None if value is None else value.reshape(())
     axis = positive(call.attr("axis", axis), x.ndim)
@@ -26,14 +26,14 @@ def _spread(call: Call, x: Array, value: Array | None, axis: int = 1) -> Array |
 
 
 def quantised(x: Array, scale: Array, zero: Array | None, dtype: np.dtype) -> Array:
-    """round(x / scale) + zero point, clipped to the type; halves go to even."""
+    """Return round(x / scale) + zero point, clipped to the type; halves go to even."""
     bounds = jnp.iinfo(dtype)
     shifted = jnp.round(x / scale) + (0 if zero is None else zero.astype(jnp.float32))
     return jnp.clip(shifted, bounds.min, bounds.max).astype(dtype)
 
 
 def dequantised(x: Array, scale: Array, zero: Array | None) -> Array:
-    """(x - zero point) scale."""
+    """Return (x - zero point) scale."""
     wide = x.astype(jnp.int32) if zero is None else x.astype(jnp.int32) - zero.astype(jnp.int32)
     return wide.astype(scale.dtype) * scale
 
@@ -47,7 +47,7 @@ def _integers(node: Node) -> str | None:
 
 @operator("QuantizeLinear", MS + "QuantizeLinear", refusal=_integers)
 def quantize_linear(call: Call, x: Array, scale: Array, zero: Array | None = None) -> Array:
-    """Floats to integers, uint8 by default."""
+    """Quantise floats, to uint8 by default."""
     kind = call.attr("output_dtype", 0)
     dtype = zero.dtype if zero is not None else helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(np.uint8)
     return quantised(x, _spread(call, x, scale), _spread(call, x, zero), dtype)
@@ -55,13 +55,13 @@ def quantize_linear(call: Call, x: Array, scale: Array, zero: Array | None = Non
 
 @operator("DequantizeLinear", MS + "DequantizeLinear")
 def dequantize_linear(call: Call, x: Array, scale: Array, zero: Array | None = None) -> Array:
-    """Integers to floats."""
+    """Return what integers stand for."""
     return dequantised(jnp.asarray(x), _spread(call, x, scale), _spread(call, x, zero))
 
 
 @operator("DynamicQuantizeLinear")
 def dynamic_quantize_linear(call: Call, x: Array) -> tuple[Array, Array, Array]:
-    """uint8 over the range of the data."""
+    """Quantise to uint8 over the range of the data."""
     low, high = jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)
     scale = (high - low) / 255
     safe = jnp.where(scale == 0, 1, scale)
@@ -70,7 +70,7 @@ def dynamic_quantize_linear(call: Call, x: Array) -> tuple[Array, Array, Array]:
 
 
 def _shifted(x: Array, zero: Array | None, axis: int) -> Array:
-    """Integers less their zero point, as int32."""
+    """Return integers less their zero point, as int32."""
     wide = jnp.asarray(x).astype(jnp.int32)
     if zero is None:
         return wide
@@ -79,7 +79,7 @@ def _shifted(x: Array, zero: Array | None, axis: int) -> Array:
 
 @operator("ConvInteger")
 def conv_integer(call: Call, x: Array, w: Array, x_zero: Array | None = None, w_zero: Array | None = None) -> Array:
-    """Convolution of integers, in int32."""
+    """Convolve integers, in int32."""
     at = windows(call, x.shape[2:], w.shape[2:])
     return convolution(_shifted(x, x_zero, 1), _shifted(w, w_zero, 0), at, call.attr("group", 1))
 
@@ -96,7 +96,7 @@ def qlinear_conv(call: Call, *operands: Array | None) -> Array:
 
 
 def _rows(x: Array, zero: Array | None, rows: bool) -> Array:
-    """A matrix less its zero point, of all or of each row (else column), as int32."""
+    """Return a matrix less its zero point, of all or of each row (else column), as int32."""
     wide = jnp.asarray(x).astype(jnp.int32)
     if zero is None:
         return wide
@@ -106,7 +106,7 @@ def _rows(x: Array, zero: Array | None, rows: bool) -> Array:
 
 @operator("MatMulInteger")
 def matmul_integer(call: Call, a: Array, b: Array, a_zero: Array | None = None, b_zero: Array | None = None) -> Array:
-    """Product of integers, in int32."""
+    """Multiply matrices of integers, in int32."""
     return jnp.matmul(_rows(a, a_zero, True), _rows(b, b_zero, False))
 
 
@@ -144,7 +144,7 @@ def qlinear_binary(call: Call, *operands: Array | None) -> Array:
 def qlinear_global_average_pool(
     call: Call, x: Array, x_scale: Array, x_zero: Array, y_scale: Array, y_zero: Array
 ) -> Array:
-    """The mean over all spatial axes of what integers stand for, quantised."""
+    """Return the mean over all spatial axes of what integers stand for, quantised."""
     axes = tuple(range(1, x.ndim - 1)) if call.attr("channels_last", 0) else tuple(range(2, x.ndim))
     y = jnp.mean(dequantised(x, x_scale, x_zero), axes, keepdims=True)
     return quantised(y, y_scale, y_zero, x.dtype)

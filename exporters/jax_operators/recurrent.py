@@ -17,7 +17,7 @@ Function = Callable[[Array], Array]
 
 
 def _function(name: str, alpha: float | None, beta: float | None) -> Function:
-    """An activation by ONNX's name, which is not case sensitive."""
+    """Return an activation by ONNX's name, which is not case sensitive."""
     a, b = {"leakyrelu": (0.01, 0), "hardsigmoid": (0.2, 0.5), "elu": (1, 0)}.get(name.lower(), (1, 0))
     a, b = a if alpha is None else alpha, b if beta is None else beta
     return {
@@ -36,7 +36,7 @@ def _function(name: str, alpha: float | None, beta: float | None) -> Function:
 
 
 def _functions(call: Call, defaults: list[str], directions: int) -> list[list[Function]]:
-    """The activations of each direction."""
+    """Return the activations of each direction."""
     names = call.attr("activations") or defaults * directions
     alphas, betas = list(call.attr("activation_alpha", [])), list(call.attr("activation_beta", []))
     made = []
@@ -119,7 +119,7 @@ def rnn(call: Call, *operands: Array | None) -> tuple[Array, ...]:
 
 @operator("GRU")
 def gru(call: Call, *operands: Array | None) -> tuple[Array, ...]:
-    """Gates z, r, h. With linear_before_reset the reset gate is applied behind the recurrent product."""
+    """Compute gates z, r, h. With linear_before_reset the reset gate is applied behind the recurrent product."""
 
     def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
         (h,) = state
@@ -141,7 +141,7 @@ def _coupled(node: Node) -> str | None:
 
 @operator("LSTM", refusal=_coupled)
 def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
-    """Gates i, o, f, c, with peepholes from the cell to i, o and f."""
+    """Compute gates i, o, f, c, with peepholes from the cell to i, o and f."""
 
     def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
         h, c = state

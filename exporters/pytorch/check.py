@@ -25,7 +25,7 @@ HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
-    """Example inputs as the ONNX model's: by name where they have its names, else in order.
+    """Return example inputs as the ONNX model's: by name where they have its names, else in order.
 
     Raises:
         ModelError: they are not as many as the model's inputs.
@@ -42,13 +42,13 @@ def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
 
 
 def made_up(model: ModelProto, base: Path | None) -> dict[str, np.ndarray]:
-    """Inputs on which the model runs."""
+    """Make up inputs on which the model runs."""
     session = load_session(Graph(model, base).self_contained())
     return working_feeds(session, ranges=ranges_for(model, input_specs(session)))
 
 
 def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.ndarray]:
-    """What onnxruntime gives.
+    """Return onnxruntime's outputs.
 
     Raises:
         ModelError: it cannot run the model.
@@ -58,7 +58,7 @@ def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.nda
 
 
 def outputs_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
-    """What a module gives in evaluation mode; its mode stays as it was."""
+    """Return a module's outputs in evaluation mode; its mode stays as it was."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -70,12 +70,12 @@ def outputs_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def arrays(result: Any) -> list[np.ndarray]:
-    """The tensors of a result of any nesting, in order."""
+    """Return the tensors of a result of any nesting, in order."""
     return [array(v) for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
 
 
 def difference(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
-    """The largest difference of any output over that output's largest magnitude; infinite where shapes differ."""
+    """Return the largest difference of an output over that output's largest magnitude; infinite if shapes differ."""
     if [g.shape for g in got] != [w.shape for w in wanted]:
         return float("inf")
     shares = [0.0]
@@ -87,7 +87,7 @@ def difference(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float
 
 
 def tolerance(model: ModelProto) -> float:
-    """How far apart outputs may be: float32 sums are taken in another order.
+    """Return how far apart outputs may be: float32 sums are taken in another order.
 
     Half precision rounds every product to 2^-11, and quantised values flip between two levels where sums differ.
     """

@@ -122,7 +122,7 @@ class OnnxModule(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _declared(self, name: str, value: Any) -> Any:
-        """Quantised integers travel as floats; outside, they are what the graph declares."""
+        """Return quantised integers, which travel as floats, in the type that the graph declares."""
         value = tensor(value)
         code = self._types[name]
         if isinstance(value, Tensor) and not unknown_dtype(code):
@@ -136,7 +136,7 @@ def graph_module(
     names: Mapping[str, str] | None = None,
     buffers: Collection[str] = (),
 ) -> OnnxModule:
-    """An ONNX network as a trainable PyTorch module.
+    """Make a trainable PyTorch module of an ONNX network.
 
     Float initializers that are weights become parameters; statistics of BatchNormalizations, tables of integers,
     quantised weights and constants become buffers; small integers, which say sizes and axes, stay on the host.
@@ -192,7 +192,7 @@ def _refuse(graph: Graph) -> None:
 
 
 def _inner(sub: GraphProto, outer: Graph) -> Graph:
-    """The view of a subgraph."""
+    """Return the view of a subgraph."""
     model = ModelProto()
     model.opset_import.extend(outer.model.opset_import)
     model.graph.CopyFrom(sub)
@@ -200,7 +200,7 @@ def _inner(sub: GraphProto, outer: Graph) -> Graph:
 
 
 def unshared(model: ModelProto) -> ModelProto:
-    """The model in which vectors that an exporter merged, because they were equal, are apart.
+    """Take vectors apart that an exporter merged because they were equal.
 
     Cases:
     1. PyTorch's TorchScript exporter writes two equal parameters as one initializer and ``Identity`` of it, whose
@@ -231,7 +231,7 @@ def unshared(model: ModelProto) -> ModelProto:
 
 
 def _aliases(model: ModelProto) -> dict[str, str]:
-    """Outputs of Identity that are vectors of their own, with the initializer's name."""
+    """Return outputs of Identity that are vectors of their own, with the initializer's name."""
     vectors = {t.name for t in model.graph.initializer if len(t.dims) <= 1}
     taken = {o.name for o in model.graph.output}
     nodes = [n for n in model.graph.node if n.op_type == "Identity" and n.input[0] in vectors]
@@ -239,7 +239,7 @@ def _aliases(model: ModelProto) -> dict[str, str]:
 
 
 def _statistics(model: ModelProto) -> dict[tuple[str, int, tuple[str, ...]], str]:
-    """Running statistics that need a tensor of their own: (initializer, operand, the layer's vectors) → its name."""
+    """Name running statistics that need a tensor of their own, by (initializer, operand, the layer's vectors)."""
     stored = {t.name for t in model.graph.initializer}
     readers: dict[str, set[tuple[int, tuple[str, ...]] | None]] = {}
     for node in model.graph.node:
@@ -277,7 +277,7 @@ class _Compiler:
         self.taken: set[str] = set()
 
     def compile(self, graph: Graph) -> Program:
-        """A graph as a program, with its subgraphs."""
+        """Make a program of a graph, with its subgraphs."""
         uses = dict(_uses(graph))
         program = Program(tuple(graph.inputs), tuple(graph.outputs), [])
         weights = {n for n in uses if n in graph.constants and self._is_weight(graph, n, uses[n])}
@@ -319,7 +319,7 @@ class _Compiler:
         return self._register(name, nn.Parameter(tensor(graph.array(name)).contiguous()))
 
     def _constant(self, program: Program, graph: Graph, name: str, value: Any) -> None:
-        """A constant that steps read: on the host if it is small, else a buffer, kept if it is an initializer."""
+        """Put a constant on the host if it is small, else into a buffer, which is kept if it is an initializer."""
         small = isinstance(value, np.ndarray) and value.ndim <= 1 and value.size <= HOST_ELEMENTS
         statistic = any(n.op == "BatchNormalization" and o in STATISTICS for n, o in graph.users.get(name, ()))
         if isinstance(value, list) or (small and not statistic and name not in self.names):
@@ -350,7 +350,7 @@ class _Compiler:
 
 
 def _uses(graph: Graph) -> Iterator[tuple[str, list[tuple[Operator, int]]]]:
-    """The places where each name is read, those in subgraphs included; outputs are read nowhere."""
+    """Yield the places where each name is read, those in subgraphs included; outputs are read nowhere."""
     found: dict[str, list[tuple[Operator, int]]] = {n: [] for n in graph.outputs}
     for node in graph.nodes:
         entry = find(node.key)
@@ -364,7 +364,7 @@ def _uses(graph: Graph) -> Iterator[tuple[str, list[tuple[Operator, int]]]]:
 
 
 def _reads(step: Step) -> Iterator[str]:
-    """The names that a step takes from around it, those of its subgraphs included."""
+    """Yield the names that a step takes from around it, those of its subgraphs included."""
     yield from (n for n in step.node.inputs if n)
     for body in step.bodies.values():
         yield from (n for inner in body.steps for n in _reads(inner))
@@ -390,7 +390,7 @@ def run(
     training: bool,
     outer: Mapping[str, Any] = {},
 ) -> list[Any]:
-    """The values of a program's outputs.
+    """Return the values of a program's outputs.
 
     Args:
         program: what to run.
@@ -416,7 +416,7 @@ def _outputs(node: Node, results: Any) -> Iterable[tuple[str, Any]]:
 def _call(
     step: Step, operands: list[Any], values: Mapping[str, Any], state: Mapping[str, Tensor], training: bool
 ) -> Any:
-    """What a node gives: on the host if all that flows into it is there, else in PyTorch."""
+    """Compute a node: on the host if all that flows into it is there, else in PyTorch."""
     node, entry = step.node, step.operator
     folded = _on_host(node, operands)
     if folded is not None:

@@ -129,7 +129,7 @@ def _targets(teacher: nn.Module, feeds: Sequence[Mapping[str, Tensor]]) -> list[
 
 
 def _variances(targets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Each output's mean squared distance from its mean over the samples."""
+    """Return each output's mean squared distance from its mean over the samples."""
     scales = []
     for outputs in zip(*targets, strict=True):
         rows = torch.cat([o.double().flatten(1) if o.ndim else o.double().reshape(1, 1) for o in outputs])
@@ -143,7 +143,7 @@ def _distortion(outputs: Sequence[Tensor], targets: Sequence[Tensor], scales: Se
 
 
 def store(module: OnnxModule, model: ModelProto) -> ModelProto:
-    """The ONNX model that a module was made from, with the module's weights as they are now.
+    """Store a module's weights, as they are now, in the ONNX model that it was made from.
 
     Args:
         module: from :func:`spa.exporters.pytorch.graph_module`.

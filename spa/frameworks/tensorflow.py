@@ -68,7 +68,7 @@ def read(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Function:
-    """Make a function of what :func:`spa.importers.tensorflow.convert` takes; see there."""
+    """Make a function of what :func:`spa.importers.tensorflow.convert` takes (see there)."""
     tf = _tensorflow()
     if _is_keras(source):
         return _from_keras(tf, source, example_inputs)
@@ -167,7 +167,7 @@ def _from_saved_model(tf: Any, path: Path, signature: str | None) -> Function:
 
 
 def _interface(function: Any) -> str:
-    """What a signature takes, gives and reads; Keras writes one function under two names."""
+    """Return what a signature takes, gives and reads; Keras writes one function under two names."""
     read = [v.name for v in function.variables]
     return repr((function.structured_input_signature, function.structured_outputs, read))
 
@@ -190,7 +190,7 @@ def _from_concrete(tf: Any, concrete: Any, owner: Any = None) -> Function:
 
 
 def _from_frozen_graph(tf: Any, path: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Function:
-    """A graph without variables; its own large constants stand for them."""
+    """Read a graph without variables; its own large constants stand for them."""
     graph = tf.compat.v1.GraphDef()
     try:
         graph.ParseFromString(path.read_bytes())
@@ -234,7 +234,7 @@ def _from_tflite(tf: Any, path: Path) -> Function:
 
 
 def _ends(graph: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The placeholders of a graph and the operators that nobody reads, or what is given instead."""
+    """Return the placeholders of a graph and the operators that nobody reads, or what is given instead."""
     read = {name.lstrip("^").split(":")[0] for node in graph.node for name in node.input}
     silent = {"Const", "NoOp", "Assert", "Placeholder", "PlaceholderWithDefault"}
     feeds = list(inputs or (n.name for n in graph.node if n.op == "Placeholder"))
@@ -247,7 +247,7 @@ def _tensor_name(name: str) -> str:
 
 
 def flat_examples(examples: Any) -> tuple[list[str], list[np.ndarray]]:
-    """Example inputs, flat: their names and the arrays."""
+    """Return example inputs, flat: their names and the arrays."""
     if isinstance(examples, Mapping):
         return list(examples), [np.asarray(a) for a in examples.values()]
     arrays = [np.asarray(a) for a in examples] if isinstance(examples, list | tuple) else [np.asarray(examples)]
@@ -275,7 +275,7 @@ def _tensorflow() -> Any:
 
 
 def example_feeds(model: ModelProto) -> dict[str, np.ndarray]:
-    """Made-up inputs of an ONNX model by name, in its order."""
+    """Make up inputs of an ONNX model, by name and in its order."""
     session = load_session(model)
     return dict(working_feeds(session, ranges=ranges_for(model, input_specs(session))))
 
@@ -283,7 +283,7 @@ def example_feeds(model: ModelProto) -> dict[str, np.ndarray]:
 def difference(
     names: Sequence[str], expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], what: str = "the ONNX model"
 ) -> float:
-    """The largest difference of an output to the framework's own, over that output's largest magnitude.
+    """Compare outputs with the framework's own; return the largest difference, over that output's largest magnitude.
 
     Args:
         names: of the outputs.

@@ -14,17 +14,17 @@ from spa.model.graph import Graph, Node
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[b s (h d)] → [b h s d]."""
+    """Return [b s (h d)] as [b h s d]."""
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """[b h s d] → [b s (h d)]."""
+    """Return [b h s d] as [b s (h d)]."""
     return x.transpose(1, 2).flatten(2)
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    """Products of queries [b (k r) s d] with keys [b k t d], each of which r queries share."""
+    """Multiply queries [b (k r) s d] by keys [b k t d], each of which r queries share."""
     factor = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     return (q * factor) @ (_shared(k, q.shape[1]) * factor).mT
 
@@ -34,7 +34,7 @@ def _shared(x: Tensor, heads: int) -> Tensor:
 
 
 def _causal(rows: Any, columns: Any, offset: Any, device: torch.device) -> Tensor:
-    """Which places each query may see: those up to its own, which is ``offset`` behind its number."""
+    """Tell which places each query may see: those up to its own, which is ``offset`` behind its number."""
     row = torch.arange(rows, device=device)[:, None]
     return torch.arange(columns, device=device) <= row + offset
 
@@ -48,7 +48,7 @@ def _capped(scores: Tensor, cap: float) -> Tensor:
 
 
 def _weights(scores: Tensor) -> Tensor:
-    """Softmax; rows in which nothing is allowed are zero, as ONNX says."""
+    """Compute softmax; rows in which nothing is allowed are zero, as ONNX says."""
     return torch.nan_to_num(torch.softmax(scores, -1), nan=0.0)
 
 
@@ -63,7 +63,7 @@ def attention(
     past_v: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Any:
-    """softmax(softcap(Q Kᵀ scale) + mask) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
+    """Compute softmax(softcap(Q Kᵀ scale) + mask) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
     at, flat = node.attributes, q.ndim == 3
     if flat:
         q = split_heads(q, at["q_num_heads"])
@@ -92,7 +92,7 @@ def attention(
 
 
 def _biased(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with a mask that is true where places count, or is added; one that is too short allows no more."""
+    """Apply a mask that is true where places count, or is added, to scores; one too short allows no more."""
     if mask is None:
         return scores
     missing = scores.shape[-1] - mask.shape[-1] if mask.shape[-1] != 1 else 0
@@ -117,7 +117,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) ->
 
 @operator("RotaryEmbedding", fixed=(1, 2, 3))
 def rotary(node: Node, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Rotates by caches [p half] at positions [b s], or by angles [b s half]."""
+    """Rotate by caches [p half] at positions [b s], or by angles [b s half]."""
     at = node.attributes
     if positions is not None:
         cos, sin = (v[positions.long()] for v in (cos, sin))
@@ -141,7 +141,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int, size: int, interle
     limit=lambda node, graph: "a packed batch" if node.attributes.get("is_packed_batching", 0) else None,
 )
 def rotary_contrib(node: Node, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates by caches [p half]; positions are those of all tokens [b s], or that of the first."""
+    """Rotate by caches [p half]; positions are those of all tokens [b s], or that of the first."""
     at = node.attributes
     if positions.numel() == 1:
         steps = x.shape[1] if x.ndim == 3 else x.shape[2]
@@ -152,7 +152,7 @@ def rotary_contrib(node: Node, x: Tensor, positions: Tensor, cos: Tensor, sin: T
 
 
 def _key_mask(mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
-    """Marks of keys [b t], [b s t], or [b 1 s t], or lengths [b], as what each query may see."""
+    """Turn marks of keys [b t], [b s t] or [b 1 s t], or lengths [b], into what each query may see."""
     if mask is None:
         return None
     if mask.ndim == 1:
@@ -166,7 +166,7 @@ def _key_mask(mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
 def _attend(
     node: Node, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None, offset: Any
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [b s (h e)] and scores of [b h s d], [b h t d], [b h t e]; marks add ``mask_filter_value``."""
+    """Return outputs [b s (h e)] and scores of [b h s d], [b h t d], [b h t e]; marks add ``mask_filter_value``."""
     at = node.attributes
     scores = _scores(q, k, at.get("scale") or None)
     scores = scores if bias is None else scores + bias
@@ -195,7 +195,7 @@ def packed_attention(
     bias: Tensor | None = None,
     past_length: Tensor | None = None,
 ) -> Any:
-    """Attention of projections by one weight [i (h d)+(h d)+(h e)]; the cache is [2 b h t d].
+    """Compute attention of projections by one weight [i (h d)+(h d)+(h e)]; the cache is [2 b h t d].
 
     Spec: ContribOperators.md#com.microsoft.Attention.
     """

@@ -20,33 +20,33 @@ from spa.model.graph import Graph, Node
 
 
 def rounded(x: Tensor) -> Tensor:
-    """The nearest integers, with the gradient of x."""
+    """Return the nearest integers, with the gradient of x."""
     return x + (torch.round(x) - x).detach()
 
 
 def _spread(vector: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
-    """A scale or zero point as it broadcasts: one, one by index of an axis, or one by block of it."""
+    """Shape a scale or zero point to broadcast: one, one by index of an axis, or one by block of it."""
     if block:
         return vector.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     return along(vector, axis, x.ndim) if vector.ndim == 1 and vector.numel() > 1 else vector.reshape(-1)[0]
 
 
 def quantise(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, dtype: Any = None, block: int = 0) -> Tensor:
-    """round(x / scale) + zero, within the range of the zero point's type, as floats."""
+    """Return round(x / scale) + zero, within the range of the zero point's type, as floats."""
     info = torch.iinfo(dtype or (torch.uint8 if zero is None else zero.dtype))
     offset = 0.0 if zero is None else _spread(zero.to(x.dtype), x, axis, block)
     return (rounded(x / _spread(scale.to(x.dtype), x, axis, block)) + offset).clamp(info.min, info.max)
 
 
 def dequantise(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, block: int = 0) -> Tensor:
-    """(x - zero) scale."""
+    """Return (x - zero) scale."""
     wide = x.to(scale.dtype)
     shifted = wide if zero is None else wide - _spread(zero.to(scale.dtype), x, axis, block)
     return shifted * _spread(scale, x, axis, block)
 
 
 def _coarse(node: Node, graph: Graph) -> str | None:
-    """Values become integers of whole bytes; smaller ones are covered where they are stored only."""
+    """Refuse types that are no integers of whole bytes; smaller ones are covered where they are stored only."""
     codes = [node.attributes.get("output_dtype", 0)]
     codes += [graph.constants[n].data_type for n in node.inputs[2:3] if n in graph.constants]
     return next((unknown_dtype(c) for c in codes if c and unknown_dtype(c)), None)
@@ -54,7 +54,7 @@ def _coarse(node: Node, graph: Graph) -> str | None:
 
 @operator("QuantizeLinear", MS + "QuantizeLinear", fixed=(1, 2), limit=_coarse)
 def quantise_linear(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Spec: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html."""
+    """Quantise floats. Spec: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html."""
     at = node.attributes
     dtype = dtype_of(at["output_dtype"]) if at.get("output_dtype", 0) else None
     return quantise(x, scale, zero, at.get("axis", 1), dtype, at.get("block_size", 0))
@@ -62,13 +62,13 @@ def quantise_linear(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = 
 
 @operator("DequantizeLinear", MS + "DequantizeLinear", fixed=(0, 1, 2))
 def dequantise_linear(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Spec: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html."""
+    """Return what integers stand for. Spec: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html."""
     return dequantise(x, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
 
 
 @operator("DynamicQuantizeLinear")
 def dynamic_quantise(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and zero point from the extremes, zero included."""
+    """Quantise by the extremes, zero included."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = (high - low).detach() / 255
     zero = torch.round((-low.detach() / scale).clamp(0, 255)).to(torch.uint8)
@@ -84,7 +84,7 @@ def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
 def conv_integer(
     node: Node, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
 ) -> Tensor:
-    """Convolution of integers."""
+    """Convolve integers."""
     return conv(node, _shifted(x, x_zero, 1), _shifted(w, w_zero, 0)).round().to(torch.int32)
 
 
@@ -92,7 +92,7 @@ def conv_integer(
 def matmul_integer(
     node: Node, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
-    """Product of integers; zero points may differ by row on the left and by column on the right."""
+    """Multiply matrices of integers; zero points may differ by row on the left and by column on the right."""
     return (_shifted(a, a_zero, -2) @ _shifted(b, b_zero, -1)).round().to(torch.int32)
 
 
@@ -143,7 +143,7 @@ def qlinear_binary(node: Node, *operands: Tensor | None) -> Tensor:
 def qlinear_unary(
     node: Node, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, y_scale: Tensor, y_zero: Tensor | None = None
 ) -> Tensor:
-    """A function of one quantised tensor, whose channels may lie last."""
+    """Apply a function to one quantised tensor, whose channels may lie last."""
     last = node.attributes.get("channels_last", 0)
     y = dequantise(x, x_scale, x_zero)
     y = y.movedim(-1, 1) if last else y
@@ -161,7 +161,7 @@ def qlinear_unary(
 
 @operator(MS + "QLinearConcat", fixed=range(64))
 def qlinear_concat(node: Node, y_scale: Tensor, y_zero: Tensor, *operands: Tensor) -> Tensor:
-    """Quantised tensors, each followed by its scale and zero point, joined along ``axis``."""
+    """Join quantised tensors, each followed by its scale and zero point, along ``axis``."""
     parts = [dequantise(x, scale, zero) for x, scale, zero in zip(*(operands[i::3] for i in range(3)), strict=True)]
     return quantise(concat(node, *parts), y_scale, y_zero)
 
@@ -177,7 +177,7 @@ def matmul_integer_to_float(
     b_zero: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Product of quantised tensors, as floats."""
+    """Multiply quantised matrices; the result is a float."""
     y = dequantise(a, a_scale, a_zero, -2) @ dequantise(b, b_scale, b_zero, -1)
     return y if bias is None else y + bias
 
@@ -186,6 +186,6 @@ def matmul_integer_to_float(
 def dynamic_matmul(
     node: Node, a: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """MatMulIntegerToFloat of floats that are quantised by their extremes."""
+    """Multiply floats, quantised by their extremes, by a quantised matrix; the result is a float."""
     y, scale, zero = dynamic_quantise(node, a)
     return matmul_integer_to_float(node, y, b, scale, b_scale, zero, b_zero, bias)

@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, Any, Any], Tensor]] = {
 
 
 def _activations(node: Node, directions: int) -> list[list[Activation]]:
-    """The functions of each direction."""
+    """Return the functions of each direction."""
     names = node.attributes.get("activations") or BY_DEFAULT[node.op] * directions
     alphas = iter(node.attributes.get("activation_alpha", []))
     betas = iter(node.attributes.get("activation_beta", []))
