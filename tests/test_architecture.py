@@ -117,14 +117,16 @@ def read(root: Path) -> dict[str, Module]:
     return modules
 
 
-def statements(node: ast.AST, types_only: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """All nodes below one, and whether each is for the type checker alone."""
-    for field, value in ast.iter_fields(node):
-        guard = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and field == "body"
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield child, types_only or guard
-                yield from statements(child, types_only or guard)
+def statements(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
+    """All nodes of a tree, and whether each is for the type checker alone."""
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while waiting:
+        node, types_only = waiting.pop()
+        yield node, types_only
+        for field, value in ast.iter_fields(node):
+            guard = isinstance(node, ast.If) and field == "body" and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            children = value if isinstance(value, list) else [value]
+            waiting += [(child, types_only or guard) for child in children if isinstance(child, ast.AST)]
 
 
 def docstrings(tree: ast.Module) -> set[ast.AST]:
