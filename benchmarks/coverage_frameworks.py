@@ -85,7 +85,7 @@ def _imported(
         facts["sequence"] = f"closed: {error}"
         came = import_model(module, inputs, options)
     found = came.imported
-    facts |= {"import s": round(time.perf_counter() - start, 1), "how": found.how, "notes": found.notes}
+    facts |= {"import s": round(time.perf_counter() - start, 1), "how": found.exporter, "notes": found.notes}
     facts |= {"import error": found.error, "axes": _open(found.model), "nodes": len(found.model.graph.node)}
     facts |= _found(module, found)
     return came

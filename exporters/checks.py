@@ -91,8 +91,8 @@ def _within(output: OutputDifference, limit: float) -> bool:
 
 
 def _changed(output: OutputDifference) -> str:
-    how = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
-    return f"output {output.name!r} changes{how}"
+    by = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
+    return f"output {output.name!r} changes{by}"
 
 
 def distance(

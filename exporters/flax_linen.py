@@ -48,16 +48,16 @@ def attention_paths(run: Callable[[], Any]) -> list[tuple[str, ...]]:
     Args:
         run: applies a module.
     """
-    found: dict[tuple[str, ...], None] = {}
+    paths: dict[tuple[str, ...], None] = {}
 
     def note(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         if isinstance(context.module, nn.MultiHeadDotProductAttention) and not context.module.normalize_qk:
-            found[context.module.path] = None
+            paths[context.module.path] = None
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
         run()
-    return list(found)
+    return list(paths)
 
 
 def _fitted(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:

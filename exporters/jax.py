@@ -60,7 +60,9 @@ def function(
 
     def fn(params: Mapping[str, Any], *inputs: Any) -> Any:
         if len(inputs) != len(graph.inputs):
-            raise ModelError(f"the model takes {len(graph.inputs)} inputs {graph.inputs}, not {len(inputs)}.")
+            raise ModelError(
+                f"the model takes {len(graph.inputs)} inputs {graph.inputs}, not {len(inputs)}. Give one for each."
+            )
         values = {n: jnp.asarray(params[called.get(n, n)]) for n in weights}
         values |= {n: jnp.asarray(x) for n, x in zip(graph.inputs, inputs, strict=True)}
         outputs = [jnp.asarray(v) for v in block.run(values)]
@@ -119,8 +121,8 @@ class _Block:
             needed.update(node.inputs[i] for i in law.static if i < len(node.inputs))
             needed.update(*(b.needed for b in inner.values()))
             steps.append((node, law, inner))
-        given = {t.name for t in graph.initializer}
-        inputs = [i.name for i in graph.input if i.name not in given]
+        constant_names = {t.name for t in graph.initializer}
+        inputs = [i.name for i in graph.input if i.name not in constant_names]
         return _Block(steps, constants, needed, inputs, [o.name for o in graph.output])
 
     def run(self, outer: Mapping[str, Any]) -> list[Any]:

@@ -67,15 +67,15 @@ def _transposed(module: Any, find: Find) -> dict[str, Any]:
 
 def _norm(module: Any, find: Find) -> dict[str, Any]:
     """Restate sizes: nnx has scale and bias, equinox weight and bias."""
-    found = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
-    if found is None:
+    parameter = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
+    if parameter is None:
         return {}
-    sizes = {"num_features": found.shape[0], "channels": found.shape[0], "shape": found.shape}
+    sizes = {"num_features": parameter.shape[0], "channels": parameter.shape[0], "shape": parameter.shape}
     count = getattr(module, "num_groups", None) or getattr(module, "groups", None)
     if count:
-        groups = found.groups(0, count)
-        sizes |= {"num_groups": groups, "groups": groups, "group_size": found.shape[0] // groups}
-    return sizes | {"input_size": found.shape[0]}
+        groups = parameter.groups(0, count)
+        sizes |= {"num_groups": groups, "groups": groups, "group_size": parameter.shape[0] // groups}
+    return sizes | {"input_size": parameter.shape[0]}
 
 
 def _embedding(module: Any, find: Find) -> dict[str, Any]:

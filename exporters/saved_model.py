@@ -133,9 +133,9 @@ def _save(program: Program, interface: Interface, folder: Path) -> None:
     module.params = {name: tf.Variable(value, name=_clean(name)) for name, value in program.params.items()}
     names = _names(outputs)
 
-    def serve(*given: Any) -> dict[str, Any]:
+    def serve(*arguments: Any) -> dict[str, Any]:
         """Return outputs by name, in the model's own types, which JAX has narrowed."""
-        operands = [tf.cast(x, aval.dtype) for x, aval in zip(given, avals, strict=True)]
+        operands = [tf.cast(x, aval.dtype) for x, aval in zip(arguments, avals, strict=True)]
         results = call(dict(module.params), *operands)
         results = results if isinstance(results, tuple) else (results,)
         return {n: tf.cast(y, o.dtype) for n, o, y in zip(names, outputs, results, strict=True)}
@@ -182,8 +182,8 @@ class _Saved:
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         import tensorflow as tf
 
-        given = {name: tf.constant(value) for name, value in zip(self.inputs, feeds.values(), strict=True)}
-        results = self.owner.signatures[SIGNATURE](**given)
+        tensors = {name: tf.constant(value) for name, value in zip(self.inputs, feeds.values(), strict=True)}
+        results = self.owner.signatures[SIGNATURE](**tensors)
         return [np.asarray(results[name]) for name in self.outputs]
 
 

@@ -134,11 +134,11 @@ def _recurrent_biases(
     for node in model.graph.node:
         if node.op_type not in OPERATORS.values() or node.input[1] not in sources:
             continue
-        given = weights[node.input[3]]
-        if node.input[3] in sources or not given.any():
+        stored = weights[node.input[3]]
+        if node.input[3] in sources or not stored.any():
             continue
         gates = next(g for g, op in OPERATORS.items() if op == node.op_type)
-        for bias, numbers in zip(given, sources[node.input[1]][0], strict=True):
+        for bias, numbers in zip(stored, sources[node.input[1]][0], strict=True):
             both = bias.reshape(2, gates, -1)[:, np.argsort(ORDER[gates])].reshape(2, -1)
             path = next(p for p, (first, end) in spans.items() if first <= numbers.flat[0] < end)
             yield path, both if _resets_after(node) else both[0]
@@ -213,9 +213,9 @@ class _Builder:
         if id(layer) in self.clones:
             return self._run(layer, self.clones[id(layer)], args, kwargs)
         if isinstance(layer, keras.Model):
-            given = keras.tree.map_structure(_input_like, layer.inputs, keras.tree.flatten(args[0]))
+            inputs = keras.tree.map_structure(_input_like, layer.inputs, keras.tree.flatten(args[0]))
             packed = (
-                given[0] if isinstance(layer, keras.Sequential) else keras.tree.pack_sequence_as(layer.input, given)
+                inputs[0] if isinstance(layer, keras.Sequential) else keras.tree.pack_sequence_as(layer.input, inputs)
             )
             clone = self.clones[id(layer)] = self.model(layer, packed)
             return self._run(layer, clone, args, kwargs)
@@ -486,11 +486,11 @@ def _to_tflite(model: Any, draft: Path) -> bytes:
 
 
 def _check(model: Any, draft: Path) -> None:
-    own, other = read(model), read(draft)
+    rebuilt, reread = read(model), read(draft)
     feeds = list(example_feeds(convert(model).model).values())
-    outputs, order = list(range(len(own.outputs))), list(range(len(feeds)))
-    if other.kind != "keras":  # these sort inputs by name; so do converted outputs
-        order = [next(i for i, t in enumerate(model.inputs) if t.name in name) for name in other.inputs]
-        outputs.sort(key=lambda i: other.outputs[i])
-    written = other.run([feeds[i] for i in order])
-    difference(own.outputs, own.run(feeds), [written[i] for i in outputs], draft.name)
+    outputs, order = list(range(len(rebuilt.outputs))), list(range(len(feeds)))
+    if reread.kind != "keras":  # these sort inputs by name; so do converted outputs
+        order = [next(i for i, t in enumerate(model.inputs) if t.name in name) for name in reread.inputs]
+        outputs.sort(key=lambda i: reread.outputs[i])
+    written = reread.run([feeds[i] for i in order])
+    difference(rebuilt.outputs, rebuilt.run(feeds), [written[i] for i in outputs], draft.name)

@@ -18,7 +18,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Normalisation:
     """The operands of one normalisation: tensors; gamma and beta may be missing."""
 
     x: Any
@@ -42,11 +42,11 @@ def join_batch_normalisations(graph: Any, weights: Collection[str]) -> dict[str,
     """
     replaced = {}
     for op in graph.get_operations():
-        found = _found(op, weights)
-        if found is not None:
+        normalisation = _normalisation(op, weights)
+        if normalisation is not None:
             old = op.outputs[0]
             readers = old.consumers()
-            new = _operator(found)
+            new = _operator(normalisation)
             for reader in readers:
                 for i, tensor in enumerate(reader.inputs):
                     if tensor is old:
@@ -58,16 +58,16 @@ def join_batch_normalisations(graph: Any, weights: Collection[str]) -> dict[str,
 # -- finding ---------------------------------------------------------------------------------------------------------
 
 
-def _found(op: Any, weights: Collection[str]) -> _Found | None:
+def _normalisation(op: Any, weights: Collection[str]) -> _Normalisation | None:
     """Find the normalisation whose last addition this is, if all of its parameters are weights of one axis."""
     for product, shift in _operands(op, "Add", "AddV2"):
         for beta, mean, factor in _shifts(shift):
             for x, other in _operands(product.op, "Mul"):
                 scale = _scale(factor) if source_of(other) is source_of(factor) else None
                 if scale is not None:
-                    found = _checked(x, mean, *scale, beta, weights)
-                    if found is not None:
-                        return found
+                    normalisation = _checked(x, mean, *scale, beta, weights)
+                    if normalisation is not None:
+                        return normalisation
     return None
 
 
@@ -99,19 +99,19 @@ def _scale(factor: Any) -> tuple[Any, Any, float] | None:
 
 def _checked(
     x: Any, mean: Any, variance: Any, gamma: Any, epsilon: float, beta: Any, weights: Collection[str]
-) -> _Found | None:
+) -> _Normalisation | None:
     """Return the normalisation, if each parameter is a weight of float32 that lies along the same axis of x."""
-    given = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
+    parameters = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
     if x.dtype.name != "float32" or x.shape.rank is None or not 2 <= x.shape.rank <= 5 or epsilon <= 0:
         return None
-    axes = {_axis(t, x.shape.rank) for t in given.values() if t is not None}
-    own = {name: None if t is None else _weight(t, weights) for name, t in given.items()}
+    axes = {_axis(t, x.shape.rank) for t in parameters.values() if t is not None}
+    weight_of = {name: None if t is None else _weight(t, weights) for name, t in parameters.items()}
     axis = axes.pop()
-    if axes or axis is None or any(own[n] is None for n, t in given.items() if t is not None):
+    if axes or axis is None or any(weight_of[n] is None for n, t in parameters.items() if t is not None):
         return None
-    if any(w is not None and tuple(w.shape) != (x.shape[axis],) for w in own.values()):
+    if any(w is not None and tuple(w.shape) != (x.shape[axis],) for w in weight_of.values()):
         return None
-    return _Found(x, axis, epsilon=epsilon, **own)
+    return _Normalisation(x, axis, epsilon=epsilon, **weight_of)
 
 
 def _axis(tensor: Any, rank: int) -> int | None:
@@ -156,23 +156,23 @@ def _constant(tensor: Any) -> np.ndarray | None:
 # -- replacing -------------------------------------------------------------------------------------------------------
 
 
-def _operator(found: _Found) -> Any:
+def _operator(normalisation: _Normalisation) -> Any:
     """Write the normalisation as the operator, which takes channels last and rank 4 or 5."""
     import tensorflow as tf
 
-    rank = found.x.shape.rank
-    last = [*(a for a in range(rank) if a != found.axis), found.axis]
+    rank = normalisation.x.shape.rank
+    last = [*(a for a in range(rank) if a != normalisation.axis), normalisation.axis]
     moved = last != sorted(last)
-    y = tf.transpose(found.x, last) if moved else found.x
+    y = tf.transpose(normalisation.x, last) if moved else normalisation.x
     for _ in range(4 - rank):
         y = tf.expand_dims(y, 1)
     y = tf.raw_ops.FusedBatchNormV3(
         x=y,
-        scale=tf.ones(found.mean.shape) if found.gamma is None else found.gamma,
-        offset=tf.zeros(found.mean.shape) if found.beta is None else found.beta,
-        mean=found.mean,
-        variance=found.variance,
-        epsilon=found.epsilon,
+        scale=tf.ones(normalisation.mean.shape) if normalisation.gamma is None else normalisation.gamma,
+        offset=tf.zeros(normalisation.mean.shape) if normalisation.beta is None else normalisation.beta,
+        mean=normalisation.mean,
+        variance=normalisation.variance,
+        epsilon=normalisation.epsilon,
         is_training=False,
         data_format="NDHWC" if rank == 5 else "NHWC",
     ).y

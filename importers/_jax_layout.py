@@ -57,9 +57,9 @@ def fold(model: ModelProto, names: set[str]) -> None:
     for name in sorted(names & tensors.keys()):
         value, readers = numpy_helper.to_array(tensors[name]), users.get(name, [])
         while readers and not any(o in outputs for n in readers for o in n.output):
-            found = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
-            step = json.loads(found.pop())
-            if found or step is None:
+            encoded = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
+            step = json.loads(encoded.pop())
+            if encoded or step is None:
                 break
             steps.setdefault(name, []).append(step)
             value = take(step, value)

@@ -69,7 +69,7 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
     if not loops:
         return {}
     bodies = {f.signature.name: f for f in graph.library.function}
-    found = {}
+    cells = {}
     with tf.Graph().as_default():
         tf.import_graph_def(graph, name="")  # its functions may be called by the bodies
         for node in loops:
@@ -78,8 +78,8 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
             body = function_def_to_graph(bodies[node.attr["body"].func.name])
             cell = _cell(body, shapes)
             if cell is not None:
-                found[node.name] = cell
-    return found
+                cells[node.name] = cell
+    return cells
 
 
 def _cell(body: Any, shapes: Mapping[int, tuple[int, ...]]) -> Cell | None:
@@ -125,11 +125,11 @@ class _Step:
         import tensorflow as tf
 
         own = zip(self.states, states, strict=True)
-        given = {self.body.inputs[i].name: value for i, value in (*weights.items(), *own)}
+        feeds = {self.body.inputs[i].name: value for i, value in (*weights.items(), *own)}
         fetched = [self.body.outputs[i] for i in self.states]
         try:
             with tf.compat.v1.Session(graph=self.body) as session:
-                return [np.asarray(new) for new in session.run(fetched, given | {self.item.name: x})]
+                return [np.asarray(new) for new in session.run(fetched, feeds | {self.item.name: x})]
         except (tf.errors.OpError, ValueError):
             return None
 
@@ -197,11 +197,11 @@ def _lstm(inputs: Array, states: Sequence[Array], recurrent: Array, bias: Array)
 FORMULAS: dict[int, Callable[[Array, Sequence[Array], Array, Array], Outcomes]] = {1: _rnn, 3: _gru, 4: _lstm}
 
 
-def biases(given: Sequence[Array], columns: int) -> Array:
+def biases(weights: Sequence[Array], columns: int) -> Array:
     """Return the biases [2 (g h)] of inputs and of states; zeros where there are none."""
     both = np.zeros((2, columns), np.float32)
-    if given:
-        both[: 1 if given[0].ndim == 1 else 2] = given[0]
+    if weights:
+        both[: 1 if weights[0].ndim == 1 else 2] = weights[0]
     return both
 
 

@@ -222,11 +222,11 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
             tf.import_graph_def(frozen.filled(numbered), name="")
             options = {"input_names": frozen.inputs, "output_names": frozen.outputs}
         try:
-            made = tfonnx.process_tf_graph(graph, opset=opset, custom_op_handlers={"Erfc": (_erfc, [])}, **options)
-            made = optimizer.optimize_graph(made, catch_errors=False, optimizers=_optimisers())
+            converted = tfonnx.process_tf_graph(graph, opset=opset, custom_op_handlers={"Erfc": (_erfc, [])}, **options)
+            converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=_optimisers())
         except Exception as error:  # its handlers raise anything
             raise UnsupportedError(f"tf2onnx refuses the model: {first_line(error)} {REMEDY}") from error
-        model = made.make_model("tf2onnx")
+        model = converted.make_model("tf2onnx")
     _check_operators(model, opset)
     return model
 
@@ -372,8 +372,8 @@ def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
 def weights_left(numbered: ModelProto, frozen: Frozen) -> set[str]:
     """Return the paths of the weights that are found in a numbered model, alone or joined with others."""
     numbers = [numbers_of(t, frozen.size)[0].ravel() for t in numbered.graph.initializer]
-    found = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
-    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(found, span)) > 0}
+    left = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
+    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(left, span)) > 0}
 
 
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:
@@ -400,9 +400,9 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
     names: dict[str, str] = {}
     for own, other in pairs.items():
         numbers, sign = numbers_of(tensors[other], frozen.size)
-        found = numbers[numbers >= 0]
-        if found.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
-            path = paths[int(np.searchsorted(starts, found[0], side="right")) - 1]
+        elements = numbers[numbers >= 0]
+        if elements.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
+            path = paths[int(np.searchsorted(starts, elements[0], side="right")) - 1]
             renamed[own] = fresh(path, taken | names.keys())
             names[renamed[own]] = path
     rename(model, renamed)

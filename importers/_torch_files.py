@@ -63,16 +63,16 @@ def assembled(content: Any, factory: Factory | None, name: str) -> tuple[nn.Modu
         ModelError: there are no weights, or they do not fit.
         PlanError: there is no factory, or it makes no network.
     """
-    found = _weights(content, name)
-    if isinstance(found, nn.Module):
-        return found, ""
+    weights = _weights(content, name)
+    if isinstance(weights, nn.Module):
+        return weights, ""
     if factory is None:
         raise PlanError(
             f"{name} holds weights, but not the network that they belong to. "
             "Pass factory='package.module:function', which makes it."
         )
     module = _made(factory)
-    state, note = _fitting(found, module)
+    state, note = _fitting(weights, module)
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -192,17 +192,17 @@ def _imported(factory: str) -> Callable[[], Any]:
     """Import what ``package.module:name`` stands for; the working directory is searched, too."""
     place, _, path = factory.partition(":")
     if not place or not path:
-        raise PlanError(f"factory {factory!r} is not of the form package.module:function.")
+        raise PlanError(f"factory {factory!r} is not of the form package.module:function. Write it so.")
     sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(place)
+        target: Any = importlib.import_module(place)
         for part in path.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"factory {factory!r}: {_line(error)} Check the name and the working directory.") from error
     finally:
         sys.path.remove(os.getcwd())
-    return found
+    return target
 
 
 def _fitting(state: Mapping[str, torch.Tensor], module: nn.Module) -> tuple[Mapping[str, torch.Tensor], str]:

@@ -41,24 +41,24 @@ class Example:
     call: str
 
     @classmethod
-    def of(cls, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Example:
+    def of(cls, module: nn.Module, call_arguments: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Example:
         """Take example inputs for a module.
 
         Args:
             module: the network.
-            given: positional and keyword arguments.
+            call_arguments: positional and keyword arguments.
 
         Raises:
             PlanError: there are none, or the arguments are not those of ``forward``.
         """
         signature = _signature(module)
         call = f"{getattr(module, 'original_name', type(module).__name__)}.forward({_shown(signature)})"
-        if given is None:
+        if call_arguments is None:
             raise PlanError(
                 f"{call} needs example inputs. Pass example_inputs=torch.randn(1, 3, 224, 224), say: a tensor, "
                 "a tuple, or a dict of keyword arguments."
             )
-        args, kwargs = given
+        args, kwargs = call_arguments
         arguments: dict[str, Any] = {f"input_{i}": value for i, value in enumerate(args)} | kwargs
         if signature is not None:
             try:
@@ -137,27 +137,27 @@ class Flat(nn.Module):
         return tuple(tensor for name, tensor in _named(self.module(*args, **kwargs)) if name in self._outputs)
 
 
-def split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def split(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Split a tensor, a tuple or a dict into positional and keyword arguments; arrays become tensors, None stays."""
-    if given is None:
+    if example_inputs is None:
         return None
     return pytree.tree_map(
-        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments(given)
+        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments(example_inputs)
     )
 
 
 def distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
     """Return the names, with a number behind those that are taken."""
     used = set(taken)
-    found = []
+    free_names = []
     for name in names:
         free, count = name, 1
         while free in used:
             count += 1
             free = f"{name}_{count}"
         used.add(free)
-        found.append(free)
-    return tuple(found)
+        free_names.append(free)
+    return tuple(free_names)
 
 
 def reason(error: BaseException) -> str:
@@ -194,19 +194,24 @@ def given_axes(example: Example, dynamic_shapes: Any) -> tuple[Axes, ...]:
         unknown = dynamic_shapes.keys() - example.arguments.keys()
         if unknown:
             known = ", ".join(example.arguments)
-            raise PlanError(f"dynamic_shapes names {sorted(unknown)[0]!r}; the arguments given are {known}.")
+            raise PlanError(
+                f"dynamic_shapes names {sorted(unknown)[0]!r}; the arguments given are {known}. Name these."
+            )
         specs = [dynamic_shapes.get(name) for name in example.arguments]
     else:
         specs = list(dynamic_shapes)
         if len(specs) != len(example.arguments):
-            raise PlanError(f"dynamic_shapes has {len(specs)} entries for {len(example.arguments)} arguments.")
+            raise PlanError(
+                f"dynamic_shapes has {len(specs)} entries for {len(example.arguments)} arguments. Give one for each, "
+                "or a dict."
+            )
     dims: dict[str, Any] = {}
-    found = [
+    axes_of_tensors = [
         axes
         for (name, value), spec in zip(example.arguments.items(), specs, strict=True)
         for axes in _spelled_out(name, value, spec, dims)
     ]
-    return tuple(found)
+    return tuple(axes_of_tensors)
 
 
 def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | None:
@@ -279,8 +284,8 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 def _named(result: Any) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors among a network's outputs: ``output``, ``output_0`` of a tuple, or a dict's keys."""
-    found = [(path, leaf) for path, leaf in _leaves(result) if torch.is_tensor(leaf)]
-    return [(path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), leaf) for path, leaf in found]
+    tensors = [(path, leaf) for path, leaf in _leaves(result) if torch.is_tensor(leaf)]
+    return [(path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), leaf) for path, leaf in tensors]
 
 
 def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iterator[Axes]:
@@ -292,7 +297,9 @@ def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iter
             yield from _spelled_out(f"{name}.{key}", item, spec.get(key) if spec else None, dims)
     elif isinstance(value, list | tuple):
         if spec is not None and len(spec) != len(value):
-            raise PlanError(f"dynamic_shapes has {len(spec)} entries for the {len(value)} of {name!r}.")
+            raise PlanError(
+                f"dynamic_shapes has {len(spec)} entries for the {len(value)} of {name!r}. Give one for each."
+            )
         for at, item in enumerate(value):
             yield from _spelled_out(f"{name}.{at}", item, spec[at] if spec else None, dims)
     else:
@@ -300,22 +307,24 @@ def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iter
 
 
 def _open_axes(name: str, tensor: torch.Tensor, spec: Any, dims: dict[str, Any]) -> Axes:
-    found = {}
+    axes = {}
     for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
         if dim is None or isinstance(dim, int) or dim is torch.export.Dim.STATIC:
             continue
         if not -tensor.ndim <= axis < tensor.ndim:
-            raise PlanError(f"dynamic_shapes opens axis {axis} of {name!r}, which has {tensor.ndim} axes.")
+            raise PlanError(
+                f"dynamic_shapes opens axis {axis} of {name!r}, which has {tensor.ndim} axes. Choose one of them."
+            )
         axis %= tensor.ndim
         if isinstance(dim, str):
             if not dim.isidentifier():
                 raise PlanError(
                     f"dynamic_shapes calls an axis of {name!r} {dim!r}. Use letters, digits and underscores."
                 )
-            found[axis] = (dim, dims.setdefault(dim, torch.export.Dim(dim)))
+            axes[axis] = (dim, dims.setdefault(dim, torch.export.Dim(dim)))
         else:
-            found[axis] = (getattr(dim, "__name__", f"{name}_{axis}"), dim)
-    return found
+            axes[axis] = (getattr(dim, "__name__", f"{name}_{axis}"), dim)
+    return axes
 
 
 def _resized(tensor: torch.Tensor, axes: Iterable[int], step: int) -> torch.Tensor:

@@ -127,7 +127,10 @@ class _Export:
             rank = self.inputs[i].ndim if 0 <= i < len(self.inputs) else 0
             if not all(0 <= axis < rank for axis in open_axes):
                 shapes = [list(a.shape) for a in self.inputs]
-                raise ModelError(f"axes names axes {sorted(open_axes)} of input {i}; the inputs have shapes {shapes}.")
+                raise ModelError(
+                    f"axes names axes {sorted(open_axes)} of input {i}; the inputs have shapes {shapes}. "
+                    "Name axes that they have."
+                )
         return axes
 
     def verified(self, axes: Axes, opset: int) -> tuple[ModelProto, float]:

@@ -277,7 +277,7 @@ def _convert_module(
             notes.append(f"the batch is fixed to that of the example inputs: {why_closed}")
         if name == "torchscript" and opset > NEWEST_TRACED:
             notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
-        return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
+        return replace(imported, exporter=EXPORTERS[name], notes=(*notes, *imported.notes))
     halves = any(torch.is_tensor(t) and t.dtype == torch.bfloat16 for t in module.state_dict().values())
     remedy = HALVES if halves else REMEDY
     if exporter is not None and not scripted:
@@ -286,9 +286,9 @@ def _convert_module(
     raise _refusal(example.call, failures, remedy)
 
 
-def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: int) -> Imported:
+def _convert_program(program: torch.export.ExportedProgram, example_inputs: Any, opset: int) -> Imported:
     module = program.module()
-    example = Example.of(module, program.example_inputs if given is None else split(given))
+    example = Example.of(module, program.example_inputs if example_inputs is None else split(example_inputs))
     with _unchanged(module):
         runs = [Run.first(module, example)]
         try:
@@ -307,7 +307,7 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
         else:
             notes.append("no axis is open: the program was exported so. Give dynamic_shapes to torch.export.export")
         imported = _finish(model, program.state_dict, example.names, runs, axes, "")
-    return replace(imported, how=EXPORTERS["dynamo"], notes=(*notes, *imported.notes))
+    return replace(imported, exporter=EXPORTERS["dynamo"], notes=(*notes, *imported.notes))
 
 
 def _export(
@@ -359,14 +359,14 @@ def _capture(
 def _limits(message: str) -> dict[str, tuple[int, int | None]]:
     """Return the ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
     _, _, suggested = message.partition("Suggested fixes:")
-    found = {}
+    limits = {}
     for line in suggested.strip().partition("\n\n")[0].splitlines():
         match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line.strip())
         if match is None:
             return {}
         label, low, high = match.groups()
-        found[label] = (int(low or 0), None if high is None else int(high))
-    return found
+        limits[label] = (int(low or 0), None if high is None else int(high))
+    return limits
 
 
 def _all_long(tensors: Sequence[torch.Tensor], axes: Sequence[Axes]) -> bool:
@@ -482,11 +482,11 @@ def _name(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], pref
 def _originals(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return by key the first key of the same tensor: itself, unless parameters are tied."""
     first: dict[Any, str] = {}
-    found = {}
+    originals = {}
     for key, tensor in tensors.items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else key
-        found[key] = first.setdefault(place, key)
-    return found
+        originals[key] = first.setdefault(place, key)
+    return originals
 
 
 def _declared_axes(model: ModelProto) -> tuple[Axes, ...]:
@@ -515,7 +515,7 @@ def _name_axes(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run], ax
             if not dim.dim_param:
                 continue
             if labels.keys() >= set(_SYMBOL.findall(dim.dim_param)):
-                dim.dim_param = _SYMBOL.sub(lambda found: labels[found[0]], dim.dim_param)
+                dim.dim_param = _SYMBOL.sub(lambda match: labels[match[0]], dim.dim_param)
             else:  # the TorchScript exporter makes up names
                 label = by_sizes.get(tuple(r.outputs[at][1].shape[axis] for r in runs))
                 dim.CopyFrom(TensorShapeProto.Dimension(dim_param=label))
@@ -561,17 +561,17 @@ def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> f
     return worst
 
 
-def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
-    if result.shape != own.shape:
-        raise _DifferentError(f"{where} is {list(result.shape)}, expected {list(own.shape)}.")
-    a, b = result.astype(np.float64), own.astype(np.float64)
+def _difference(where: str, result: np.ndarray, expected: np.ndarray) -> float:
+    if result.shape != expected.shape:
+        raise _DifferentError(f"{where} is {list(result.shape)}, expected {list(expected.shape)}.")
+    a, b = result.astype(np.float64), expected.astype(np.float64)
     alike = (a == b) | (np.isnan(a) & np.isnan(b))
     if alike.all():
         return 0.0
     difference = np.abs(a - b)[~alike].max()
     finite = np.abs(b[np.isfinite(b)])
     error = float(difference / finite.max()) if finite.any() else np.inf
-    tolerance = max(TOLERANCE, 8 * _EPSILON.get(own.dtype, 0.0))
+    tolerance = max(TOLERANCE, 8 * _EPSILON.get(expected.dtype, 0.0))
     if not error <= tolerance:
         raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
     return error

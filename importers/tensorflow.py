@@ -155,11 +155,11 @@ def _ordered(function: Function, examples: Any) -> list[np.ndarray]:
     by_name = isinstance(examples, Mapping)
     if len(arrays) != len(known) or (by_name and set(names) != set(known)):
         raise ModelError(f"example_inputs are {', '.join(names)}; the model takes {', '.join(known)}. Give these.")
-    given = dict(zip(names if by_name else known, arrays, strict=True))
+    feeds = dict(zip(names if by_name else known, arrays, strict=True))
     for name, spec in zip(known, function.specs, strict=True):
-        if not spec.shape.is_compatible_with(given[name].shape):
+        if not spec.shape.is_compatible_with(feeds[name].shape):
             expected = ["any" if n is None else n for n in spec.shape]
             raise ModelError(
-                f"example_inputs: {name!r} has shape {list(given[name].shape)}, expected {expected}. Change it."
+                f"example_inputs: {name!r} has shape {list(feeds[name].shape)}, expected {expected}. Change it."
             )
-    return [given[n].astype(s.dtype.as_numpy_dtype, copy=False) for n, s in zip(known, function.specs, strict=True)]
+    return [feeds[n].astype(s.dtype.as_numpy_dtype, copy=False) for n, s in zip(known, function.specs, strict=True)]

@@ -289,7 +289,7 @@ def convert(
         options["factory"] = _callable(factory)
     imported = convert_model(source, _example_inputs(inputs), **_given(options))
     write(Source(imported.model), output)
-    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.how}")
+    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.exporter}")
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:
         typer.echo(note)

@@ -39,7 +39,10 @@ def loop(call: Call, times: Array | None, condition: Array | None, *states: Arra
         seen.append(records)
         step += 1
     if not seen and len(call.node.outputs) > len(states):
-        raise UnsupportedError(f"{call.node.label}: it runs no iteration, so that its records have no known shape.")
+        raise UnsupportedError(
+            f"{call.node.label}: it runs no iteration, so that its records have no known shape. Export "
+            "the model without this loop."
+        )
     return (*kept, *(jnp.stack([jnp.asarray(r[i]) for r in seen]) for i in range(len(seen[0] if seen else []))))
 
 

@@ -39,15 +39,15 @@ def _functions(call: Call, defaults: list[str], directions: int) -> list[list[Fu
     """Return the activations of each direction."""
     names = call.attr("activations") or defaults * directions
     alphas, betas = list(call.attr("activation_alpha", [])), list(call.attr("activation_beta", []))
-    made = []
+    functions = []
     for name in names:
         takes_alpha = name.lower() not in ("tanh", "sigmoid", "relu", "softsign", "softplus")
         takes_beta = name.lower() in ("affine", "scaledtanh", "hardsigmoid")
         alpha = alphas.pop(0) if alphas and takes_alpha else None
         beta = betas.pop(0) if betas and takes_beta else None
-        made.append(_function(name, alpha, beta))
+        functions.append(_function(name, alpha, beta))
     per = len(defaults)
-    return [made[i * per : (i + 1) * per] for i in range(directions)]
+    return [functions[i * per : (i + 1) * per] for i in range(directions)]
 
 
 def _recurrent(

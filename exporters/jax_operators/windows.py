@@ -26,14 +26,14 @@ class Windows:
         strides: distances of windows.
         dilations: distances within a window.
         pads: (before, behind) of each axis; with ``ceil_mode`` as much behind as the last window needs.
-        given: (before, behind) without what ``ceil_mode`` added.
+        declared: (before, behind) without what ``ceil_mode`` added.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
-    given: tuple[tuple[int, int], ...]
+    declared: tuple[tuple[int, int], ...]
 
 
 def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
@@ -45,13 +45,13 @@ def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         total = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(sizes, strides, reach, strict=True)]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        given = list(zip(small, large, strict=True) if mode == "SAME_UPPER" else zip(large, small, strict=True))
+        declared = list(zip(small, large, strict=True) if mode == "SAME_UPPER" else zip(large, small, strict=True))
     else:
-        given = [(0, 0)] * rank if mode == "VALID" else list(zip(pads[:rank], pads[rank:], strict=True))
-    wanted = given
+        declared = [(0, 0)] * rank if mode == "VALID" else list(zip(pads[:rank], pads[rank:], strict=True))
+    wanted = declared
     if call.attr("ceil_mode", 0):
-        wanted = [_ceiled(*g, n, s, r) for g, n, s, r in zip(given, sizes, strides, reach, strict=True)]
-    return Windows(tuple(kernel), tuple(strides), tuple(dilations), tuple(wanted), tuple(given))
+        wanted = [_ceiled(*g, n, s, r) for g, n, s, r in zip(declared, sizes, strides, reach, strict=True)]
+    return Windows(tuple(kernel), tuple(strides), tuple(dilations), tuple(wanted), tuple(declared))
 
 
 def _ceiled(before: int, behind: int, size: int, stride: int, reach: int) -> tuple[int, int]:
@@ -177,13 +177,13 @@ def _maxima(x: Array, at: Windows) -> Array:
 
 
 def _counts(sizes: Sequence[int], at: Windows, with_pads: bool) -> list[np.ndarray]:
-    """Count for each axis the elements of each window: the data's, or those of the given pads, too."""
+    """Count for each axis the elements of each window: the data's, or those of the declared pads, too."""
     counts = []
-    rows = zip(sizes, at.kernel, at.strides, at.dilations, at.pads, at.given, strict=True)
-    for size, k, s, d, (before, behind), given in rows:
+    rows = zip(sizes, at.kernel, at.strides, at.dilations, at.pads, at.declared, strict=True)
+    for size, k, s, d, (before, behind), declared in rows:
         starts = np.arange(0, size + before + behind - (k - 1) * d, s) - before
         places = starts[:, None] + d * np.arange(k)
-        low, high = (-given[0], size + given[1]) if with_pads else (0, size)
+        low, high = (-declared[0], size + declared[1]) if with_pads else (0, size)
         counts.append(((places >= low) & (places < high)).sum(1))
     return counts
 

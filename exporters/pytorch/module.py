@@ -52,7 +52,9 @@ class Step:
         """How to run it: looked up each time, since functions of users cannot be pickled."""
         entry = find(self.node.key)
         if entry is None:
-            raise UnsupportedError(f"{self.node.label}: operator {self.node.key} is not registered any more. Do so.")
+            raise UnsupportedError(
+                f"{self.node.label}: operator {self.node.key} is not registered any more. Register it again."
+            )
         return entry
 
 
@@ -110,14 +112,14 @@ class OnnxModule(nn.Module):
         Raises:
             TypeError: an input is missing, or unknown.
         """
-        given = dict(zip(self.input_names, args, strict=False)) | kwargs
-        if len(args) > len(self.input_names) or given.keys() != set(self.input_names):
+        feeds = dict(zip(self.input_names, args, strict=False)) | kwargs
+        if len(args) > len(self.input_names) or feeds.keys() != set(self.input_names):
             wanted = ", ".join(self.input_names)
             raise TypeError(f"forward takes {wanted}; got {len(args)} by place and {sorted(kwargs)} by name.")
         state = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
-        device = next((v.device for v in {**state, **given}.values() if isinstance(v, Tensor)), torch.device("cpu"))
+        device = next((v.device for v in {**state, **feeds}.values() if isinstance(v, Tensor)), torch.device("cpu"))
         with torch.device(device) if device.type != "cpu" else nullcontext():
-            results = run(self._program, given, state, self.training)
+            results = run(self._program, feeds, state, self.training)
         outputs = tuple(self._declared(n, v) for n, v in zip(self.output_names, results, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -246,13 +248,13 @@ def _statistics(model: ModelProto) -> dict[tuple[str, int, tuple[str, ...]], str
         for place, name in enumerate(node.input):
             mine = node.op_type == "BatchNormalization" and place in STATISTICS
             readers.setdefault(name, set()).add((place, tuple(node.input[1:])) if mine else None)
-    found = {}
+    names = {}
     for name, users in readers.items():
         owners = sorted(u for u in users if u is not None)
         first = 0 if None in users else 1  # one layer may keep it where nothing else reads it
         for number, (place, others) in enumerate(owners[first:] if name in stored else [], start=2):
-            found[name, place, others] = f"{name}_{number}"
-    return found
+            names[name, place, others] = f"{name}_{number}"
+    return names
 
 
 def _add(model: ModelProto, like: TensorProto, name: str) -> None:
@@ -351,16 +353,16 @@ class _Compiler:
 
 def _uses(graph: Graph) -> Iterator[tuple[str, list[tuple[Operator, int]]]]:
     """Yield the places where each name is read, those in subgraphs included; outputs are read nowhere."""
-    found: dict[str, list[tuple[Operator, int]]] = {n: [] for n in graph.outputs}
+    uses: dict[str, list[tuple[Operator, int]]] = {n: [] for n in graph.outputs}
     for node in graph.nodes:
         entry = find(node.key)
         for place, name in enumerate(node.inputs):
             if name and entry is not None:
-                found.setdefault(name, []).append((entry, place))
+                uses.setdefault(name, []).append((entry, place))
         for sub in node.subgraphs:
             for name, places in _uses(_inner(sub, graph)):
-                found.setdefault(name, []).extend(places)
-    yield from found.items()
+                uses.setdefault(name, []).extend(places)
+    yield from uses.items()
 
 
 def _reads(step: Step) -> Iterator[str]:
@@ -385,7 +387,7 @@ def _mark_last_uses(program: Program) -> None:
 
 def run(
     program: Program,
-    given: Mapping[str, Any],
+    feeds: Mapping[str, Any],
     state: Mapping[str, Tensor],
     training: bool,
     outer: Mapping[str, Any] = {},
@@ -394,12 +396,12 @@ def run(
 
     Args:
         program: what to run.
-        given: its inputs.
+        feeds: its inputs.
         state: parameters and buffers by key.
         training: whether BatchNormalizations and Dropout are to train.
         outer: values of the graphs around it.
     """
-    values: dict[str, Any] = {**outer, **program.host, **{n: state[k] for n, k in program.keys.items()}, **given}
+    values: dict[str, Any] = {**outer, **program.host, **{n: state[k] for n, k in program.keys.items()}, **feeds}
     for step in program.steps:
         operands = [values[n] if n else None for n in step.node.inputs]
         values.update(_outputs(step.node, _call(step, operands, values, state, training)))
@@ -440,14 +442,14 @@ def _body(
 def _on_host(node: Node, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
     if node.domain or node.op not in FOLDERS or node.op in ("Shape", "Size"):
         return None
-    given = [v for v in operands if v is not None]
-    if not given or not all(isinstance(v, np.ndarray) for v in given):
+    values = [v for v in operands if v is not None]
+    if not values or not all(isinstance(v, np.ndarray) for v in values):
         return None
-    if any(v.dtype == object for v in given):
+    if any(v.dtype == object for v in values):
         if node.op == "Cast" and node.attributes["to"] in (TensorProto.INT64, TensorProto.INT32):
-            return (given[0],)
+            return (values[0],)
         if node.op == "Div":  # of sizes, which are positive
-            return (np.asarray(given[0] // given[1], object),)
+            return (np.asarray(values[0] // values[1], object),)
         if node.op not in SYMBOLIC:
             return None
     results = FOLDERS[node.op](node, operands)

@@ -223,7 +223,7 @@ def _splits(module: Any, cuts: Cuts) -> bool:
     1. A list or tuple that adds up to them.
     2. The width of equal parts, under its usual name.
     """
-    found = False
+    is_set = False
     new: Any
     layers = [cut for key, cut in cuts.items() if key.count(".") == 1 and key.endswith(".weight") and 0 in cut.kept]
     for name, value in list(vars(module).items()):
@@ -235,8 +235,8 @@ def _splits(module: Any, cuts: Cuts) -> bool:
             continue
         if new != value:
             setattr(module, name, new)
-            found = True
-    return found
+            is_set = True
+    return is_set
 
 
 def _parts(cut: Cut, sizes: Sequence[int]) -> Sequence[int]:

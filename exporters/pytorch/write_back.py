@@ -210,11 +210,11 @@ class _Weights:
 
 def _entries(module: nn.Module) -> dict[str, _Entry]:
     """Return all parameters and buffers by state_dict key, tied ones under each of their keys."""
-    found = {}
+    entries = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for leaf in (*owner._parameters, *owner._buffers):
-            found[f"{path}.{leaf}" if path else leaf] = _Entry(owner, leaf)
-    return found
+            entries[f"{path}.{leaf}" if path else leaf] = _Entry(owner, leaf)
+    return entries
 
 
 def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tuple[str, Cut]]:
@@ -355,9 +355,9 @@ def _verify(
             module.load_state_dict(before)
     if not off <= tolerance(model):
         shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
-        how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
+        gap = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
         raise NarrowError(
-            f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
+            f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {gap}. A size or a "
             f"scale is written into its forward code. {REMEDY}",
             guessed[0] if guessed else "",
         )

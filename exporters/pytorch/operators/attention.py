@@ -157,10 +157,10 @@ def _key_mask(mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
         return None
     if mask.ndim == 1:
         return (torch.arange(columns, device=mask.device) < mask[:, None])[:, None, None]
-    marks = mask != 0
+    visible = mask != 0
     if mask.ndim == 2:
-        return marks[:, None, None]
-    return marks[:, None] if mask.ndim == 3 else marks[:, :, :rows, :columns]
+        return visible[:, None, None]
+    return visible[:, None] if mask.ndim == 3 else visible[:, :, :rows, :columns]
 
 
 def _attend(

@@ -26,10 +26,10 @@ def paddings(node: Node, size: Sequence[Any], kernel: Sequence[int]) -> list[tup
         kernel: its size.
     """
     rank = len(kernel)
-    how = node.attributes.get("auto_pad", "NOTSET")
-    if how == "VALID":
+    auto_pad = node.attributes.get("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
         return [(0, 0)] * rank
-    if how == "NOTSET":
+    if auto_pad == "NOTSET":
         pads = node.attributes.get("pads", [0] * 2 * rank)
         return list(zip(pads[:rank], pads[rank:], strict=True))
     strides = node.attributes.get("strides", [1] * rank)
@@ -38,7 +38,7 @@ def paddings(node: Node, size: Sequence[Any], kernel: Sequence[int]) -> list[tup
     for n, k, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
         total = max((-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n, 0)
         small = total // 2
-        result.append((small, total - small) if how == "SAME_UPPER" else (total - small, small))
+        result.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
     return result
 
 
@@ -91,16 +91,16 @@ def _cuts(
 ) -> list[tuple[Any, Any]]:
     """Return where each axis of all places begins and ends; the end may lie behind them."""
     rank = len(whole)
-    how = node.attributes.get("auto_pad", "NOTSET")
+    auto_pad = node.attributes.get("auto_pad", "NOTSET")
     target = node.attributes.get("output_shape")
-    if target is None and how in ("NOTSET", "VALID"):
+    if target is None and auto_pad in ("NOTSET", "VALID"):
         pads = node.attributes.get("pads", [0] * 2 * rank)
         return [(pads[i], whole[i] + extra[i] - pads[rank + i]) for i in range(rank)]
     target = [n * s for n, s in zip(size, strides, strict=True)] if target is None else target[-rank:]
     cuts = []
     for wanted, all_places, more in zip(target, whole, extra, strict=True):
         total = max(all_places + more - wanted, 0)
-        start = total // 2 if how == "SAME_UPPER" else total - total // 2
+        start = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
         cuts.append((start, start + wanted))
     return cuts
 

@@ -41,14 +41,14 @@ def _activations(node: Node, directions: int) -> list[list[Activation]]:
     names = node.attributes.get("activations") or BY_DEFAULT[node.op] * directions
     alphas = iter(node.attributes.get("activation_alpha", []))
     betas = iter(node.attributes.get("activation_beta", []))
-    found = []
+    functions = []
     for name in names:
         key = name.lower()
         alpha = next(alphas, None) if key in ("affine", "leakyrelu", "thresholdedrelu", "hardsigmoid", "elu") else None
         beta = next(betas, None) if key in ("affine", "hardsigmoid") else None
-        found.append(_bound(key, alpha, beta))
-    each = len(found) // directions
-    return [found[i * each : (i + 1) * each] for i in range(directions)]
+        functions.append(_bound(key, alpha, beta))
+    each = len(functions) // directions
+    return [functions[i * each : (i + 1) * each] for i in range(directions)]
 
 
 def _bound(key: str, alpha: float | None, beta: float | None) -> Activation:

@@ -60,25 +60,25 @@ def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 @operator("ScatterElements", "Scatter", fixed=(1,))
 def scatter_elements(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Replace elements along ``axis``, or combine them with new ones."""
-    axis, how = node.attributes.get("axis", 0), node.attributes.get("reduction", "none")
+    axis, reduction = node.attributes.get("axis", 0), node.attributes.get("reduction", "none")
     places = _positive(indices, x.shape[axis])
-    if how == "none":
+    if reduction == "none":
         return x.scatter(axis, places, updates)
-    return x.scatter_reduce(axis, places, updates, REDUCTIONS[how])
+    return x.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])
 
 
 @operator("ScatterND", fixed=(1,))
 def scatter_nd(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Replace slices by index tuples, or combine them with new ones."""
-    depth, how = indices.shape[-1], node.attributes.get("reduction", "none")
+    depth, reduction = indices.shape[-1], node.attributes.get("reduction", "none")
     rest = x.shape[depth:]
     flat = x.reshape(math.prod(x.shape[:depth]), math.prod(rest))
     rows = _rows(x.shape, indices).flatten()
     places = rows[:, None].expand(rows.shape[0], flat.shape[1])
     values = updates.reshape(places.shape)
-    if how == "none":
+    if reduction == "none":
         return flat.scatter(0, places, values).reshape(x.shape)
-    return flat.scatter_reduce(0, places, values, REDUCTIONS[how]).reshape(x.shape)
+    return flat.scatter_reduce(0, places, values, REDUCTIONS[reduction]).reshape(x.shape)
 
 
 @operator("OneHot", host=(1,), fixed=(0, 2))
