@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.exporters.keras_sizes import WIDTHS, Config, Widths
 from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
 from spa.frameworks.reasons import first_line
 from spa.frameworks.tensorflow import difference, example_feeds, read
@@ -23,8 +24,6 @@ from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result
-
-Config = dict[str, Any]
 
 
 def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> Any:
@@ -57,7 +56,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
             f"Keras model {keras_model.name!r} computes in {keras_model.compute_dtype}, to which its conversion has "
             "cast the weights. Convert, prune and write back a float32 copy of it."
         )
-    pruned = _Pruned.of(keras_model, result, names)
+    pruned = Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
     _verify(small, result.model)
     return small
@@ -67,7 +66,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
 
 
 @dataclass(frozen=True)
-class _Pruned:
+class Pruned:
     """The pruned model in Keras' terms, by variable.
 
     Attributes:
@@ -83,7 +82,18 @@ class _Pruned:
     biases: Mapping[int, np.ndarray]
 
     @classmethod
-    def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> _Pruned:
+    def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> Pruned:
+        """Sort what pruning left by the variables of a Keras model.
+
+        Args:
+            keras_model: the dense model.
+            result: of pruning its conversion.
+            names: variable paths by initializer.
+
+        Raises:
+            ModelError: the result belongs to another model.
+            UnsupportedError: what is left of a variable is no block.
+        """
         sources, spans = weight_sources(keras_model)
         dense = {t.name: tuple(t.dims) for t in result.source.model.graph.initializer}
         stranger = next((n for n, (s, _) in sources.items() if dense.get(n) != s.shape or n not in names), None)
@@ -182,7 +192,7 @@ def _block(
 class _Builder:
     """Builds narrower copies of layers as they are called, so that each knows the shape of its input."""
 
-    pruned: _Pruned
+    pruned: Pruned
 
     def __post_init__(self) -> None:
         self.clones: dict[int, Any] = {}
@@ -250,7 +260,7 @@ class _Builder:
                 config[key].pop("build_config", None)  # the widths that it was built with
                 self._narrow(inner, config[key]["config"])
         if type(layer).__name__ in WIDTHS:
-            WIDTHS[type(layer).__name__](config, _Widths(layer, self.pruned))
+            WIDTHS[type(layer).__name__](config, Widths(layer, self.pruned))
 
     def _fill(self, layer: Any, clone: Any) -> None:
         """Give a layer's copy its variables."""
@@ -313,109 +323,6 @@ def _rescaled(layer: Any, clone: Any, variable: Any) -> float:
     if key is None or "/query/" not in variable.path:
         return 1.0
     return float(np.sqrt(clone.get_config()[key] / layer.get_config()[key]))
-
-
-class _Widths:
-    """A layer's new sizes."""
-
-    def __init__(self, layer: Any, pruned: _Pruned) -> None:
-        self.layer, self.pruned = layer, pruned
-
-    def variable(self, suffix: str) -> Any:
-        """Return the variable whose path ends so."""
-        return next(v for v in self.layer.variables if v.path.endswith(f"/{suffix}"))
-
-    def shape(self, suffix: str) -> tuple[int, ...]:
-        return self.pruned.arrays[id(self.variable(suffix))].shape
-
-    def bias(self, config: Config) -> None:
-        """Give the layer a bias if the reconstruction did."""
-        config["use_bias"] |= any(id(v) in self.pruned.biases for v in self.layer.variables)
-
-
-def _dense(config: Config, widths: _Widths) -> None:
-    config["units"] = widths.shape("kernel")[-1]
-
-
-def _conv(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("kernel")[-1]
-    config["groups"] = widths.pruned.groups.get(id(widths.variable("kernel")), config["groups"])
-    widths.bias(config)
-
-
-def _transposed_conv(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("kernel")[-2]
-
-
-def _depthwise(config: Config, widths: _Widths) -> None:
-    config["depth_multiplier"] = widths.shape("kernel")[-1]
-    widths.bias(config)
-
-
-def _separable(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("pointwise_kernel")[-1]
-    config["depth_multiplier"] = widths.shape("depthwise_kernel")[-1]
-    widths.bias(config)
-
-
-def _recurrent(config: Config, widths: _Widths) -> None:
-    config["units"] = widths.shape("recurrent_kernel")[0]
-    widths.bias(config)
-
-
-def _embedding(config: Config, widths: _Widths) -> None:
-    config["output_dim"] = widths.shape("embeddings")[1]
-
-
-def _layer_scale(config: Config, widths: _Widths) -> None:
-    config["projection_dim"] = widths.pruned.arrays[id(widths.layer.gamma)].size  # its variable has no name
-
-
-def _group_normalisation(config: Config, widths: _Widths) -> None:
-    scale = next(iter(widths.layer.variables), None)
-    if scale is not None:
-        size = scale.shape[0] // widths.layer.groups
-        config["groups"] = np.unique(widths.pruned.kept[id(scale)] // size).size
-
-
-def _einsum_dense(config: Config, widths: _Widths) -> None:
-    left, output = config["equation"].replace(" ", "").split("->")
-    sizes = dict(zip(left.split(",")[1].replace(".", ""), widths.shape("kernel"), strict=True))
-    letters, shape = output.replace(".", ""), list(config["output_shape"])
-    for i, letter in enumerate(reversed(letters[-len(shape) :]), start=1):
-        if letter in sizes and shape[-i] is not None:
-            shape[-i] = sizes[letter]
-    config["output_shape"] = shape
-
-
-def _attention(config: Config, widths: _Widths) -> None:
-    config["num_heads"], config["key_dim"] = widths.shape("query/kernel")[1:]
-    config["value_dim"] = widths.shape("value/kernel")[2]
-    width = widths.shape("attention_output/kernel")[-1]
-    if config["output_shape"] is not None or width != widths.shape("query/kernel")[0]:
-        config["output_shape"] = width  # by default it is the query's
-
-
-def _grouped_attention(config: Config, widths: _Widths) -> None:
-    config["num_query_heads"], config["head_dim"] = widths.shape("query/kernel")[1:]
-    config["num_key_value_heads"] = widths.shape("key/kernel")[1]
-
-
-# Where a layer's widths stand in its configuration. Layers that are not here take them from their input.
-WIDTHS: dict[str, Callable[[Config, _Widths], None]] = {
-    "Dense": _dense,
-    "EinsumDense": _einsum_dense,
-    "Embedding": _embedding,
-    "GroupNormalization": _group_normalisation,
-    "MultiHeadAttention": _attention,
-    "GroupedQueryAttention": _grouped_attention,
-    "LayerScale": _layer_scale,
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _conv),
-    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed_conv),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell"), _recurrent),
-}
 
 
 def _verify(small: Any, pruned: ModelProto) -> None:
