@@ -30,7 +30,7 @@ def place(model: ModelProto, path: Path, base: Path | None, external: bool = Fal
 
 
 def data_file(path: Path) -> Path:
-    """Where :func:`place` puts the large weights of a file."""
+    """Return where :func:`place` puts the large weights of a file."""
     return path.parent / f"{path.name}.data"
 
 
