@@ -55,7 +55,8 @@ MEASURED = ("spa", "importers", "exporters", "models", "benchmarks", "examples")
 LONGEST, MOST_PARAMETERS, MOST_TOP_MODULES = 60, 8, 12
 # The public function, whose options are the request's.
 EXEMPT = {("spa/api.py", "prune", "parameters")}
-# To be emptied: what is too large today, and the part of issue 12 that clears it.
+# To be emptied: what is against the rules today, and the part of issue 12 that clears it.
+KNOWN_ARROWS = {("spa.criteria.gates", "spa.obspa.linear.FLOATS"): "traits"}
 KNOWN = {
     ("spa/api.py", "prune", "lines"): "request",
     ("spa/cli.py", "prune", "lines"): "request",
@@ -254,7 +255,9 @@ def modules() -> dict[str, Module]:
 
 @pytest.fixture(scope="module")
 def drawn(modules: Modules) -> list[Arrow]:
-    return arrows(modules)
+    every = arrows(modules)
+    assert KNOWN_ARROWS.keys() <= {(a.source, a.full) for a in every}, "cleared: take it out of KNOWN_ARROWS"
+    return [a for a in every if (a.source, a.full) not in KNOWN_ARROWS]
 
 
 def test_no_modules_import_each_other_in_a_circle(drawn: list[Arrow]) -> None:

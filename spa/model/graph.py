@@ -17,9 +17,6 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from spa.errors import ModelError
 
-#: The element types that weights are computed in.
-FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-
 
 def domain_of(node: NodeProto) -> str:
     """The node's domain, with the default domain's alias ``ai.onnx`` as the empty string."""
