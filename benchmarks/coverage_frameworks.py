@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spa.api import Result
-    from spa.doors import Origin
+    from spa.doors import FrameworkModel
     from spa.importers import Imported
 
 NAME = "coverage_frameworks"
@@ -71,27 +71,27 @@ def _imported(
     options: dict[str, Any],
     shapes: dict[str, Any] | None,
     facts: dict[str, Any],
-) -> Origin:
+) -> FrameworkModel:
     """The network in ONNX, with its sequence closed where it cannot be open."""
-    from spa.doors import origin
+    from spa.doors import import_model
     from spa.errors import SpaError
 
     start = time.perf_counter()
     try:
-        came = origin(module, inputs, options | {"dynamic_shapes": shapes})
+        came = import_model(module, inputs, options | {"dynamic_shapes": shapes})
     except SpaError as error:
         if shapes is None:
             raise
         facts["sequence"] = f"closed: {error}"
-        came = origin(module, inputs, options)
+        came = import_model(module, inputs, options)
     found = came.imported
-    facts |= {"import s": round(time.perf_counter() - start, 1), "how": found.how, "notes": found.notes}
+    facts |= {"import s": round(time.perf_counter() - start, 1), "how": found.exporter, "notes": found.notes}
     facts |= {"import error": found.error, "axes": _open(found.model), "nodes": len(found.model.graph.node)}
     facts |= _found(module, found)
     return came
 
 
-def _pruned(came: Origin, facts: dict[str, Any]) -> Result:
+def _pruned(came: FrameworkModel, facts: dict[str, Any]) -> Result:
     """What `spa.prune(module, example_inputs=...)` gives; across normalisations where nothing goes without."""
     from spa import prune
     from spa.errors import PlanError
@@ -116,7 +116,7 @@ def _written_back(result: Result) -> dict[str, Any]:
     from spa.exporters.pytorch import check, to_torch
 
     assert result.origin is not None
-    dense, names, inputs = result.origin.given, result.origin.imported.names, result.origin.example_inputs
+    dense, names, inputs = result.origin.source, result.origin.imported.names, result.origin.example_inputs
     start = time.perf_counter()
     try:
         small, kind, notes = to_torch(result, dense, names, inputs)
@@ -157,17 +157,17 @@ def _equation(result: Result) -> dict[str, float]:
     """How far the pruned network is from the masked original, and that from the original, over its magnitude."""
     import numpy as np
 
-    from spa.exporters.files import session
     from spa.running.feeds import working_feeds
     from spa.running.runtime import run
+    from spa.running.sessions import open_session
     from spa.surgery.masking import masked
 
-    with session(result.model) as opened:
+    with open_session(result.model) as opened:
         feeds = working_feeds(opened, batch=3)
         got = run(opened, feeds)
-    with session(masked(result.analysis, result.plan)) as opened:
+    with open_session(masked(result.analysis, result.plan)) as opened:
         expected = run(opened, feeds)
-    with session(result.source.model) as opened:
+    with open_session(result.source.model) as opened:
         dense = run(opened, feeds)
 
     def apart(a: list[Any], b: list[Any]) -> float:

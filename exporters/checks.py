@@ -24,7 +24,7 @@ _SEEDS = 3
 
 
 def check(draft: Path, source: Path | None, name: str = "the model") -> None:
-    """What is written must pass the checker (unless the source fails it, too), load and run.
+    """Check that a file passes the checker (unless its source fails it, too), loads and runs.
 
     Args:
         draft: the file.
@@ -47,7 +47,7 @@ def check(draft: Path, source: Path | None, name: str = "the model") -> None:
 
 
 def objection(path: Path) -> str | None:
-    """What onnx.checker has against a file, or None; it refuses GroupNormalization at opsets 18 to 20, for one."""
+    """Return onnx.checker's objection to a file, or None; it refuses GroupNormalization at opsets 18 to 20, for one."""
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -61,14 +61,14 @@ def _run(path: Path) -> None:
 
 
 def allowed(model: ModelProto) -> float:
-    """How far outputs may move by rounding alone: a relative L2 distance, by the model's coarsest float type."""
+    """Return how far rounding alone may move outputs: a relative L2 distance, by the model's coarsest float type."""
     types = {t.data_type for t in tensors_of(model.graph)}
     types |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
     return max((_ALLOWED.get(t, 0.0) for t in types), default=0.0) or _ALLOWED_ELSE
 
 
 def difference(original: Path, other: Path, limit: float) -> str | None:
-    """How a model differs from the original in interface or outputs (onnxruntime, three seeded inputs), or None.
+    """Say how a model differs from the original in interface or outputs (onnxruntime, three seeded inputs), or None.
 
     Args:
         original: an ``.onnx`` file.
@@ -91,8 +91,8 @@ def _within(output: OutputDifference, limit: float) -> bool:
 
 
 def _changed(output: OutputDifference) -> str:
-    how = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
-    return f"output {output.name!r} changes{how}"
+    by = "" if output.relative_l2 is None else f" by {output.relative_l2:.2g} of its size"
+    return f"output {output.name!r} changes{by}"
 
 
 def distance(
@@ -100,7 +100,7 @@ def distance(
     compute: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]],
     batches: Sequence[int | None] = (None,),
 ) -> float:
-    """The largest relative L2 distance of an output from onnxruntime's, over seeded inputs.
+    """Return the largest relative L2 distance of an output from onnxruntime's, over seeded inputs.
 
     Args:
         original: an ``.onnx`` file.
@@ -120,7 +120,7 @@ def distance(
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 distance; infinite where shapes differ, or where one is NaN or infinite and the other is not that."""
+    """Return the relative L2 distance; infinite where shapes differ, or one is NaN or infinite and the other is not."""
     if a.shape != b.shape:
         return np.inf
     x, y = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)

@@ -31,7 +31,7 @@ class Resized(nn.Module):
 
 
 def resized(module: nn.Module) -> Resized:
-    """A linen module that runs on pruned variables.
+    """Wrap a linen module so that it runs on pruned variables.
 
     Args:
         module: the module, unbound.
@@ -43,21 +43,21 @@ def resized(module: nn.Module) -> Resized:
 
 
 def attention_paths(run: Callable[[], Any]) -> list[tuple[str, ...]]:
-    """The paths of the attention layers that a run passes, but for those that normalise queries.
+    """Return the paths of attention layers that a run passes, but for those that normalise queries.
 
     Args:
         run: applies a module.
     """
-    found: dict[tuple[str, ...], None] = {}
+    paths: dict[tuple[str, ...], None] = {}
 
     def note(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         if isinstance(context.module, nn.MultiHeadDotProductAttention) and not context.module.normalize_qk:
-            found[context.module.path] = None
+            paths[context.module.path] = None
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
         run()
-    return list(found)
+    return list(paths)
 
 
 def _fitted(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -93,7 +93,7 @@ def _dense_general(module: Any, params: Params, x: Shape) -> dict[str, Any]:
 
 
 def _conv(module: Any, params: Params, x: Shape) -> dict[str, Any]:
-    """Kernel [*k i/groups o]."""
+    """Restate sizes from a kernel [*k i/groups o]."""
     shape = params["kernel"].shape
     return {"features": shape[-1], "feature_group_count": x[-1] // shape[-2], "use_bias": "bias" in params}
 
@@ -109,7 +109,7 @@ def _embed(module: Any, params: Params, x: Shape) -> dict[str, Any]:
 
 
 def _attention(module: Any, params: Params, x: Shape) -> dict[str, Any]:
-    """The query's kernel [i h d], the output's [h e o]."""
+    """Restate sizes from the query's kernel [i h d] and the output's [h e o]."""
     _, heads, size = params["query"]["kernel"].shape
     return {"num_heads": heads, "qkv_features": heads * size, "out_features": params["out"]["kernel"].shape[-1]}
 

@@ -28,7 +28,7 @@ Params = dict[str, Any]
 def function(
     model: ModelProto, base: Path | None = None, names: Mapping[str, str] | None = None
 ) -> tuple[Callable[..., Any], Params]:
-    """A model as a JAX function of its weights and inputs.
+    """Make a JAX function, of weights and inputs, of a model.
 
     The function can be jitted, differentiated and mapped; sizes are fixed when it is traced, and integers that follow
     from them are computed beforehand in numpy. Networks are computed as in inference: BatchNormalization uses its
@@ -60,7 +60,9 @@ def function(
 
     def fn(params: Mapping[str, Any], *inputs: Any) -> Any:
         if len(inputs) != len(graph.inputs):
-            raise ModelError(f"the model takes {len(graph.inputs)} inputs {graph.inputs}, not {len(inputs)}.")
+            raise ModelError(
+                f"the model takes {len(graph.inputs)} inputs {graph.inputs}, not {len(inputs)}. Give one for each."
+            )
         values = {n: jnp.asarray(params[called.get(n, n)]) for n in weights}
         values |= {n: jnp.asarray(x) for n, x in zip(graph.inputs, inputs, strict=True)}
         outputs = [jnp.asarray(v) for v in block.run(values)]
@@ -74,7 +76,7 @@ def _versions(model: ModelProto) -> dict[str, int]:
 
 
 def _is_weight(block: _Block, name: str) -> bool:
-    """Whether an initializer is a parameter: floats, no scalar, and nothing that JAX must know beforehand."""
+    """Tell whether an initializer is a parameter: floats, no scalar, and nothing that JAX must know beforehand."""
     value = block.constants[name]
     floating = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
     return floating and value.ndim > 0 and name not in block.needed
@@ -100,7 +102,7 @@ class _Block:
 
     @staticmethod
     def of(graph: GraphProto, versions: Mapping[str, int], base: Path | None) -> _Block:
-        """A graph with the laws of its operators.
+        """Look up the laws of a graph's operators.
 
         Raises:
             UnsupportedError: one is not covered.
@@ -119,12 +121,12 @@ class _Block:
             needed.update(node.inputs[i] for i in law.static if i < len(node.inputs))
             needed.update(*(b.needed for b in inner.values()))
             steps.append((node, law, inner))
-        given = {t.name for t in graph.initializer}
-        inputs = [i.name for i in graph.input if i.name not in given]
+        constant_names = {t.name for t in graph.initializer}
+        inputs = [i.name for i in graph.input if i.name not in constant_names]
         return _Block(steps, constants, needed, inputs, [o.name for o in graph.output])
 
     def run(self, outer: Mapping[str, Any]) -> list[Any]:
-        """The outputs, given the inputs and what the graphs around it have computed."""
+        """Compute the outputs from the inputs and what the graphs around it have computed."""
         import jax.numpy as jnp
 
         from spa.exporters.jax_operators import Call, is_known
@@ -147,12 +149,12 @@ class _Block:
 
 
 def _bound(block: _Block, values: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Any]]:
-    """A subgraph as a function of its own inputs."""
+    """Make a function of a subgraph, of its own inputs."""
     return lambda operands: block.run({**values, **dict(zip(block.inputs, operands, strict=True))})
 
 
 def _law(node: Node) -> Law:
-    """How a node is computed.
+    """Return how a node is computed.
 
     Raises:
         UnsupportedError: its operator, or this use of it, is not covered.

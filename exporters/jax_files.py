@@ -14,10 +14,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, check, distance
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.jax import function
 from spa.extras import extra
-from spa.importers.jax import reason_of
+from spa.frameworks.reasons import reason_of
+from spa.model.files import place
 from spa.model.io import load
 from spa.running.feeds import first_run
 from spa.running.ranges import ranges_for
@@ -71,7 +72,7 @@ def write_jax(model: ModelProto, directory: str | os.PathLike[str], base: Path |
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As ``numpy.savez``, which has names of its own that arrays cannot have, and writes the time into the file."""
+    """Write arrays as ``numpy.savez`` would, which reserves names and puts the time into the file."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
@@ -96,13 +97,13 @@ class Program:
     batches: tuple[int | None, ...]
 
     def exported(self) -> Any:
-        """The program read from its bytes; ``call(params, *inputs)`` gives one array or a tuple."""
+        """Read the program from its bytes; its ``call(params, *inputs)`` gives one array or a tuple."""
         import jax.export
 
         return jax.export.deserialize(bytearray(self.serialised))
 
     def computed(self) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
-        """A function from inputs in order to outputs, by the program read from its bytes."""
+        """Return a function from inputs in order to outputs, by the program read from its bytes."""
         import jax
 
         exported = self.exported()
@@ -160,7 +161,7 @@ class _Variant:
     batches: tuple[int | None, ...]
 
     def exported(self, params: Mapping[str, np.ndarray]) -> bytes:
-        """The serialised program; with its derivative, where it has one."""
+        """Return the serialised program; with its derivative, where it has one."""
         import jax
 
         types = [jax.dtypes.canonicalize_dtype(t) for t in self.types]
@@ -174,7 +175,7 @@ class _Variant:
 
 
 def _variants(call: Callable[..., Any], original: Path) -> Iterator[_Variant]:
-    """What to try: open sizes as symbols; one sample mapped over the batch; sizes on which the model runs."""
+    """Yield what to try: open sizes as symbols; one sample mapped over the batch; sizes on which the model runs."""
     import jax
 
     session = load_session(original)
@@ -198,7 +199,7 @@ def _variants(call: Callable[..., Any], original: Path) -> Iterator[_Variant]:
 
 
 def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one sample, mapped over a batch."""
+    """Map a function of one sample over a batch."""
     import jax
 
     def one(params: Any, *inputs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from onnx import ModelProto, TensorProto
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
-from spa.importers._jax_layout import LAYOUT
-from spa.importers.jax import Bound, bind, reason_of
+from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, laid_out
+from spa.frameworks.reasons import reason_of
 from spa.model.graph import tensor_array
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result
-
-LARGEST_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Leaf:
         return self.array.shape
 
     def groups(self, axis: int, count: int) -> int:
-        """How many of `count` equal runs of an axis are left, at least in part."""
+        """Count the equal runs, of `count` along an axis, that are left at least in part."""
         return len(np.unique(self.kept[axis] // (self.before[axis] // count)))
 
 
@@ -63,7 +60,7 @@ def write_back(
     kwargs: Mapping[str, Any] | None = None,
     vmap: bool = False,
 ) -> Any:
-    """What was converted, with the pruned weights; compared with the pruned ONNX model on made-up inputs.
+    """Put pruned weights into what was converted, and compare it with the pruned ONNX model on made-up inputs.
 
     Args:
         source: what :func:`spa.importers.jax.convert` was given; not changed.
@@ -103,7 +100,7 @@ def write_back(
 
 
 def _leaves(bound: Bound, result: Result, names: Mapping[str, str]) -> dict[str, Leaf]:
-    """Each parameter by path, pruned; those that the model does not use are as they were."""
+    """Return each parameter by path, pruned; those that the model does not use are as they were."""
     import jax.numpy as jnp
 
     initializers = {path: name for name, path in names.items()}
@@ -128,7 +125,7 @@ def _leaves(bound: Bound, result: Result, names: Mapping[str, str]) -> dict[str,
 
 
 def _new_biases(pruned: ModelProto, dense: Mapping[str, TensorProto]) -> dict[str, np.ndarray]:
-    """The biases, by weight, that layers have got from reconstruction."""
+    """Return the biases, by weight, that reconstruction has given to layers."""
     tensors = {t.name: t for t in pruned.graph.initializer}
     layers = [n for n in pruned.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and len(n.input) == 3]
     return {
@@ -141,14 +138,11 @@ def _new_biases(pruned: ModelProto, dense: Mapping[str, TensorProto]) -> dict[st
 def _leaf(
     path: str, shape: tuple[int, ...], dense: TensorProto, pruned: TensorProto, kept: Mapping[int, tuple[int, ...]]
 ) -> Leaf:
-    """A pruned initializer in the layout of its parameter.
+    """Bring a pruned initializer into the layout of its parameter.
 
     Every element of the initializer knows its place in the parameter, by the layout steps that the importer took.
     """
-    places = np.arange(math.prod(shape)).reshape(shape)
-    layout = next((p.value for p in dense.metadata_props if p.key == LAYOUT), "[]")
-    for step, argument in json.loads(layout):
-        places = places.transpose(argument) if step == "transpose" else places.reshape(argument)
+    places = laid_out(np.arange(math.prod(shape)).reshape(shape), dense)
     if places.shape != tuple(dense.dims):
         raise ModelError(
             f"{path} has shape {list(shape)}, which is not the converted model's. Give what was converted."
@@ -168,7 +162,7 @@ def _leaf(
 
 
 def _regular(places: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that some elements of a tensor have among themselves: sorted flat indices; None if they are ragged."""
+    """Return the shape of a block of elements, given by sorted flat indices; None if they are ragged."""
     sizes, rows = [], 1
     for axis in range(len(shape)):
         _, counts = np.unique(places // math.prod(shape[axis + 1 :]), return_counts=True)
@@ -189,7 +183,7 @@ class _Attention:
 
 
 def _attentions(source: Any, bound: Bound, inputs: Sequence[np.ndarray]) -> Iterator[_Attention]:
-    """The frameworks' own attention layers, but for those that normalise queries, whose size then does not matter."""
+    """Yield the frameworks' own attention layers, but for those that normalise queries: their size does not matter."""
     if bound.kind == "nnx":
         from flax import nnx
 
@@ -215,12 +209,12 @@ def _attentions(source: Any, bound: Bound, inputs: Sequence[np.ndarray]) -> Iter
 
 
 def _three_axes(kernel: str, bias: str) -> _Attention:
-    """Of a kernel [i h d]."""
+    """Return the attention of a kernel [i h d]."""
     return _Attention(kernel, bias, lambda leaf: (leaf.before[2], leaf.shape[2]))
 
 
 def _query_sizes(heads: int, leaf: Leaf) -> tuple[int, int]:
-    """Of a weight [(h d) i]."""
+    """Return a query's size before and after, from a weight [(h d) i]."""
     return leaf.before[0] // heads, leaf.shape[0] // leaf.groups(0, heads)
 
 
@@ -246,7 +240,7 @@ def _remedy() -> str:
 
 
 def _tree(bound: Bound, leaves: Mapping[str, Leaf]) -> Any:
-    """Pruned parameters; the layers of linen variables get their new biases."""
+    """Return pruned parameters; the layers of linen variables get their new biases."""
     import jax
 
     tree = bound.with_parameters([leaves[path].array for path, _ in bound.parameters()])
@@ -261,7 +255,7 @@ def _tree(bound: Bound, leaves: Mapping[str, Leaf]) -> Any:
 
 
 def _nnx(source: Any, leaves: Mapping[str, Leaf]) -> Any:
-    """A copy of an nnx module with pruned variables and restated sizes."""
+    """Copy an nnx module with pruned variables and restated sizes."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -289,12 +283,12 @@ def _equinox_leaf(leaves: Mapping[str, Leaf], prefix: str, name: str) -> Leaf | 
 
 
 def _nnx_path(prefix: str, name: str) -> str:
-    """The pytree path of a variable: ``query.kernel`` is ``['query']['kernel'].value``."""
+    """Return the pytree path of a variable: ``query.kernel`` is ``['query']['kernel'].value``."""
     return prefix + "".join(f"[{key!r}]" for key in name.split(".")) + ".value"
 
 
 def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
-    """A copy of an equinox module with pruned arrays and restated static fields."""
+    """Copy an equinox module with pruned arrays and restated static fields."""
     import jax.numpy as jnp
 
     bound = Bound(lambda tree: tree, source, "equinox", 1)
@@ -311,7 +305,7 @@ def _equinox(source: Any, leaves: Mapping[str, Leaf]) -> Any:
 
 
 def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """All equinox modules within one, with their paths."""
+    """Yield all equinox modules within one, with their paths."""
     import equinox
 
     if isinstance(node, equinox.Module):
@@ -362,7 +356,7 @@ def _verify(
 
 
 def _misfit(source: Any, leaves: Mapping[str, Leaf], reason: str) -> str:
-    """Why a module's own code does not run on pruned weights, with the attributes that equal a former size."""
+    """Say why a module's own code does not run on pruned weights, with the attributes that equal a former size."""
     sizes = {b for leaf in leaves.values() for b, n in zip(leaf.before, leaf.shape, strict=True) if b != n}
     biased = ", ".join(path for path, leaf in leaves.items() if leaf.bias is not None)
     new = f" Layers with a new bias: {biased}; prune with reconstruct='none' to get none." if biased else ""
@@ -372,7 +366,7 @@ def _misfit(source: Any, leaves: Mapping[str, Leaf], reason: str) -> str:
 
 
 def _modules(source: Any) -> Iterator[Any]:
-    """The modules within one that are not the frameworks' own."""
+    """Yield the modules within one that are not the frameworks' own."""
     import sys
 
     yield source

@@ -13,7 +13,7 @@ Find = Callable[[str], "Leaf | None"]
 
 
 def sizes_of(module: Any, find: Find) -> dict[str, Any]:
-    """The size attributes of a layer of flax nnx or equinox, as its pruned arrays have them; none of other modules."""
+    """Return the size attributes of a flax or equinox layer, as its pruned arrays have them; none of other modules."""
     kinds = [c for c in type(module).__mro__ if c.__module__.startswith(("flax.nnx.", "equinox.nn."))]
     rule = next((_RULES[c.__name__] for c in kinds if c.__name__ in _RULES), None)
     if rule is None:
@@ -24,14 +24,14 @@ def sizes_of(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _linear(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [i o]; equinox: weight [o i]."""
+    """Restate sizes: nnx has a kernel [i o], equinox a weight [o i]."""
     kernel, weight = find("kernel"), find("weight")
     shape: tuple[int, ...] = kernel.shape if kernel else weight.shape[::-1] if weight else ()
     return {"in_features": shape[0], "out_features": shape[1]} if len(shape) == 2 else {}
 
 
 def _linear_general(module: Any, find: Find) -> dict[str, Any]:
-    """Kernel [*b *i *o]."""
+    """Restate sizes from a kernel [*b *i *o]."""
     kernel = find("kernel")
     if kernel is None:
         return {}
@@ -43,7 +43,7 @@ def _linear_general(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _convolution(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [*k i/groups o]; equinox: weight [o i/groups *k]."""
+    """Restate sizes: nnx has a kernel [*k i/groups o], equinox a weight [o i/groups *k]."""
     kernel, weight = find("kernel"), find("weight")
     if kernel is not None:
         groups = kernel.groups(-1, module.feature_group_count)
@@ -57,7 +57,7 @@ def _convolution(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _transposed(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: kernel [*k i o], or [*k o i] with transpose_kernel; equinox: weight [o i/groups *k]."""
+    """Restate sizes: nnx has a kernel [*k i o] ([*k o i] with transpose_kernel), equinox a weight [o i/groups *k]."""
     kernel = find("kernel")
     if kernel is None:
         return _convolution(module, find)
@@ -66,20 +66,20 @@ def _transposed(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _norm(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: scale, bias; equinox: weight, bias."""
-    found = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
-    if found is None:
+    """Restate sizes: nnx has scale and bias, equinox weight and bias."""
+    parameter = next((leaf for leaf in map(find, ("scale", "weight", "bias")) if leaf is not None), None)
+    if parameter is None:
         return {}
-    sizes = {"num_features": found.shape[0], "channels": found.shape[0], "shape": found.shape}
+    sizes = {"num_features": parameter.shape[0], "channels": parameter.shape[0], "shape": parameter.shape}
     count = getattr(module, "num_groups", None) or getattr(module, "groups", None)
     if count:
-        groups = found.groups(0, count)
-        sizes |= {"num_groups": groups, "groups": groups, "group_size": found.shape[0] // groups}
-    return sizes | {"input_size": found.shape[0]}
+        groups = parameter.groups(0, count)
+        sizes |= {"num_groups": groups, "groups": groups, "group_size": parameter.shape[0] // groups}
+    return sizes | {"input_size": parameter.shape[0]}
 
 
 def _embedding(module: Any, find: Find) -> dict[str, Any]:
-    """nnx: embedding [v c]; equinox: weight [v c]."""
+    """Restate sizes: nnx has an embedding [v c], equinox a weight [v c]."""
     table = find("embedding") or find("weight")
     return (
         {}
@@ -93,7 +93,7 @@ def _embedding(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _nnx_attention(module: Any, find: Find) -> dict[str, Any]:
-    """Kernels of queries and keys [i h d] and of the output [h e o]."""
+    """Restate sizes from the kernels of queries and keys [i h d] and of the output [h e o]."""
     query, key, out = find("query.kernel"), find("key.kernel"), find("out.kernel")
     if query is None or key is None or out is None:
         return {}
@@ -109,7 +109,7 @@ def _nnx_attention(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _equinox_attention(module: Any, find: Find) -> dict[str, Any]:
-    """Weights of projections [(h d) i] and of the output [o (h e)]."""
+    """Restate sizes from the weights of projections [(h d) i] and of the output [o (h e)]."""
     query, key, value, out = (find(f"{n}_proj.weight") for n in ("query", "key", "value", "output"))
     if query is None or key is None or value is None or out is None:
         return {}
@@ -126,7 +126,7 @@ def _equinox_attention(module: Any, find: Find) -> dict[str, Any]:
 
 
 def _mlp(module: Any, find: Find) -> dict[str, Any]:
-    """Its layers know their own sizes; the width is that of the first."""
+    """Restate the width, which is that of the first layer; the layers know their own sizes."""
     first, last = find("layers[0].weight"), find(f"layers[{len(module.layers) - 1}].weight")
     if first is None or last is None:
         return {}

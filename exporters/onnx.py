@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from onnx import ModelProto
-
 from spa.errors import PlanError
 from spa.exporters.checks import check
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.variants import load, variant
+from spa.model.files import place
+from spa.model.io import Source
 
 
 def write(
-    model: ModelProto,
+    source: Source,
     path: str | os.PathLike[str],
     *,
-    base: Path | None = None,
-    source: Path | None = None,
     force: bool = False,
     external: bool = False,
     opset: int | None = None,
@@ -33,11 +31,10 @@ def write(
     them outside (``external``), or where the model is too large for one file.
 
     Args:
-        model: what to write; not changed.
+        source: the model to write, which is not changed, with the file that it was made from, if there is one, and
+            the folder of its external data.
         path: the target.
-        base: the folder of the model's external data.
-        source: the file that the model was made from.
-        force: allow the target to be the source.
+        force: allow the target to be the source's file.
         external: keep large weights in a file of their own.
         opset: convert to this opset of the standard domain, upward or downward (``onnx.version_converter``).
         ir_version: write the file with this IR version, for runtimes that refuse newer ones.
@@ -49,18 +46,18 @@ def write(
         The target.
 
     Raises:
-        PlanError: the target is the source; or the opset, the IR version or the optimised graph is not possible or
-            computes something else in onnxruntime.
+        PlanError: the target is the source's file; or the opset, the IR version or the optimised graph is not possible,
+            or computes something else in onnxruntime.
         ModelError: onnxruntime cannot load or run the source either.
         SpaError: the file cannot be written.
     """
     target = Path(path)
-    if source is not None and not force and target.exists() and target.samefile(source):
+    if source.path is not None and not force and target.exists() and target.samefile(source.path):
         raise PlanError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
     with drafts(target) as folder:
         draft = folder / target.name
-        place(model, draft, base, external)
-        check(draft, source, name)
+        place(source.model, draft, source.base, external)
+        check(draft, source.path, name)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)
         if rewritten != draft:
             folder = folder / "rewritten"

@@ -12,8 +12,9 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, check, distance
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.extras import extra
+from spa.model.files import place
 
 
 def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -68,7 +69,7 @@ def _outputs(compiled: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What OpenVINO raises; its readers' classes have no common base below Exception."""
+    """Return what OpenVINO raises; its readers' classes have no common base below Exception."""
     from openvino import frontend
 
     return (

@@ -9,8 +9,9 @@ from onnx import ModelProto
 
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.checks import allowed, check, difference
-from spa.exporters.files import drafts, move, place
+from spa.exporters.files import drafts, move
 from spa.exporters.variants import optimise_to
+from spa.model.files import place
 
 
 def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -33,7 +34,9 @@ def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None
     target = Path(path)
     remedy = "Export to onnx, which every onnxruntime but the minimal builds loads."
     if target.suffix != ".ort":
-        raise UnsupportedError(f"cannot write {str(target)!r}: onnxruntime knows the format by the ending .ort.")
+        raise UnsupportedError(
+            f"cannot write {str(target)!r}: onnxruntime knows the format by the ending .ort. Choose it."
+        )
     with drafts(target) as folder:
         original = folder / "model.onnx"
         place(model, original, base)

@@ -16,10 +16,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, distance
-from spa.exporters.files import drafts, place
+from spa.exporters.files import drafts
 from spa.exporters.jax_files import PLATFORMS, Program, program_of
 from spa.extras import extra
-from spa.importers.jax import reason_of
+from spa.frameworks.reasons import reason_of
+from spa.model.files import place
 from spa.running.runtime import TensorSpec, input_specs, load_session, output_specs
 
 SIGNATURE = "serving_default"
@@ -92,12 +93,12 @@ def _compare(
 
 
 def _reason(error: Exception) -> str:
-    """What an error of TensorFlow says, without the places that it names."""
+    """Return what an error of TensorFlow says, without the places that it names."""
     return next((m[1] for m in re.finditer(r"error: (.+)", str(error))), reason_of(error)).rstrip(".")
 
 
 def _lite(folder: Path, is_open: bool) -> bytes:
-    """A SavedModel as TensorFlow Lite's file."""
+    """Convert a SavedModel to TensorFlow Lite's file."""
     import tensorflow as tf
 
     try:
@@ -132,9 +133,9 @@ def _save(program: Program, interface: Interface, folder: Path) -> None:
     module.params = {name: tf.Variable(value, name=_clean(name)) for name, value in program.params.items()}
     names = _names(outputs)
 
-    def serve(*given: Any) -> dict[str, Any]:
-        """The outputs by name, in the model's own types, which JAX has narrowed."""
-        operands = [tf.cast(x, aval.dtype) for x, aval in zip(given, avals, strict=True)]
+    def serve(*arguments: Any) -> dict[str, Any]:
+        """Return outputs by name, in the model's own types, which JAX has narrowed."""
+        operands = [tf.cast(x, aval.dtype) for x, aval in zip(arguments, avals, strict=True)]
         results = call(dict(module.params), *operands)
         results = results if isinstance(results, tuple) else (results,)
         return {n: tf.cast(y, o.dtype) for n, o, y in zip(names, outputs, results, strict=True)}
@@ -148,7 +149,7 @@ def _save(program: Program, interface: Interface, folder: Path) -> None:
 
 
 def _spelled_out(exported: Any) -> Any:
-    """A program with its composites (erf, for one) replaced by what they are made of; TensorFlow knows them less well.
+    """Replace a program's composites (erf, for one), which TensorFlow knows less well, by what they are made of.
 
     It cannot read those of a later StableHLO than its own, nor run those with open sizes.
     """
@@ -181,8 +182,8 @@ class _Saved:
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         import tensorflow as tf
 
-        given = {name: tf.constant(value) for name, value in zip(self.inputs, feeds.values(), strict=True)}
-        results = self.owner.signatures[SIGNATURE](**given)
+        tensors = {name: tf.constant(value) for name, value in zip(self.inputs, feeds.values(), strict=True)}
+        results = self.owner.signatures[SIGNATURE](**tensors)
         return [np.asarray(results[name]) for name in self.outputs]
 
 
@@ -203,7 +204,7 @@ class _Lite:
 
 
 def _names(specs: Sequence[TensorSpec]) -> list[str]:
-    """The names of tensors as TensorFlow takes them, all different."""
+    """Return the names of tensors as TensorFlow takes them, all different."""
     names: list[str] = []
     for spec in specs:
         name = _clean(spec.name)
@@ -212,6 +213,6 @@ def _names(specs: Sequence[TensorSpec]) -> list[str]:
 
 
 def _clean(name: str) -> str:
-    """Letters, digits and ``_``, with a letter in front."""
+    """Return a name of letters, digits and ``_``, with a letter in front."""
     cleaned = re.sub(r"\W", "_", name, flags=re.ASCII)
     return cleaned if cleaned[:1].isalpha() else f"t{cleaned}"

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,19 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.errors import ModelError, SpaError, UnsupportedError
-from spa.importers._recurrent import OPERATORS, ORDER
-from spa.importers._tf2onnx import first_line
-from spa.importers.tensorflow import convert, difference, example_feeds, keras_variables, read, weight_sources
+from spa.exporters.keras_sizes import WIDTHS, Config, Widths
+from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
+from spa.frameworks.reasons import first_line
+from spa.frameworks.tensorflow import difference, example_feeds, read
+from spa.importers.tensorflow import convert, weight_sources
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.api import Result
 
-Config = dict[str, Any]
-
 
 def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> Any:
-    """A Keras model that computes what a pruned ONNX model does.
+    """Rebuild a Keras model so that it computes what a pruned ONNX model does.
 
     Its layers are built from their own configurations, with the widths that are left (units, filters, groups, heads,
     sizes of Reshape), its variables hold the pruned model's weights, and it is compiled as the original was.
@@ -56,7 +56,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
             f"Keras model {keras_model.name!r} computes in {keras_model.compute_dtype}, to which its conversion has "
             "cast the weights. Convert, prune and write back a float32 copy of it."
         )
-    pruned = _Pruned.of(keras_model, result, names)
+    pruned = Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
     _verify(small, result.model)
     return small
@@ -66,7 +66,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
 
 
 @dataclass(frozen=True)
-class _Pruned:
+class Pruned:
     """The pruned model in Keras' terms, by variable.
 
     Attributes:
@@ -82,7 +82,18 @@ class _Pruned:
     biases: Mapping[int, np.ndarray]
 
     @classmethod
-    def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> _Pruned:
+    def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> Pruned:
+        """Sort what pruning left by the variables of a Keras model.
+
+        Args:
+            keras_model: the dense model.
+            result: of pruning its conversion.
+            names: variable paths by initializer.
+
+        Raises:
+            ModelError: the result belongs to another model.
+            UnsupportedError: what is left of a variable is no block.
+        """
         sources, spans = weight_sources(keras_model)
         dense = {t.name: tuple(t.dims) for t in result.source.model.graph.initializer}
         stranger = next((n for n, (s, _) in sources.items() if dense.get(n) != s.shape or n not in names), None)
@@ -119,7 +130,7 @@ def _join_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
 
 
 def _resets_after(node: NodeProto) -> bool:
-    """Whether a node is a GRU of the kind that has two biases in Keras, too."""
+    """Tell whether a node is a GRU of the kind that has two biases in Keras, too."""
     return any(a.name == "linear_before_reset" and a.i for a in node.attribute)
 
 
@@ -129,15 +140,15 @@ def _recurrent_biases(
     sources: Mapping[str, tuple[np.ndarray, np.ndarray]],
     spans: Mapping[str, tuple[int, int]],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Keras' biases of cells that had none, by the path of the kernel."""
+    """Yield Keras' biases of cells that had none, by the path of the kernel."""
     for node in model.graph.node:
         if node.op_type not in OPERATORS.values() or node.input[1] not in sources:
             continue
-        given = weights[node.input[3]]
-        if node.input[3] in sources or not given.any():
+        stored = weights[node.input[3]]
+        if node.input[3] in sources or not stored.any():
             continue
         gates = next(g for g, op in OPERATORS.items() if op == node.op_type)
-        for bias, numbers in zip(given, sources[node.input[1]][0], strict=True):
+        for bias, numbers in zip(stored, sources[node.input[1]][0], strict=True):
             both = bias.reshape(2, gates, -1)[:, np.argsort(ORDER[gates])].reshape(2, -1)
             path = next(p for p, (first, end) in spans.items() if first <= numbers.flat[0] < end)
             yield path, both if _resets_after(node) else both[0]
@@ -146,7 +157,7 @@ def _recurrent_biases(
 def _pieces(
     sources: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Result, weights: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all elements that are left, sorted, and their values."""
+    """Return the numbers of all elements that are left, sorted, and their values."""
     numbers, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for name, (source, sign) in sources.items():
         for axis, kept in result.plan.parameters.get(name, {}).items():
@@ -160,7 +171,7 @@ def _pieces(
 def _block(
     path: str, variable: Any, span: tuple[int, int], pieces: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A variable's new value, its old one where the ONNX model does not have it, and what is kept of its first axis."""
+    """Return a variable's new value, or the old one if the ONNX model lacks it, and what is kept of its first axis."""
     numbers, values = pieces
     begin, end = np.searchsorted(numbers, span)
     if begin == end:
@@ -181,7 +192,7 @@ def _block(
 class _Builder:
     """Builds narrower copies of layers as they are called, so that each knows the shape of its input."""
 
-    pruned: _Pruned
+    pruned: Pruned
 
     def __post_init__(self) -> None:
         self.clones: dict[int, Any] = {}
@@ -212,9 +223,9 @@ class _Builder:
         if id(layer) in self.clones:
             return self._run(layer, self.clones[id(layer)], args, kwargs)
         if isinstance(layer, keras.Model):
-            given = keras.tree.map_structure(_input_like, layer.inputs, keras.tree.flatten(args[0]))
+            inputs = keras.tree.map_structure(_input_like, layer.inputs, keras.tree.flatten(args[0]))
             packed = (
-                given[0] if isinstance(layer, keras.Sequential) else keras.tree.pack_sequence_as(layer.input, given)
+                inputs[0] if isinstance(layer, keras.Sequential) else keras.tree.pack_sequence_as(layer.input, inputs)
             )
             clone = self.clones[id(layer)] = self.model(layer, packed)
             return self._run(layer, clone, args, kwargs)
@@ -249,7 +260,7 @@ class _Builder:
                 config[key].pop("build_config", None)  # the widths that it was built with
                 self._narrow(inner, config[key]["config"])
         if type(layer).__name__ in WIDTHS:
-            WIDTHS[type(layer).__name__](config, _Widths(layer, self.pruned))
+            WIDTHS[type(layer).__name__](config, Widths(layer, self.pruned))
 
     def _fill(self, layer: Any, clone: Any) -> None:
         """Give a layer's copy its variables."""
@@ -291,7 +302,7 @@ def _input_like(old: Any, tensor: Any) -> Any:
 
 
 def _reshaped(layer: Any, shape: Sequence[int | None]) -> Any:
-    """A Reshape for a narrower input: its last axis that can takes the change."""
+    """Fit a Reshape to a narrower input: its last axis that can takes the change."""
     is_layer = hasattr(layer, "target_shape")
     target = list(layer.target_shape if is_layer else layer.newshape)
     known = [n for n in (shape[1:] if is_layer else shape) if n is not None]
@@ -307,114 +318,11 @@ def _reshaped(layer: Any, shape: Sequence[int | None]) -> Any:
 
 
 def _rescaled(layer: Any, clone: Any, variable: Any) -> float:
-    """What makes up for attention's scale, 1/sqrt(head size), which Keras computes from the size that is left."""
+    """Return the factor that undoes the change of attention's scale, 1/sqrt(head size), by the narrower head."""
     key = {"MultiHeadAttention": "key_dim", "GroupedQueryAttention": "head_dim"}.get(type(layer).__name__)
     if key is None or "/query/" not in variable.path:
         return 1.0
     return float(np.sqrt(clone.get_config()[key] / layer.get_config()[key]))
-
-
-class _Widths:
-    """A layer's new sizes."""
-
-    def __init__(self, layer: Any, pruned: _Pruned) -> None:
-        self.layer, self.pruned = layer, pruned
-
-    def variable(self, suffix: str) -> Any:
-        """The variable whose path ends so."""
-        return next(v for v in self.layer.variables if v.path.endswith(f"/{suffix}"))
-
-    def shape(self, suffix: str) -> tuple[int, ...]:
-        return self.pruned.arrays[id(self.variable(suffix))].shape
-
-    def bias(self, config: Config) -> None:
-        """Give the layer a bias if the reconstruction did."""
-        config["use_bias"] |= any(id(v) in self.pruned.biases for v in self.layer.variables)
-
-
-def _dense(config: Config, widths: _Widths) -> None:
-    config["units"] = widths.shape("kernel")[-1]
-
-
-def _conv(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("kernel")[-1]
-    config["groups"] = widths.pruned.groups.get(id(widths.variable("kernel")), config["groups"])
-    widths.bias(config)
-
-
-def _transposed_conv(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("kernel")[-2]
-
-
-def _depthwise(config: Config, widths: _Widths) -> None:
-    config["depth_multiplier"] = widths.shape("kernel")[-1]
-    widths.bias(config)
-
-
-def _separable(config: Config, widths: _Widths) -> None:
-    config["filters"] = widths.shape("pointwise_kernel")[-1]
-    config["depth_multiplier"] = widths.shape("depthwise_kernel")[-1]
-    widths.bias(config)
-
-
-def _recurrent(config: Config, widths: _Widths) -> None:
-    config["units"] = widths.shape("recurrent_kernel")[0]
-    widths.bias(config)
-
-
-def _embedding(config: Config, widths: _Widths) -> None:
-    config["output_dim"] = widths.shape("embeddings")[1]
-
-
-def _layer_scale(config: Config, widths: _Widths) -> None:
-    config["projection_dim"] = widths.pruned.arrays[id(widths.layer.gamma)].size  # its variable has no name
-
-
-def _group_normalisation(config: Config, widths: _Widths) -> None:
-    scale = next(iter(widths.layer.variables), None)
-    if scale is not None:
-        size = scale.shape[0] // widths.layer.groups
-        config["groups"] = np.unique(widths.pruned.kept[id(scale)] // size).size
-
-
-def _einsum_dense(config: Config, widths: _Widths) -> None:
-    left, output = config["equation"].replace(" ", "").split("->")
-    sizes = dict(zip(left.split(",")[1].replace(".", ""), widths.shape("kernel"), strict=True))
-    letters, shape = output.replace(".", ""), list(config["output_shape"])
-    for i, letter in enumerate(reversed(letters[-len(shape) :]), start=1):
-        if letter in sizes and shape[-i] is not None:
-            shape[-i] = sizes[letter]
-    config["output_shape"] = shape
-
-
-def _attention(config: Config, widths: _Widths) -> None:
-    config["num_heads"], config["key_dim"] = widths.shape("query/kernel")[1:]
-    config["value_dim"] = widths.shape("value/kernel")[2]
-    width = widths.shape("attention_output/kernel")[-1]
-    if config["output_shape"] is not None or width != widths.shape("query/kernel")[0]:
-        config["output_shape"] = width  # by default it is the query's
-
-
-def _grouped_attention(config: Config, widths: _Widths) -> None:
-    config["num_query_heads"], config["head_dim"] = widths.shape("query/kernel")[1:]
-    config["num_key_value_heads"] = widths.shape("key/kernel")[1]
-
-
-# Where a layer's widths stand in its configuration. Layers that are not here take them from their input.
-WIDTHS: dict[str, Callable[[Config, _Widths], None]] = {
-    "Dense": _dense,
-    "EinsumDense": _einsum_dense,
-    "Embedding": _embedding,
-    "GroupNormalization": _group_normalisation,
-    "MultiHeadAttention": _attention,
-    "GroupedQueryAttention": _grouped_attention,
-    "LayerScale": _layer_scale,
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _conv),
-    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed_conv),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell"), _recurrent),
-}
 
 
 def _verify(small: Any, pruned: ModelProto) -> None:
@@ -485,11 +393,11 @@ def _to_tflite(model: Any, draft: Path) -> bytes:
 
 
 def _check(model: Any, draft: Path) -> None:
-    own, other = read(model), read(draft)
+    rebuilt, reread = read(model), read(draft)
     feeds = list(example_feeds(convert(model).model).values())
-    outputs, order = list(range(len(own.outputs))), list(range(len(feeds)))
-    if other.kind != "keras":  # these sort inputs by name; so do converted outputs
-        order = [next(i for i, t in enumerate(model.inputs) if t.name in name) for name in other.inputs]
-        outputs.sort(key=lambda i: other.outputs[i])
-    written = other.run([feeds[i] for i in order])
-    difference(own.outputs, own.run(feeds), [written[i] for i in outputs], draft.name)
+    outputs, order = list(range(len(rebuilt.outputs))), list(range(len(feeds)))
+    if reread.kind != "keras":  # these sort inputs by name; so do converted outputs
+        order = [next(i for i, t in enumerate(model.inputs) if t.name in name) for name in reread.inputs]
+        outputs.sort(key=lambda i: reread.outputs[i])
+    written = reread.run([feeds[i] for i in order])
+    difference(rebuilt.outputs, rebuilt.run(feeds), [written[i] for i in outputs], draft.name)

@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, version_converter
 
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
-from spa.exporters.files import INLINE, data_file
+from spa.model.files import INLINE, data_file
 from spa.model.io import NEWEST_OPSET, OLDEST_OPSET
 from spa.running.runtime import ORT_ERRORS, clean_reason
 
@@ -48,12 +48,12 @@ def variant(draft: Path, *, opset: int | None, optimise: bool, ir_version: int |
 
 
 def load(path: Path) -> ModelProto:
-    """A model without its external data."""
+    """Read a model without its external data."""
     return onnx.load(path, load_external_data=False)
 
 
 def opset_of(model: ModelProto) -> int:
-    """The opset of the standard domain."""
+    """Return the opset of the standard domain."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEWEST_OPSET)
 
 

@@ -15,7 +15,7 @@ class Imported:
     Attributes:
         model: the network; BatchNormalization is kept where the framework's model has it.
         kind: what was given: ``torch``, ``keras``, ``tensorflow``, ``tflite`` or ``jax``.
-        how: which exporter made it.
+        exporter: what made the ONNX model: a call, or the name of a package.
         names: the framework's own parameter names (state_dict keys, variable paths, pytree paths) by initializer.
         error: the largest difference to the framework's own output on the example inputs, over that output's largest
             magnitude.
@@ -25,7 +25,7 @@ class Imported:
 
     model: ModelProto
     kind: str
-    how: str
+    exporter: str
     names: Mapping[str, str]
     error: float
     notes: tuple[str, ...] = field(default=())

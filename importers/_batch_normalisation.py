@@ -18,7 +18,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Normalisation:
     """The operands of one normalisation: tensors; gamma and beta may be missing."""
 
     x: Any
@@ -42,11 +42,11 @@ def join_batch_normalisations(graph: Any, weights: Collection[str]) -> dict[str,
     """
     replaced = {}
     for op in graph.get_operations():
-        found = _found(op, weights)
-        if found is not None:
+        normalisation = _normalisation(op, weights)
+        if normalisation is not None:
             old = op.outputs[0]
             readers = old.consumers()
-            new = _operator(found)
+            new = _operator(normalisation)
             for reader in readers:
                 for i, tensor in enumerate(reader.inputs):
                     if tensor is old:
@@ -58,21 +58,21 @@ def join_batch_normalisations(graph: Any, weights: Collection[str]) -> dict[str,
 # -- finding ---------------------------------------------------------------------------------------------------------
 
 
-def _found(op: Any, weights: Collection[str]) -> _Found | None:
-    """The normalisation whose last addition this is, if all of its parameters are weights of one axis."""
+def _normalisation(op: Any, weights: Collection[str]) -> _Normalisation | None:
+    """Find the normalisation whose last addition this is, if all of its parameters are weights of one axis."""
     for product, shift in _operands(op, "Add", "AddV2"):
         for beta, mean, factor in _shifts(shift):
             for x, other in _operands(product.op, "Mul"):
                 scale = _scale(factor) if source_of(other) is source_of(factor) else None
                 if scale is not None:
-                    found = _checked(x, mean, *scale, beta, weights)
-                    if found is not None:
-                        return found
+                    normalisation = _checked(x, mean, *scale, beta, weights)
+                    if normalisation is not None:
+                        return normalisation
     return None
 
 
 def _shifts(tensor: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Beta, mean and factor of ``beta - mean * factor`` or of ``-mean * factor``, as far as they can be told apart."""
+    """Yield beta, mean and factor of ``beta - mean * factor`` or ``-mean * factor``, in each order that is possible."""
     op = source_of(tensor).op
     if op.type == "Sub":
         for mean, factor in _operands(op.inputs[1].op, "Mul"):
@@ -83,7 +83,7 @@ def _shifts(tensor: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _scale(factor: Any) -> tuple[Any, Any, float] | None:
-    """Variance, gamma and epsilon of ``gamma * rsqrt(variance + epsilon)``."""
+    """Return variance, gamma and epsilon of ``gamma * rsqrt(variance + epsilon)``."""
     op, gamma = source_of(factor).op, None
     for root, other in _operands(op, "Mul"):
         if source_of(root).op.type == "Rsqrt":
@@ -99,23 +99,23 @@ def _scale(factor: Any) -> tuple[Any, Any, float] | None:
 
 def _checked(
     x: Any, mean: Any, variance: Any, gamma: Any, epsilon: float, beta: Any, weights: Collection[str]
-) -> _Found | None:
-    """The normalisation, if each parameter is a weight of float32 that lies along the same axis of x."""
-    given = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
+) -> _Normalisation | None:
+    """Return the normalisation, if each parameter is a weight of float32 that lies along the same axis of x."""
+    parameters = {"mean": mean, "variance": variance, "gamma": gamma, "beta": beta}
     if x.dtype.name != "float32" or x.shape.rank is None or not 2 <= x.shape.rank <= 5 or epsilon <= 0:
         return None
-    axes = {_axis(t, x.shape.rank) for t in given.values() if t is not None}
-    own = {name: None if t is None else _weight(t, weights) for name, t in given.items()}
+    axes = {_axis(t, x.shape.rank) for t in parameters.values() if t is not None}
+    weight_of = {name: None if t is None else _weight(t, weights) for name, t in parameters.items()}
     axis = axes.pop()
-    if axes or axis is None or any(own[n] is None for n, t in given.items() if t is not None):
+    if axes or axis is None or any(weight_of[n] is None for n, t in parameters.items() if t is not None):
         return None
-    if any(w is not None and tuple(w.shape) != (x.shape[axis],) for w in own.values()):
+    if any(w is not None and tuple(w.shape) != (x.shape[axis],) for w in weight_of.values()):
         return None
-    return _Found(x, axis, epsilon=epsilon, **own)
+    return _Normalisation(x, axis, epsilon=epsilon, **weight_of)
 
 
 def _axis(tensor: Any, rank: int) -> int | None:
-    """The axis of a tensor of that rank along which a parameter lies when it is broadcast."""
+    """Return the axis of a tensor of that rank along which a parameter lies when it is broadcast."""
     sizes = tensor.shape.as_list() if tensor.shape.rank else []
     long = [i for i, n in enumerate(sizes) if n != 1]
     if len(sizes) == 1:
@@ -124,7 +124,7 @@ def _axis(tensor: Any, rank: int) -> int | None:
 
 
 def _weight(tensor: Any, weights: Collection[str]) -> Any:
-    """The weight of rank 1 that a tensor is, or has been made from by a Reshape."""
+    """Return the weight of rank 1 that a tensor is, or has been made from by a Reshape."""
     tensor = source_of(tensor)
     if tensor.op.type == "Reshape" and _constant(tensor.op.inputs[1]) is not None:
         tensor = source_of(tensor.op.inputs[0])
@@ -132,7 +132,7 @@ def _weight(tensor: Any, weights: Collection[str]) -> Any:
 
 
 def _operands(op: Any, *types: str) -> Iterator[tuple[Any, Any]]:
-    """The two operands of a commutative operator, in both orders; nothing of other operators."""
+    """Yield the two operands of a commutative operator, in both orders; nothing of other operators."""
     if op.type in types:
         a, b = op.inputs
         yield a, b
@@ -140,7 +140,7 @@ def _operands(op: Any, *types: str) -> Iterator[tuple[Any, Any]]:
 
 
 def source_of(tensor: Any) -> Any:
-    """What a tensor is behind all ``Identity``."""
+    """Return the tensor that reaches another through nodes ``Identity`` alone."""
     while tensor.op.type == "Identity":
         tensor = tensor.op.inputs[0]
     return tensor
@@ -156,23 +156,23 @@ def _constant(tensor: Any) -> np.ndarray | None:
 # -- replacing -------------------------------------------------------------------------------------------------------
 
 
-def _operator(found: _Found) -> Any:
-    """The normalisation as the operator, which takes channels last and rank 4 or 5."""
+def _operator(normalisation: _Normalisation) -> Any:
+    """Write the normalisation as the operator, which takes channels last and rank 4 or 5."""
     import tensorflow as tf
 
-    rank = found.x.shape.rank
-    last = [*(a for a in range(rank) if a != found.axis), found.axis]
+    rank = normalisation.x.shape.rank
+    last = [*(a for a in range(rank) if a != normalisation.axis), normalisation.axis]
     moved = last != sorted(last)
-    y = tf.transpose(found.x, last) if moved else found.x
+    y = tf.transpose(normalisation.x, last) if moved else normalisation.x
     for _ in range(4 - rank):
         y = tf.expand_dims(y, 1)
     y = tf.raw_ops.FusedBatchNormV3(
         x=y,
-        scale=tf.ones(found.mean.shape) if found.gamma is None else found.gamma,
-        offset=tf.zeros(found.mean.shape) if found.beta is None else found.beta,
-        mean=found.mean,
-        variance=found.variance,
-        epsilon=found.epsilon,
+        scale=tf.ones(normalisation.mean.shape) if normalisation.gamma is None else normalisation.gamma,
+        offset=tf.zeros(normalisation.mean.shape) if normalisation.beta is None else normalisation.beta,
+        mean=normalisation.mean,
+        variance=normalisation.variance,
+        epsilon=normalisation.epsilon,
         is_training=False,
         data_format="NDHWC" if rank == 5 else "NHWC",
     ).y

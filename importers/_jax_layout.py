@@ -1,4 +1,4 @@
-"""What merely rearranges a parameter in jax2onnx's graphs, applied to the parameter itself."""
+"""Apply what merely rearranges a parameter in jax2onnx's graphs to the parameter itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-LAYOUT = "spa.layout"
-"""The key of an initializer's metadata that says how its value was made from the parameter's.
-
-Its value is a JSON list of steps, ``["transpose", permutation]`` or ``["reshape", shape]``.
-"""
+from spa.frameworks.jax import Step, record_layout, take
 
 
 def join(model: ModelProto, names: set[str]) -> None:
@@ -43,7 +39,7 @@ def fold(model: ModelProto, names: set[str]) -> None:
     """Apply the layout operators that parameters pass first to the parameters themselves, in place.
 
     Done where all uses of a parameter are the same operator with the same result. What was done is recorded in the
-    initializer's metadata under :data:`LAYOUT`.
+    initializer (:func:`spa.frameworks.jax.record_layout`).
 
     Args:
         model: the model.
@@ -57,21 +53,21 @@ def fold(model: ModelProto, names: set[str]) -> None:
             users.setdefault(name, []).append(node)
     outputs = {o.name for o in graph.output}
     gone: dict[str, str] = {}
-    steps: dict[str, list[tuple[str, list[int]]]] = {}
+    steps: dict[str, list[Step]] = {}
     for name in sorted(names & tensors.keys()):
         value, readers = numpy_helper.to_array(tensors[name]), users.get(name, [])
         while readers and not any(o in outputs for n in readers for o in n.output):
-            found = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
-            step = json.loads(found.pop())
-            if found or step is None:
+            encoded = {json.dumps(_step(n, value.shape, tensors)) for n in readers}
+            step = json.loads(encoded.pop())
+            if encoded or step is None:
                 break
             steps.setdefault(name, []).append(step)
-            value = value.transpose(step[1]) if step[0] == "transpose" else value.reshape(step[1])
+            value = take(step, value)
             gone |= {n.output[0]: name for n in readers}
             readers = [u for n in readers for u in users.get(n.output[0], [])]
         if name in steps:
             tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
-            tensors[name].metadata_props.add(key=LAYOUT, value=json.dumps(steps[name]))
+            record_layout(tensors[name], steps[name])
     kept = []
     for node in graph.node:
         if node.output[0] not in gone:
@@ -83,7 +79,7 @@ def fold(model: ModelProto, names: set[str]) -> None:
 
 
 def _step(node: NodeProto, shape: tuple[int, ...], tensors: Mapping[str, TensorProto]) -> list[Any] | None:
-    """What a layout operator does to a parameter of that shape, or None for other operators."""
+    """Return the layout step that an operator takes with a parameter of that shape, or None for other operators."""
     attributes = {a.name: list(a.ints) for a in node.attribute}
     if node.op_type == "Transpose":
         return ["transpose", attributes.get("perm", list(range(len(shape)))[::-1])]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from spa.frameworks.keras import OPERATORS, ORDER
 from spa.importers._batch_normalisation import source_of
 
 Array = np.ndarray
@@ -24,9 +25,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "Tanh": np.tanh,
     "Relu": lambda x: np.maximum(x, 0),
 }
-OPERATORS = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
-# Keras' order of gates is i, f, c, o in LSTMs; ONNX' is i, o, f, c. Those of GRUs are the same.
-ORDER = {1: [0], 3: [0, 1, 2], 4: [0, 3, 1, 2]}
 TOLERANCE = 1e-5  # of a state's largest element; float32 leaves some 1e-7
 BATCH = 16
 
@@ -58,7 +56,7 @@ class Cell:
 
 
 def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Cell]:
-    """The loops of a ``GraphDef`` that are recurrent cells over weights, by name.
+    """Find the loops of a ``GraphDef`` that are recurrent cells over weights, by name.
 
     Args:
         graph: with functional control flow.
@@ -71,7 +69,7 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
     if not loops:
         return {}
     bodies = {f.signature.name: f for f in graph.library.function}
-    found = {}
+    cells = {}
     with tf.Graph().as_default():
         tf.import_graph_def(graph, name="")  # its functions may be called by the bodies
         for node in loops:
@@ -80,12 +78,12 @@ def find_cells(graph: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, 
             body = function_def_to_graph(bodies[node.attr["body"].func.name])
             cell = _cell(body, shapes)
             if cell is not None:
-                found[node.name] = cell
-    return found
+                cells[node.name] = cell
+    return cells
 
 
 def _cell(body: Any, shapes: Mapping[int, tuple[int, ...]]) -> Cell | None:
-    """The cell whose step the body of a loop is, if it is one."""
+    """Find the cell whose step the body of a loop is, if it is one."""
     numbers = {id(t): i for i, t in enumerate(body.inputs)}
     reads = [op for op in body.get_operations() if op.type == "TensorListGetItem"]
     writes = [op for op in body.get_operations() if op.type == "TensorListSetItem"]
@@ -123,21 +121,21 @@ class _Step:
         return next((n for n in known if n), BATCH)
 
     def run(self, x: Array, states: Sequence[Array], weights: Mapping[int, Array]) -> list[Array] | None:
-        """The next states, or None where it takes more than these, or does not take these."""
+        """Compute the next states; None where it takes more than these, or does not take these."""
         import tensorflow as tf
 
         own = zip(self.states, states, strict=True)
-        given = {self.body.inputs[i].name: value for i, value in (*weights.items(), *own)}
+        feeds = {self.body.inputs[i].name: value for i, value in (*weights.items(), *own)}
         fetched = [self.body.outputs[i] for i in self.states]
         try:
             with tf.compat.v1.Session(graph=self.body) as session:
-                return [np.asarray(new) for new in session.run(fetched, given | {self.item.name: x})]
+                return [np.asarray(new) for new in session.run(fetched, feeds | {self.item.name: x})]
         except (tf.errors.OpError, ValueError):
             return None
 
 
 def _roles(shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """What may be kernel [i (g h)], recurrent kernel [h (g h)] and bias [(g h)] or [2 (g h)], if any; and g."""
+    """Yield what may be kernel [i (g h)], recurrent kernel [h (g h)] and bias [(g h)] or [2 (g h)], if any; and g."""
     for order in permutations(shapes) if len(shapes) in (2, 3) else ():
         kernel, recurrent, *bias = (shapes[i] for i in order)
         if len(kernel) == len(recurrent) == 2 and kernel[1] == recurrent[1]:
@@ -149,7 +147,7 @@ def _roles(shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[tuple[int, .
 def _laws(
     step: _Step, order: tuple[int, ...], gates: int, shapes: Mapping[int, tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], int, dict[str, Any]]]:
-    """What cells over these weights, by the last fields of :class:`Cell`, give what the step gives."""
+    """Yield the cells over these weights, as the last fields of :class:`Cell`, that compute what the step computes."""
     if len(step.states) != (2 if gates == 4 else 1):
         return
     rng = np.random.default_rng(0)
@@ -199,11 +197,11 @@ def _lstm(inputs: Array, states: Sequence[Array], recurrent: Array, bias: Array)
 FORMULAS: dict[int, Callable[[Array, Sequence[Array], Array, Array], Outcomes]] = {1: _rnn, 3: _gru, 4: _lstm}
 
 
-def biases(given: Sequence[Array], columns: int) -> Array:
-    """The biases [2 (g h)] of inputs and of states; zeros where there are none."""
+def biases(weights: Sequence[Array], columns: int) -> Array:
+    """Return the biases [2 (g h)] of inputs and of states; zeros where there are none."""
     both = np.zeros((2, columns), np.float32)
-    if given:
-        both[: 1 if given[0].ndim == 1 else 2] = given[0]
+    if weights:
+        both[: 1 if weights[0].ndim == 1 else 2] = weights[0]
     return both
 
 
@@ -211,7 +209,7 @@ def biases(given: Sequence[Array], columns: int) -> Array:
 
 
 def replace_loops(cells: Mapping[str, Cell], graph: Any, ops: Sequence[Any]) -> list[Any]:
-    """A rewriter for tf2onnx: loops that were found become nodes of their operators.
+    """Replace loops that were found by nodes of their operators; a rewriter for tf2onnx.
 
     Args:
         cells: what was found, by the loop's name.
@@ -259,7 +257,7 @@ def _replace(cell: Cell, graph: Any, loop: Any) -> None:
 
 
 def _operands(cell: Cell, weights: Sequence[Array]) -> dict[str, Array]:
-    """W [1 (g h) i], R [1 (g h) h] and B [1 (2 g h)] of Keras' weights."""
+    """Return W [1 (g h) i], R [1 (g h) h] and B [1 (2 g h)] of Keras' weights."""
     kernel, recurrent, *bias = weights
     units, gates = len(recurrent), cell.gates
     w, r = (k.T.reshape(gates, units, -1)[ORDER[gates]].reshape(1, gates * units, -1) for k in (kernel, recurrent))

@@ -18,9 +18,8 @@ import contextlib
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableSet, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSet, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,9 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from spa.coupling.analysis import TIED
 from spa.errors import ModelError, UnsupportedError
+from spa.frameworks.keras import fresh
+from spa.frameworks.reasons import first_line
+from spa.frameworks.tensorflow import Function
 from spa.importers._batch_normalisation import join_batch_normalisations
 from spa.importers._recurrent import Cell, find_cells, replace_loops
 
@@ -38,36 +40,6 @@ FIRST_TAG = 0x471C494D
 
 
 # -- freezing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Function:
-    """A model of whatever form as a function of flat tensors.
-
-    Attributes:
-        kind: ``keras``, ``tensorflow`` or ``tflite``.
-        call: the function; its outputs, flat.
-        specs: the inputs' shapes and types.
-        inputs: names of the inputs.
-        outputs: names of the outputs, as many as are known.
-        variables: float32 variables by path; of a ``.tflite`` file the names of its tensors alone.
-        owner: what keeps the variables alive; TensorFlow's functions refer to them weakly.
-    """
-
-    kind: str
-    call: Callable[..., list[Any]]
-    specs: Sequence[Any]
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    variables: Mapping[str, Any]
-    owner: Any = None
-
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The framework's own outputs."""
-        import tensorflow as tf
-
-        tensors = [tf.constant(a, s.dtype) for a, s in zip(arrays, self.specs, strict=True)]
-        return [np.asarray(t) for t in self.call(*tensors)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +61,7 @@ class Frozen:
     cells: Mapping[str, Cell]
 
     def spans(self) -> dict[str, tuple[int, int]]:
-        """The numbers of each weight's elements: the first, and one after the last."""
+        """Return the numbers of each weight's elements: the first, and one after the last."""
         spans, first = {}, 0
         for path, const in self.weights.values():
             last = first + math.prod(d.size for d in const.attr["value"].tensor.tensor_shape.dim)
@@ -97,7 +69,7 @@ class Frozen:
         return spans
 
     def values(self, numbered: bool) -> np.ndarray:
-        """All elements in the order of their numbers, or the numbers themselves as tensors hold them."""
+        """Return all elements in the order of their numbers, or the numbers themselves as tensors hold them."""
         import tensorflow as tf
 
         if numbered:
@@ -111,7 +83,7 @@ class Frozen:
         return max((last for _, last in self.spans().values()), default=0)
 
     def filled(self, numbered: bool) -> Any:
-        """The graph with its weights, or with a number for each of their elements."""
+        """Return the graph with its weights, or with a number for each of their elements."""
         import tensorflow as tf
 
         graph, spans, tags = tf.compat.v1.GraphDef(), self.spans(), self.values(True) if numbered else np.empty(0)
@@ -161,7 +133,7 @@ def freeze(function: Function) -> Frozen:
 
 
 def _with_constants(traced: Any) -> tuple[Any, list[str]]:
-    """The graph of a concrete function with constants for variables, and the names of the inputs that it keeps.
+    """Return the graph of a concrete function with constants for variables, and the names of the inputs that it keeps.
 
     ``convert_variables_to_constants_v2`` without its last step, which fails where a variable is assigned to, as Keras'
     recurrent layers do when they count the seeds of dropout. Nobody reads what is assigned.
@@ -184,7 +156,7 @@ def _with_constants(traced: Any) -> tuple[Any, list[str]]:
 
 
 def _inlined(tf: Any, graph: Any, outputs: Sequence[str]) -> Any:
-    """The graph with functions inlined that are marked for XLA, as Keras' grouped convolutions are."""
+    """Inline functions that are marked for XLA, as Keras' grouped convolutions are."""
     from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
     from tensorflow.python.grappler import tf_optimizer
 
@@ -250,17 +222,17 @@ def to_onnx(opset: int, frozen: Frozen | None = None, numbered: bool = False, **
             tf.import_graph_def(frozen.filled(numbered), name="")
             options = {"input_names": frozen.inputs, "output_names": frozen.outputs}
         try:
-            made = tfonnx.process_tf_graph(graph, opset=opset, custom_op_handlers={"Erfc": (_erfc, [])}, **options)
-            made = optimizer.optimize_graph(made, catch_errors=False, optimizers=_optimisers())
+            converted = tfonnx.process_tf_graph(graph, opset=opset, custom_op_handlers={"Erfc": (_erfc, [])}, **options)
+            converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=_optimisers())
         except Exception as error:  # its handlers raise anything
             raise UnsupportedError(f"tf2onnx refuses the model: {first_line(error)} {REMEDY}") from error
-        model = made.make_model("tf2onnx")
+        model = converted.make_model("tf2onnx")
     _check_operators(model, opset)
     return model
 
 
 def _check_operators(model: ModelProto, opset: int) -> None:
-    """tf2onnx leaves operators that it does not know in the graph; raise for them."""
+    """Raise for operators that tf2onnx does not know and leaves in the graph."""
     unknown: dict[str, list[str]] = {}
     for node in model.graph.node:
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, opset):
@@ -271,7 +243,7 @@ def _check_operators(model: ModelProto, opset: int) -> None:
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """Erfc(x) = 1 - Erf(x)."""
+    """Write Erfc(x) as 1 - Erf(x)."""
     from tf2onnx.utils import make_name, map_onnx_to_numpy_type
 
     node.type = "Erf"
@@ -282,7 +254,7 @@ def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
 
 
 def _optimisers() -> OrderedDict[str, Any]:
-    """tf2onnx' optimisers, without merging of Conv with BatchNormalization and of constants, and with Einsum kept."""
+    """Return tf2onnx' optimisers, changed to keep Conv and BatchNormalization apart, equal constants, and Einsum."""
     from tf2onnx import optimizer
     from tf2onnx.optimizer import back_to_back_optimizer, merge_duplicated_nodes_optimizer
 
@@ -366,7 +338,7 @@ def _known(cells: Mapping[str, Cell]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tf2onnx' log: what matters in it is raised."""
+    """Silence tf2onnx' log: what matters in it is raised."""
     logger = logging.getLogger("tf2onnx")
     level, disabled = logger.level, logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -381,7 +353,7 @@ def _quiet() -> Iterator[None]:
 
 
 def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each element of a numbered model's tensor comes from.
+    """Return where each element of a numbered model's tensor comes from.
 
     Args:
         tensor: the tensor.
@@ -398,14 +370,14 @@ def numbers_of(tensor: TensorProto, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights_left(numbered: ModelProto, frozen: Frozen) -> set[str]:
-    """The paths of the weights that are found in a numbered model, alone or joined with others."""
+    """Return the paths of the weights that are found in a numbered model, alone or joined with others."""
     numbers = [numbers_of(t, frozen.size)[0].ravel() for t in numbered.graph.initializer]
-    found = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
-    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(found, span)) > 0}
+    left = np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
+    return {path for path, span in frozen.spans().items() if np.diff(np.searchsorted(left, span)) > 0}
 
 
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:
-    """Name each initializer after the weight that it was made from, in place; the weight's path by that name.
+    """Name each initializer after the weight that it was made from, in place; return the weights' paths by name.
 
     Those that several operators read are marked as tied: tf2onnx merged nothing, so they are one weight of one layer.
 
@@ -428,9 +400,9 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
     names: dict[str, str] = {}
     for own, other in pairs.items():
         numbers, sign = numbers_of(tensors[other], frozen.size)
-        found = numbers[numbers >= 0]
-        if found.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
-            path = paths[int(np.searchsorted(starts, found[0], side="right")) - 1]
+        elements = numbers[numbers >= 0]
+        if elements.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
+            path = paths[int(np.searchsorted(starts, elements[0], side="right")) - 1]
             renamed[own] = fresh(path, taken | names.keys())
             names[renamed[own]] = path
     rename(model, renamed)
@@ -442,7 +414,7 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
 
 
 def _pairs(model: ModelProto, other: ModelProto) -> dict[str, str]:
-    """Initializers of two graphs with the same operators, in the order of use; none where the graphs differ."""
+    """Pair initializers of two graphs with the same operators, in the order of use; none where the graphs differ."""
     weights = {t.name for t in model.graph.initializer}
     if [n.op_type for n in model.graph.node] != [n.op_type for n in other.graph.node]:
         return {}
@@ -468,17 +440,3 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
                     within(sub)
 
     within(model.graph)
-
-
-# -- small helpers ----------------------------------------------------------------------------------------------------
-
-
-def fresh(name: str, taken: Container[str]) -> str:
-    """The name, with a number where it is taken."""
-    return next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in taken)
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message up to its first line break, as a sentence."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

@@ -39,7 +39,7 @@ _NEVER_FOLDED = {"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuant
 
 
 def tidy(model: ModelProto, parameters: Collection[str] = ()) -> ModelProto:
-    """The model with cases 1 to 7 applied.
+    """Apply cases 1 to 7 to a model.
 
     Args:
         model: a message that the caller owns; changed in place.
@@ -86,7 +86,7 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and the graphs inside it."""
+    """Yield a graph and the graphs inside it."""
     yield graph
     for node in graph.node:
         for sub in subgraphs_of(node):
@@ -94,7 +94,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _made(graph: GraphProto) -> Iterator[str]:
-    """The names of a graph's own values."""
+    """Yield the names of a graph's own values."""
     yield from (item.name for item in (*graph.input, *graph.initializer))
     for node in graph.node:
         yield from node.output
@@ -160,7 +160,7 @@ def _fold(model: ModelProto) -> None:  # Case 4
 
 
 def _foldable(node: NodeProto) -> bool:
-    """Whether constant inputs make for constant outputs; sources of chance and control flow do not count."""
+    """Tell whether constant inputs make for constant outputs; sources of chance and control flow do not count."""
     return (
         not domain_of(node)
         and any(node.input)
@@ -173,7 +173,7 @@ def _foldable(node: NodeProto) -> bool:
 
 
 def _computed(model: ModelProto, folded: list[int]) -> dict[str, TensorProto]:
-    """The outputs of these nodes, which need nothing but constants."""
+    """Compute the outputs of these nodes, which need nothing but constants."""
     graph = model.graph
     names = [graph.node[i].output[0] for i in folded]
     part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)

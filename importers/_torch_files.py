@@ -28,7 +28,7 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "para
 
 
 def read(path: Path, factory: Factory | None, trust: bool) -> tuple[nn.Module | torch.export.ExportedProgram, str]:
-    """The network in a file, and what the user should know of how it was read (empty for nothing).
+    """Read the network in a file; return a note, too, on how it was read (empty for nothing).
 
     Args:
         path: a TorchScript archive, an exported program, a checkpoint or a safetensors file.
@@ -52,7 +52,7 @@ def read(path: Path, factory: Factory | None, trust: bool) -> tuple[nn.Module | 
 
 
 def assembled(content: Any, factory: Factory | None, name: str) -> tuple[nn.Module, str]:
-    """A checkpoint's weights in the factory's network, and what was done to their names (empty for nothing).
+    """Load a checkpoint's weights into the factory's network; return a note, too, on their names (empty for nothing).
 
     Args:
         content: a state_dict, or what a training script put around it.
@@ -63,16 +63,16 @@ def assembled(content: Any, factory: Factory | None, name: str) -> tuple[nn.Modu
         ModelError: there are no weights, or they do not fit.
         PlanError: there is no factory, or it makes no network.
     """
-    found = _weights(content, name)
-    if isinstance(found, nn.Module):
-        return found, ""
+    weights = _weights(content, name)
+    if isinstance(weights, nn.Module):
+        return weights, ""
     if factory is None:
         raise PlanError(
             f"{name} holds weights, but not the network that they belong to. "
             "Pass factory='package.module:function', which makes it."
         )
     module = _made(factory)
-    state, note = _fitting(found, module)
+    state, note = _fitting(weights, module)
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -122,7 +122,7 @@ def _attempt(path: Path, load: Callable[[], Any]) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """The exception in one line."""
+    """Return the exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
     return f"{said or type(error).__name__}"[:200].rstrip(". ") + "."
@@ -174,7 +174,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _made(factory: Factory) -> nn.Module:
-    """What the factory makes."""
+    """Return the network that the factory makes."""
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "factory")
     make = _imported(factory) if isinstance(factory, str) else factory
     try:
@@ -189,24 +189,24 @@ def _made(factory: Factory) -> nn.Module:
 
 
 def _imported(factory: str) -> Callable[[], Any]:
-    """The object that ``package.module:name`` stands for; the working directory is searched, too."""
+    """Import what ``package.module:name`` stands for; the working directory is searched, too."""
     place, _, path = factory.partition(":")
     if not place or not path:
-        raise PlanError(f"factory {factory!r} is not of the form package.module:function.")
+        raise PlanError(f"factory {factory!r} is not of the form package.module:function. Write it so.")
     sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(place)
+        target: Any = importlib.import_module(place)
         for part in path.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"factory {factory!r}: {_line(error)} Check the name and the working directory.") from error
     finally:
         sys.path.remove(os.getcwd())
-    return found
+    return target
 
 
 def _fitting(state: Mapping[str, torch.Tensor], module: nn.Module) -> tuple[Mapping[str, torch.Tensor], str]:
-    """The weights under the module's names: wrappers (DataParallel, Lightning, torch.compile) put a prefix before."""
+    """Name weights as the module does: wrappers (DataParallel, Lightning, torch.compile) put a prefix before."""
     own = module.state_dict().keys()
     prefix = next(iter(state)).partition(".")[0] + "."
     if own & state.keys() or not all(key.startswith(prefix) for key in state):

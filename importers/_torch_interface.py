@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError, PlanError, SpaError
+from spa.frameworks.torch import arguments
 
 _OPERATOR = re.compile(r"(?<=\()[Oo]ccurred when translating [\w:]+(?=\))")
 #: By axis, its name and what ``torch.export`` is told of it.
@@ -40,24 +41,24 @@ class Example:
     call: str
 
     @classmethod
-    def of(cls, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Example:
-        """Example inputs for a module.
+    def of(cls, module: nn.Module, call_arguments: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Example:
+        """Take example inputs for a module.
 
         Args:
             module: the network.
-            given: positional and keyword arguments.
+            call_arguments: positional and keyword arguments.
 
         Raises:
             PlanError: there are none, or the arguments are not those of ``forward``.
         """
         signature = _signature(module)
         call = f"{getattr(module, 'original_name', type(module).__name__)}.forward({_shown(signature)})"
-        if given is None:
+        if call_arguments is None:
             raise PlanError(
                 f"{call} needs example inputs. Pass example_inputs=torch.randn(1, 3, 224, 224), say: a tensor, "
                 "a tuple, or a dict of keyword arguments."
             )
-        args, kwargs = given
+        args, kwargs = call_arguments
         arguments: dict[str, Any] = {f"input_{i}": value for i, value in enumerate(args)} | kwargs
         if signature is not None:
             try:
@@ -95,7 +96,7 @@ class Run:
 
     @classmethod
     def of(cls, module: nn.Module, example: Example, tensors: Sequence[torch.Tensor]) -> Run:
-        """Run the network; on copies of the inputs, since it may write to them."""
+        """Run the network on copies of the inputs, since it may write to them."""
         args, kwargs = example.fill([t.clone() for t in tensors])
         return cls(tuple(tensors), tuple((name, t.detach().clone()) for name, t in _named(module(*args, **kwargs))))
 
@@ -131,42 +132,36 @@ class Flat(nn.Module):
         self._outputs = outputs
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The module's outputs of these names; while tracing, sizes look like tensors, too."""
+        """Return the module's outputs of these names; while tracing, sizes look like tensors, too."""
         args, kwargs = self._fill(tensors)
         return tuple(tensor for name, tensor in _named(self.module(*args, **kwargs)) if name in self._outputs)
 
 
-def split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Positional and keyword arguments from a tensor, a tuple or a dict; arrays become tensors, None stays."""
-    if given is None:
+def split(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Split a tensor, a tuple or a dict into positional and keyword arguments; arrays become tensors, None stays."""
+    if example_inputs is None:
         return None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        kwargs = dict(given)
-    else:
-        args = tuple(given) if isinstance(given, list | tuple) else (given,)
     return pytree.tree_map(
-        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, (args, kwargs)
+        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments(example_inputs)
     )
 
 
 def distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that are taken."""
+    """Return the names, with a number behind those that are taken."""
     used = set(taken)
-    found = []
+    free_names = []
     for name in names:
         free, count = name, 1
         while free in used:
             count += 1
             free = f"{name}_{count}"
         used.add(free)
-        found.append(free)
-    return tuple(found)
+        free_names.append(free)
+    return tuple(free_names)
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line: what this package says of it, or the first line of its innermost cause.
+    """Return an exception in one line: what this package says of it, or the first line of its innermost cause.
 
     Of what the TorchScript exporter adds, the operator stays, and where to ask PyTorch for it goes.
     """
@@ -183,7 +178,7 @@ def reason(error: BaseException) -> str:
 
 
 def batch_axes(example: Example) -> tuple[Axes, ...]:
-    """The first axis of each input where it is as long as the first input's, as ``batch``."""
+    """Return the first axis of each input where it is as long as the first input's, as ``batch``."""
     size = next((t.shape[0] for t in example.tensors if t.ndim), None)
     batch = ("batch", torch.export.Dim("batch"))
     return tuple({0: batch} if t.ndim and t.shape[0] == size else {} for t in example.tensors)
@@ -199,23 +194,28 @@ def given_axes(example: Example, dynamic_shapes: Any) -> tuple[Axes, ...]:
         unknown = dynamic_shapes.keys() - example.arguments.keys()
         if unknown:
             known = ", ".join(example.arguments)
-            raise PlanError(f"dynamic_shapes names {sorted(unknown)[0]!r}; the arguments given are {known}.")
+            raise PlanError(
+                f"dynamic_shapes names {sorted(unknown)[0]!r}; the arguments given are {known}. Name these."
+            )
         specs = [dynamic_shapes.get(name) for name in example.arguments]
     else:
         specs = list(dynamic_shapes)
         if len(specs) != len(example.arguments):
-            raise PlanError(f"dynamic_shapes has {len(specs)} entries for {len(example.arguments)} arguments.")
+            raise PlanError(
+                f"dynamic_shapes has {len(specs)} entries for {len(example.arguments)} arguments. Give one for each, "
+                "or a dict."
+            )
     dims: dict[str, Any] = {}
-    found = [
+    axes_of_tensors = [
         axes
         for (name, value), spec in zip(example.arguments.items(), specs, strict=True)
         for axes in _spelled_out(name, value, spec, dims)
     ]
-    return tuple(found)
+    return tuple(axes_of_tensors)
 
 
 def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | None:
-    """The network's own outputs with all open axes longer by one, or else shorter by one; None if it takes neither."""
+    """Run the network with all open axes longer by one, or else shorter by one; return None if it takes neither."""
     for step in (1, -1):
         if step < 0 and any(
             t.shape[axis] < 3 for t, open_ in zip(example.tensors, axes, strict=True) for axis in open_
@@ -230,7 +230,7 @@ def resized(module: nn.Module, example: Example, axes: Sequence[Axes]) -> Run | 
 
 
 def single(module: nn.Module, example: Example, axes: Sequence[Axes]) -> list[Run]:
-    """The network's own outputs with all open axes of size one, at which networks like to do something else."""
+    """Run the network with all open axes of size one, at which networks like to do something else."""
     pairs = zip(example.tensors, axes, strict=True)
     tensors = [t[tuple(slice(0, 1 if a in open_ else None) for a in range(t.ndim))] for t, open_ in pairs]
     try:
@@ -240,7 +240,7 @@ def single(module: nn.Module, example: Example, axes: Sequence[Axes]) -> list[Ru
 
 
 def _signature(module: nn.Module) -> inspect.Signature | None:
-    """What ``forward`` takes; None where that is not known."""
+    """Return the signature of ``forward``; None where it is not known."""
     schema = getattr(module.forward, "schema", None)  # of a TorchScript method
     if schema is None:
         try:
@@ -253,7 +253,7 @@ def _signature(module: nn.Module) -> inspect.Signature | None:
 
 
 def _shown(signature: inspect.Signature | None) -> str:
-    """The first arguments' names."""
+    """Return the first arguments' names."""
     if signature is None:
         return "..."
     shown = list(signature.parameters)
@@ -261,7 +261,7 @@ def _shown(signature: inspect.Signature | None) -> str:
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Arguments by name, with those of ``**kwargs`` under their own."""
+    """Return arguments by name, those of ``**kwargs`` under their own."""
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -272,7 +272,7 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Each leaf of nested containers and dataclasses, with its path, such as ``0.key``."""
+    """Yield each leaf of nested containers and dataclasses, with its path, such as ``0.key``."""
     for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
         steps = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path]
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -283,13 +283,13 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _named(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors among a network's outputs: ``output``, ``output_0`` of a tuple, or a dict's keys."""
-    found = [(path, leaf) for path, leaf in _leaves(result) if torch.is_tensor(leaf)]
-    return [(path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), leaf) for path, leaf in found]
+    """Return the tensors among a network's outputs: ``output``, ``output_0`` of a tuple, or a dict's keys."""
+    tensors = [(path, leaf) for path, leaf in _leaves(result) if torch.is_tensor(leaf)]
+    return [(path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), leaf) for path, leaf in tensors]
 
 
 def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iterator[Axes]:
-    """The open axes of each tensor in an argument."""
+    """Yield the open axes of each tensor in an argument."""
     if torch.is_tensor(value):
         yield _open_axes(name, value, spec, dims)
     elif isinstance(value, Mapping):
@@ -297,7 +297,9 @@ def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iter
             yield from _spelled_out(f"{name}.{key}", item, spec.get(key) if spec else None, dims)
     elif isinstance(value, list | tuple):
         if spec is not None and len(spec) != len(value):
-            raise PlanError(f"dynamic_shapes has {len(spec)} entries for the {len(value)} of {name!r}.")
+            raise PlanError(
+                f"dynamic_shapes has {len(spec)} entries for the {len(value)} of {name!r}. Give one for each."
+            )
         for at, item in enumerate(value):
             yield from _spelled_out(f"{name}.{at}", item, spec[at] if spec else None, dims)
     else:
@@ -305,26 +307,28 @@ def _spelled_out(name: str, value: Any, spec: Any, dims: dict[str, Any]) -> Iter
 
 
 def _open_axes(name: str, tensor: torch.Tensor, spec: Any, dims: dict[str, Any]) -> Axes:
-    found = {}
+    axes = {}
     for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
         if dim is None or isinstance(dim, int) or dim is torch.export.Dim.STATIC:
             continue
         if not -tensor.ndim <= axis < tensor.ndim:
-            raise PlanError(f"dynamic_shapes opens axis {axis} of {name!r}, which has {tensor.ndim} axes.")
+            raise PlanError(
+                f"dynamic_shapes opens axis {axis} of {name!r}, which has {tensor.ndim} axes. Choose one of them."
+            )
         axis %= tensor.ndim
         if isinstance(dim, str):
             if not dim.isidentifier():
                 raise PlanError(
                     f"dynamic_shapes calls an axis of {name!r} {dim!r}. Use letters, digits and underscores."
                 )
-            found[axis] = (dim, dims.setdefault(dim, torch.export.Dim(dim)))
+            axes[axis] = (dim, dims.setdefault(dim, torch.export.Dim(dim)))
         else:
-            found[axis] = (getattr(dim, "__name__", f"{name}_{axis}"), dim)
-    return found
+            axes[axis] = (getattr(dim, "__name__", f"{name}_{axis}"), dim)
+    return axes
 
 
 def _resized(tensor: torch.Tensor, axes: Iterable[int], step: int) -> torch.Tensor:
-    """The tensor with axes longer by one (its first slice again, mirrored along another axis) or shorter by one."""
+    """Make axes longer by one (the first slice again, mirrored along another axis) or shorter by one."""
     for axis in axes:
         if step < 0:
             tensor = tensor.narrow(axis, 0, tensor.shape[axis] - 1)

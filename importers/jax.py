@@ -3,7 +3,7 @@
 jax2onnx exports the function with its parameters as *inputs*; a closure would lose their names. They then become
 initializers named by their pytree path, and what merely rearranges one of them (flax's kernels are ``HWIO``, ONNX's
 ``OIHW``) is applied to it, with a note in the initializer of what was done
-(:data:`spa.importers._jax_layout.LAYOUT`).
+(:func:`spa.frameworks.jax.record_layout`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,132 +22,15 @@ from onnx import ModelProto, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
 from spa.extras import extra
+from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, title
+from spa.frameworks.reasons import reason_of
 from spa.importers import Imported
 from spa.importers._jax_layout import fold, join
 from spa.model.io import load
 from spa.running.runtime import load_session, run
 
 OPSET = 23  # jax2onnx's default, the first with RMSNormalization
-LARGEST_ERROR = 1e-3
 Axes = Mapping[int, Mapping[int, str]]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """Anything callable with parameters in a pytree, as one function.
-
-    Attributes:
-        call: the function of that tree and the inputs.
-        tree: the tree; only its arrays of numbers are parameters.
-        kind: ``nnx``, ``linen``, ``equinox`` or ``function``.
-        first: the position of the inputs among the source's own arguments, behind itself or its parameters.
-    """
-
-    call: Callable[..., Any]
-    tree: Any
-    kind: str
-    first: int
-
-    def parameters(self) -> list[tuple[str, Any]]:
-        """Each array of the tree under its path (:func:`jax.tree_util.keystr`), in the tree's order."""
-        import jax
-
-        leaves = jax.tree_util.tree_leaves_with_path(self.tree)
-        return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if is_parameter(leaf)]
-
-    def with_parameters(self, arrays: Sequence[Any]) -> Any:
-        """The tree with other arrays, in the order of `parameters`."""
-        import jax
-
-        leaves, structure = jax.tree_util.tree_flatten(self.tree)
-        given = iter(arrays)
-        return jax.tree_util.tree_unflatten(structure, [next(given) if is_parameter(a) else a for a in leaves])
-
-    def run(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """The outputs' arrays, compiled: quicker than one operation after the other, though it runs only once."""
-        import jax
-
-        def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
-            return self.call(self.with_parameters(arrays), *inputs)
-
-        outputs = jax.jit(call)([array for _, array in self.parameters()], list(inputs))
-        return [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(outputs)]
-
-
-def is_parameter(leaf: Any) -> bool:
-    """Whether a leaf of a pytree is an array of numbers; keys of random generators are none."""
-    import jax
-
-    numbers = isinstance(leaf, jax.Array | np.ndarray)
-    return numbers and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
-def bind(source: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None, vmap: bool = False) -> Bound:
-    """A module or function as a function of a pytree and inputs, in inference mode. The source is not changed.
-
-    Args:
-        source: a flax nnx module, a flax linen module, an equinox module, or a function ``fn(params, *inputs)``.
-        params: the variables of a linen module, or the parameters of a function.
-        kwargs: further arguments, the same in each call.
-        vmap: whether the source takes one example, and is to be mapped over a batch.
-
-    Raises:
-        ModelError: parameters are missing or superfluous.
-    """
-    import jax
-
-    further = dict(kwargs or {})
-    kind = _kind(source)
-    first = 0 if kind == "function" and params is None else 1
-    if kind in ("nnx", "equinox") and params is not None:
-        raise ModelError(f"{_title(source)} holds its parameters itself. Leave out params=.")
-    if kind == "nnx":
-        from flax import nnx
-
-        copy = nnx.clone(source)
-        copy.eval()
-        definition, tree, rest = nnx.split(copy, nnx.Not(nnx.RngState), ...)
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return nnx.merge(definition, tree, rest)(*inputs, **further)
-    elif kind == "linen":
-        if params is None:
-            raise ModelError(f"{_title(source)} is a flax linen module. Give its variables: params=variables.")
-        tree = params
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return source.apply(tree, *inputs, **further)
-    elif kind == "equinox":
-        import equinox
-
-        tree = equinox.nn.inference_mode(source)
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return tree(*inputs, **further)
-    else:
-        tree = () if params is None else params
-
-        def call(tree: Any, *inputs: Any) -> Any:
-            return source(*inputs, **further) if params is None else source(tree, *inputs, **further)
-
-    if vmap:
-        return Bound(lambda tree, *inputs: jax.vmap(lambda *one: call(tree, *one))(*inputs), tree, kind, first)
-    return Bound(call, tree, kind, first)
-
-
-def _kind(source: Any) -> str:
-    """Which framework an object is of; an object of one that is not imported cannot exist."""
-    for kind, home in (("nnx", "flax.nnx"), ("linen", "flax.linen"), ("equinox", "equinox")):
-        if home in sys.modules and isinstance(source, sys.modules[home].Module):
-            return kind
-    if not callable(source):
-        remedy = "Give a flax or equinox module, or a function and its params="
-        raise ModelError(f"an object of type {type(source).__name__} is no JAX model. {remedy}.")
-    return "function"
-
-
-def _title(source: Any) -> str:
-    return getattr(source, "__name__", type(source).__name__)
 
 
 def convert(
@@ -161,7 +43,7 @@ def convert(
     axes: Axes | None = None,
     opset: int | None = None,
 ) -> Imported:
-    """A JAX model as ONNX, in inference mode; compared with the model's own output.
+    """Convert a JAX model to ONNX, in inference mode, and compare it with the model's own output.
 
     Args:
         source: a flax nnx module, a flax linen module (with ``params=variables``, batch statistics included), an
@@ -201,9 +83,9 @@ def convert(
 
 
 def _arguments(source: Any, example_inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments."""
+    """Return the positional arguments."""
     if example_inputs is None or (isinstance(example_inputs, tuple | list) and not example_inputs):
-        raise ModelError(f"{_title(source)} needs example inputs: an array, or a tuple of one for each argument.")
+        raise ModelError(f"{title(source)} needs example inputs: an array, or a tuple of one for each argument.")
     return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
 
 
@@ -223,7 +105,7 @@ class _Export:
         self.names = _short_names([path for path, _ in self.parameters], self.input_names)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The function's own outputs."""
+        """Compute the function's own outputs."""
         import jax
 
         arguments = jax.tree_util.tree_unflatten(self.structure, inputs)
@@ -232,26 +114,27 @@ class _Export:
         except Exception as error:  # whatever the user's function raises
             shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in inputs)
             remedy = "Check their number, shapes and types, and whether it takes one example (vmap=True)"
-            raise ModelError(
-                f"{_title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}."
-            ) from error
+            raise ModelError(f"{title(self.source)} does not run on {shapes}: {reason_of(error)}. {remedy}.") from error
 
     def batch_axes(self) -> Axes:
-        """The first axis of every input, where all have one and agree in its size."""
+        """Return the first axis of every input, where all have one and agree in its size."""
         sizes = {a.shape[0] if a.ndim else None for a in self.inputs}
         return {i: {0: "batch"} for i in range(len(self.inputs))} if len(sizes) == 1 and None not in sizes else {}
 
     def checked(self, axes: Axes) -> Axes:
-        """The user's axes, once they are found to fit the inputs."""
+        """Check that the user's axes fit the inputs, and return them."""
         for i, open_axes in axes.items():
             rank = self.inputs[i].ndim if 0 <= i < len(self.inputs) else 0
             if not all(0 <= axis < rank for axis in open_axes):
                 shapes = [list(a.shape) for a in self.inputs]
-                raise ModelError(f"axes names axes {sorted(open_axes)} of input {i}; the inputs have shapes {shapes}.")
+                raise ModelError(
+                    f"axes names axes {sorted(open_axes)} of input {i}; the inputs have shapes {shapes}. "
+                    "Name axes that they have."
+                )
         return axes
 
     def verified(self, axes: Axes, opset: int) -> tuple[ModelProto, float]:
-        """The exported model, and its error on the example inputs and on inputs of another size along open axes."""
+        """Export, and return the error, too, on the example inputs and on inputs of another size along open axes."""
         reference = self.run(self.inputs)
         model = self._initialised(self._exported(axes, opset))
         session = load_session(model)
@@ -262,7 +145,7 @@ class _Export:
         return model, error
 
     def _resized(self, axes: Axes) -> list[np.ndarray]:
-        """The inputs with each open axis one shorter, or longer where it has one index only."""
+        """Make each open axis of the inputs one shorter, or longer where it has one index only."""
         resized = list(self.inputs)
         for i, open_axes in axes.items():
             for axis in open_axes:
@@ -271,28 +154,28 @@ class _Export:
         return resized
 
     def _error(self, session: Any, inputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-        """The largest difference over the reference's largest magnitude, of all outputs.
+        """Return the largest difference over the reference's largest magnitude, of all outputs.
 
         Raises:
             ModelError: it exceeds :data:`LARGEST_ERROR`, or the shapes differ.
         """
         taken = {i.name for i in session.get_inputs()}
         feeds = {name: a for name, a in zip(self.input_names, inputs, strict=True) if name in taken}
-        outputs = run(session, feeds, name=_title(self.source))
+        outputs = run(session, feeds, name=title(self.source))
         shapes, expected = [np.shape(o) for o in outputs], [r.shape for r in reference]
         if shapes != expected:
-            raise ModelError(f"the exported model gives shapes {shapes}, {_title(self.source)} itself {expected}.")
+            raise ModelError(f"the exported model gives shapes {shapes}, {title(self.source)} itself {expected}.")
         errors = [_relative_error(np.asarray(o), r) for o, r in zip(outputs, reference, strict=True)]
         worst = max(errors, default=0.0)
         if not worst <= LARGEST_ERROR:
             raise ModelError(
-                f"the exported model differs from {_title(self.source)} by {worst:.2g} of its largest output, "
+                f"the exported model differs from {title(self.source)} by {worst:.2g} of its largest output, "
                 f"more than {LARGEST_ERROR:g}. Is it in inference mode, and free of random numbers (kwargs=)?"
             )
         return worst
 
     def _exported(self, axes: Axes, opset: int) -> ModelProto:
-        """The function with its parameters as inputs."""
+        """Export the function with its parameters as inputs."""
         import jax
         from jax2onnx import to_onnx
 
@@ -313,7 +196,7 @@ class _Export:
                 return to_onnx(
                     flat,
                     specs,
-                    model_name=_title(self.source),
+                    model_name=title(self.source),
                     opset=opset,
                     enable_double_precision=any(s.dtype == np.float64 for s in specs),
                     input_names=[*self.input_names, *self.names],
@@ -323,11 +206,11 @@ class _Export:
         except Exception as error:  # jax2onnx raises anything; its reason is what the user needs
             remedy = "Export without this operation, or give fixed sizes (axes={})"
             raise UnsupportedError(
-                f"jax2onnx cannot export {_title(self.source)}: {reason_of(error)}. {remedy}."
+                f"jax2onnx cannot export {title(self.source)}: {reason_of(error)}. {remedy}."
             ) from error
 
     def _initialised(self, model: ModelProto) -> ModelProto:
-        """The exported model with its parameters as initializers."""
+        """Turn the parameters of an exported model into initializers."""
         graph = model.graph
         values = {short: leaf for short, (_, leaf) in zip(self.names, self.parameters, strict=True)}
         inputs = [i for i in graph.input if i.name not in values]
@@ -345,7 +228,7 @@ class _Export:
 
 
 def _input_names(source: Any, paths: Sequence[tuple[Any, ...]], skipped: int) -> list[str]:
-    """The names of the source's arguments after the first few; an argument that is a pytree has a path within."""
+    """Name the inputs by the source's arguments after the first few, with the path within one that is a pytree."""
     import jax
 
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -363,7 +246,7 @@ def _input_names(source: Any, paths: Sequence[tuple[Any, ...]], skipped: int) ->
 
 
 def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Initializer names by parameter path, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
+    """Return paths by initializer name, in order: ``['block'].layers[0].weight`` is ``block.layers.0.weight``."""
     names: dict[str, str] = {}
     for path in paths:
         short = ".".join(re.findall(r"[^\[\]'\".]+", path.removesuffix(".value"))) or "params"
@@ -372,21 +255,16 @@ def _short_names(paths: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 
 def _relative_error(value: np.ndarray, reference: np.ndarray) -> float:
-    """``max |value - reference| / max |reference|``; not finite where either is not."""
+    """Return ``max |value - reference| / max |reference|``; not finite where either is not."""
     if not reference.size:
         return 0.0
     largest = float(np.max(np.abs(reference.astype(np.float64)))) or 1.0
     return float(np.max(np.abs(value.astype(np.float64) - reference.astype(np.float64)))) / largest
 
 
-def reason_of(error: Exception) -> str:
-    """An exception's first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """jax2onnx logs by ``logging.info``, which sets the root logger up where nobody did; it and onnx_ir warn."""
+    """Silence jax2onnx, whose ``logging.info`` sets the root logger up where nobody did, and onnx_ir."""
     root, silenced = logging.getLogger(), logging.getLogger("onnx_ir")
     handler, level = logging.NullHandler(), silenced.level
     root.addHandler(handler)
@@ -402,7 +280,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _positional() -> Iterator[None]:
-    """Within an export: flax's pools take positional arguments again, which jax2onnx's stand-ins for them refuse."""
+    """Let flax's pools take positional arguments within an export; jax2onnx's stand-ins for them refuse these."""
     replaced = []
     for home in ("flax.linen", "flax.nnx"):
         for name in ("max_pool", "avg_pool", "min_pool"):

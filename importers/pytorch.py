@@ -2,7 +2,8 @@
 
 The network is captured by ``torch.export`` and translated without optimisation, or traced by the older TorchScript
 exporter where that fails; then cleaned up (``_tidy``), named by its state_dict, and compared in onnxruntime with its
-own outputs. Both exporters see it through ``_torch_interface.Flat``, whose inputs and outputs are tensors only.
+own outputs (``_torch_finish``). Both exporters see it through ``_torch_interface.Flat``, which takes and gives tensors
+only.
 """
 
 from __future__ import annotations
@@ -20,32 +21,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, TensorShapeProto, helper
+from onnx import ModelProto
 
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
-from spa.exporters.files import session
 from spa.extras import extra
 from spa.importers import Imported
-from spa.importers._tidy import rename, tidy
-from spa.model.graph import tensor_array
 from spa.model.io import NEWEST_OPSET
-from spa.running.runtime import input_specs, output_specs, run
 
 with extra("torch"):
     import torch
     from torch import nn
 
 from spa.importers import _torch_files as files
+from spa.importers._torch_finish import DifferentError, declared_axes, finish
 from spa.importers._torch_interface import (
     Axes,
     Example,
     Flat,
     Run,
     batch_axes,
-    distinct,
     given_axes,
     reason,
     resized,
@@ -56,18 +51,10 @@ from spa.importers._torch_interface import (
 EXPORTERS = {"dynamo": "torch.onnx.export(dynamo=True)", "torchscript": "torch.onnx.export(dynamo=False)"}
 OPSET = 18  # the one that PyTorch's exporter is written in; it converts to later ones
 NEWEST_TRACED = 20  # the TorchScript exporter's last
-TOLERANCE = 1e-3  # of an output's largest magnitude
 REMEDY = "Change that operator, or convert a part of the network."
 HALVES = "onnxruntime has few operators in bfloat16: convert network.float()."
 PREFIX = "module."  # of names within Flat
-#: The spacing of numbers near 1; two implementations of a half-precision network are several of these apart.
-_EPSILON = {np.dtype(np.float16): 2.0**-10, np.dtype(ml_dtypes.bfloat16): 2.0**-7}
 _LOGGERS = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-_SYMBOL = re.compile(r"[A-Za-z_]\w*")
-
-
-class _DifferentError(SpaError):
-    """An exported network that does not do what the original does."""
 
 
 def convert(
@@ -196,7 +183,7 @@ def _silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """In the end the module's flags and buffers, and the random numbers, are what they were."""
+    """Restore in the end the module's flags and buffers, and the state of random numbers."""
     training = {m: m.training for m in module.modules()}
     needs_gradient = {p: p.requires_grad for p in module.parameters()}
     buffers = [
@@ -264,7 +251,7 @@ def _convert_module(
             with _silent():
                 model, limits = _export(flat, example.names, runs, open_, opset, name, narrow)
             checks = runs if any(open_) else runs[:1]
-            imported = _finish(model, module.state_dict(), example.names, checks, open_, PREFIX)
+            imported = finish(model, module.state_dict(), example.names, checks, open_, PREFIX)
         except Exception as error:  # exporters raise whatever they like
             failures.append((name, error))
             continue
@@ -276,7 +263,7 @@ def _convert_module(
             notes.append(f"the batch is fixed to that of the example inputs: {why_closed}")
         if name == "torchscript" and opset > NEWEST_TRACED:
             notes.append(f"opset {NEWEST_TRACED} in place of {opset}: the TorchScript exporter knows no later one")
-        return replace(imported, how=EXPORTERS[name], notes=(*notes, *imported.notes))
+        return replace(imported, exporter=EXPORTERS[name], notes=(*notes, *imported.notes))
     halves = any(torch.is_tensor(t) and t.dtype == torch.bfloat16 for t in module.state_dict().values())
     remedy = HALVES if halves else REMEDY
     if exporter is not None and not scripted:
@@ -285,9 +272,9 @@ def _convert_module(
     raise _refusal(example.call, failures, remedy)
 
 
-def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: int) -> Imported:
+def _convert_program(program: torch.export.ExportedProgram, example_inputs: Any, opset: int) -> Imported:
     module = program.module()
-    example = Example.of(module, program.example_inputs if given is None else split(given))
+    example = Example.of(module, program.example_inputs if example_inputs is None else split(example_inputs))
     with _unchanged(module):
         runs = [Run.first(module, example)]
         try:
@@ -295,7 +282,7 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
                 model = _translate(program, opset)
         except Exception as error:  # the exporter raises whatever it likes
             raise _refusal("the ExportedProgram", [("dynamo", error)]) from error
-        axes = _declared_axes(model)
+        axes = declared_axes(model)
         notes = []
         if any(axes):
             second = resized(module, example, axes)
@@ -305,14 +292,14 @@ def _convert_program(program: torch.export.ExportedProgram, given: Any, opset: i
                 runs.append(second)
         else:
             notes.append("no axis is open: the program was exported so. Give dynamic_shapes to torch.export.export")
-        imported = _finish(model, program.state_dict, example.names, runs, axes, "")
-    return replace(imported, how=EXPORTERS["dynamo"], notes=(*notes, *imported.notes))
+        imported = finish(model, program.state_dict, example.names, runs, axes, "")
+    return replace(imported, exporter=EXPORTERS["dynamo"], notes=(*notes, *imported.notes))
 
 
 def _export(
     flat: Flat, names: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes], opset: int, exporter: str, narrow: bool
 ) -> tuple[ModelProto, list[str]]:
-    """The network as an exporter writes it, under the exporter's names, and what limits its open axes.
+    """Export the network, under the exporter's names; return what limits its open axes, too.
 
     Args:
         flat: the network.
@@ -356,16 +343,16 @@ def _capture(
 
 
 def _limits(message: str) -> dict[str, tuple[int, int | None]]:
-    """The ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
+    """Return the ranges that ``torch.export`` suggests for open axes; empty where it suggests anything else, too."""
     _, _, suggested = message.partition("Suggested fixes:")
-    found = {}
+    limits = {}
     for line in suggested.strip().partition("\n\n")[0].splitlines():
         match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line.strip())
         if match is None:
             return {}
         label, low, high = match.groups()
-        found[label] = (int(low or 0), None if high is None else int(high))
-    return found
+        limits[label] = (int(low or 0), None if high is None else int(high))
+    return limits
 
 
 def _all_long(tensors: Sequence[torch.Tensor], axes: Sequence[Axes]) -> bool:
@@ -408,176 +395,9 @@ def _trace(
 
 
 def _refusal(call: str, failures: Sequence[tuple[str, Exception]], remedy: str = REMEDY) -> SpaError:
-    """The error where nothing succeeded."""
-    different = next((error for _, error in failures if isinstance(error, _DifferentError)), None)
+    """Make the error of a conversion in which nothing succeeded."""
+    different = next((error for _, error in failures if isinstance(error, DifferentError)), None)
     if different is not None:
         return ModelError(f"{call} in ONNX is not the same: {different} Check that its outputs depend on nothing else.")
     told = "; ".join(dict.fromkeys(f"{EXPORTERS[name]}: {reason(error).rstrip('.')}" for name, error in failures))
     return UnsupportedError(f"{call} cannot be expressed in ONNX. {told}. {remedy}")
-
-
-# -- names -------------------------------------------------------------------------------------------------------
-
-
-def _finish(
-    model: ModelProto,
-    state: Mapping[str, Any],
-    inputs: Sequence[str],
-    runs: Sequence[Run],
-    axes: Sequence[Axes],
-    prefix: str,
-) -> Imported:
-    """The model cleaned up, with the framework's names, and compared.
-
-    Args:
-        model: as an exporter wrote it; changed.
-        state: the state_dict.
-        inputs: the names of the inputs.
-        runs: what to compare with; the first names the outputs.
-        axes: which axes of the inputs shall be open, and their names.
-        prefix: of all names of parameters.
-    """
-    tensors = {key: value for key, value in state.items() if torch.is_tensor(value)}
-    originals = _originals(tensors)
-    outputs = distinct((name for name, _ in runs[0].outputs), {*inputs, *tensors})
-    _name(model, inputs, outputs, prefix)
-    model = tidy(model, [key for key, original in originals.items() if key == original])
-    rename(
-        model, {t.name: originals[t.name] for t in model.graph.initializer if originals.get(t.name, t.name) != t.name}
-    )
-    _name_axes(model, inputs, runs, axes)
-    names, notes = _parameter_names(model, tensors, originals)
-    error = _compare(model, inputs, runs)
-    aliases = {key: original for key, original in originals.items() if key != original and original in names}
-    return Imported(model, "torch", "", names, error, notes, aliases)
-
-
-def _name(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], prefix: str) -> None:
-    """Name inputs, outputs and parameters."""
-    graph = model.graph
-    if len(graph.output) != len(outputs):
-        raise _DifferentError(f"it has {len(graph.output)} outputs, and {len(outputs)} tensors are returned.")
-    if graph.input and not graph.input[0].name.startswith("tensors."):
-        if len(graph.input) != len(inputs):
-            raise _DifferentError(f"it has {len(graph.input)} inputs, and {len(inputs)} tensors are given.")
-        changes = {info.name: name for info, name in zip(graph.input, inputs, strict=True)}
-    else:  # the TorchScript exporter leaves out inputs that nothing depends on
-        changes = {f"tensors.{name}": name for name in inputs}
-    fixed = {*changes, *(t.name for t in graph.initializer)}
-    for info, name in zip(graph.output, outputs, strict=True):
-        if info.name in fixed:
-            made = f"results.{name}"
-            graph.node.append(helper.make_node("Identity", [info.name], [made]))
-            info.name = made
-        changes[info.name] = name
-        fixed.add(info.name)
-    if prefix:
-        values = (*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output))
-        old = [name for name in values if name.startswith(prefix)]
-        changes |= zip(old, distinct((name.removeprefix(prefix) for name in old), changes.values()), strict=True)
-    rename(model, changes)
-
-
-def _originals(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """By key the first key of the same tensor: itself, unless parameters are tied."""
-    first: dict[Any, str] = {}
-    found = {}
-    for key, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else key
-        found[key] = first.setdefault(place, key)
-    return found
-
-
-def _declared_axes(model: ModelProto) -> tuple[Axes, ...]:
-    """The open axes of each input; what the first axis of the first input is called becomes ``batch``."""
-    shapes = [[d.dim_param for d in info.type.tensor_type.shape.dim] for info in model.graph.input]
-    first = next((shape[0] for shape in shapes if shape), "")
-    return tuple({a: ("batch" if s == first else s, None) for a, s in enumerate(shape) if s} for shape in shapes)
-
-
-def _name_axes(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run], axes: Sequence[Axes]) -> None:
-    """Give open axes their names; those of outputs that are computed from no input's follow from their sizes."""
-    declared = {info.name: info.type.tensor_type.shape.dim for info in model.graph.input}
-    labels: dict[str, str] = {}
-    by_sizes = {}
-    for at, (name, open_) in enumerate(zip(inputs, axes, strict=True)):
-        for axis, (label, _) in open_.items():
-            by_sizes[tuple(r.inputs[at].shape[axis] for r in runs)] = label
-            if name not in declared:
-                continue
-            dim = declared[name][axis]
-            if not dim.dim_param:
-                raise _DifferentError(f"axis {axis} of {name!r} became fixed at {dim.dim_value}.")
-            dim.dim_param = labels.setdefault(dim.dim_param, label)
-    for at, info in enumerate(model.graph.output):
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-            if not dim.dim_param:
-                continue
-            if labels.keys() >= set(_SYMBOL.findall(dim.dim_param)):
-                dim.dim_param = _SYMBOL.sub(lambda found: labels[found[0]], dim.dim_param)
-            else:  # the TorchScript exporter makes up names
-                label = by_sizes.get(tuple(r.outputs[at][1].shape[axis] for r in runs))
-                dim.CopyFrom(TensorShapeProto.Dimension(dim_param=label))
-
-
-def _parameter_names(
-    model: ModelProto, tensors: Mapping[str, torch.Tensor], originals: Mapping[str, str]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Keys by initializer: of the same name and value, or else of the same value if only one has that."""
-    initializers = {t.name: t for t in model.graph.initializer}
-    keys = [key for key, original in originals.items() if key == original]
-    names = {key: key for key in keys if key in initializers and _same(initializers[key], tensors[key])}
-    left = [t for name, t in initializers.items() if name not in names]
-    for key in keys:
-        alike = [t for t in left if _same(t, tensors[key])] if key not in names else []
-        if len(alike) == 1 and alike[0].name not in names:
-            names[alike[0].name] = key
-    changed = [key for key in keys if key in initializers and key not in names]
-    notes = (f"{', '.join(changed[:3])} and others changed their values on the way",) if changed else ()
-    return names, notes
-
-
-def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:
-    return tuple(initializer.dims) == tuple(tensor.shape) and bool(
-        np.array_equal(tensor_array(initializer), _array(tensor))
-    )
-
-
-# -- comparing ---------------------------------------------------------------------------------------------------
-
-
-def _compare(model: ModelProto, inputs: Sequence[str], runs: Sequence[Run]) -> float:
-    """The largest difference to the network's own outputs, over the largest magnitude of the output in question."""
-    worst = 0.0
-    with session(model, name="the network in ONNX") as opened:
-        wanted = {spec.name for spec in input_specs(opened)}
-        for own in runs:
-            feeds = {name: _array(t) for name, t in zip(inputs, own.inputs, strict=True) if name in wanted}
-            results = run(opened, feeds, name="the network in ONNX")
-            for spec, result, (_, tensor) in zip(output_specs(opened), results, own.outputs, strict=True):
-                where = f"output {spec.name!r} of inputs {' '.join(str(list(t.shape)) for t in own.inputs)}"
-                worst = max(worst, _difference(where, np.asarray(result), _array(tensor)))
-    return worst
-
-
-def _difference(where: str, result: np.ndarray, own: np.ndarray) -> float:
-    if result.shape != own.shape:
-        raise _DifferentError(f"{where} is {list(result.shape)}, expected {list(own.shape)}.")
-    a, b = result.astype(np.float64), own.astype(np.float64)
-    alike = (a == b) | (np.isnan(a) & np.isnan(b))
-    if alike.all():
-        return 0.0
-    difference = np.abs(a - b)[~alike].max()
-    finite = np.abs(b[np.isfinite(b)])
-    error = float(difference / finite.max()) if finite.any() else np.inf
-    tolerance = max(TOLERANCE, 8 * _EPSILON.get(own.dtype, 0.0))
-    if not error <= tolerance:
-        raise _DifferentError(f"{where} differs by {error:.1e} of its largest value, more than {tolerance:g}.")
-    return error
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

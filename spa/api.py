@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
-from spa.doors import Origin, give_back, kind_of, origin
+from spa.doors import FrameworkModel, convert_result, import_model
+from spa.frameworks.kinds import kind_of
 from spa.job import Clock, Job, Outcome, prepare
 from spa.model.graph import Graph
 from spa.model.io import Source, load
@@ -48,7 +49,7 @@ class Result:
     request: Request
     analysis: Analysis
     source: Source
-    origin: Origin | None = None
+    origin: FrameworkModel | None = None
 
     @property
     def pruned(self) -> Any:
@@ -70,7 +71,7 @@ class Result:
             PlanError: no such target.
             UnsupportedError: the framework is not installed, or cannot express the model; says what stands in the way.
         """
-        return give_back(self, target)
+        return convert_result(self, target)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Check the pruned model and write it; nothing is left behind on failure.
@@ -85,8 +86,8 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        source, name = self.source, "the pruned model"
-        write(self.model, path, base=source.base, source=source.path, force=force, external=external, name=name)
+        pruned = Source(self.model, self.source.path, self.source.base)
+        write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:
         """The pruned model as an onnx-graphsurgeon graph."""
@@ -196,15 +197,15 @@ def prune(
     """
     request = Request.of(request, **options)
     clock = Clock()
-    source, came = _opened(model, example_inputs, convert_options or {}, clock)
+    source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
     analysis = couple(Graph(source.model, source.base))
     clock("analyse")
-    framework = None if came is None else came.kind
+    framework = None if framework_model is None else framework_model.kind
     job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
     outcome = job.run()
-    report = _report(job, outcome, source, came)
-    return Result(outcome.model, outcome.plan, report, request, analysis, source, came)
+    report = _report(job, outcome, source, framework_model)
+    return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
 
 def _document_options(function: Any) -> None:
@@ -228,16 +229,16 @@ _document_options(prune)
 
 def _opened(
     model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock
-) -> tuple[Source, Origin | None]:
+) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
     if not kind_of(model, convert_options):
         return load(model), None
-    came = origin(model, example_inputs, convert_options)
+    framework_model = import_model(model, example_inputs, convert_options)
     clock("convert")
-    return load(came.imported.model), came
+    return load(framework_model.imported.model), framework_model
 
 
-def _report(job: Job, outcome: Outcome, source: Source, came: Origin | None) -> Report:
+def _report(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
     """Put together what is to be said of a pruning."""
     analysis, groups = job.analysis, job.selection.groups
     costs = CostModel(analysis, [g.dim for g in groups])
@@ -265,7 +266,12 @@ def _report(job: Job, outcome: Outcome, source: Source, came: Origin | None) -> 
         frozen=tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
         skipped=job.selection.skipped,
         barriers=tuple(analysis.barriers.items()),
-        notes=(*job.input_notes, *(() if came is None else came.imported.notes), *outcome.notes, *job.repair_notes),
+        notes=(
+            *job.input_notes,
+            *(() if framework_model is None else framework_model.imported.notes),
+            *outcome.notes,
+            *job.repair_notes,
+        ),
         seconds=job.clock.seconds,
         calibration=job.calibration_report(outcome),
         latency=None if outcome.latency is None else dict(outcome.latency),

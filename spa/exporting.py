@@ -79,7 +79,7 @@ def _write(
     if target == "onnx":
         from spa.exporters.onnx import write
 
-        return write(source.model, path, base=source.base, source=source.path, **options)
+        return write(source, path, **options)
     if target == "ort":
         from spa.exporters.ort import write_ort as write_other
     elif target == "openvino":
@@ -94,7 +94,7 @@ def _write(
 
 
 def _fixed(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
-    """A copy in which open sizes are numbers."""
+    """Return a copy in which open sizes are numbers."""
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     found = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim if d.dim_param}

@@ -24,6 +24,7 @@ from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
 from spa.errors import ModelError, OutOfReachError, PlanError
 from spa.extras import extra
+from spa.frameworks.kinds import ONE_HEAD_SIZE
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.running.threads import bounded_threads
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
-ONE_HEAD_SIZE = ("torch", "jax")  # frameworks whose attention layers have one size of a head; those of Keras have two
 ATTEMPTS = 8  # networks that are tried to meet a tolerated distortion
 NEAR = 0.9  # of the tolerated distortion, from which on an attempt is as good as any
 

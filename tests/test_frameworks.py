@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import spa
-from spa.doors import kind_of
+from spa.frameworks.kinds import kind_of
 from spa.running.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"

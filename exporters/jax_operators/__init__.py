@@ -57,11 +57,11 @@ class Call:
     blocks: dict[str, Callable[..., list[Any]]] = field(default_factory=dict)
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value, or the default where it is not given."""
+        """Return an attribute's value, or the default where it is not given."""
         return self.node.attributes.get(name, default)
 
     def known(self, value: Array, what: str) -> np.ndarray:
-        """A value that must be known at trace time.
+        """Return a value that must be known at trace time.
 
         Raises:
             UnsupportedError: it depends on data.
@@ -72,7 +72,7 @@ class Call:
         return np.asarray(value)
 
     def ints(self, name: str, operand: Array | None, default: Any = None) -> Any:
-        """Integers from an attribute (older opsets) or else a known operand."""
+        """Return integers from an attribute (older opsets) or else a known operand."""
         if name in self.node.attributes:
             return [int(v) for v in np.atleast_1d(self.node.attributes[name])]
         return default if operand is None else [int(v) for v in self.known(operand, name).ravel()]
@@ -83,7 +83,7 @@ _LAWS: dict[str, Law] = {}
 
 @cache
 def laws() -> Mapping[str, Law]:
-    """All functions by operator, sorted."""
+    """Return all functions by operator, sorted."""
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     return dict(sorted(_LAWS.items()))
@@ -114,25 +114,25 @@ def operator(
 
 
 def is_known(value: Any) -> bool:
-    """Whether a value is known at trace time."""
+    """Tell whether a value is known at trace time."""
     return isinstance(value, np.ndarray | np.generic)
 
 
 def number_type(dtype: Any) -> Any:
-    """The type that JAX has for a numpy type: 64 bits are 32 unless ``jax_enable_x64`` is set."""
+    """Return the type that JAX has for a numpy type: 64 bits are 32 unless ``jax_enable_x64`` is set."""
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def positive(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
+    """Return an axis counted from the front."""
     return axis + rank if axis < 0 else axis
 
 
 def along(vector: Array, axis: int, rank: int) -> Array:
-    """A vector shaped to broadcast along one axis of a tensor of that rank."""
+    """Return a vector shaped to broadcast along one axis of a tensor of that rank."""
     return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def widened(x: Array) -> Array:
-    """Half precision as float32, for sums; others as they are."""
+    """Return half precision as float32, for sums; others as they are."""
     return x.astype(jnp.float32) if x.dtype in (jnp.float16, jnp.bfloat16) else x

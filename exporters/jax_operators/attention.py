@@ -16,12 +16,12 @@ MS = "com.microsoft::"
 
 
 def heads_of(x: Array, count: int) -> Array:
-    """[b s (h d)] as [b h s d]."""
+    """Return [b s (h d)] as [b h s d]."""
     return x.reshape(*x.shape[:2], count, -1).swapaxes(1, 2)
 
 
 def _joined(x: Array) -> Array:
-    """[b h s d] as [b s (h d)]."""
+    """Return [b h s d] as [b s (h d)]."""
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
@@ -36,7 +36,7 @@ def attention(
     past_v: Array | None = None,
     lengths: Array | None = None,
 ) -> tuple[Array, ...]:
-    """softmax(softcap(Q Kᵀ scale) + mask) V with grouped heads, a cache, causal masks and windows.
+    """Compute softmax(softcap(Q Kᵀ scale) + mask) V with grouped heads, a cache, causal masks and windows.
 
     Spec: https://onnx.ai/onnx/operators/onnx__Attention.html.
     """
@@ -65,7 +65,7 @@ def attention(
 
 
 def _bias(call: Call, q: Array, keys: int, mask: Array | None, offset: Any, lengths: Array | None) -> Array:
-    """What is added to the scores: the mask, and minus infinity where a query may not see a key."""
+    """Return what is added to the scores: the mask, and minus infinity where a query may not see a key."""
     total = jnp.zeros((), q.dtype)
     if mask is not None:
         missing = [(0, 0)] * (mask.ndim - 1) + [(0, keys - mask.shape[-1])]
@@ -89,7 +89,7 @@ def _bias(call: Call, q: Array, keys: int, mask: Array | None, offset: Any, leng
 
 
 def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
-    """X [.. r] turned, pair by pair, by angles [.. r/2]; pairs are neighbours, or lie half the axis apart."""
+    """Turn X [.. r], pair by pair, by angles [.. r/2]; pairs are neighbours, or lie half the axis apart."""
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else jnp.split(x, 2, -1)
     real, imaginary = a * cos - b * sin, b * cos + a * sin
     if interleaved:
@@ -99,7 +99,7 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
 
 @operator("RotaryEmbedding")
 def rotary_embedding(call: Call, x: Array, cos: Array, sin: Array, positions: Array | None = None) -> Array:
-    """The first dimensions of each head turned by angles from caches."""
+    """Turn the first dimensions of each head by angles from caches."""
     packed = x.ndim == 3
     x = heads_of(x, call.attr("num_heads")) if packed else x
     if positions is not None:
@@ -120,7 +120,7 @@ def _contrib_refusal(node: Node) -> str | None:
 
 @operator(MS + "Attention", refusal=_contrib_refusal)
 def contrib_attention(call: Call, x: Array, w: Array, bias: Array, mask: Array | None = None) -> Array:
-    """Projection to queries, keys and values by one weight, then attention.
+    """Project to queries, keys and values by one weight, then compute attention.
 
     Spec: onnxruntime's ContribOperators.md. The mask has the keys' flags [b k] or [b q k], or their number [b].
     """
@@ -155,7 +155,7 @@ def multi_head_attention(
     _: None = None,
     scores_bias: Array | None = None,
 ) -> Array:
-    """Attention of projections, with one bias for all three. Spec: onnxruntime's ContribOperators.md."""
+    """Compute attention of projections, with one bias for all three. Spec: onnxruntime's ContribOperators.md."""
     if bias is not None:
         cuts = np.cumsum([q.shape[-1], k.shape[-1]])
         q, k, v = (t + b for t, b in zip((q, k, v), jnp.split(bias, cuts), strict=True))

@@ -15,7 +15,7 @@ from spa.model.graph import Node
 
 @operator("If")
 def branch(call: Call, condition: Array) -> tuple[Array, ...]:
-    """One of two subgraphs; both are compiled where the condition is not known."""
+    """Run one of two subgraphs; both are compiled where the condition is not known."""
     then, otherwise = call.blocks["then_branch"], call.blocks["else_branch"]
     if is_known(condition):
         return tuple((then if condition.ravel()[0] else otherwise)([]))
@@ -28,7 +28,7 @@ def branch(call: Call, condition: Array) -> tuple[Array, ...]:
 
 @operator("Loop", static=[0, 1])
 def loop(call: Call, times: Array | None, condition: Array | None, *states: Array) -> tuple[Array, ...]:
-    """A body a known number of times, unrolled; its condition may end it, where that is known."""
+    """Run a body a known number of times, unrolled; its condition may end it, where that is known."""
     body = call.blocks["body"]
     count = None if times is None else int(call.known(times, "the number of iterations").ravel()[0])
     going: Array = np.asarray(True) if condition is None else condition
@@ -39,7 +39,10 @@ def loop(call: Call, times: Array | None, condition: Array | None, *states: Arra
         seen.append(records)
         step += 1
     if not seen and len(call.node.outputs) > len(states):
-        raise UnsupportedError(f"{call.node.label}: it runs no iteration, so that its records have no known shape.")
+        raise UnsupportedError(
+            f"{call.node.label}: it runs no iteration, so that its records have no known shape. Export "
+            "the model without this loop."
+        )
     return (*kept, *(jnp.stack([jnp.asarray(r[i]) for r in seen]) for i in range(len(seen[0] if seen else []))))
 
 
@@ -52,7 +55,7 @@ def _directions(node: Node) -> str | None:
 
 @operator("Scan", refusal=_directions)
 def scan(call: Call, *operands: Array) -> tuple[Array, ...]:
-    """A body over the first axis of sequences, carrying states."""
+    """Run a body over the first axis of sequences, carrying states."""
     count = len(operands) - call.attr("num_scan_inputs")
     start = [jnp.asarray(v) for v in operands[:count]]
     sequences = [jnp.asarray(v) for v in operands[count:]]

@@ -56,31 +56,31 @@ SAME = {
 
 @operator(*SAME)
 def same(call: Call, *operands: Array) -> Array:
-    """Functions that numpy has under another name."""
+    """Call the function that numpy has under another name."""
     return getattr(call.xp, SAME[call.node.op])(*operands)
 
 
 @operator("Add")
 def add(call: Call, a: Array, b: Array) -> Array:
-    """Elementwise sum."""
+    """Add element by element."""
     return a + b
 
 
 @operator("Sub")
 def subtract(call: Call, a: Array, b: Array) -> Array:
-    """Elementwise difference."""
+    """Subtract element by element."""
     return a - b
 
 
 @operator("Mul")
 def multiply(call: Call, a: Array, b: Array) -> Array:
-    """Elementwise product."""
+    """Multiply element by element."""
     return a * b
 
 
 @operator("Div")
 def divide(call: Call, a: Array, b: Array) -> Array:
-    """Elementwise quotient; of integers, truncated towards zero."""
+    """Divide element by element; integers are truncated towards zero."""
     if np.issubdtype(a.dtype, np.integer):
         return call.xp.sign(a) * call.xp.sign(b) * (call.xp.abs(a) // call.xp.abs(b))
     return a / b
@@ -88,13 +88,13 @@ def divide(call: Call, a: Array, b: Array) -> Array:
 
 @operator("Mod")
 def modulo(call: Call, a: Array, b: Array) -> Array:
-    """The remainder with the divisor's sign, or with the dividend's (fmod)."""
+    """Return the remainder with the divisor's sign, or with the dividend's (fmod)."""
     return (call.xp.fmod if call.attr("fmod", 0) else call.xp.mod)(a, b)
 
 
 @operator("Pow")
 def power(call: Call, x: Array, y: Array) -> Array:
-    """A power, in the base's type. A known whole exponent multiplies, whose derivative is finite at zero."""
+    """Raise to a power, in the base's type. A known whole exponent multiplies: its derivative is finite at zero."""
     if is_known(y) and y.size == 1 and float(y.ravel()[0]).is_integer() and not is_known(x):
         raised = x ** int(y.ravel()[0])
         return jnp.broadcast_to(raised, np.broadcast_shapes(x.shape, y.shape))
@@ -103,13 +103,13 @@ def power(call: Call, x: Array, y: Array) -> Array:
 
 @operator("BitShift")
 def bit_shift(call: Call, x: Array, by: Array) -> Array:
-    """Bits moved left or right."""
+    """Move bits left or right."""
     return call.xp.left_shift(x, by) if call.attr("direction") == "LEFT" else call.xp.right_shift(x, by)
 
 
 @operator("Max", "Min", "Sum", "Mean")
 def variadic(call: Call, *operands: Array) -> Array:
-    """Of any number of operands."""
+    """Combine any number of operands."""
     if call.node.op in ("Sum", "Mean"):
         total = reduce(lambda a, b: a + b, operands)
         return total if call.node.op == "Sum" else total / len(operands)
@@ -118,13 +118,13 @@ def variadic(call: Call, *operands: Array) -> Array:
 
 @operator("Where")
 def where(call: Call, condition: Array, x: Array, y: Array) -> Array:
-    """Selection."""
+    """Select element by element."""
     return call.xp.where(condition, x, y)
 
 
 @operator("Clip")
 def clip(call: Call, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
-    """Bounds, from attributes before opset 11."""
+    """Limit to bounds, which are attributes before opset 11."""
     low, high = call.attr("min", low), call.attr("max", high)
     x = x if low is None else call.xp.maximum(x, call.xp.asarray(low, x.dtype))
     return x if high is None else call.xp.minimum(x, call.xp.asarray(high, x.dtype))
@@ -132,42 +132,42 @@ def clip(call: Call, x: Array, low: Array | None = None, high: Array | None = No
 
 @operator("Identity")
 def identity(call: Call, x: Array) -> Array:
-    """The operand."""
+    """Return the operand."""
     return x
 
 
 @operator("Dropout")
 def dropout(call: Call, x: Array, *rest: Array) -> tuple[Array, Array]:
-    """The operand: networks are computed as in inference."""
+    """Return the operand: networks are computed as in inference."""
     return x, np.ones(x.shape, np.bool_)
 
 
 @operator("Cast")
 def cast(call: Call, x: Array) -> Array:
-    """Another type. Floats become integers by truncation."""
+    """Convert to another type. Floats become integers by truncation."""
     return as_type(x, helper.tensor_dtype_to_np_dtype(call.attr("to")))
 
 
 @operator("CastLike")
 def cast_like(call: Call, x: Array, like: Array) -> Array:
-    """The second operand's type."""
+    """Convert to the second operand's type."""
     return as_type(x, like.dtype)
 
 
 def as_type(x: Array, dtype: Any) -> Array:
-    """In numpy as it is, in JAX as far as JAX has it."""
+    """Convert to a type: in numpy as it is, in JAX as far as JAX has it."""
     return x.astype(dtype) if is_known(x) else x.astype(number_type(dtype))
 
 
 @operator("Reciprocal")
 def reciprocal(call: Call, x: Array) -> Array:
-    """One over the operand."""
+    """Return one over the operand."""
     return 1 / x
 
 
 @operator("IsInf")
 def is_inf(call: Call, x: Array) -> Array:
-    """Infinite, of the signs asked for."""
+    """Tell which elements are infinite, of the signs asked for."""
     above = (x == np.inf) & bool(call.attr("detect_positive", 1))
     return above | ((x == -np.inf) & bool(call.attr("detect_negative", 1)))
 
@@ -177,7 +177,7 @@ def is_inf(call: Call, x: Array) -> Array:
 
 @operator("Relu", "Sigmoid", "Softplus", "Softsign", "Mish", "Erf")
 def activation(call: Call, x: Array) -> Array:
-    """Functions without attributes that JAX has."""
+    """Call the function that JAX has and that takes no attributes."""
     if call.node.op == "Relu" and np.issubdtype(x.dtype, np.integer):
         return call.xp.maximum(x, np.asarray(0, x.dtype))
     if call.node.op == "Softsign":
@@ -187,55 +187,55 @@ def activation(call: Call, x: Array) -> Array:
 
 @operator("Elu", "Celu")
 def elu(call: Call, x: Array) -> Array:
-    """Exponential below zero."""
+    """Return an exponential below zero, x above."""
     return (jax.nn.elu if call.node.op == "Elu" else jax.nn.celu)(x, call.attr("alpha", 1.0))
 
 
 @operator("Selu")
 def selu(call: Call, x: Array) -> Array:
-    """A scaled Elu."""
+    """Compute a scaled Elu."""
     return call.attr("gamma", 1.0507009873554805) * jax.nn.elu(x, call.attr("alpha", 1.6732632423543772))
 
 
 @operator("LeakyRelu")
 def leaky_relu(call: Call, x: Array) -> Array:
-    """A slope below zero."""
+    """Multiply by a slope below zero."""
     return jax.nn.leaky_relu(x, call.attr("alpha", 0.01))
 
 
 @operator("PRelu")
 def prelu(call: Call, x: Array, slope: Array) -> Array:
-    """A slope below zero, learned."""
+    """Multiply by a learned slope below zero."""
     return jnp.where(x < 0, slope * x, x)
 
 
 @operator("ThresholdedRelu")
 def thresholded_relu(call: Call, x: Array) -> Array:
-    """Zero up to a threshold."""
+    """Return zero up to a threshold, x above."""
     return jnp.where(x > call.attr("alpha", 1.0), x, jnp.zeros_like(x))
 
 
 @operator("HardSigmoid")
 def hard_sigmoid(call: Call, x: Array) -> Array:
-    """Piecewise linear."""
+    """Return a piecewise linear sigmoid."""
     return jnp.clip(call.attr("alpha", 0.2) * x + call.attr("beta", 0.5), 0, 1)
 
 
 @operator("HardSwish")
 def hard_swish(call: Call, x: Array) -> Array:
-    """X times a hard sigmoid."""
+    """Return x times a hard sigmoid."""
     return x * jnp.clip(x / 6 + 0.5, 0, 1)
 
 
 @operator("Swish", MS + "QuickGelu")
 def swish(call: Call, x: Array) -> Array:
-    """X times the sigmoid of alpha x."""
+    """Return x times the sigmoid of alpha x."""
     return x * jax.nn.sigmoid(call.attr("alpha", 1.0 if call.node.op == "Swish" else 1.702) * x)
 
 
 @operator("Shrink")
 def shrink(call: Call, x: Array) -> Array:
-    """Zero between two thresholds, moved by a bias beyond."""
+    """Return zero between two thresholds, and x moved by a bias beyond."""
     bias, threshold = call.attr("bias", 0.0), call.attr("lambd", 0.5)
     inner = jnp.where(x > threshold, x - bias, jnp.zeros_like(x))
     return jnp.where(x < -threshold, x + bias, inner).astype(x.dtype)
@@ -243,17 +243,17 @@ def shrink(call: Call, x: Array) -> Array:
 
 @operator("Gelu", MS + "Gelu")
 def gelu(call: Call, x: Array) -> Array:
-    """Exact, or by tanh."""
+    """Compute Gelu, exact or by tanh."""
     return jax.nn.gelu(x, approximate=call.attr("approximate", "none") == "tanh")
 
 
 @operator(MS + "BiasGelu", MS + "FastGelu")
 def bias_gelu(call: Call, x: Array, bias: Array | None = None) -> Array:
-    """Gelu of a sum; the fast one by tanh."""
+    """Compute Gelu of a sum; the fast one by tanh."""
     return jax.nn.gelu(x if bias is None else x + bias, approximate=call.node.op == "FastGelu")
 
 
 @operator(MS + "BiasAdd")
 def bias_add(call: Call, x: Array, bias: Array, skip: Array) -> Array:
-    """The sum of three."""
+    """Return the sum of three."""
     return x + bias + skip

@@ -16,19 +16,19 @@ from spa.exporters.jax_operators import Array, Call, operator, positive
 
 @operator("Shape")
 def shape(call: Call, x: Array) -> Array:
-    """The sizes of the axes from ``start`` to ``end``."""
+    """Return the sizes of the axes from ``start`` to ``end``."""
     return np.asarray(x.shape[call.attr("start", 0) : call.attr("end")], np.int64)
 
 
 @operator("Size")
 def size(call: Call, x: Array) -> Array:
-    """The number of elements."""
+    """Return the number of elements."""
     return np.asarray(math.prod(x.shape), np.int64)
 
 
 @operator("Reshape", static=[1])
 def reshape(call: Call, x: Array, target: Array | None = None) -> Array:
-    """Zeros are the operand's own sizes, unless ``allowzero``."""
+    """Reshape; zeros are the operand's own sizes, unless ``allowzero``."""
     sizes = call.ints("shape", target)
     if not call.attr("allowzero", 0):
         sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
@@ -37,26 +37,26 @@ def reshape(call: Call, x: Array, target: Array | None = None) -> Array:
 
 @operator("Flatten")
 def flatten(call: Call, x: Array) -> Array:
-    """Two axes."""
+    """Flatten to two axes."""
     return x.reshape(math.prod(x.shape[: positive(call.attr("axis", 1), x.ndim)]), -1)
 
 
 @operator("Transpose")
 def transpose(call: Call, x: Array) -> Array:
-    """Axes in another order, reversed by default."""
+    """Put axes into another order, reversed by default."""
     return x.transpose(call.attr("perm"))
 
 
 @operator("Squeeze", static=[1])
 def squeeze(call: Call, x: Array, axes: Array | None = None) -> Array:
-    """Axes of one index dropped."""
+    """Drop axes of one index."""
     dropped = call.ints("axes", axes)
     return x.squeeze(None if dropped is None else tuple(dropped))
 
 
 @operator("Unsqueeze", static=[1])
 def unsqueeze(call: Call, x: Array, axes: Array | None = None) -> Array:
-    """Axes of one index inserted."""
+    """Insert axes of one index."""
     return call.xp.expand_dims(x, tuple(call.ints("axes", axes)))
 
 
@@ -69,19 +69,19 @@ def expand(call: Call, x: Array, target: Array) -> Array:
 
 @operator("Tile", static=[1])
 def tile(call: Call, x: Array, repeats: Array) -> Array:
-    """Copies side by side."""
+    """Put copies side by side."""
     return call.xp.tile(x, call.ints("repeats", repeats))
 
 
 @operator("Concat")
 def concat(call: Call, *pieces: Array) -> Array:
-    """Side by side."""
+    """Join along an axis."""
     return call.xp.concatenate(pieces, call.attr("axis", 1))
 
 
 @operator("Split", static=[1])
 def split(call: Call, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
-    """Consecutive pieces; equal ones, the last perhaps smaller, unless sizes are given."""
+    """Cut into consecutive pieces; equal ones, the last perhaps smaller, unless sizes are given."""
     axis, count = call.attr("axis", 0), len(call.node.outputs)
     given = call.ints("split", sizes)
     if given is None:
@@ -94,7 +94,7 @@ def split(call: Call, x: Array, sizes: Array | None = None) -> tuple[Array, ...]
 
 @operator("DepthToSpace")
 def depth_to_space(call: Call, x: Array) -> Array:
-    """Channels to blocks: DCR takes them apart as (block block c), CRD as (c block block)."""
+    """Turn channels into blocks: DCR takes them apart as (block block c), CRD as (c block block)."""
     n, c, *spatial = x.shape
     b = call.attr("blocksize")
     h, w = spatial
@@ -105,7 +105,7 @@ def depth_to_space(call: Call, x: Array) -> Array:
 
 @operator("SpaceToDepth")
 def space_to_depth(call: Call, x: Array) -> Array:
-    """Blocks to channels: DCR puts them together as (block block c), CRD as (c block block)."""
+    """Turn blocks into channels: DCR puts them together as (block block c), CRD as (c block block)."""
     n, c, h, w = x.shape
     b = call.attr("blocksize")
     order = (0, 3, 5, 1, 2, 4) if call.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
@@ -118,7 +118,7 @@ def space_to_depth(call: Call, x: Array) -> Array:
 
 @operator("ConstantOfShape", static=[0])
 def constant_of_shape(call: Call, sizes: Array) -> Array:
-    """One value everywhere; zero by default."""
+    """Return one value everywhere; zero by default."""
     value = call.attr("value")
     fill = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
     return np.full([int(n) for n in call.known(sizes, "the shape")], fill.ravel()[0], fill.dtype)
@@ -126,14 +126,14 @@ def constant_of_shape(call: Call, sizes: Array) -> Array:
 
 @operator("Range", static=[0, 1, 2])
 def arange(call: Call, start: Array, limit: Array, delta: Array) -> Array:
-    """Numbers at equal distances."""
+    """Return numbers at equal distances."""
     bounds = [call.known(v, "a bound").ravel()[0] for v in (start, limit, delta)]
     return np.arange(*bounds, dtype=start.dtype)
 
 
 @operator("EyeLike")
 def eye_like(call: Call, x: Array) -> Array:
-    """A diagonal of ones."""
+    """Return a diagonal of ones."""
     dtype = helper.tensor_dtype_to_np_dtype(call.attr("dtype")) if call.attr("dtype") else x.dtype
     rows, columns = x.shape
     return np.eye(rows, columns, k=call.attr("k", 0), dtype=dtype)
@@ -141,7 +141,7 @@ def eye_like(call: Call, x: Array) -> Array:
 
 @operator("OneHot", static=[1])
 def one_hot(call: Call, indices: Array, depth: Array, values: Array) -> Array:
-    """The second value at each index, the first elsewhere; out of range, the first everywhere."""
+    """Return the second value at each index, the first elsewhere; out of range, the first everywhere."""
     count = int(call.known(depth, "the depth").ravel()[0])
     axis = positive(call.attr("axis", -1), indices.ndim + 1)
     places = np.arange(count).reshape([-1 if i == axis else 1 for i in range(indices.ndim + 1)])
@@ -151,7 +151,7 @@ def one_hot(call: Call, indices: Array, depth: Array, values: Array) -> Array:
 
 @operator("Trilu", static=[1])
 def trilu(call: Call, x: Array, k: Array | None = None) -> Array:
-    """The upper or lower triangle of the last two axes."""
+    """Return the upper or lower triangle of the last two axes."""
     diagonal = 0 if k is None else int(call.known(k, "the diagonal"))
     return (call.xp.triu if call.attr("upper", 1) else call.xp.tril)(x, diagonal)
 
@@ -168,7 +168,7 @@ def slice_(
     axes: Array | None = None,
     steps: Array | None = None,
 ) -> Array:
-    """A run of some axes; ends beyond the axis are clipped, as in Python."""
+    """Take a run of some axes; ends beyond the axis are clipped, as in Python."""
     first, last = call.ints("starts", starts), call.ints("ends", ends)
     where = call.ints("axes", axes, list(range(len(first))))
     step = call.ints("steps", steps, [1] * len(first))
@@ -179,7 +179,7 @@ def slice_(
 
 
 def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None]:
-    """Bounds for Python, where a descending slice that ends before the first index ends at None."""
+    """Return bounds for Python, where a descending slice that ends before the first index ends at None."""
     start, end = (v + size if v < 0 else v for v in (start, end))
     if step > 0:
         return max(start, 0), max(end, 0)
@@ -190,7 +190,7 @@ def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None
 def pad(
     call: Call, x: Array, pads: Array | None = None, value: Array | None = None, axes: Array | None = None
 ) -> Array:
-    """Elements before and behind each axis; negative numbers take away."""
+    """Add elements before and behind each axis; negative numbers take away."""
     amounts = call.ints("pads", pads)
     where = call.ints("axes", axes, list(range(x.ndim)))
     widths = [(0, 0)] * x.ndim
@@ -207,7 +207,7 @@ def pad(
 
 @operator("CenterCropPad", static=[1])
 def center_crop_pad(call: Call, x: Array, sizes: Array) -> Array:
-    """Cropped or padded with zeros around the centre."""
+    """Crop, or pad with zeros, around the centre."""
     where = call.attr("axes", list(range(x.ndim)))
     for axis, target in zip(where, call.ints("shape", sizes), strict=True):
         axis, missing = positive(axis, x.ndim), target - x.shape[axis]
@@ -222,7 +222,7 @@ def center_crop_pad(call: Call, x: Array, sizes: Array) -> Array:
 
 @operator("ReverseSequence")
 def reverse_sequence(call: Call, x: Array, lengths: Array) -> Array:
-    """The first ``lengths`` steps of each sequence in reverse."""
+    """Reverse the first ``lengths`` steps of each sequence."""
     time, batch = call.attr("time_axis", 0), call.attr("batch_axis", 1)
     steps = np.arange(x.shape[time]).reshape([-1 if i == time else 1 for i in range(2)])
     each = lengths.reshape([-1 if i == batch else 1 for i in range(2)])
@@ -235,19 +235,19 @@ def reverse_sequence(call: Call, x: Array, lengths: Array) -> Array:
 
 @operator("Gather")
 def gather(call: Call, x: Array, indices: Array) -> Array:
-    """Picks of one axis."""
+    """Pick along one axis."""
     return call.xp.take(x, indices, axis=call.attr("axis", 0))
 
 
 @operator("GatherElements")
 def gather_elements(call: Call, x: Array, indices: Array) -> Array:
-    """One pick of one axis for each output element."""
+    """Pick along one axis for each output element."""
     return x[_elements(call, x, indices, call.attr("axis", 0))]
 
 
 @operator("ScatterElements", "Scatter")
 def scatter_elements(call: Call, x: Array, indices: Array, updates: Array) -> Array:
-    """The data with picked elements replaced, added to, multiplied, or bounded."""
+    """Replace picked elements, add to them, multiply or bound them."""
     return _scatter(call, x, _elements(call, x, indices, call.attr("axis", 0)), updates)
 
 
@@ -260,7 +260,7 @@ def _elements(call: Call, x: Array, indices: Array, axis: int) -> tuple[Array, .
 
 @operator("GatherND")
 def gather_nd(call: Call, x: Array, indices: Array) -> Array:
-    """Picks of several axes at once, behind common batch axes."""
+    """Pick along several axes at once, behind common batch axes."""
     batch, depth = call.attr("batch_dims", 0), indices.shape[-1]
     shape = indices.shape[:-1]
     picks: list[Any] = []
@@ -273,7 +273,7 @@ def gather_nd(call: Call, x: Array, indices: Array) -> Array:
 
 @operator("ScatterND")
 def scatter_nd(call: Call, x: Array, indices: Array, updates: Array) -> Array:
-    """The data with pieces replaced, added to, multiplied, or bounded."""
+    """Replace pieces, add to them, multiply or bound them."""
     return _scatter(call, x, tuple(indices[..., i] for i in range(indices.shape[-1])), updates)
 
 
@@ -290,7 +290,7 @@ def _scatter(call: Call, x: Array, index: tuple[Array, ...], updates: Array) -> 
 
 @operator("TensorScatter")
 def tensor_scatter(call: Call, cache: Array, update: Array, start: Array | None = None) -> Array:
-    """A cache [b ... s ...] with an update written from each sequence's start on, perhaps around the end."""
+    """Write an update into a cache [b ... s ...] from each sequence's start on, perhaps around the end."""
     axis, length = positive(call.attr("axis", -2), cache.ndim), cache.shape[positive(call.attr("axis", -2), cache.ndim)]
     first = jnp.zeros(cache.shape[0], jnp.int32) if start is None else jnp.asarray(start)
     steps = first[:, None] + np.arange(update.shape[axis])
@@ -301,12 +301,12 @@ def tensor_scatter(call: Call, cache: Array, update: Array, start: Array | None 
 
 @operator("Compress", static=[1])
 def compress(call: Call, x: Array, condition: Array) -> Array:
-    """The indices where a known condition holds, of the elements where no axis is given."""
+    """Return the indices where a known condition holds, of the elements where no axis is given."""
     picks = np.flatnonzero(call.known(condition, "the condition"))
     return call.xp.take(x, picks, axis=call.attr("axis"))
 
 
 @operator("NonZero", static=[0])
 def non_zero(call: Call, x: Array) -> Array:
-    """The places of what is not zero, where that is known."""
+    """Return the places of what is not zero, where that is known."""
     return np.stack(np.nonzero(call.known(x, "what is zero"))).astype(np.int64)

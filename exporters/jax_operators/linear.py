@@ -14,13 +14,13 @@ MS = "com.microsoft::"
 
 @operator("MatMul")
 def matmul(call: Call, a: Array, b: Array) -> Array:
-    """As numpy's."""
+    """Multiply as numpy does."""
     return call.xp.matmul(a, b)
 
 
 @operator("Gemm", MS + "FusedGemm", MS + "GemmFastGelu")
 def gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
-    """Alpha A B + beta C, of matrices that may be transposed first."""
+    """Compute alpha A B + beta C, of matrices that may be transposed first."""
     a = a.T if call.attr("transA", 0) else a
     b = b.T if call.attr("transB", 0) else b
     alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
@@ -39,7 +39,7 @@ def _batches(node: Node) -> str | None:
 
 @operator(MS + "FusedMatMul", MS + "TransposeMatMul", refusal=_batches)
 def fused_matmul(call: Call, a: Array, b: Array) -> Array:
-    """Alpha A B, of matrices that may be transposed first."""
+    """Compute alpha A B, of matrices that may be transposed first."""
     a = jnp.swapaxes(a, -1, -2) if call.attr("transA", 0) else a
     b = jnp.swapaxes(b, -1, -2) if call.attr("transB", 0) else b
     return call.attr("alpha", 1.0) * jnp.matmul(a, b)
@@ -47,11 +47,11 @@ def fused_matmul(call: Call, a: Array, b: Array) -> Array:
 
 @operator("Einsum")
 def einsum(call: Call, *operands: Array) -> Array:
-    """As numpy's."""
+    """Sum products as numpy does."""
     return jnp.einsum(call.attr("equation"), *operands)
 
 
 @operator("Det")
 def det(call: Call, x: Array) -> Array:
-    """Determinants of the last two axes."""
+    """Return determinants of the last two axes."""
     return jnp.linalg.det(x)

@@ -20,14 +20,14 @@ def _training(node: Node) -> str | None:
 
 @operator("BatchNormalization", refusal=_training)
 def batch_normalization(call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
-    """By running statistics, which are not trained: no gradient reaches them."""
+    """Normalise by running statistics, which are not trained: no gradient reaches them."""
     mean, var = jax.lax.stop_gradient(jnp.asarray(mean)), jax.lax.stop_gradient(jnp.asarray(var))
     factor = scale * jax.lax.rsqrt(var + call.attr("epsilon", 1e-5))
     return (x * along(factor, 1, x.ndim) + along(bias - mean * factor, 1, x.ndim)).astype(x.dtype)
 
 
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
-    """The values less their mean over their deviation, the mean, and one over the deviation; in float32 at least."""
+    """Return the standardised values, the mean, and one over the deviation; in float32 at least."""
     x = widened(x)
     mean = jnp.mean(x, axes, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axes, keepdims=True) + epsilon)
@@ -36,14 +36,14 @@ def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Arra
 
 @operator("InstanceNormalization")
 def instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Array:
-    """Each channel of each example."""
+    """Normalise each channel of each example."""
     y, _, _ = _standardised(x, tuple(range(2, x.ndim)), call.attr("epsilon", 1e-5))
     return (y * along(scale, 1, x.ndim) + along(bias, 1, x.ndim)).astype(x.dtype)
 
 
 @operator("LayerNormalization")
 def layer_normalization(call: Call, x: Array, scale: Array, bias: Array | None = None) -> tuple[Array, Array, Array]:
-    """All axes from ``axis`` on."""
+    """Normalise over all axes from ``axis`` on."""
     axes = tuple(range(positive(call.attr("axis", -1), x.ndim), x.ndim))
     y, mean, inverse = _standardised(x, axes, call.attr("epsilon", 1e-5))
     y = y.astype(x.dtype) * scale
@@ -52,7 +52,7 @@ def layer_normalization(call: Call, x: Array, scale: Array, bias: Array | None =
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_normalization(call: Call, x: Array, scale: Array) -> tuple[Array, Array]:
-    """Divided by the root of the mean square, over all axes from ``axis`` on."""
+    """Divide by the root of the mean square, over all axes from ``axis`` on."""
     axes = tuple(range(positive(call.attr("axis", -1), x.ndim), x.ndim))
     wide = widened(x)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axes, keepdims=True) + call.attr("epsilon", 1e-5))
@@ -63,7 +63,7 @@ def rms_normalization(call: Call, x: Array, scale: Array) -> tuple[Array, Array]
 def skip_layer_normalization(
     call: Call, x: Array, skip: Array, gamma: Array, beta: Array | None = None, bias: Array | None = None
 ) -> tuple[Array | None, ...]:
-    """LayerNormalization (or RMSNormalization, which has no beta) of a sum, and the sum."""
+    """Normalise a sum as LayerNormalization (or RMSNormalization, which has no beta); return both."""
     simplified = call.node.op == "SkipSimplifiedLayerNormalization"
     beta, bias = (None, beta) if simplified else (beta, bias)
     total = x + skip if bias is None else x + skip + bias
@@ -78,7 +78,7 @@ def skip_layer_normalization(
 
 @operator("GroupNormalization")
 def group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Array:
-    """Groups of channels; before opset 21, scale and bias are of groups."""
+    """Normalise groups of channels; before opset 21, scale and bias are of groups."""
     groups = call.attr("num_groups")
     split = x.reshape(x.shape[0], groups, -1)
     y = _standardised(split, (2,), call.attr("epsilon", 1e-5))[0].astype(x.dtype)
@@ -89,7 +89,7 @@ def group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Arra
 
 @operator("MeanVarianceNormalization")
 def mean_variance_normalization(call: Call, x: Array) -> Array:
-    """Less the mean, over the deviation and a small number."""
+    """Subtract the mean, and divide by the deviation and a small number."""
     axes = tuple(call.attr("axes", [0, 2, 3]))
     centred = x - jnp.mean(x, axes, keepdims=True)
     return centred / (jnp.sqrt(jnp.mean(jnp.square(centred), axes, keepdims=True)) + 1e-9)
@@ -97,7 +97,7 @@ def mean_variance_normalization(call: Call, x: Array) -> Array:
 
 @operator("LpNormalization")
 def lp_normalization(call: Call, x: Array) -> Array:
-    """Divided by a norm along an axis."""
+    """Divide by a norm along an axis."""
     axis = call.attr("axis", -1)
     if call.attr("p", 2) == 1:
         norm = jnp.sum(jnp.abs(x), axis, keepdims=True)
@@ -108,7 +108,7 @@ def lp_normalization(call: Call, x: Array) -> Array:
 
 @operator("LRN")
 def local_response_normalization(call: Call, x: Array) -> Array:
-    """Divided by a power of the mean square of neighbouring channels."""
+    """Divide by a power of the mean square of neighbouring channels."""
     count = call.attr("size")
     before = (count - 1) // 2
     window, pads = [1] * x.ndim, [(0, 0)] * x.ndim
@@ -120,7 +120,7 @@ def local_response_normalization(call: Call, x: Array) -> Array:
 
 @operator("Softmax", "LogSoftmax", "Hardmax")
 def softmax(call: Call, x: Array) -> Array:
-    """Along an axis; before opset 13, over all axes from it on."""
+    """Compute softmax along an axis; before opset 13, over all axes from it on."""
     old = call.node.version < 13
     axis = positive(call.attr("axis", 1 if old else -1), x.ndim)
     flat = x.reshape(math.prod(x.shape[:axis]), -1) if old else x
@@ -133,6 +133,6 @@ def softmax(call: Call, x: Array) -> Array:
 
 
 def masked_softmax(scores: Array, axis: int = -1) -> Array:
-    """Softmax in which a row of minus infinities gives zeros, with finite gradients."""
+    """Compute softmax in which a row of minus infinities gives zeros, with finite gradients."""
     dead = jnp.all(scores == -np.inf, axis, keepdims=True)
     return jnp.where(dead, 0.0, jax.nn.softmax(jnp.where(dead, 0.0, scores), axis))

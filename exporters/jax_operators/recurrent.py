@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spa.exporters.jax_operators import Array, Call, operator
+from spa.exporters.operands import Recurrent
 from spa.model.graph import Node
 
 Function = Callable[[Array], Array]
 
 
 def _function(name: str, alpha: float | None, beta: float | None) -> Function:
-    """An activation by ONNX's name, which is not case sensitive."""
+    """Return an activation by ONNX's name, which is not case sensitive."""
     a, b = {"leakyrelu": (0.01, 0), "hardsigmoid": (0.2, 0.5), "elu": (1, 0)}.get(name.lower(), (1, 0))
     a, b = a if alpha is None else alpha, b if beta is None else beta
     return {
@@ -35,62 +36,52 @@ def _function(name: str, alpha: float | None, beta: float | None) -> Function:
 
 
 def _functions(call: Call, defaults: list[str], directions: int) -> list[list[Function]]:
-    """The activations of each direction."""
+    """Return the activations of each direction."""
     names = call.attr("activations") or defaults * directions
     alphas, betas = list(call.attr("activation_alpha", [])), list(call.attr("activation_beta", []))
-    made = []
+    functions = []
     for name in names:
         takes_alpha = name.lower() not in ("tanh", "sigmoid", "relu", "softsign", "softplus")
         takes_beta = name.lower() in ("affine", "scaledtanh", "hardsigmoid")
         alpha = alphas.pop(0) if alphas and takes_alpha else None
         beta = betas.pop(0) if betas and takes_beta else None
-        made.append(_function(name, alpha, beta))
+        functions.append(_function(name, alpha, beta))
     per = len(defaults)
-    return [made[i * per : (i + 1) * per] for i in range(directions)]
+    return [functions[i * per : (i + 1) * per] for i in range(directions)]
 
 
 def _recurrent(
-    call: Call,
-    operands: tuple[Array, ...],
-    gates: int,
-    defaults: list[str],
-    states: list[Array | None],
-    step: Callable[..., tuple[Array, ...]],
-    peepholes: Array | None = None,
+    call: Call, layer: Recurrent, defaults: list[str], step: Callable[..., tuple[Array, ...]]
 ) -> tuple[Array, ...]:
-    """All directions of a recurrent layer.
+    """Run all directions of a recurrent layer with g gates.
 
     Args:
         call: the node.
-        operands: X [t b i], W [d (gates h) i], R [d (gates h) h], and B [d (2 gates h)] and lengths [b], or None.
-        gates: the number of gates.
+        layer: its operands.
         defaults: the activations of one direction.
-        states: the initial states [d b h], None for zeros.
-        step: from (functions, states, x W + biases [b (gates h)], R, the recurrent bias, peepholes) to new states.
-        peepholes: P [d (3 h)], or None.
+        step: from (functions, states, x W + biases [b (g h)], R, the recurrent bias, peepholes) to new states.
 
     Returns:
         Y [t d b h] of the first state, and the last of each state [d b h].
     """
-    x, w, r, bias, lengths = operands
-    assert w is not None and r is not None  # the operator requires them
-    x = jnp.asarray(x)
+    x, w, r, lengths = jnp.asarray(layer.x), layer.w, layer.r, layer.sequence_lens
+    states = [layer.initial_h, layer.initial_c] if call.node.op == "LSTM" else [layer.initial_h]
     batch_first = bool(call.attr("layout", 0))
     if batch_first:
         x = x.swapaxes(0, 1)
         states = [None if s is None else s.swapaxes(0, 1) for s in states]
-    directions, hidden = w.shape[0], r.shape[-1]
+    directions, rows, hidden = w.shape[0], w.shape[1], r.shape[-1]
     functions = _functions(call, defaults, directions)
-    bias = jnp.zeros((directions, 2 * gates * hidden), x.dtype) if bias is None else bias
+    bias = jnp.zeros((directions, 2 * rows), x.dtype) if layer.b is None else layer.b
     zeros = jnp.zeros((directions, x.shape[1], hidden), x.dtype)
     start = [zeros if s is None else jnp.asarray(s) for s in states]
     outputs, lasts = [], []
     for d in range(directions):
         backward = call.attr("direction", "forward") == "reverse" or d == 1
-        w_bias, r_bias = bias[d, : gates * hidden], bias[d, gates * hidden :]
+        w_bias, r_bias = bias[d, :rows], bias[d, rows:]
         entering = jnp.einsum("tbi,gi->tbg", x, w[d]) + w_bias
         times = np.arange(x.shape[0])
-        p = None if peepholes is None else peepholes[d]
+        p = None if layer.p is None else layer.p[d]
 
         def body(carry: Any, item: Any, d: int = d, p: Any = p, r_bias: Any = r_bias) -> Any:
             now, time = item
@@ -117,34 +108,18 @@ def _clipped(call: Call, x: Array) -> Array:
 
 
 @operator("RNN")
-def rnn(
-    call: Call,
-    x: Array,
-    w: Array,
-    r: Array,
-    bias: Array | None = None,
-    lengths: Array | None = None,
-    initial: Array | None = None,
-) -> tuple[Array, ...]:
-    """H' = f(W x + R h + b)."""
+def rnn(call: Call, *operands: Array | None) -> tuple[Array, ...]:
+    """Compute h' = f(W x + R h + b)."""
 
     def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
         return (f[0](_clipped(call, now + state[0] @ r.T + r_bias)),)
 
-    return _recurrent(call, (x, w, r, bias, lengths), 1, ["Tanh"], [initial], step)
+    return _recurrent(call, Recurrent(*operands), ["Tanh"], step)
 
 
 @operator("GRU")
-def gru(
-    call: Call,
-    x: Array,
-    w: Array,
-    r: Array,
-    bias: Array | None = None,
-    lengths: Array | None = None,
-    initial: Array | None = None,
-) -> tuple[Array, ...]:
-    """Gates z, r, h. With linear_before_reset the reset gate is applied behind the recurrent product."""
+def gru(call: Call, *operands: Array | None) -> tuple[Array, ...]:
+    """Compute gates z, r, h. With linear_before_reset the reset gate is applied behind the recurrent product."""
 
     def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
         (h,) = state
@@ -157,7 +132,7 @@ def gru(
             inner = (reset * h) @ r[2 * size :].T + r_bias[2 * size :]
         return ((1 - update) * f[1](_clipped(call, now[:, 2 * size :] + inner)) + update * h,)
 
-    return _recurrent(call, (x, w, r, bias, lengths), 3, ["Sigmoid", "Tanh"], [initial], step)
+    return _recurrent(call, Recurrent(*operands), ["Sigmoid", "Tanh"], step)
 
 
 def _coupled(node: Node) -> str | None:
@@ -165,18 +140,8 @@ def _coupled(node: Node) -> str | None:
 
 
 @operator("LSTM", refusal=_coupled)
-def lstm(
-    call: Call,
-    x: Array,
-    w: Array,
-    r: Array,
-    bias: Array | None = None,
-    lengths: Array | None = None,
-    initial: Array | None = None,
-    cell: Array | None = None,
-    peepholes: Array | None = None,
-) -> tuple[Array, ...]:
-    """Gates i, o, f, c, with peepholes from the cell to i, o and f."""
+def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
+    """Compute gates i, o, f, c, with peepholes from the cell to i, o and f."""
 
     def step(f: list[Function], state: Any, now: Array, r: Array, r_bias: Array, p: Any) -> tuple[Array, ...]:
         h, c = state
@@ -186,5 +151,4 @@ def lstm(
         c = forget * c + into * f[1](_clipped(call, new))
         return f[0](_clipped(call, out + p_out * c)) * f[2](c), c
 
-    defaults = ["Sigmoid", "Tanh", "Tanh"]
-    return _recurrent(call, (x, w, r, bias, lengths), 4, defaults, [initial, cell], step, peepholes)
+    return _recurrent(call, Recurrent(*operands), ["Sigmoid", "Tanh", "Tanh"], step)

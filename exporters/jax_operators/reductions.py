@@ -21,13 +21,13 @@ PLAIN = {
 
 @operator(*PLAIN, static=[1])
 def plain(call: Call, x: Array, axes: Array | None = None) -> Array:
-    """Functions that numpy has."""
+    """Call the function that numpy has."""
     return _reduced(call, x, axes, getattr(call.xp, PLAIN[call.node.op]))
 
 
 @operator("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", static=[1])
 def composed(call: Call, x: Array, axes: Array | None = None) -> Array:
-    """A function of the elements, their sum, and a function of that."""
+    """Sum a function of the elements, and return a function of the sum."""
     if call.attr("noop_with_empty_axes", 0) and not call.ints("axes", axes):
         return _noop(call, x)
     if call.node.op == "ReduceLogSumExp":
@@ -38,7 +38,7 @@ def composed(call: Call, x: Array, axes: Array | None = None) -> Array:
 
 
 def _noop(call: Call, x: Array) -> Array:
-    """What remains of a reduction over no axes: the elements' own function."""
+    """Return what remains of a reduction over no axes: the elements' own function."""
     functions = {"ReduceL1": call.xp.abs, "ReduceL2": call.xp.abs, "ReduceSumSquare": call.xp.square}
     return functions.get(call.node.op, call.xp.log if call.node.op == "ReduceLogSum" else lambda v: v)(x)
 
@@ -53,7 +53,7 @@ def _reduced(call: Call, x: Array, axes: Array | None, function: Callable[..., A
 
 @operator("ArgMax", "ArgMin")
 def arg_extreme(call: Call, x: Array) -> Array:
-    """The first place of the extreme, or the last."""
+    """Return the first place of the extreme, or the last."""
     axis, last = call.attr("axis", 0), bool(call.attr("select_last_index", 0))
     function = call.xp.argmax if call.node.op == "ArgMax" else call.xp.argmin
     found = function(call.xp.flip(x, axis) if last else x, axis=axis, keepdims=bool(call.attr("keepdims", 1)))
@@ -62,7 +62,7 @@ def arg_extreme(call: Call, x: Array) -> Array:
 
 @operator("TopK", static=[1])
 def top_k(call: Call, x: Array, k: Array | None = None) -> tuple[Array, Array]:
-    """The largest or smallest, in order, and their places."""
+    """Return the largest or smallest, in order, and their places."""
     count = int(call.attr("k") if k is None else call.known(k, "the number").ravel()[0])
     axis = positive(call.attr("axis", -1), x.ndim)
     order = jnp.argsort(jnp.asarray(x), axis, descending=bool(call.attr("largest", 1)), stable=True)
@@ -72,7 +72,7 @@ def top_k(call: Call, x: Array, k: Array | None = None) -> tuple[Array, Array]:
 
 @operator("CumSum", "CumProd", static=[1])
 def cumulative(call: Call, x: Array, axis: Array) -> Array:
-    """Sums or products up to each element, with it or without, from either end."""
+    """Sum or multiply up to each element, with it or without, from either end."""
     along = int(call.known(axis, "the axis").ravel()[0])
     product = call.node.op == "CumProd"
     x = call.xp.flip(x, along) if call.attr("reverse", 0) else x

@@ -17,7 +17,7 @@ def _refusal(node: Node) -> str | None:
 
 @operator("Resize", "Upsample", static=[1, 2, 3], refusal=_refusal)
 def resize(call: Call, x: Array, *operands: Array) -> Array:
-    """Other sizes by interpolation. Spec: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+    """Interpolate to other sizes. Spec: https://onnx.ai/onnx/operators/onnx__Resize.html."""
     axes = [positive(a, x.ndim) for a in call.attr("axes", range(x.ndim))]
     scales, sizes = _targets(call, x, axes, operands)
     for axis, scale, size in zip(axes, scales, sizes, strict=True):
@@ -33,7 +33,7 @@ def resize(call: Call, x: Array, *operands: Array) -> Array:
 
 
 def _targets(call: Call, x: Array, axes: list[int], operands: tuple[Array, ...]) -> tuple[list[float], list[int]]:
-    """The scale and the size of each axis."""
+    """Return the scale and the size of each axis."""
     if call.node.op == "Upsample" or call.node.version < 11:
         scales = call.attr("scales") or call.known(operands[0], "the scales").tolist()
         return scales, [int(x.shape[a] * s) for a, s in zip(axes, scales, strict=True)]
@@ -51,7 +51,7 @@ def _targets(call: Call, x: Array, axes: list[int], operands: tuple[Array, ...])
 
 
 def _places(call: Call, before: int, after: int, scale: float) -> np.ndarray:
-    """Where each output lies among the inputs."""
+    """Return where each output lies among the inputs."""
     out, old = np.arange(after, dtype=np.float64), call.node.version < 11
     length = scale * before
     match call.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel"):
@@ -82,7 +82,7 @@ def _nearest(call: Call, places: np.ndarray, size: int) -> np.ndarray:
 
 
 def _weights(call: Call, places: np.ndarray, size: int, scale: float) -> np.ndarray:
-    """The matrix [output input] of interpolation; a scale below one widens the kernel (antialias)."""
+    """Return the matrix [output input] of interpolation; a scale below one widens the kernel (antialias)."""
     cubic = call.attr("mode", "nearest") == "cubic"
     reach = 2 if cubic else 1
     width = int(np.ceil(reach / scale)) + 1
@@ -98,7 +98,7 @@ def _weights(call: Call, places: np.ndarray, size: int, scale: float) -> np.ndar
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' kernel."""
+    """Return Keys' kernel."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))

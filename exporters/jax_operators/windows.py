@@ -26,18 +26,18 @@ class Windows:
         strides: distances of windows.
         dilations: distances within a window.
         pads: (before, behind) of each axis; with ``ceil_mode`` as much behind as the last window needs.
-        given: (before, behind) without what ``ceil_mode`` added.
+        declared: (before, behind) without what ``ceil_mode`` added.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
-    given: tuple[tuple[int, int], ...]
+    declared: tuple[tuple[int, int], ...]
 
 
 def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
-    """The windows of a node over spatial axes of these sizes. Spec: auto_pad, pads, ceil_mode of Conv and MaxPool."""
+    """Return a node's windows over spatial axes of these sizes. Spec: auto_pad, pads, ceil_mode of Conv and MaxPool."""
     rank = len(sizes)
     strides, dilations = call.attr("strides") or [1] * rank, call.attr("dilations") or [1] * rank
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
@@ -45,17 +45,17 @@ def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         total = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(sizes, strides, reach, strict=True)]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        given = list(zip(small, large, strict=True) if mode == "SAME_UPPER" else zip(large, small, strict=True))
+        declared = list(zip(small, large, strict=True) if mode == "SAME_UPPER" else zip(large, small, strict=True))
     else:
-        given = [(0, 0)] * rank if mode == "VALID" else list(zip(pads[:rank], pads[rank:], strict=True))
-    wanted = given
+        declared = [(0, 0)] * rank if mode == "VALID" else list(zip(pads[:rank], pads[rank:], strict=True))
+    wanted = declared
     if call.attr("ceil_mode", 0):
-        wanted = [_ceiled(*g, n, s, r) for g, n, s, r in zip(given, sizes, strides, reach, strict=True)]
-    return Windows(tuple(kernel), tuple(strides), tuple(dilations), tuple(wanted), tuple(given))
+        wanted = [_ceiled(*g, n, s, r) for g, n, s, r in zip(declared, sizes, strides, reach, strict=True)]
+    return Windows(tuple(kernel), tuple(strides), tuple(dilations), tuple(wanted), tuple(declared))
 
 
 def _ceiled(before: int, behind: int, size: int, stride: int, reach: int) -> tuple[int, int]:
-    """Pads with which the last window, begun within the data or the pad before it, is complete."""
+    """Return pads with which the last window, begun within the data or the pad before it, is complete."""
     count = -(-(size + before + behind - reach) // stride) + 1
     if (count - 1) * stride >= size + before:
         count -= 1
@@ -66,7 +66,7 @@ def _ceiled(before: int, behind: int, size: int, stride: int, reach: int) -> tup
 
 
 def convolution(x: Array, w: Array, at: Windows, groups: int, expanded: Sequence[int] | None = None) -> Array:
-    """X [n c *s] with w [o c/groups *k]; `expanded` are distances between the elements of x."""
+    """Convolve X [n c *s] with w [o c/groups *k]; `expanded` are distances between the elements of x."""
     plain = tuple(range(x.ndim))
     return lax.conv_general_dilated(
         x,
@@ -82,14 +82,14 @@ def convolution(x: Array, w: Array, at: Windows, groups: int, expanded: Sequence
 
 @operator("Conv")
 def conv(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
-    """Convolution in groups."""
+    """Convolve in groups."""
     y = convolution(jnp.asarray(x), jnp.asarray(w), windows(call, x.shape[2:], w.shape[2:]), call.attr("group", 1))
     return y if bias is None else y + along(bias, 1, y.ndim)
 
 
 @operator("ConvTranspose")
 def conv_transpose(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
-    """The transpose of a convolution: x spread by the strides, convolved with the mirrored kernel w [i o/groups *k]."""
+    """Transpose a convolution: spread x by the strides, and convolve with the mirrored kernel w [i o/groups *k]."""
     groups, kernel, rank = call.attr("group", 1), w.shape[2:], x.ndim - 2
     strides, dilations = call.attr("strides") or [1] * rank, call.attr("dilations") or [1] * rank
     extra = call.attr("output_padding") or [0] * rank
@@ -106,7 +106,7 @@ def conv_transpose(call: Call, x: Array, w: Array, bias: Array | None = None) ->
 
 
 def _cropped(call: Call, sizes: Sequence[int], reach: Sequence[int], extra: Sequence[int]) -> list[tuple[int, int]]:
-    """What a transposed convolution takes away (before, behind) of each axis."""
+    """Return what a transposed convolution takes away (before, behind) of each axis."""
     rank = len(sizes)
     strides, mode = call.attr("strides") or [1] * rank, call.attr("auto_pad", "NOTSET")
     target = call.attr("output_shape")
@@ -125,13 +125,13 @@ def _cropped(call: Call, sizes: Sequence[int], reach: Sequence[int], extra: Sequ
 
 @operator(MS + "FusedConv")
 def fused_conv(call: Call, x: Array, w: Array, bias: Array | None = None, z: Array | None = None) -> Array:
-    """Convolution, a sum, an activation."""
+    """Convolve, add, and activate."""
     y = conv(call, x, w, bias)
     return fused_activation(call, y if z is None else y + z)
 
 
 def fused_activation(call: Call, y: Array) -> Array:
-    """The activation that onnxruntime has fused into an operator."""
+    """Return the activation that onnxruntime has fused into an operator."""
     first, second = [*call.attr("activation_params", []), None, None][:2]
     alpha = call.attr("activation_alpha", first)
     match call.attr("activation", ""):
@@ -163,7 +163,7 @@ def _sums(x: Array, at: Windows) -> Array:
 
 
 def _maxima(x: Array, at: Windows) -> Array:
-    """The largest of each window; dilated windows are gathered, as JAX has no derivative for them."""
+    """Return the largest of each window; dilated windows are gathered, as JAX has no derivative for them."""
     integers = np.issubdtype(x.dtype, np.integer)
     least = np.asarray(np.iinfo(x.dtype).min if integers else -np.inf, x.dtype)
     if all(d == 1 for d in at.dilations):
@@ -177,20 +177,20 @@ def _maxima(x: Array, at: Windows) -> Array:
 
 
 def _counts(sizes: Sequence[int], at: Windows, with_pads: bool) -> list[np.ndarray]:
-    """For each axis, how many elements of each window count: the data's, or those of the given pads, too."""
+    """Count for each axis the elements of each window: the data's, or those of the declared pads, too."""
     counts = []
-    rows = zip(sizes, at.kernel, at.strides, at.dilations, at.pads, at.given, strict=True)
-    for size, k, s, d, (before, behind), given in rows:
+    rows = zip(sizes, at.kernel, at.strides, at.dilations, at.pads, at.declared, strict=True)
+    for size, k, s, d, (before, behind), declared in rows:
         starts = np.arange(0, size + before + behind - (k - 1) * d, s) - before
         places = starts[:, None] + d * np.arange(k)
-        low, high = (-given[0], size + given[1]) if with_pads else (0, size)
+        low, high = (-declared[0], size + declared[1]) if with_pads else (0, size)
         counts.append(((places >= low) & (places < high)).sum(1))
     return counts
 
 
 @operator("AveragePool")
 def average_pool(call: Call, x: Array) -> Array:
-    """The mean of each window, over the data alone or with the pads' zeros."""
+    """Return the mean of each window, over the data alone or with the pads' zeros."""
     at = windows(call, x.shape[2:], call.attr("kernel_shape"))
     y = _sums(x, at)
     for axis, count in enumerate(_counts(x.shape[2:], at, bool(call.attr("count_include_pad", 0))), start=2):
@@ -204,20 +204,20 @@ def _indices(node: Node) -> str | None:
 
 @operator("MaxPool", refusal=_indices)
 def max_pool(call: Call, x: Array) -> Array:
-    """The largest of each window."""
+    """Return the largest of each window."""
     return _maxima(jnp.asarray(x), windows(call, x.shape[2:], call.attr("kernel_shape")))
 
 
 @operator("LpPool")
 def lp_pool(call: Call, x: Array) -> Array:
-    """A norm of each window."""
+    """Return a norm of each window."""
     p = call.attr("p", 2)
     return _sums(jnp.abs(x) ** p, windows(call, x.shape[2:], call.attr("kernel_shape"))) ** (1 / p)
 
 
 @operator("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def global_pool(call: Call, x: Array) -> Array:
-    """Over all spatial axes."""
+    """Pool over all spatial axes."""
     axes = tuple(range(2, x.ndim))
     if call.node.op == "GlobalAveragePool":
         return jnp.mean(x, axes, keepdims=True)
@@ -229,7 +229,7 @@ def global_pool(call: Call, x: Array) -> Array:
 
 @operator("Col2Im", static=[1, 2])
 def col2im(call: Call, x: Array, image: Array, block: Array) -> Array:
-    """Columns [n (c *k) places] added up at the places that their windows have in an image."""
+    """Add columns [n (c *k) places] up at the places that their windows have in an image."""
     sizes, kernel = call.ints("image_shape", image), call.ints("block_shape", block)
     at = windows(call, sizes, kernel)
     channels = x.shape[1] // math.prod(kernel)

@@ -13,28 +13,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spa.errors import ModelError
-from spa.exporters.files import session
-from spa.exporters.pytorch.operators import array
+from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph
 from spa.running.feeds import working_feeds
 from spa.running.ranges import ranges_for
 from spa.running.runtime import input_specs, load_session, run
+from spa.running.sessions import open_session
 
 Feeds = Mapping[str, np.ndarray]
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as what a module is called with: a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
 def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
-    """Example inputs as the ONNX model's: by name where they have its names, else in order.
+    """Return example inputs as the ONNX model's: by name where they have its names, else in order.
 
     Raises:
         ModelError: they are not as many as the model's inputs.
@@ -51,23 +42,23 @@ def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
 
 
 def made_up(model: ModelProto, base: Path | None) -> dict[str, np.ndarray]:
-    """Inputs on which the model runs."""
+    """Make up inputs on which the model runs."""
     session = load_session(Graph(model, base).self_contained())
     return working_feeds(session, ranges=ranges_for(model, input_specs(session)))
 
 
 def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.ndarray]:
-    """What onnxruntime gives.
+    """Return onnxruntime's outputs.
 
     Raises:
         ModelError: it cannot run the model.
     """
-    with session(model, base) as opened:
+    with open_session(model, base) as opened:
         return run(opened, feeds)
 
 
 def outputs_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
-    """What a module gives in evaluation mode; its mode stays as it was."""
+    """Return a module's outputs in evaluation mode; its mode stays as it was."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -79,12 +70,12 @@ def outputs_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def arrays(result: Any) -> list[np.ndarray]:
-    """The tensors of a result of any nesting, in order."""
+    """Return the tensors of a result of any nesting, in order."""
     return [array(v) for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
 
 
 def difference(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
-    """The largest difference of any output over that output's largest magnitude; infinite where shapes differ."""
+    """Return the largest difference of an output over that output's largest magnitude; infinite if shapes differ."""
     if [g.shape for g in got] != [w.shape for w in wanted]:
         return float("inf")
     shares = [0.0]
@@ -96,7 +87,7 @@ def difference(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float
 
 
 def tolerance(model: ModelProto) -> float:
-    """How far apart outputs may be: float32 sums are taken in another order.
+    """Return how far apart outputs may be: float32 sums are taken in another order.
 
     Half precision rounds every product to 2^-11, and quantised values flip between two levels where sums differ.
     """

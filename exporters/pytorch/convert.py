@@ -31,7 +31,7 @@ def to_torch(
     names: Mapping[str, str] | None = None,
     example_inputs: Any = None,
 ) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The pruned network as a PyTorch module: the user's own class where its code allows it, else the graph.
+    """Make a PyTorch module of the pruned network: the user's own class where its code allows it, else the graph.
 
     Args:
         result: what pruning gave.
@@ -107,6 +107,6 @@ def save(source: Result | ModelProto, directory: str | os.PathLike[str], base: P
 
 
 def _open_axes(model: ModelProto) -> tuple[dict[int, Any], ...]:
-    """For each input the axes whose size is left open, as far as the trace allows."""
+    """Return for each input the axes whose size is left open, as far as the trace allows."""
     specs = input_specs(model)
     return tuple({i: torch.export.Dim.AUTO for i, n in enumerate(s.shape) if not isinstance(n, int)} for s in specs)

@@ -52,7 +52,9 @@ class Step:
         """How to run it: looked up each time, since functions of users cannot be pickled."""
         entry = find(self.node.key)
         if entry is None:
-            raise UnsupportedError(f"{self.node.label}: operator {self.node.key} is not registered any more. Do so.")
+            raise UnsupportedError(
+                f"{self.node.label}: operator {self.node.key} is not registered any more. Register it again."
+            )
         return entry
 
 
@@ -110,19 +112,19 @@ class OnnxModule(nn.Module):
         Raises:
             TypeError: an input is missing, or unknown.
         """
-        given = dict(zip(self.input_names, args, strict=False)) | kwargs
-        if len(args) > len(self.input_names) or given.keys() != set(self.input_names):
+        feeds = dict(zip(self.input_names, args, strict=False)) | kwargs
+        if len(args) > len(self.input_names) or feeds.keys() != set(self.input_names):
             wanted = ", ".join(self.input_names)
             raise TypeError(f"forward takes {wanted}; got {len(args)} by place and {sorted(kwargs)} by name.")
         state = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
-        device = next((v.device for v in {**state, **given}.values() if isinstance(v, Tensor)), torch.device("cpu"))
+        device = next((v.device for v in {**state, **feeds}.values() if isinstance(v, Tensor)), torch.device("cpu"))
         with torch.device(device) if device.type != "cpu" else nullcontext():
-            results = run(self._program, given, state, self.training)
+            results = run(self._program, feeds, state, self.training)
         outputs = tuple(self._declared(n, v) for n, v in zip(self.output_names, results, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _declared(self, name: str, value: Any) -> Any:
-        """Quantised integers travel as floats; outside, they are what the graph declares."""
+        """Return quantised integers, which travel as floats, in the type that the graph declares."""
         value = tensor(value)
         code = self._types[name]
         if isinstance(value, Tensor) and not unknown_dtype(code):
@@ -136,7 +138,7 @@ def graph_module(
     names: Mapping[str, str] | None = None,
     buffers: Collection[str] = (),
 ) -> OnnxModule:
-    """An ONNX network as a trainable PyTorch module.
+    """Make a trainable PyTorch module of an ONNX network.
 
     Float initializers that are weights become parameters; statistics of BatchNormalizations, tables of integers,
     quantised weights and constants become buffers; small integers, which say sizes and axes, stay on the host.
@@ -192,7 +194,7 @@ def _refuse(graph: Graph) -> None:
 
 
 def _inner(sub: GraphProto, outer: Graph) -> Graph:
-    """The view of a subgraph."""
+    """Return the view of a subgraph."""
     model = ModelProto()
     model.opset_import.extend(outer.model.opset_import)
     model.graph.CopyFrom(sub)
@@ -200,7 +202,7 @@ def _inner(sub: GraphProto, outer: Graph) -> Graph:
 
 
 def unshared(model: ModelProto) -> ModelProto:
-    """The model in which vectors that an exporter merged, because they were equal, are apart.
+    """Take vectors apart that an exporter merged because they were equal.
 
     Cases:
     1. PyTorch's TorchScript exporter writes two equal parameters as one initializer and ``Identity`` of it, whose
@@ -231,7 +233,7 @@ def unshared(model: ModelProto) -> ModelProto:
 
 
 def _aliases(model: ModelProto) -> dict[str, str]:
-    """Outputs of Identity that are vectors of their own, with the initializer's name."""
+    """Return outputs of Identity that are vectors of their own, with the initializer's name."""
     vectors = {t.name for t in model.graph.initializer if len(t.dims) <= 1}
     taken = {o.name for o in model.graph.output}
     nodes = [n for n in model.graph.node if n.op_type == "Identity" and n.input[0] in vectors]
@@ -239,20 +241,20 @@ def _aliases(model: ModelProto) -> dict[str, str]:
 
 
 def _statistics(model: ModelProto) -> dict[tuple[str, int, tuple[str, ...]], str]:
-    """Running statistics that need a tensor of their own: (initializer, operand, the layer's vectors) → its name."""
+    """Name running statistics that need a tensor of their own, by (initializer, operand, the layer's vectors)."""
     stored = {t.name for t in model.graph.initializer}
     readers: dict[str, set[tuple[int, tuple[str, ...]] | None]] = {}
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             mine = node.op_type == "BatchNormalization" and place in STATISTICS
             readers.setdefault(name, set()).add((place, tuple(node.input[1:])) if mine else None)
-    found = {}
+    names = {}
     for name, users in readers.items():
         owners = sorted(u for u in users if u is not None)
         first = 0 if None in users else 1  # one layer may keep it where nothing else reads it
         for number, (place, others) in enumerate(owners[first:] if name in stored else [], start=2):
-            found[name, place, others] = f"{name}_{number}"
-    return found
+            names[name, place, others] = f"{name}_{number}"
+    return names
 
 
 def _add(model: ModelProto, like: TensorProto, name: str) -> None:
@@ -277,7 +279,7 @@ class _Compiler:
         self.taken: set[str] = set()
 
     def compile(self, graph: Graph) -> Program:
-        """A graph as a program, with its subgraphs."""
+        """Make a program of a graph, with its subgraphs."""
         uses = dict(_uses(graph))
         program = Program(tuple(graph.inputs), tuple(graph.outputs), [])
         weights = {n for n in uses if n in graph.constants and self._is_weight(graph, n, uses[n])}
@@ -319,7 +321,7 @@ class _Compiler:
         return self._register(name, nn.Parameter(tensor(graph.array(name)).contiguous()))
 
     def _constant(self, program: Program, graph: Graph, name: str, value: Any) -> None:
-        """A constant that steps read: on the host if it is small, else a buffer, kept if it is an initializer."""
+        """Put a constant on the host if it is small, else into a buffer, which is kept if it is an initializer."""
         small = isinstance(value, np.ndarray) and value.ndim <= 1 and value.size <= HOST_ELEMENTS
         statistic = any(n.op == "BatchNormalization" and o in STATISTICS for n, o in graph.users.get(name, ()))
         if isinstance(value, list) or (small and not statistic and name not in self.names):
@@ -350,21 +352,21 @@ class _Compiler:
 
 
 def _uses(graph: Graph) -> Iterator[tuple[str, list[tuple[Operator, int]]]]:
-    """The places where each name is read, those in subgraphs included; outputs are read nowhere."""
-    found: dict[str, list[tuple[Operator, int]]] = {n: [] for n in graph.outputs}
+    """Yield the places where each name is read, those in subgraphs included; outputs are read nowhere."""
+    uses: dict[str, list[tuple[Operator, int]]] = {n: [] for n in graph.outputs}
     for node in graph.nodes:
         entry = find(node.key)
         for place, name in enumerate(node.inputs):
             if name and entry is not None:
-                found.setdefault(name, []).append((entry, place))
+                uses.setdefault(name, []).append((entry, place))
         for sub in node.subgraphs:
             for name, places in _uses(_inner(sub, graph)):
-                found.setdefault(name, []).extend(places)
-    yield from found.items()
+                uses.setdefault(name, []).extend(places)
+    yield from uses.items()
 
 
 def _reads(step: Step) -> Iterator[str]:
-    """The names that a step takes from around it, those of its subgraphs included."""
+    """Yield the names that a step takes from around it, those of its subgraphs included."""
     yield from (n for n in step.node.inputs if n)
     for body in step.bodies.values():
         yield from (n for inner in body.steps for n in _reads(inner))
@@ -385,21 +387,21 @@ def _mark_last_uses(program: Program) -> None:
 
 def run(
     program: Program,
-    given: Mapping[str, Any],
+    feeds: Mapping[str, Any],
     state: Mapping[str, Tensor],
     training: bool,
     outer: Mapping[str, Any] = {},
 ) -> list[Any]:
-    """The values of a program's outputs.
+    """Return the values of a program's outputs.
 
     Args:
         program: what to run.
-        given: its inputs.
+        feeds: its inputs.
         state: parameters and buffers by key.
         training: whether BatchNormalizations and Dropout are to train.
         outer: values of the graphs around it.
     """
-    values: dict[str, Any] = {**outer, **program.host, **{n: state[k] for n, k in program.keys.items()}, **given}
+    values: dict[str, Any] = {**outer, **program.host, **{n: state[k] for n, k in program.keys.items()}, **feeds}
     for step in program.steps:
         operands = [values[n] if n else None for n in step.node.inputs]
         values.update(_outputs(step.node, _call(step, operands, values, state, training)))
@@ -416,7 +418,7 @@ def _outputs(node: Node, results: Any) -> Iterable[tuple[str, Any]]:
 def _call(
     step: Step, operands: list[Any], values: Mapping[str, Any], state: Mapping[str, Tensor], training: bool
 ) -> Any:
-    """What a node gives: on the host if all that flows into it is there, else in PyTorch."""
+    """Compute a node: on the host if all that flows into it is there, else in PyTorch."""
     node, entry = step.node, step.operator
     folded = _on_host(node, operands)
     if folded is not None:
@@ -440,14 +442,14 @@ def _body(
 def _on_host(node: Node, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
     if node.domain or node.op not in FOLDERS or node.op in ("Shape", "Size"):
         return None
-    given = [v for v in operands if v is not None]
-    if not given or not all(isinstance(v, np.ndarray) for v in given):
+    values = [v for v in operands if v is not None]
+    if not values or not all(isinstance(v, np.ndarray) for v in values):
         return None
-    if any(v.dtype == object for v in given):
+    if any(v.dtype == object for v in values):
         if node.op == "Cast" and node.attributes["to"] in (TensorProto.INT64, TensorProto.INT32):
-            return (given[0],)
+            return (values[0],)
         if node.op == "Div":  # of sizes, which are positive
-            return (np.asarray(given[0] // given[1], object),)
+            return (np.asarray(values[0] // values[1], object),)
         if node.op not in SYMBOLIC:
             return None
     results = FOLDERS[node.op](node, operands)

@@ -7,7 +7,7 @@ G. Hinton et al., Distilling the knowledge in a neural network (arXiv 1503.02531
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from spa.errors import PlanError
 from spa.exporters.pytorch.module import OnnxModule, unshared
-from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.operators import tensor
+from spa.frameworks.torch import array
 from spa.model.graph import Graph
 from spa.model.normalise import normalise
 
@@ -75,37 +76,44 @@ def recover(
     if len(batches) < 2:
         raise PlanError(f"recovery was given {len(batches)} batches: one to learn from, one to decide. Give 2 or more.")
     device = next(student.parameters()).device
-    given = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
+    feeds = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
     student.eval()
-    targets = _targets(teacher.eval(), given)
+    targets = _targets(teacher.eval(), feeds)
     scales = _variances(targets)
     cut = len(batches) - min(max(1, round(held_out * len(batches))), len(batches) - 1)
-    train, judge = range(cut), range(cut, len(batches))
 
     def loss(i: int) -> Tensor:
-        return _distortion(_floats(student(**given[i])), targets[i], scales)
+        return _distortion(_floats(student(**feeds[i])), targets[i], scales)
 
     def judged() -> float:
         with torch.no_grad():
-            return float(np.mean([loss(i).item() for i in judge]))
+            return float(np.mean([loss(i).item() for i in range(cut, len(batches))]))
 
     before = best = judged()
-    kept, epoch_kept = copy.deepcopy(student.state_dict()), 0
+    best_weights, best_epoch = copy.deepcopy(student.state_dict()), 0
+    for epoch in _trained(student, loss, cut, epochs, lr, seed):
+        error = judged()
+        if error < best:
+            best, best_epoch, best_weights = error, epoch, copy.deepcopy(student.state_dict())
+        progress("recover", epoch / epochs)
+    student.load_state_dict(best_weights)
+    return Recovery(before, best, best_epoch)
+
+
+def _trained(
+    student: nn.Module, loss: Callable[[int], Tensor], batches: int, epochs: int, lr: float, seed: int
+) -> Iterator[int]:
+    """Train on the first batches, shuffled anew in each epoch; yield the number of each epoch when it is over."""
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs * len(train), 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs * batches, 1))
     order = torch.Generator().manual_seed(seed)
     for epoch in range(1, epochs + 1):
-        for i in torch.randperm(len(train), generator=order).tolist():
+        for i in torch.randperm(batches, generator=order).tolist():
             optimiser.zero_grad()
             loss(i).backward()
             optimiser.step()
             schedule.step()
-        now = judged()
-        if now < best:
-            best, epoch_kept, kept = now, epoch, copy.deepcopy(student.state_dict())
-        progress("recover", epoch / epochs)
-    student.load_state_dict(kept)
-    return Recovery(before, best, epoch_kept)
+        yield epoch
 
 
 def _floats(outputs: Any) -> list[Tensor]:
@@ -113,16 +121,16 @@ def _floats(outputs: Any) -> list[Tensor]:
     return [v for v in listed if isinstance(v, Tensor) and v.is_floating_point()]
 
 
-def _targets(teacher: nn.Module, given: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
+def _targets(teacher: nn.Module, feeds: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
     with torch.no_grad():
-        targets = [_floats(teacher(**batch)) for batch in given]
+        targets = [_floats(teacher(**batch)) for batch in feeds]
     if not targets[0]:
         raise PlanError("the network has no float output to learn from. Leave recovery out.")
     return targets
 
 
 def _variances(targets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Each output's mean squared distance from its mean over the samples."""
+    """Return each output's mean squared distance from its mean over the samples."""
     scales = []
     for outputs in zip(*targets, strict=True):
         rows = torch.cat([o.double().flatten(1) if o.ndim else o.double().reshape(1, 1) for o in outputs])
@@ -136,7 +144,7 @@ def _distortion(outputs: Sequence[Tensor], targets: Sequence[Tensor], scales: Se
 
 
 def store(module: OnnxModule, model: ModelProto) -> ModelProto:
-    """The ONNX model that a module was made from, with the module's weights as they are now.
+    """Store a module's weights, as they are now, in the ONNX model that it was made from.
 
     Args:
         module: from :func:`spa.exporters.pytorch.graph_module`.

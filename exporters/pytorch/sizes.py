@@ -54,7 +54,7 @@ class Cut:
     kept: Mapping[int, np.ndarray]
 
     def blocks(self, axis: int, count: int) -> int:
-        """How many of ``count`` equal runs of indices still have an index."""
+        """Count the equal runs of indices, of ``count``, that still have an index."""
         if axis not in self.kept:
             return count
         return len(np.unique(self.kept[axis] // (self.shape[axis] // count)))
@@ -223,7 +223,7 @@ def _splits(module: Any, cuts: Cuts) -> bool:
     1. A list or tuple that adds up to them.
     2. The width of equal parts, under its usual name.
     """
-    found = False
+    is_set = False
     new: Any
     layers = [cut for key, cut in cuts.items() if key.count(".") == 1 and key.endswith(".weight") and 0 in cut.kept]
     for name, value in list(vars(module).items()):
@@ -235,8 +235,8 @@ def _splits(module: Any, cuts: Cuts) -> bool:
             continue
         if new != value:
             setattr(module, name, new)
-            found = True
-    return found
+            is_set = True
+    return is_set
 
 
 def _parts(cut: Cut, sizes: Sequence[int]) -> Sequence[int]:
@@ -245,7 +245,7 @@ def _parts(cut: Cut, sizes: Sequence[int]) -> Sequence[int]:
 
 
 def _part(cut: Cut, size: int) -> int | None:
-    """What is left of each of several equal parts; None where that differs."""
+    """Return what is left of each of several equal parts; None where that differs."""
     if cut.shape[0] % size or cut.shape[0] == size:
         return None
     counts = np.bincount(cut.kept[0] // size, minlength=cut.shape[0] // size)
@@ -297,7 +297,7 @@ def _heads(module: Any, cuts: Cuts) -> list[Queries] | None:
 
 
 def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequence[str]) -> _Heads | None:
-    """What is left of the heads of the first projection that the module has."""
+    """Return what is left of the heads of the first projection that the module has."""
     for name in projections:
         projection = getattr(module, name, None)
         weight = getattr(projection, "weight", None)
@@ -318,7 +318,7 @@ def _projected(module: Any, cuts: Cuts, counts: Sequence[str], projections: Sequ
 
 
 def _queries(kept: np.ndarray, width: int, size: int) -> np.ndarray:
-    """The queries among the kept outputs of a fused projection, counted among queries alone.
+    """Return the queries among the kept outputs of a fused projection, counted among queries alone.
 
     They come first, or each head has its queries, keys and values side by side. As queries and keys lose the same, it
     is the latter where the first third lost something else than the second.

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
-from spa.exporters.pytorch.check import arguments, difference, feeds_of, outputs_of, reference, tolerance
-from spa.exporters.pytorch.operators import array, tensor
+from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
+from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph, Node
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Entry:
 
 
 def write_back(module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any) -> nn.Module:
-    """A copy of the user's module with the pruned weights, checked against the pruned ONNX model.
+    """Copy the user's module with the pruned weights, and check it against the pruned ONNX model.
 
     Sizes that modules of ``torch.nn`` keep as attributes (``out_channels``, ``groups``, ``hidden_size`` ...) and counts
     of attention heads under their usual names follow the weights. Parameters that are one tensor stay one. Where scores
@@ -76,7 +77,7 @@ def write_back(module: nn.Module, result: Result, names: Mapping[str, str], exam
 def fitted(
     module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """As :func:`write_back`, with what the user should know: which parts are wider than pruning left them, and why."""
+    """Do as :func:`write_back`, and say which parts are wider than pruning left them, and why."""
     feeds = feeds_of(result.model, example_inputs)
     wanted = reference(result.model, result.source.base, feeds)
     masks = result.plan.masks(result.analysis)
@@ -103,14 +104,14 @@ def fitted(
 def _attempt(
     module: nn.Module, weights: _Weights, model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]
 ) -> nn.Module:
-    """A narrower copy, compared with the pruned ONNX model."""
+    """Make a narrower copy, and compare it with the pruned ONNX model."""
     small, guessed, queries = _narrowed(module, weights)
     _verify(small, guessed, queries, model, example_inputs, wanted)
     return small
 
 
 def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str], list[Queries]]:
-    """A copy with other weights and the sizes that follow from them; the rest is what :func:`restate` found."""
+    """Make a copy with other weights and the sizes that follow; the rest is what :func:`restate` found."""
     small = copy.deepcopy(module)
     entries = _entries(small)
     cuts = dict(_exchange(entries, weights))
@@ -126,7 +127,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _widened(module: nn.Module, path: str, result: Result, names: Mapping[str, str], wide: Masks) -> Masks | None:
-    """More indices to keep for all modules of the class at ``path``, as zeros.
+    """Keep more indices, as zeros, for all modules of the class at ``path``.
 
     1. As many for all groups of a module that were equally large: code has one size for what it takes apart.
     2. All of the groups that these modules have for themselves.
@@ -149,7 +150,7 @@ def _widened(module: nn.Module, path: str, result: Result, names: Mapping[str, s
 
 
 def _levelled(modules: Sequence[Sequence[Group]], wide: Masks) -> Masks | None:
-    """Within each module as many indices for all groups of a size; None where that is so."""
+    """Keep within each module as many indices for all groups of a size; return None where that is so."""
     level = dict(wide)
     changed = True
     while changed:
@@ -167,13 +168,13 @@ def _levelled(modules: Sequence[Sequence[Group]], wide: Masks) -> Masks | None:
 
 
 def _alike(module: nn.Module, path: str) -> list[str]:
-    """Where modules of the same class are as at a path."""
+    """Return where modules of the same class are as at a path."""
     kind = type(module.get_submodule(path))
     return [each for each, m in module.named_modules() if type(m) is kind]
 
 
 def _told(module: nn.Module, finding: NarrowError) -> str:
-    """What the user should know of a class that is wider than pruning left it."""
+    """Return notes on a class that is wider than pruning left it."""
     alike = _alike(module, finding.path)
     kind = type(module.get_submodule(finding.path)).__name__
     where = f"{finding.path} and {len(alike) - 1} more" if len(alike) > 1 else finding.path
@@ -208,16 +209,16 @@ class _Weights:
 
 
 def _entries(module: nn.Module) -> dict[str, _Entry]:
-    """All parameters and buffers by state_dict key, tied ones under each of their keys."""
-    found = {}
+    """Return all parameters and buffers by state_dict key, tied ones under each of their keys."""
+    entries = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for leaf in (*owner._parameters, *owner._buffers):
-            found[f"{path}.{leaf}" if path else leaf] = _Entry(owner, leaf)
-    return found
+            entries[f"{path}.{leaf}" if path else leaf] = _Entry(owner, leaf)
+    return entries
 
 
 def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tuple[str, Cut]]:
-    """Put the pruned tensors in place of the dense ones; what was cut from each, by key."""
+    """Put the pruned tensors in place of the dense ones; return what was cut from each, by key."""
     old = {key: entry.value for key, entry in entries.items() if entry.value is not None}
     same: dict[int, list[_Entry]] = {}
     for key, value in old.items():
@@ -243,7 +244,7 @@ def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tupl
 
 
 def _pruned(weights: _Weights, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """A constant as the module shall have it, and the kept indices of the axes that were cut.
+    """Return a constant as the module shall have it, and the kept indices of the axes that were cut.
 
     Uses of a small constant are pruned each by itself: where each reads another part of it (the gates of an LSTM), the
     graph has a copy for each, which lacks indices of that part alone. One parameter lacks those of all.
@@ -277,12 +278,12 @@ def _pruned(weights: _Weights, name: str) -> tuple[np.ndarray, dict[int, np.ndar
 
 
 def _grid(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """What indexes the kept part of an array."""
+    """Return what indexes the kept part of an array."""
     return np.ix_(*(np.flatnonzero(m) for m in masks))
 
 
 def _order(stored: np.ndarray, wanted: np.ndarray) -> tuple[int, ...] | None:
-    """The order of axes in which an initializer holds a parameter: exporters transpose the weights of Linear."""
+    """Return the order of axes in which an initializer holds a parameter: exporters transpose the weights of Linear."""
     for order in permutations(range(stored.ndim)):
         turned = stored.transpose(order)
         if turned.shape == wanted.shape and np.array_equal(turned, wanted):
@@ -300,7 +301,7 @@ def _put(places: Sequence[_Entry], value: np.ndarray, old: Tensor) -> None:
 
 
 def _add_biases(entries: Mapping[str, _Entry], weights: _Weights) -> None:
-    """Reconstruction gives layers without a bias one; so must their modules."""
+    """Give layers the biases that reconstruction has added to them."""
     dense, pruned = weights.analysis.graph, weights.pruned
     for node in pruned.nodes:
         for place, name in enumerate(node.inputs):
@@ -321,7 +322,7 @@ def _add_biases(entries: Mapping[str, _Entry], weights: _Weights) -> None:
 
 
 def _weight(graph: Graph, name: str) -> str:
-    """The initializer that a weight operand comes from, through the nodes that turn it."""
+    """Return the initializer that a weight operand comes from, through the nodes that turn it."""
     while name not in graph.constants and name in graph.producer:
         node: Node = graph.producer[name]
         if node.op not in ("Transpose", "Identity", "Cast"):
@@ -354,16 +355,16 @@ def _verify(
             module.load_state_dict(before)
     if not off <= tolerance(model):
         shapes = f"shapes {[list(g.shape) for g in got]} and {[list(w.shape) for w in wanted]}"
-        how = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
+        gap = f"by {off:.2g} of the largest value" if np.isfinite(off) else shapes
         raise NarrowError(
-            f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {how}. A size or a "
+            f"{type(module).__name__} with the pruned weights and the pruned ONNX model differ: {gap}. A size or a "
             f"scale is written into its forward code. {REMEDY}",
             guessed[0] if guessed else "",
         )
 
 
 def _off(module: nn.Module, example_inputs: Any, wanted: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
-    """How far a module's outputs are from those wanted, and the outputs.
+    """Return how far a module's outputs are from those wanted, and the outputs.
 
     Raises:
         NarrowError: it does not run with its new sizes.
@@ -377,7 +378,7 @@ def _off(module: nn.Module, example_inputs: Any, wanted: Sequence[np.ndarray]) -
 
 
 def _refusal(module: nn.Module, error: Exception) -> NarrowError:
-    """Which line of the user's forward code failed, in which module, and why."""
+    """Say which line of the user's forward code failed, in which module, and why."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if not frames:
@@ -395,7 +396,7 @@ def _refusal(module: nn.Module, error: Exception) -> NarrowError:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Whether a frame is neither PyTorch's nor this package's."""
+    """Tell whether a frame is neither PyTorch's nor this package's."""
     file = Path(frame.f_code.co_filename)
     ours = (Path(torch.__file__).parent, Path(__file__).parent)
     return not any(folder in file.parents for folder in ours)

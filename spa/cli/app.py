@@ -233,13 +233,14 @@ def convert(
     """Convert a framework's model to ONNX, and compare it with the framework's own outputs."""
     from spa.doors import convert as convert_model
     from spa.exporters.onnx import write
+    from spa.model.io import Source
 
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:
         options["factory"] = parse_callable(factory)
     imported = convert_model(source, parse_example_inputs(inputs), **_given(options))
-    write(imported.model, output)
-    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.how}")
+    write(Source(imported.model), output)
+    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.exporter}")
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:
         typer.echo(note)

@@ -21,7 +21,8 @@ import tests.rules
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.pytorch import graph_module
 from spa.exporters.pytorch.check import difference, made_up, outputs_of, reference
-from spa.exporters.pytorch.operators import array, supported, tensor
+from spa.exporters.pytorch.operators import supported, tensor
+from spa.frameworks.torch import array
 from spa.rules import supported as traced
 
 # ONNX's cases that are not met, by a pattern of their names, each with the reason.

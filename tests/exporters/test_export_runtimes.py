@@ -16,6 +16,7 @@ import spa
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.exporters import checks, openvino, ort
 from spa.exporters.onnx import write
+from spa.model.io import Source
 from spa.running.runtime import load_session, run
 from tests.oracle import Net, random_array
 
@@ -67,13 +68,13 @@ def test_a_newer_opset_computes_the_same_and_keeps_names_and_metadata(tmp_path: 
 
 
 def test_an_operator_whose_meaning_changed_is_expressed_anew_upward(tmp_path: Path) -> None:
-    path = write(softmax(11), tmp_path / "m.onnx", opset=17)
+    path = write(Source(softmax(11)), tmp_path / "m.onnx", opset=17)
     assert "Flatten" in [n.op_type for n in onnx.load(path).graph.node]
     assert same(softmax(11), path)
 
 
 def test_an_opset_can_be_lowered_where_no_operator_changed(tmp_path: Path) -> None:
-    path = write(softmax(11), tmp_path / "m.onnx", opset=9)
+    path = write(Source(softmax(11)), tmp_path / "m.onnx", opset=9)
     assert onnx.load(path).opset_import[0].version == 9
     assert same(softmax(11), path)
 
@@ -83,7 +84,7 @@ def test_a_conversion_that_changes_outputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         PlanError, match=r"output 'softmax_\d+' changes by 0\.\d+ of its size\. Keep opset 13, or export"
     ):
-        write(softmax(13), tmp_path / "m.onnx", opset=11)
+        write(Source(softmax(13)), tmp_path / "m.onnx", opset=11)
     assert names(tmp_path) == []
 
 
@@ -98,11 +99,11 @@ def test_a_conversion_that_onnx_lacks_is_refused_with_its_reason(tmp_path: Path)
 @pytest.mark.parametrize("opset", [6, 27])
 def test_an_opset_that_cannot_be_checked_is_refused(tmp_path: Path, opset: int) -> None:
     with pytest.raises(PlanError, match=f"opset {opset} is out of range: 7 to 26"):
-        write(normalised(), tmp_path / "m.onnx", opset=opset)
+        write(Source(normalised()), tmp_path / "m.onnx", opset=opset)
 
 
 def test_the_ir_version_is_written_and_the_rest_stays(tmp_path: Path) -> None:
-    path = write(normalised(), tmp_path / "m.onnx", ir_version=7)
+    path = write(Source(normalised()), tmp_path / "m.onnx", ir_version=7)
     expected = normalised()
     expected.ir_version = 7
     assert onnx.load(path) == expected
@@ -117,7 +118,7 @@ def test_an_ir_version_that_onnxruntime_refuses_is_refused_with_its_reason(tmp_p
 
 
 def test_the_optimised_graph_is_smaller_and_stays_within_the_standard(tmp_path: Path) -> None:
-    path = write(normalised(), tmp_path / "m.onnx", optimise=True)
+    path = write(Source(normalised()), tmp_path / "m.onnx", optimise=True)
     after = onnx.load(path)
     assert [n.op_type for n in after.graph.node] == ["Conv", "Relu"]
     assert [(o.domain, o.version) for o in after.opset_import] == [("", 17)]
@@ -133,11 +134,11 @@ def test_optimising_keeps_a_zero_pad_apart_from_max_pool(tmp_path: Path) -> None
     y = plain.node("Pad", plain.input("x", [1, 3, 5, 7]), plain.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
     direct = plain.model(plain.node("MaxPool", y, kernel_shape=[3, 3]))
     for each in (model, direct):
-        assert same(each, write(each, tmp_path / "m.onnx", optimise=True), 0.0)
+        assert same(each, write(Source(each), tmp_path / "m.onnx", optimise=True), 0.0)
 
 
 def test_all_three_go_together(tmp_path: Path) -> None:
-    path = write(normalised(), tmp_path / "m.onnx", opset=21, optimise=True, ir_version=10)
+    path = write(Source(normalised()), tmp_path / "m.onnx", opset=21, optimise=True, ir_version=10)
     after = onnx.load(path)
     assert (after.opset_import[0].version, after.ir_version, len(after.graph.node)) == (21, 10, 2)
     assert same(normalised(), path)
@@ -171,7 +172,7 @@ def test_the_source_is_not_overwritten_without_force(tmp_path: Path) -> None:
 
 
 def test_a_model_without_options_is_written_as_it_is(tmp_path: Path) -> None:
-    assert onnx.load(write(normalised(), tmp_path / "m.onnx")) == normalised()
+    assert onnx.load(write(Source(normalised()), tmp_path / "m.onnx")) == normalised()
 
 
 # -- the comparison -------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ pytest.importorskip("tf2onnx", reason="tf2onnx is not installed: pip install 'sp
 
 from spa.exporters import tensorflow as exporter  # noqa: E402
 from spa.exporters.tensorflow import save, write_back  # noqa: E402
-from spa.importers.tensorflow import convert, example_feeds  # noqa: E402
+from spa.frameworks.tensorflow import example_feeds  # noqa: E402
+from spa.importers.tensorflow import convert  # noqa: E402
 from spa.running.runtime import load_session, run  # noqa: E402
 from tests import keras_networks  # noqa: E402
 

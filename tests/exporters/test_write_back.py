@@ -15,9 +15,9 @@ import spa
 from models.builders.export import Network, dynamo, randomise, torchscript
 from spa.coupling.plan import make_plan
 from spa.errors import UnsupportedError
-from spa.exporters import files
 from spa.exporters.pytorch import graph_module, to_torch, write_back
 from spa.exporters.pytorch.sizes import restate
+from spa.running import sessions
 from spa.running.runtime import load_session, run
 
 
@@ -188,7 +188,7 @@ def test_the_users_class_takes_the_pruned_weights_and_gives_the_pruned_graphs_ou
 
 def test_large_networks_are_compared_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     module, result, names, example = pruned("residual")
-    monkeypatch.setattr(files, "LARGE", 10)
+    monkeypatch.setattr(sessions, "LARGE", 10)
     assert apart(write_back(module, result, names, example), result.model, example) < 1e-5
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 import spa
 from spa.errors import ModelError, UnsupportedError
-from spa.importers._jax_layout import LAYOUT
+from spa.frameworks.jax import LAYOUT
 from spa.importers.jax import convert
 from spa.running.runtime import load_session, run
 from tests import jax_networks as nets

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 import spa
 from spa.errors import ModelError, PlanError, UnsupportedError
-from spa.exporters import files
 from spa.importers import Imported
 from spa.importers.pytorch import convert
+from spa.running import sessions
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 
@@ -175,7 +175,7 @@ def exported(module: nn.Module, *args: Any, **options: Any) -> torch.export.Expo
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_convert_and_prune(name: str) -> None:
     result = imported(name)
-    assert (result.kind, result.how, result.notes) == ("torch", "torch.onnx.export(dynamo=True)", ())
+    assert (result.kind, result.exporter, result.notes) == ("torch", "torch.onnx.export(dynamo=True)", ())
     assert result.error < 1e-5
     pruned = spa.prune(result.model, criterion="l2", ratio=0.2, round_to=1)
     assert pruned.report.reached > 0.1
@@ -250,7 +250,7 @@ def test_half_precision_converts_within_its_own_rounding() -> None:
 
 
 def test_large_networks_are_checked_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LARGE", 10)
+    monkeypatch.setattr(sessions, "LARGE", 10)
     assert convert(mlp(), torch.randn(3, 6), exporter="torchscript").error < 1e-5
 
 
@@ -345,7 +345,7 @@ def test_a_network_that_takes_one_batch_only_is_exported_with_it() -> None:
 def test_a_batch_that_the_exporter_fixes_is_told() -> None:
     result = convert(Large(), torch.randn(2, 6))
     assert shapes(result.model.graph.input) == {"x": [2, 6]}
-    assert result.how == "torch.onnx.export(dynamo=True)"
+    assert result.exporter == "torch.onnx.export(dynamo=True)"
     assert result.notes[0].startswith(
         "the batch is fixed to that of the example inputs: UserError: Not all values of batch"
     )
@@ -383,7 +383,7 @@ def test_limits_of_axes_that_are_opened_on_request_are_told() -> None:
             return self.linear(x + self.positions[: x.shape[1]])
 
     result = convert(Positions(), torch.randn(2, 4, 6), dynamic_shapes=({0: "batch", 1: "time"},))
-    assert result.how == "torch.onnx.export(dynamo=True)"
+    assert result.exporter == "torch.onnx.export(dynamo=True)"
     assert shapes(result.model.graph.input) == {"x": ["batch", "time", 6]}
     assert result.notes == ("the network takes 'time' of at most 9",)
 
@@ -391,7 +391,7 @@ def test_limits_of_axes_that_are_opened_on_request_are_told() -> None:
 def test_what_dynamo_cannot_capture_is_traced(capfd: pytest.CaptureFixture[str]) -> None:
     result = convert(Deciding(), torch.randn(2, 6))
     assert capfd.readouterr() == ("", "")
-    assert result.how == "torch.onnx.export(dynamo=False)"
+    assert result.exporter == "torch.onnx.export(dynamo=False)"
     assert shapes(result.model.graph.input) == {"x": ["batch", 6]}
     (note,) = result.notes
     assert note.startswith("torch.onnx.export(dynamo=True) fails: ")
@@ -428,7 +428,7 @@ def test_a_refusal_of_one_exporter_names_the_operator_and_the_other_exporter(net
         f"{network.__name__}.forward(x) cannot be expressed in ONNX. torch.onnx.export(dynamo=False): {said}. "
         "Try exporter='dynamo', which the default does, too. Change that operator, or convert a part of the network."
     )
-    assert convert(network(), torch.randn(2, 6)).how == "torch.onnx.export(dynamo=True)"
+    assert convert(network(), torch.randn(2, 6)).exporter == "torch.onnx.export(dynamo=True)"
 
 
 def test_exporters_print_nothing_of_theirs(capfd: pytest.CaptureFixture[str]) -> None:
@@ -547,7 +547,7 @@ def test_torchscript_is_read_and_traced(tmp_path: Path) -> None:
         module.save(str(tmp_path / "net.pt"))
     for source in (module, tmp_path / "net.pt", str(tmp_path / "net.pt")):
         result = convert(source, torch.randn(2, 3, 9, 9))
-        assert result.how == "torch.onnx.export(dynamo=False)"
+        assert result.exporter == "torch.onnx.export(dynamo=False)"
         assert result.names == imported("residual").names
         assert shapes(result.model.graph.input) == {"x": ["batch", 3, 9, 9]}
     with pytest.raises(PlanError, match=r"Residual.forward\(x\) needs example inputs"):

@@ -20,6 +20,8 @@ tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tf2onnx", reason="tf2onnx is not installed: pip install 'spa-onnx[tensorflow]'")
 
+from spa.frameworks.keras import keras_variables  # noqa: E402
+from spa.frameworks.tensorflow import read  # noqa: E402
 from spa.importers import tensorflow as importer  # noqa: E402
 from spa.importers.tensorflow import convert  # noqa: E402
 from tests import keras_networks  # noqa: E402
@@ -45,7 +47,7 @@ def test_keras_networks_convert_exactly_and_every_variable_is_found_by_name(name
     onnx.checker.check_model(imported.model)
     known = {t.name for t in imported.model.graph.initializer}
     assert set(imported.names) <= known
-    found, wanted = set(imported.names.values()), set(importer.keras_variables(model))
+    found, wanted = set(imported.names.values()), set(keras_variables(model))
     # A bidirectional layer's two kernels are one initializer, which bears the forward one's name.
     assert {path for path in wanted - found if "/backward_" not in path} == set()
     assert found <= wanted
@@ -54,7 +56,7 @@ def test_keras_networks_convert_exactly_and_every_variable_is_found_by_name(name
 def test_named_initializers_hold_the_variable_up_to_the_order_of_its_axes() -> None:
     model = keras_networks.random("residual")
     imported = convert(model)
-    variables = importer.keras_variables(model)
+    variables = keras_variables(model)
     for tensor in imported.model.graph.initializer:
         if tensor.name in imported.names:
             mine, theirs = numpy_helper.to_array(tensor), np.asarray(variables[imported.names[tensor.name]])
@@ -137,7 +139,7 @@ def test_a_gru_is_an_operator_with_the_weights_of_its_layer(options: dict[str, A
     model = networked(keras.layers.GRU(5, **options))
     imported = convert(model)
     assert cells(imported) == ["GRU"] and imported.error < 1e-5
-    assert set(imported.names.values()) == set(importer.keras_variables(model))
+    assert set(imported.names.values()) == set(keras_variables(model))
     node = next(n for n in imported.model.graph.node if n.op_type == "GRU")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert bool(attributes.get("linear_before_reset")) is options.get("reset_after", True)
@@ -381,7 +383,7 @@ def test_tflite_files_convert(tmp_path: Path) -> None:
     assert imported.kind == "tflite" and imported.error < 1e-5
     assert operators(imported.model).count("Conv") == 3
     assert imported.notes == ("what TensorFlow Lite's converter has folded stays folded: BatchNormalization, for one.",)
-    assert set() < set(imported.names.values()) <= set(importer.read(path).variables)
+    assert set() < set(imported.names.values()) <= set(read(path).variables)
 
 
 def test_operators_that_tf2onnx_lacks_are_named() -> None:
@@ -428,8 +430,7 @@ def test_a_wrong_conversion_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_tensorflow_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from spa.importers.tensorflow import convert, is_keras\n"
-        "assert not is_keras(1)\n"
+        "from spa.importers.tensorflow import convert\n"
         "try: convert('model.keras')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )

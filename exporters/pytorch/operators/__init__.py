@@ -85,26 +85,26 @@ def _load() -> None:
 
 
 def find(key: str) -> Operator | None:
-    """How an operator is computed; None where it is not covered."""
+    """Return how an operator is computed; None where it is not covered."""
     _load()
     return _OPERATORS.get(key)
 
 
 def supported() -> list[str]:
-    """The operators that are covered, sorted."""
+    """Return the operators that are covered, sorted."""
     _load()
     return sorted(_OPERATORS)
 
 
 def ints(value: Value) -> list[Any]:
-    """Integers of the host as a list; symbolic sizes stay symbolic."""
+    """Return integers of the host as a list; symbolic sizes stay symbolic."""
     if isinstance(value, torch.Tensor):
         return value.flatten().tolist()
     return np.ravel(value).tolist()
 
 
 def given(node: Node, value: Value, name: str) -> list[Any] | None:
-    """Integers that are an operand now and were an attribute in older versions; None where neither is there."""
+    """Return integers that are an operand now and were an attribute in older versions; None where neither is there."""
     if value is not None:
         return ints(value)
     listed = node.attributes.get(name)
@@ -112,18 +112,18 @@ def given(node: Node, value: Value, name: str) -> list[Any] | None:
 
 
 def number(value: Value) -> Any:
-    """The only element of a value."""
+    """Return the only element of a value."""
     return value.item() if isinstance(value, torch.Tensor) else np.ravel(value).tolist()[0]
 
 
 def sizes(shape: Collection[Any]) -> np.ndarray:
-    """A shape as a value of the host; symbolic sizes are objects."""
+    """Return a shape as a value of the host; symbolic sizes are objects."""
     plain = all(type(n) is int for n in shape)
     return np.asarray(list(shape), np.int64 if plain else object).reshape(len(shape))
 
 
 def tensor(value: Value) -> Value:
-    """A value of the host as a tensor; others as they are."""
+    """Return a value of the host as a tensor; others as they are."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype == object:
@@ -133,14 +133,6 @@ def tensor(value: Value) -> Value:
     if value.dtype.name in ("int4", "uint4", "int2", "uint2"):
         return torch.as_tensor(value.astype(np.int8 if value.dtype.name[0] == "i" else np.uint8))
     return torch.as_tensor(np.array(value))
-
-
-def array(value: torch.Tensor) -> np.ndarray:
-    """A tensor as numpy's array, whatever device it is on."""
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:
-        return np.asarray(value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16))
-    return np.asarray(value.numpy())
 
 
 _DTYPES = {
@@ -155,20 +147,20 @@ _DTYPES = {
 
 
 def dtype_of(code: int) -> torch.dtype:
-    """PyTorch's word for an ONNX element type; :func:`unknown_dtype` says beforehand whether there is one."""
+    """Return PyTorch's word for an ONNX element type; :func:`unknown_dtype` says beforehand whether there is one."""
     return _DTYPES[code]
 
 
 def unknown_dtype(code: int) -> str | None:
-    """Why an element type cannot be had, or None."""
+    """Say why an element type cannot be had, or return None."""
     return None if code in _DTYPES else f"elements of type {TensorProto.DataType.Name(code)}"
 
 
 def along(vector: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
-    """A vector [c] as [1 .. c .. 1], with c at an axis."""
+    """Return a vector [c] as [1 .. c .. 1], with c at an axis."""
     return vector.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def wants(node: Node, output: int) -> bool:
-    """Whether anybody asks for an output."""
+    """Tell whether anybody asks for an output."""
     return len(node.outputs) > output and node.outputs[output] != ""

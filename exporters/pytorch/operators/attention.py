@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spa.exporters.operands import GroupQueryAttention, MultiHeadAttention
 from spa.exporters.pytorch.operators import MS, dtype_of, operator, wants
 from spa.model.graph import Graph, Node
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[b s (h d)] → [b h s d]."""
+    """Return [b s (h d)] as [b h s d]."""
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """[b h s d] → [b s (h d)]."""
+    """Return [b h s d] as [b s (h d)]."""
     return x.transpose(1, 2).flatten(2)
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    """Products of queries [b (k r) s d] with keys [b k t d], each of which r queries share."""
+    """Multiply queries [b (k r) s d] by keys [b k t d], each of which r queries share."""
     factor = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     return (q * factor) @ (_shared(k, q.shape[1]) * factor).mT
 
@@ -33,7 +34,7 @@ def _shared(x: Tensor, heads: int) -> Tensor:
 
 
 def _causal(rows: Any, columns: Any, offset: Any, device: torch.device) -> Tensor:
-    """Which places each query may see: those up to its own, which is ``offset`` behind its number."""
+    """Tell which places each query may see: those up to its own, which is ``offset`` behind its number."""
     row = torch.arange(rows, device=device)[:, None]
     return torch.arange(columns, device=device) <= row + offset
 
@@ -47,7 +48,7 @@ def _capped(scores: Tensor, cap: float) -> Tensor:
 
 
 def _weights(scores: Tensor) -> Tensor:
-    """Softmax; rows in which nothing is allowed are zero, as ONNX says."""
+    """Compute softmax; rows in which nothing is allowed are zero, as ONNX says."""
     return torch.nan_to_num(torch.softmax(scores, -1), nan=0.0)
 
 
@@ -62,7 +63,7 @@ def attention(
     past_v: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Any:
-    """softmax(softcap(Q Kᵀ scale) + mask) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
+    """Compute softmax(softcap(Q Kᵀ scale) + mask) V. Spec: https://onnx.ai/onnx/operators/onnx__Attention.html."""
     at, flat = node.attributes, q.ndim == 3
     if flat:
         q = split_heads(q, at["q_num_heads"])
@@ -91,7 +92,7 @@ def attention(
 
 
 def _biased(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with a mask that is true where places count, or is added; one that is too short allows no more."""
+    """Apply a mask that is true where places count, or is added, to scores; one too short allows no more."""
     if mask is None:
         return scores
     missing = scores.shape[-1] - mask.shape[-1] if mask.shape[-1] != 1 else 0
@@ -116,7 +117,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) ->
 
 @operator("RotaryEmbedding", fixed=(1, 2, 3))
 def rotary(node: Node, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Rotates by caches [p half] at positions [b s], or by angles [b s half]."""
+    """Rotate by caches [p half] at positions [b s], or by angles [b s half]."""
     at = node.attributes
     if positions is not None:
         cos, sin = (v[positions.long()] for v in (cos, sin))
@@ -140,7 +141,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int, size: int, interle
     limit=lambda node, graph: "a packed batch" if node.attributes.get("is_packed_batching", 0) else None,
 )
 def rotary_contrib(node: Node, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates by caches [p half]; positions are those of all tokens [b s], or that of the first."""
+    """Rotate by caches [p half]; positions are those of all tokens [b s], or that of the first."""
     at = node.attributes
     if positions.numel() == 1:
         steps = x.shape[1] if x.ndim == 3 else x.shape[2]
@@ -151,21 +152,21 @@ def rotary_contrib(node: Node, x: Tensor, positions: Tensor, cos: Tensor, sin: T
 
 
 def _key_mask(mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
-    """Marks of keys [b t], [b s t], or [b 1 s t], or lengths [b], as what each query may see."""
+    """Turn marks of keys [b t], [b s t] or [b 1 s t], or lengths [b], into what each query may see."""
     if mask is None:
         return None
     if mask.ndim == 1:
         return (torch.arange(columns, device=mask.device) < mask[:, None])[:, None, None]
-    marks = mask != 0
+    visible = mask != 0
     if mask.ndim == 2:
-        return marks[:, None, None]
-    return marks[:, None] if mask.ndim == 3 else marks[:, :, :rows, :columns]
+        return visible[:, None, None]
+    return visible[:, None] if mask.ndim == 3 else visible[:, :, :rows, :columns]
 
 
 def _attend(
     node: Node, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None, offset: Any
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [b s (h e)] and scores of [b h s d], [b h t d], [b h t e]; marks add ``mask_filter_value``."""
+    """Return outputs [b s (h e)] and scores of [b h s d], [b h t d], [b h t e]; marks add ``mask_filter_value``."""
     at = node.attributes
     scores = _scores(q, k, at.get("scale") or None)
     scores = scores if bias is None else scores + bias
@@ -194,7 +195,7 @@ def packed_attention(
     bias: Tensor | None = None,
     past_length: Tensor | None = None,
 ) -> Any:
-    """Attention of projections by one weight [i (h d)+(h d)+(h e)]; the cache is [2 b h t d].
+    """Compute attention of projections by one weight [i (h d)+(h d)+(h e)]; the cache is [2 b h t d].
 
     Spec: ContribOperators.md#com.microsoft.Attention.
     """
@@ -216,38 +217,27 @@ def packed_attention(
         "a cache that is shared with its output" if len(node.inputs) > 8 and any(node.inputs[8:]) else None
     ),
 )
-def multi_head(
-    node: Node,
-    q: Tensor,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    b: Tensor | None = None,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    past_k: Tensor | None = None,
-    past_v: Tensor | None = None,
-) -> Any:
-    """Attention of projections, separate or packed as [b s h 3 d], or as q [b s h d] and [b t h 2 d].
-
-    Spec: ContribOperators.md#com.microsoft.MultiHeadAttention.
-    """
-    heads = node.attributes["num_heads"]
+def multi_head(node: Node, *operands: Tensor | None) -> Any:
+    """Compute attention of projections, separate or packed as [b s h 3 d], or as q [b s h d] and [b t h 2 d]."""
+    heads, o = node.attributes["num_heads"], MultiHeadAttention(*operands)
+    q, k, v = o.query, o.key, o.value
     if q.ndim == 5:
         q, k, v = (part.flatten(2) for part in q.unbind(3))
     elif k is not None and k.ndim == 5:
         k, v = (part.flatten(2) for part in k.unbind(3))
     if k is None or v is None:
         raise ValueError(f"{node.label}: keys or values are missing")
-    if b is not None:
-        of_q, of_k, of_v = b.split([q.shape[-1], q.shape[-1], b.shape[0] - 2 * q.shape[-1]])
+    if o.bias is not None:
+        of_q, of_k, of_v = o.bias.split([q.shape[-1], q.shape[-1], o.bias.shape[0] - 2 * q.shape[-1]])
         q = q + of_q
         k, v = (k + of_k, v + of_v) if k.ndim == 3 else (k, v)
     q = split_heads(q, heads)
     k, v = (split_heads(x, heads) if x.ndim == 3 else x for x in (k, v))
-    before = 0 if past_k is None else past_k.shape[2]
-    k = k if past_k is None else torch.cat([past_k, k], 2)
-    v = v if past_v is None else torch.cat([past_v, v], 2)
-    y, scores = _attend(node, q, k, v, _key_mask(mask, q.shape[2], k.shape[2]), bias, before)
+    before = 0 if o.past_key is None else o.past_key.shape[2]
+    k = k if o.past_key is None else torch.cat([o.past_key, k], 2)
+    v = v if o.past_value is None else torch.cat([o.past_value, v], 2)
+    allowed = _key_mask(o.key_padding_mask, q.shape[2], k.shape[2])
+    y, scores = _attend(node, q, k, v, allowed, o.attention_bias, before)
     return (y, k, v, scores)[: len(node.outputs)]
 
 
@@ -261,36 +251,26 @@ def _group_query_limit(node: Node, graph: Graph) -> str | None:
 
 
 @operator(MS + "GroupQueryAttention", fixed=(3, 4, 5, 6, 7, 8), limit=_group_query_limit)
-def group_query(
-    node: Node,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    past_k: Tensor | None,
-    past_v: Tensor | None,
-    lengths: Tensor,
-    total: Tensor,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-) -> Any:
-    """Causal attention in which r query heads share a key, perhaps packed as [b s (k r d)+(k d)+(k d)].
+def group_query(node: Node, *operands: Tensor | None) -> Any:
+    """Compute causal attention in which r query heads share a key, perhaps packed as [b s (k r d)+(k d)+(k d)].
 
-    Rows must not be padded. Spec: ContribOperators.md#com.microsoft.GroupQueryAttention.
+    Rows must not be padded.
     """
-    at = node.attributes
+    at, o = node.attributes, GroupQueryAttention(*operands)
+    q, k, v, cos, sin = o.query, o.key, o.value, o.cos_cache, o.sin_cache
     heads, shared = at["num_heads"], at["kv_num_heads"]
     if k is None or v is None:
         d = q.shape[2] // (heads + 2 * shared)
         q, k, v = q.split([heads * d, shared * d, shared * d], -1)
-    before = 0 if past_k is None else past_k.shape[2]
+    before = 0 if o.past_key is None else o.past_key.shape[2]
     if at.get("do_rotary", 0) and cos is not None and sin is not None:
         places = (before + torch.arange(q.shape[1], device=q.device))[None]
         interleaved = at.get("rotary_interleaved", 0)
         q = _rotated(q, cos[places], sin[places], heads, 2 * cos.shape[-1], interleaved)
         k = _rotated(k, cos[places], sin[places], shared, 2 * cos.shape[-1], interleaved)
     q, k, v = split_heads(q, heads), split_heads(k, shared), split_heads(v, shared)
-    k = k if past_k is None else torch.cat([past_k, k], 2)
-    v = v if past_v is None else torch.cat([past_v, v], 2)
+    k = k if o.past_key is None else torch.cat([o.past_key, k], 2)
+    v = v if o.past_value is None else torch.cat([o.past_value, v], 2)
     scores = _capped(_scores(q, k, at.get("scale") or None), at.get("softcap", 0.0))
     scores = _masked(scores, _causal(q.shape[2], k.shape[2], before, q.device))
     y = join_heads(torch.softmax(scores, -1) @ _shared(v, heads))

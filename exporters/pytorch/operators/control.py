@@ -18,13 +18,13 @@ Bodies = Mapping[str, Callable[..., "list[Any]"]]
 
 @operator("If", host=(0,), control=True)
 def branch(node: Node, condition: Any, *, bodies: Bodies) -> tuple[Any, ...]:
-    """One of two subgraphs."""
+    """Run one of two subgraphs."""
     return tuple(bodies["then_branch" if number(condition) else "else_branch"]())
 
 
 @operator("Loop", host=(0, 1), control=True)
 def loop(node: Node, times: Any, condition: Any, *carried: Any, bodies: Bodies) -> tuple[Any, ...]:
-    """A subgraph again and again; what it gives besides what is carried is stacked."""
+    """Run a subgraph again and again; what it gives besides what is carried is stacked."""
     limit = math.inf if times is None else number(times)
     going = condition is None or bool(number(condition))
     state, kept, i = list(carried), [], 0
@@ -52,7 +52,7 @@ def _old_scan(node: Node, graph: Graph) -> str | None:
 
 @operator("Scan", control=True, limit=_old_scan)
 def scan(node: Node, *operands: Any, bodies: Bodies) -> tuple[Any, ...]:
-    """A subgraph for each slice of some operands, with the others as its state."""
+    """Run a subgraph for each slice of some operands, with the others as its state."""
     at = node.attributes
     count = at["num_scan_inputs"]
     state, scanned = list(operands[: len(operands) - count]), operands[len(operands) - count :]

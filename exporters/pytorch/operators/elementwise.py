@@ -107,38 +107,38 @@ for _key, _function in ACTIVATIONS.items():
 
 @operator(MS + "FastGelu")
 def fast_gelu(node: Node, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The tanh approximation of Gelu, of a sum."""
+    """Compute the tanh approximation of Gelu, of a sum."""
     return F.gelu(x if bias is None else x + bias, approximate="tanh")
 
 
 @operator("IsInf")
 def is_inf(node: Node, x: Tensor) -> Tensor:
-    """Which elements are infinite, of either sign or of one."""
+    """Tell which elements are infinite, of either sign or of one."""
     positive = torch.isposinf(x) & bool(node.attributes.get("detect_positive", 1))
     return positive | (torch.isneginf(x) & bool(node.attributes.get("detect_negative", 1)))
 
 
 @operator("Div")
 def div(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """Division; of integers towards zero."""
+    """Divide; integers towards zero."""
     return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
 
 @operator("Mod", fixed=(1,))
 def mod(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """The remainder with the sign of the divisor, or of the dividend (``fmod``)."""
+    """Return the remainder with the sign of the divisor, or of the dividend (``fmod``)."""
     return torch.fmod(a, b) if node.attributes.get("fmod") else torch.remainder(a, b)
 
 
 @operator("Pow", fixed=(1,))
 def power(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """Powers, in the type of the base."""
+    """Raise to a power, in the type of the base."""
     return torch.pow(a, b).to(a.dtype)
 
 
 @operator("BitShift")
 def bit_shift(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """Shifts; wide enough that bits above the type's width vanish as they should."""
+    """Shift bits; wide enough that those above the type's width vanish as they should."""
     wide, by = a.to(torch.int64), b.to(torch.int64)
     shifted = wide << by if node.attributes["direction"] == "LEFT" else wide >> by
     return shifted.to(a.dtype)
@@ -161,13 +161,13 @@ for _key, _function in VARIADIC.items():
 
 @operator("Mean")
 def mean(node: Node, *operands: Tensor) -> Tensor:
-    """The mean of all operands."""
+    """Return the mean of all operands."""
     return reduce(torch.add, operands) / len(operands)
 
 
 @operator("Clip", fixed=(1, 2))
 def clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    """Bounds are operands, before opset 11 attributes."""
+    """Limit to bounds, which are attributes before opset 11."""
     if node.version < 11:
         return x.clamp(node.attributes.get("min", -math.inf), node.attributes.get("max", math.inf))
     x = x if low is None else torch.maximum(x, low)
@@ -176,7 +176,7 @@ def clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None =
 
 @operator("PRelu")
 def prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    """X where it is positive, else x times the slope, which broadcasts."""
+    """Return x where it is positive, else x times the slope, which broadcasts."""
     return torch.where(x < 0, slope * x, x)
 
 
@@ -186,13 +186,13 @@ def _no_such_type(node: Node, graph: Graph) -> str | None:
 
 @operator("Cast", limit=_no_such_type)
 def cast(node: Node, x: Tensor) -> Tensor:
-    """Another element type."""
+    """Convert to another element type."""
     return x.to(dtype_of(node.attributes["to"]))
 
 
 @operator("CastLike", host=(1,))
 def cast_like(node: Node, x: Tensor, like: Any) -> Tensor:
-    """The element type of another value."""
+    """Convert to the element type of another value."""
     return x.to(tensor(like).dtype)
 
 
@@ -200,7 +200,7 @@ def cast_like(node: Node, x: Tensor, like: Any) -> Tensor:
 def dropout(
     node: Node, x: Tensor, ratio: Any = None, mode: Any = None, *, training: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Drops elements while the module trains, whatever mode the model was exported in."""
+    """Drop elements while the module trains, whatever mode the model was exported in."""
     share = node.attributes.get("ratio", 0.5) if ratio is None else number(ratio)
     if not training:
         return x, torch.ones_like(x, dtype=torch.bool)
@@ -219,13 +219,13 @@ def bias_dropout(
     *,
     training: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Dropout of a sum, plus a residual."""
+    """Drop elements of a sum, and add a residual."""
     y, mask = dropout(node, x + bias, ratio, mode, training=training)
     return (y if residual is None else y + residual), mask
 
 
 @operator(MS + "BiasSplitGelu")
 def bias_split_gelu(node: Node, x: Tensor, bias: Tensor) -> Tensor:
-    """The first half of the channels times Gelu of the second."""
+    """Return the first half of the channels times Gelu of the second."""
     value, gate = (x + bias).chunk(2, -1)
     return value * F.gelu(gate)

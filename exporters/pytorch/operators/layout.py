@@ -17,13 +17,13 @@ from spa.model.graph import Graph, Node
 
 @operator("Shape", fixed=(0,))
 def shape(node: Node, x: Tensor) -> np.ndarray:
-    """Sizes, on the host."""
+    """Return sizes, on the host."""
     return sizes(x.shape[slice(node.attributes.get("start", 0), node.attributes.get("end"))])
 
 
 @operator("Size", fixed=(0,))
 def size(node: Node, x: Tensor) -> np.ndarray:
-    """The number of elements, on the host."""
+    """Return the number of elements, on the host."""
     return sizes([math.prod(x.shape)]).reshape(())
 
 
@@ -34,7 +34,7 @@ def _no_such_fill(node: Node, graph: Graph) -> str | None:
 
 @operator("ConstantOfShape", host=(0,), limit=_no_such_fill)
 def constant_of_shape(node: Node, target: Any) -> Tensor:
-    """A tensor of one number."""
+    """Return a tensor of one number."""
     value = node.attributes.get("value")
     if value is None:
         return torch.zeros(ints(target))
@@ -43,7 +43,7 @@ def constant_of_shape(node: Node, target: Any) -> Tensor:
 
 @operator("Range", host=(0, 1, 2))
 def arange(node: Node, start: Any, limit: Any, step: Any) -> Tensor:
-    """Numbers from a start, up to a limit, by a step."""
+    """Return numbers from a start, up to a limit, by a step."""
     dtype = start.dtype if isinstance(start, Tensor) else tensor(start).dtype
     return torch.arange(number(start), number(limit), number(step), dtype=dtype)
 
@@ -54,7 +54,7 @@ def _no_such_type(node: Node, graph: Graph) -> str | None:
 
 @operator("EyeLike", fixed=(0,), limit=_no_such_type)
 def eye_like(node: Node, x: Tensor) -> Tensor:
-    """Ones on a diagonal."""
+    """Return ones on a diagonal."""
     code = node.attributes.get("dtype")
     ones = torch.ones(x.shape, dtype=x.dtype if code is None else dtype_of(code), device=x.device)
     k = node.attributes.get("k", 0)
@@ -63,7 +63,7 @@ def eye_like(node: Node, x: Tensor) -> Tensor:
 
 @operator("Reshape", host=(1,))
 def reshape(node: Node, x: Tensor, target: Any) -> Tensor:
-    """Another shape; 0 keeps an axis unless ``allowzero``, and -1 is what is left."""
+    """Reshape; 0 keeps an axis unless ``allowzero``, and -1 is what is left."""
     wanted = ints(target)
     if not node.attributes.get("allowzero", 0):
         wanted = [x.shape[i] if n == 0 else n for i, n in enumerate(wanted)]
@@ -72,27 +72,27 @@ def reshape(node: Node, x: Tensor, target: Any) -> Tensor:
 
 @operator("Flatten")
 def flatten(node: Node, x: Tensor) -> Tensor:
-    """Two axes: those before ``axis``, and the others."""
+    """Flatten to two axes: those before ``axis``, and the others."""
     axis = node.attributes.get("axis", 1)
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 @operator("Transpose")
 def transpose(node: Node, x: Tensor) -> Tensor:
-    """Axes in another order, by default in reverse."""
+    """Put axes into another order, by default in reverse."""
     return x.permute(node.attributes.get("perm", list(range(x.ndim))[::-1]))
 
 
 @operator("Squeeze", host=(1,))
 def squeeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
-    """Without some axes of one index, or all of them."""
+    """Drop some axes of one index, or all of them."""
     listed = given(node, axes, "axes")
     return x.squeeze() if listed is None else x.squeeze(tuple(listed))
 
 
 @operator("Unsqueeze", host=(1,))
 def unsqueeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
-    """With further axes of one index, at places of the result."""
+    """Insert axes of one index, at places of the result."""
     listed = given(node, axes, "axes") or []
     for axis in sorted(a % (x.ndim + len(listed)) for a in listed):
         x = x.unsqueeze(axis)
@@ -101,13 +101,13 @@ def unsqueeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
 
 @operator("Concat")
 def concat(node: Node, *operands: Tensor) -> Tensor:
-    """Joined along ``axis``."""
+    """Join along ``axis``."""
     return torch.cat(operands, node.attributes["axis"])
 
 
 @operator("Split", host=(1,))
 def split(node: Node, x: Tensor, parts: Any = None) -> tuple[Tensor, ...]:
-    """Pieces of given sizes along ``axis``, or equal ones of which the last may be smaller."""
+    """Cut into pieces of given sizes along ``axis``, or equal ones of which the last may be smaller."""
     axis = node.attributes.get("axis", 0)
     listed = given(node, parts, "split")
     if listed is None:
@@ -126,13 +126,13 @@ def expand(node: Node, x: Tensor, target: Any) -> Tensor:
 
 @operator("Tile", host=(1,))
 def tile(node: Node, x: Tensor, repeats: Any) -> Tensor:
-    """Repeated along each axis."""
+    """Repeat along each axis."""
     return x.repeat(ints(repeats))
 
 
 @operator("DepthToSpace")
 def depth_to_space(node: Node, x: Tensor) -> Tensor:
-    """Channels to places of blocks: X[n (h w c) y x] → [n c (y h) (x w)], or X[n (c h w) y x]."""
+    """Turn channels into places of blocks: X[n (h w c) y x] → [n c (y h) (x w)], or X[n (c h w) y x]."""
     n, c, h, w = x.shape
     b = node.attributes["blocksize"]
     if node.attributes.get("mode", "DCR") == "DCR":
@@ -144,7 +144,7 @@ def depth_to_space(node: Node, x: Tensor) -> Tensor:
 
 @operator("SpaceToDepth")
 def space_to_depth(node: Node, x: Tensor) -> Tensor:
-    """Places of blocks to channels: X[n c (y h) (x w)] → [n (h w c) y x], or → [n (c h w) y x]."""
+    """Turn places of blocks into channels: X[n c (y h) (x w)] → [n (h w c) y x], or → [n (c h w) y x]."""
     n, c, h, w = x.shape
     b = node.attributes["blocksize"]
     order = (0, 3, 5, 1, 2, 4) if node.attributes.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
@@ -154,7 +154,7 @@ def space_to_depth(node: Node, x: Tensor) -> Tensor:
 
 @operator("Pad", host=(1, 2, 3))
 def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
-    """Places before and behind each axis: constant, or taken from the tensor; negative ones cut."""
+    """Add places before and behind each axis: constant, or taken from the tensor; negative ones cut."""
     counts = given(node, pads, "pads") or []
     listed = list(range(x.ndim)) if axes is None else [a % x.ndim for a in ints(axes)]
     pairs = dict(zip(listed, zip(counts[: len(listed)], counts[len(listed) :], strict=True), strict=True))
@@ -180,7 +180,7 @@ def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = 
 
 @operator("Slice", host=(1, 2, 3, 4))
 def slices(node: Node, x: Tensor, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Tensor:
-    """Runs along axes; PyTorch knows no negative steps, so these are looked up."""
+    """Take runs along axes; PyTorch knows no negative steps, so these are looked up."""
     first, last = given(node, starts, "starts") or [], given(node, ends, "ends") or []
     listed = given(node, axes, "axes") or list(range(len(first)))
     strides = [1] * len(first) if steps is None else ints(steps)
@@ -196,7 +196,7 @@ def slices(node: Node, x: Tensor, starts: Any = None, ends: Any = None, axes: An
 
 @operator("CenterCropPad", host=(1,))
 def center_crop_pad(node: Node, x: Tensor, target: Any) -> Tensor:
-    """Axes cut or padded to a size, alike on both sides."""
+    """Cut or pad axes to a size, alike on both sides."""
     axes = node.attributes.get("axes", list(range(x.ndim)))
     for axis, wanted in zip(axes, ints(target), strict=True):
         n = x.shape[axis]
@@ -211,13 +211,13 @@ def center_crop_pad(node: Node, x: Tensor, target: Any) -> Tensor:
 
 @operator("ReverseSequence", fixed=(1,))
 def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
-    """The first steps of each sample in reverse, as many as its length says."""
+    """Reverse the first steps of each sample, as many as its length says."""
     time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
-    return _reversed(x.movedim((time, batch), (0, 1)), lengths).movedim((0, 1), (time, batch))
+    return reversed_steps(x.movedim((time, batch), (0, 1)), lengths).movedim((0, 1), (time, batch))
 
 
-def _reversed(x: Tensor, lengths: Tensor) -> Tensor:
-    """X[s b ..] with the first lengths[b] steps in reverse."""
+def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return X[s b ..] with the first lengths[b] steps in reverse."""
     step = torch.arange(x.shape[0], device=x.device)[:, None]
     places = torch.where(step < lengths, lengths - 1 - step, step)
     return x.gather(0, places.reshape(*places.shape, *[1] * (x.ndim - 2)).expand_as(x))
@@ -240,7 +240,7 @@ def _resize_limit(node: Node, graph: Graph) -> str | None:
 
 @operator("Resize", host=(1, 2, 3), limit=_resize_limit)
 def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, target: Any = None) -> Tensor:
-    """Resampled along each axis, one after the other."""
+    """Resample along each axis, one after the other."""
     if node.version == 10:  # two operands then
         roi, scales = None, roi
     axes = [a % x.ndim for a in node.attributes.get("axes", range(x.ndim))]
@@ -272,7 +272,7 @@ def _by_policy(node: Node, old: list[Any], wanted: list[Any]) -> list[Any]:
 
 @operator("Upsample", host=(1,))
 def upsample(node: Node, x: Tensor, scales: Any = None) -> Tensor:
-    """Resize of older versions: places are divided by the scales."""
+    """Resize as older versions do: places are divided by the scales."""
     factors = node.attributes["scales"] if scales is None else ints(scales)
     for axis, factor in enumerate(factors):
         if factor != 1:
@@ -281,7 +281,7 @@ def upsample(node: Node, x: Tensor, scales: Any = None) -> Tensor:
 
 
 def _resample(node: Node, x: Tensor, axis: int, wanted: Any, factor: Any) -> Tensor:
-    """One axis: for each new place the old ones that it is a mixture of."""
+    """Resample one axis: each new place is a mixture of old ones."""
     at = node.attributes
     n = x.shape[axis]
     by_default = "asymmetric" if node.op == "Upsample" or node.version == 10 else "half_pixel"
@@ -305,7 +305,7 @@ def _resample(node: Node, x: Tensor, axis: int, wanted: Any, factor: Any) -> Ten
 
 
 def _taps(node: Node, place: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The neighbours of places, and what each of them counts."""
+    """Return the neighbours of places, and what each of them counts."""
     base = place.floor()
     t = place - base
     if node.attributes["mode"] == "linear":
@@ -314,7 +314,7 @@ def _taps(node: Node, place: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _places(mode: str, new: Tensor, old_size: Any, new_size: Any, factor: Any) -> Tensor:
-    """Where places of the new axis lie on the old one."""
+    """Return where places of the new axis lie on the old one."""
     match mode:
         case "asymmetric":
             return new / factor
@@ -331,7 +331,7 @@ def _places(mode: str, new: Tensor, old_size: Any, new_size: Any, factor: Any) -
 
 
 def _cubic(t: Tensor, a: float) -> list[Tensor]:
-    """Weights of four neighbours: R. Keys, Cubic convolution interpolation (1981), equations 15 and 25."""
+    """Return weights of four neighbours: R. Keys, Cubic convolution interpolation (1981), equations 15 and 25."""
     far, near = t + 1, 2 - t
     return [
         ((a * far - 5 * a) * far + 8 * a) * far - 4 * a,
@@ -346,7 +346,7 @@ SAMPLING = {"linear": "bilinear", "bilinear": "bilinear", "cubic": "bicubic", "b
 
 @operator("GridSample")
 def grid_sample(node: Node, x: Tensor, grid: Tensor) -> Tensor:
-    """Places looked up at a grid."""
+    """Look places up at a grid."""
     at = node.attributes
     return F.grid_sample(
         x,
@@ -359,44 +359,44 @@ def grid_sample(node: Node, x: Tensor, grid: Tensor) -> Tensor:
 
 @operator("AffineGrid", host=(1,))
 def affine_grid(node: Node, theta: Tensor, target: Any) -> Tensor:
-    """A grid of places for each transform."""
+    """Return a grid of places for each transform."""
     return F.affine_grid(theta, ints(target), bool(node.attributes.get("align_corners", 0)))
 
 
 @operator("SequenceConstruct")
 def sequence(node: Node, *operands: Tensor) -> list[Tensor]:
-    """A list."""
+    """Return a list."""
     return list(operands)
 
 
 @operator("SequenceEmpty")
 def sequence_empty(node: Node) -> list[Tensor]:
-    """An empty list."""
+    """Return an empty list."""
     return []
 
 
 @operator("SequenceInsert", host=(2,))
 def sequence_insert(node: Node, items: list[Tensor], item: Tensor, at: Any = None) -> list[Tensor]:
-    """A list with one item more."""
+    """Return a list with one item more."""
     place = len(items) if at is None else int(number(at))
     return [*items[:place], item, *items[place:]]
 
 
 @operator("SequenceAt", host=(1,))
 def sequence_at(node: Node, items: list[Tensor], at: Any) -> Tensor:
-    """One item of a list."""
+    """Return one item of a list."""
     return items[int(number(at))]
 
 
 @operator("SequenceLength")
 def sequence_length(node: Node, items: list[Tensor]) -> np.ndarray:
-    """How many items a list has."""
+    """Count the items of a list."""
     return np.asarray(len(items), np.int64)
 
 
 @operator("SplitToSequence", host=(1,))
 def split_to_sequence(node: Node, x: Tensor, parts: Any = None) -> list[Tensor]:
-    """A list of pieces along ``axis``; of one place each where no sizes are given."""
+    """Return a list of pieces along ``axis``; of one place each where no sizes are given."""
     axis = node.attributes.get("axis", 0)
     if parts is None:
         pieces = x.split(1, axis)
@@ -406,13 +406,13 @@ def split_to_sequence(node: Node, x: Tensor, parts: Any = None) -> list[Tensor]:
 
 @operator("ConcatFromSequence")
 def concat_from_sequence(node: Node, items: list[Tensor]) -> Tensor:
-    """A list joined along an axis, which may be new."""
+    """Join a list along an axis, which may be new."""
     return (torch.stack if node.attributes.get("new_axis", 0) else torch.cat)(items, node.attributes["axis"])
 
 
 @operator("Compress", fixed=(1,))
 def compress(node: Node, x: Tensor, condition: Tensor) -> Tensor:
-    """The indices of ``axis`` that a condition marks; without ``axis``, of all elements in a row."""
+    """Return the indices of ``axis`` that a condition marks; without ``axis``, of all elements in a row."""
     axis = node.attributes.get("axis")
     places = torch.nonzero(condition)[:, 0]
     return x.flatten()[places] if axis is None else x.index_select(axis, places)
@@ -420,5 +420,5 @@ def compress(node: Node, x: Tensor, condition: Tensor) -> Tensor:
 
 @operator("NonZero", fixed=(0,))
 def non_zero(node: Node, x: Tensor) -> Tensor:
-    """Where elements are not zero: [rank count]."""
+    """Return where elements are not zero: [rank count]."""
     return torch.nonzero(x).T

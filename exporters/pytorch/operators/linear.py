@@ -18,7 +18,7 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 
 
 def paddings(node: Node, size: Sequence[Any], kernel: Sequence[int]) -> list[tuple[Any, Any]]:
-    """Places added before and after each spatial axis, by ``pads`` or ``auto_pad``.
+    """Return places added before and after each spatial axis, by ``pads`` or ``auto_pad``.
 
     Args:
         node: a convolution or pooling.
@@ -26,10 +26,10 @@ def paddings(node: Node, size: Sequence[Any], kernel: Sequence[int]) -> list[tup
         kernel: its size.
     """
     rank = len(kernel)
-    how = node.attributes.get("auto_pad", "NOTSET")
-    if how == "VALID":
+    auto_pad = node.attributes.get("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
         return [(0, 0)] * rank
-    if how == "NOTSET":
+    if auto_pad == "NOTSET":
         pads = node.attributes.get("pads", [0] * 2 * rank)
         return list(zip(pads[:rank], pads[rank:], strict=True))
     strides = node.attributes.get("strides", [1] * rank)
@@ -38,7 +38,7 @@ def paddings(node: Node, size: Sequence[Any], kernel: Sequence[int]) -> list[tup
     for n, k, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
         total = max((-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n, 0)
         small = total // 2
-        result.append((small, total - small) if how == "SAME_UPPER" else (total - small, small))
+        result.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
     return result
 
 
@@ -51,7 +51,7 @@ def pad_spatial(x: Tensor, pads: Sequence[tuple[Any, Any]], value: float = 0.0) 
 
 @operator("Conv")
 def conv(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """X[n (g i) *s], W[(g o) i *k] → [n (g o) *t]."""
+    """Convolve X[n (g i) *s] with W[(g o) i *k] → [n (g o) *t]."""
     rank = w.ndim - 2
     pads = paddings(node, x.shape[2:], w.shape[2:])
     even = all(before == after for before, after in pads)
@@ -68,7 +68,7 @@ def conv(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 @operator("ConvTranspose")
 def conv_transpose(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """X[n (g i) *s], W[(g i) o *k] → [n (g o) *t]: all places, then those that padding takes away are cut."""
+    """Map X[n (g i) *s] by W[(g i) o *k] → [n (g o) *t]: all places, less those that padding takes away."""
     rank = w.ndim - 2
     attributes = node.attributes
     strides = attributes.get("strides", [1] * rank)
@@ -89,25 +89,25 @@ def conv_transpose(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) ->
 def _cuts(
     node: Node, size: Sequence[Any], whole: Sequence[Any], strides: Sequence[int], extra: Sequence[int]
 ) -> list[tuple[Any, Any]]:
-    """Where each axis of all places begins and ends; the end may lie behind them."""
+    """Return where each axis of all places begins and ends; the end may lie behind them."""
     rank = len(whole)
-    how = node.attributes.get("auto_pad", "NOTSET")
+    auto_pad = node.attributes.get("auto_pad", "NOTSET")
     target = node.attributes.get("output_shape")
-    if target is None and how in ("NOTSET", "VALID"):
+    if target is None and auto_pad in ("NOTSET", "VALID"):
         pads = node.attributes.get("pads", [0] * 2 * rank)
         return [(pads[i], whole[i] + extra[i] - pads[rank + i]) for i in range(rank)]
     target = [n * s for n, s in zip(size, strides, strict=True)] if target is None else target[-rank:]
     cuts = []
     for wanted, all_places, more in zip(target, whole, extra, strict=True):
         total = max(all_places + more - wanted, 0)
-        start = total // 2 if how == "SAME_UPPER" else total - total // 2
+        start = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
         cuts.append((start, start + wanted))
     return cuts
 
 
 @operator("Gemm")
 def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """Alpha A B + beta C, each of A and B perhaps transposed."""
+    """Compute alpha A B + beta C, each of A and B perhaps transposed."""
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     y = (a.T if node.attributes.get("transA") else a) @ (b.T if node.attributes.get("transB") else b)
     y = y if alpha == 1 else alpha * y
@@ -116,13 +116,13 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 @operator("MatMul")
 def matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """Matrix products, broadcast over leading axes."""
+    """Multiply matrices, broadcast over leading axes."""
     return torch.matmul(a, b)
 
 
 @operator(MS + "FusedMatMul", MS + "TransposeMatMul")
 def fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """A product of perhaps transposed matrices, scaled. Spec: ContribOperators.md#com.microsoft.FusedMatMul."""
+    """Multiply perhaps transposed matrices, and scale. Spec: ContribOperators.md#com.microsoft.FusedMatMul."""
     at = node.attributes
     a = a.movedim(0, -2) if at.get("transBatchA") else a
     b = b.movedim(0, -2) if at.get("transBatchB") else b
@@ -133,7 +133,7 @@ def fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 @operator("Einsum")
 def einsum(node: Node, *operands: Tensor) -> Tensor:
-    """A sum of products by ONNX's letters, which are PyTorch's."""
+    """Sum products by ONNX's letters, which are PyTorch's."""
     return torch.einsum(node.attributes["equation"], *operands)
 
 
@@ -155,12 +155,12 @@ def _unknown_activation(node: Node, graph: Graph) -> str | None:
 
 @operator(MS + "FusedConv", limit=_unknown_activation)
 def fused_conv(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None, z: Tensor | None = None) -> Tensor:
-    """A convolution, plus a residual, activated."""
+    """Convolve, add a residual, and activate."""
     y = conv(node, x, w, b)
     return _fused(node, y if z is None else y + z)
 
 
 @operator(MS + "FusedGemm", limit=_unknown_activation)
 def fused_gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """Gemm, activated."""
+    """Compute Gemm, and activate."""
     return _fused(node, gemm(node, a, b, c))

@@ -18,7 +18,7 @@ AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def _windows(node: Node, x: Tensor) -> tuple[list[int], list[int], list[int], list[tuple[Any, Any]], list[Any]]:
-    """Kernel, strides, dilations, paddings, and the places that ``ceil_mode`` adds behind these.
+    """Return kernel, strides, dilations, paddings, and the places that ``ceil_mode`` adds behind these.
 
     The last window must begin before the padding behind ends (the specification's clarification of opset 19).
     """
@@ -43,7 +43,7 @@ def _ending(pads: Sequence[tuple[Any, Any]], more: Sequence[Any]) -> list[tuple[
 
 @operator("MaxPool")
 def max_pool(node: Node, x: Tensor) -> Any:
-    """Maxima of windows; output 1 says where they lay, counted through the whole tensor."""
+    """Return maxima of windows; output 1 says where they lay, counted through the whole tensor."""
     kernel, strides, dilations, pads, more = _windows(node, x)
     wide = x if x.is_floating_point() else x.to(torch.float32)
     filled = pad_spatial(wide, _ending(pads, more), -torch.inf)
@@ -57,7 +57,7 @@ def max_pool(node: Node, x: Tensor) -> Any:
 def _positions(
     node: Node, places: Tensor, shape: Sequence[int], filled: Sequence[int], pads: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """Places in a padded plane as places in the tensor, row by row, or column by column within a plane."""
+    """Turn places in a padded plane into places in the tensor, row by row, or column by column within a plane."""
     at = [
         coordinate - before
         for coordinate, (before, _) in zip(torch.unravel_index(places, filled[2:]), pads, strict=True)
@@ -72,7 +72,7 @@ def _positions(
 
 
 def _dilated(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
-    """All windows [n c *t *k]."""
+    """Return all windows [n c *t *k]."""
     rank = len(kernel)
     for axis, (k, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
         x = x.unfold(axis, (k - 1) * dilation + 1, stride)[..., ::dilation]
@@ -81,7 +81,7 @@ def _dilated(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations
 
 @operator("AveragePool")
 def average_pool(node: Node, x: Tensor) -> Tensor:
-    """Sums of windows over the number of their places, padding counted where ``count_include_pad`` says so."""
+    """Divide sums of windows by the number of their places; padding counts where ``count_include_pad`` says so."""
     kernel, strides, dilations, pads, more = _windows(node, x)
     counted = torch.ones_like(x[:1, :1])
     if node.attributes.get("count_include_pad", 0):
@@ -100,7 +100,7 @@ def average_pool(node: Node, x: Tensor) -> Tensor:
 
 @operator("LpPool")
 def lp_pool(node: Node, x: Tensor) -> Tensor:
-    """Norms of windows."""
+    """Return norms of windows."""
     kernel, strides, dilations, pads, more = _windows(node, x)
     windows = _dilated(pad_spatial(x, _ending(pads, more)), kernel, strides, dilations)
     return torch.linalg.vector_norm(windows, node.attributes.get("p", 2), -1)
@@ -108,7 +108,7 @@ def lp_pool(node: Node, x: Tensor) -> Tensor:
 
 @operator("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def global_pool(node: Node, x: Tensor) -> Tensor:
-    """A statistic of each channel over all places."""
+    """Return a statistic of each channel over all places."""
     axes = list(range(2, x.ndim))
     match node.op:
         case "GlobalAveragePool":
@@ -154,7 +154,7 @@ def _real(x: Tensor) -> torch.dtype:
 
 @operator(*REDUCTIONS, host=(1,))
 def reduce(node: Node, x: Tensor, axes: Any = None) -> Tensor:
-    """Axes are an operand, in older versions an attribute; none means all, or none where the node says so."""
+    """Reduce over axes, an attribute in older versions; none means all, or none where the node says so."""
     listed = given(node, axes, "axes") or []
     if not listed and not node.attributes.get("noop_with_empty_axes", 0):
         listed = list(range(x.ndim))
@@ -163,7 +163,7 @@ def reduce(node: Node, x: Tensor, axes: Any = None) -> Tensor:
 
 @operator("ArgMax", "ArgMin")
 def arg(node: Node, x: Tensor) -> Tensor:
-    """The position of the first extreme along ``axis``, or of the last."""
+    """Return the position of the first extreme along ``axis``, or of the last."""
     axis, keep = node.attributes.get("axis", 0), bool(node.attributes.get("keepdims", 1))
     function = torch.argmax if node.op == "ArgMax" else torch.argmin
     if node.attributes.get("select_last_index", 0):
@@ -173,7 +173,7 @@ def arg(node: Node, x: Tensor) -> Tensor:
 
 @operator("TopK", host=(1,))
 def top_k(node: Node, x: Tensor, k: Any = None) -> tuple[Tensor, Tensor]:
-    """Extremes along ``axis`` in order; of equal ones the first, as a stable sort says."""
+    """Return extremes along ``axis`` in order; of equal ones the first, as a stable sort says."""
     axis = node.attributes.get("axis", -1)
     count = node.attributes["k"] if k is None else ints(k)[0]
     values, places = torch.sort(x, dim=axis, descending=bool(node.attributes.get("largest", 1)), stable=True)
@@ -182,7 +182,7 @@ def top_k(node: Node, x: Tensor, k: Any = None) -> tuple[Tensor, Tensor]:
 
 @operator("CumSum", "CumProd", host=(1,))
 def cumulate(node: Node, x: Tensor, axis: Any) -> Tensor:
-    """Running sums or products, from either end, with or without each element itself."""
+    """Sum or multiply from either end on, with or without each element itself."""
     at = int(number(axis))
     x = x.flip(at) if node.attributes.get("reverse", 0) else x
     if node.attributes.get("exclusive", 0):
@@ -194,12 +194,12 @@ def cumulate(node: Node, x: Tensor, axis: Any) -> Tensor:
 
 @operator("Trilu", host=(1,))
 def trilu(node: Node, x: Tensor, k: Any = None) -> Tensor:
-    """The upper or lower triangle of the last two axes."""
+    """Return the upper or lower triangle of the last two axes."""
     diagonal = 0 if k is None else int(number(k))
     return (torch.triu if node.attributes.get("upper", 1) else torch.tril)(x, diagonal)
 
 
 @operator("Det")
 def det(node: Node, x: Tensor) -> Tensor:
-    """Determinants of the last two axes."""
+    """Return determinants of the last two axes."""
     return torch.linalg.det(x)

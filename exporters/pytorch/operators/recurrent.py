@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spa.exporters.operands import Recurrent
 from spa.exporters.pytorch.operators import operator
-from spa.exporters.pytorch.operators.layout import _reversed
+from spa.exporters.pytorch.operators.layout import reversed_steps
 from spa.model.graph import Graph, Node
 
 Activation = Callable[[Tensor], Tensor]
-Cell = Callable[..., "tuple[Tensor, Tensor]"]
 
 # ONNX's gates in PyTorch's order: iofc → ifco, zrh → rzh.
 ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -36,18 +37,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor, Any, Any], Tensor]] = {
 
 
 def _activations(node: Node, directions: int) -> list[list[Activation]]:
-    """The functions of each direction."""
+    """Return the functions of each direction."""
     names = node.attributes.get("activations") or BY_DEFAULT[node.op] * directions
     alphas = iter(node.attributes.get("activation_alpha", []))
     betas = iter(node.attributes.get("activation_beta", []))
-    found = []
+    functions = []
     for name in names:
         key = name.lower()
         alpha = next(alphas, None) if key in ("affine", "leakyrelu", "thresholdedrelu", "hardsigmoid", "elu") else None
         beta = next(betas, None) if key in ("affine", "hardsigmoid") else None
-        found.append(_bound(key, alpha, beta))
-    each = len(found) // directions
-    return [found[i * each : (i + 1) * each] for i in range(directions)]
+        functions.append(_bound(key, alpha, beta))
+    each = len(functions) // directions
+    return [functions[i * each : (i + 1) * each] for i in range(directions)]
 
 
 def _bound(key: str, alpha: float | None, beta: float | None) -> Activation:
@@ -59,11 +60,11 @@ def _unknown(node: Node, graph: Graph) -> str | None:
     return next((f"the activation {n!r}" for n in names if n.lower() not in ACTIVATIONS), None)
 
 
-def _native(node: Node, lengths: Tensor | None, peepholes: Tensor | None) -> str | None:
-    """PyTorch's function with the node's law, or None."""
+def _native(node: Node, o: Recurrent) -> str | None:
+    """Return PyTorch's function with the node's law, or None."""
     at = node.attributes
     names = [n.lower() for n in at.get("activations", [])]
-    if lengths is not None or peepholes is not None or "clip" in at or at.get("input_forget", 0):
+    if o.sequence_lens is not None or o.p is not None or "clip" in at or at.get("input_forget", 0):
         return None
     if node.op == "RNN" and set(names) == {"relu"}:
         return "rnn_relu"
@@ -75,168 +76,129 @@ def _native(node: Node, lengths: Tensor | None, peepholes: Tensor | None) -> str
 
 
 @operator("RNN", "GRU", "LSTM", fixed=(4,), limit=_unknown)
-def recurrent(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    h: Tensor | None = None,
-    c: Tensor | None = None,
-    p: Tensor | None = None,
-) -> Any:
-    """X[s b i], W[d (gates h) i], R[d (gates h) h], B[d (2 gates h)] → Y[s d b h], Y_h[d b h], Y_c[d b h].
-
-    ``layout`` 1 puts the batch first everywhere.
-    """
-    first = bool(node.attributes.get("layout", 0))
-    x = x.transpose(0, 1) if first else x
-    zeros = x.new_zeros(w.shape[0], x.shape[1], r.shape[2])
-    h, c = (zeros if v is None else v.transpose(0, 1) if first else v for v in (h, c))
-    name = _native(node, lengths, p)
-    if name is not None:
-        y, last = _by_torch(node, name, x, w, r, b, h, c)
-    else:
-        y, last = _by_steps(node, x, w, r, b, lengths, h, c, p)
-    if first:
-        return y.permute(2, 0, 1, 3), *(v.transpose(0, 1) for v in last)
+def recurrent(node: Node, *operands: Tensor | None) -> Any:
+    """Return Y[t d b h], Y_h[d b h] and Y_c[d b h]; ``layout`` 1 puts the batch first everywhere."""
+    o, batch_first = Recurrent(*operands), bool(node.attributes.get("layout", 0))
+    x = o.x.transpose(0, 1) if batch_first else o.x
+    zeros = x.new_zeros(o.w.shape[0], x.shape[1], o.r.shape[2])
+    states = (o.initial_h, o.initial_c)
+    h, c = (zeros if s is None else s.transpose(0, 1) if batch_first else s for s in states)
+    o = o._replace(x=x, initial_h=h, initial_c=c)
+    name = _native(node, o)
+    y, last = _by_steps(node, o) if name is None else _by_torch(node, name, o)
+    if batch_first:
+        return y.permute(2, 0, 1, 3), *(s.transpose(0, 1) for s in last)
     return y, *last
 
 
-def _by_torch(
-    node: Node, name: str, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h: Tensor, c: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    order = ORDER[node.op]
+def _by_torch(node: Node, name: str, o: Recurrent) -> tuple[Tensor, tuple[Tensor, ...]]:
+    order, directions = ORDER[node.op], o.w.shape[0]
     backwards = node.attributes.get("direction", "forward") == "reverse"
-    halves = [None, None] if b is None else b.chunk(2, -1)
-    weights = [_reordered(v[d], order) for d in range(w.shape[0]) for v in (w, r, *halves) if v is not None]
-    state = (h, c) if node.op == "LSTM" else h
-    x = x.flip(0) if backwards else x
-    y, *last = getattr(torch, name)(x, state, weights, b is not None, 1, 0.0, False, w.shape[0] == 2, False)
-    y = y.reshape(*y.shape[:2], w.shape[0], -1).permute(0, 2, 1, 3)
+    halves = [None, None] if o.b is None else o.b.chunk(2, -1)
+    weights = [_reordered(v[d], order) for d in range(directions) for v in (o.w, o.r, *halves) if v is not None]
+    state = (o.initial_h, o.initial_c) if node.op == "LSTM" else o.initial_h
+    x = o.x.flip(0) if backwards else o.x
+    y, *last = getattr(torch, name)(x, state, weights, o.b is not None, 1, 0.0, False, directions == 2, False)
+    y = y.reshape(*y.shape[:2], directions, -1).permute(0, 2, 1, 3)
     return (y.flip(0) if backwards else y), tuple(last)
 
 
 def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Gates in another order."""
+    """Return gates in another order."""
     gates = weight.chunk(len(order), 0)
     return torch.cat([gates[i] for i in order])
 
 
-def _by_steps(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    p: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    results = []
-    for d, functions in enumerate(_activations(node, w.shape[0])):
-        backwards = d == 1 or node.attributes.get("direction", "forward") == "reverse"
-        biases = (None, None) if b is None else b[d].chunk(2)
-        results.append(
-            _one_way(
-                node, x, w[d], r[d], biases, lengths, h[d], c[d], None if p is None else p[d], functions, backwards
-            )
-        )
+# -- step by step ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One direction of a recurrent layer with g gates.
+
+    Attributes:
+        node: the layer.
+        w: [(g h) i].
+        r: [(g h) h].
+        w_bias: [(g h)], or None.
+        r_bias: [(g h)], or None.
+        peepholes: [(3 h)], or None.
+        functions: the activations.
+        backwards: whether it reads the last step first.
+    """
+
+    node: Node
+    w: Tensor
+    r: Tensor
+    w_bias: Tensor | None
+    r_bias: Tensor | None
+    peepholes: Tensor | None
+    functions: list[Activation]
+    backwards: bool
+
+    def clipped(self, v: Tensor) -> Tensor:
+        """Return what enters an activation, within ``clip``."""
+        clip = self.node.attributes.get("clip")
+        return v if clip is None else v.clamp(-clip, clip)
+
+
+def _by_steps(node: Node, o: Recurrent) -> tuple[Tensor, tuple[Tensor, ...]]:
+    reverse, results = node.attributes.get("direction", "forward") == "reverse", []
+    for d, functions in enumerate(_activations(node, o.w.shape[0])):
+        w_bias, r_bias = (None, None) if o.b is None else o.b[d].chunk(2)
+        peepholes = None if o.p is None else o.p[d]
+        cell = _Cell(node, o.w[d], o.r[d], w_bias, r_bias, peepholes, functions, backwards=d == 1 or reverse)
+        results.append(_one_way(cell, o.x, o.sequence_lens, o.initial_h[d], o.initial_c[d]))
     y, h_last, c_last = (torch.stack(parts) for parts in zip(*results, strict=True))
     return y.transpose(0, 1), (h_last, c_last) if node.op == "LSTM" else (h_last,)
 
 
-def _one_way(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    biases: Any,
-    lengths: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    p: Tensor | None,
-    functions: list[Activation],
-    backwards: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _one_way(cell: _Cell, x: Tensor, lengths: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the outputs [t b h] of one direction and its last states [b h]."""
     steps = x.shape[0]
     every = torch.full((x.shape[1],), steps, device=x.device) if lengths is None else lengths.long()
-    x = _reversed(x, every) if backwards else x
-    given = F.linear(x, w, biases[0])
-    clip = node.attributes.get("clip")
-    cell = CELLS[node.op]
-    outputs = []
+    x = reversed_steps(x, every) if cell.backwards else x
+    entering = F.linear(x, cell.w, cell.w_bias)
+    step, outputs = STEPS[cell.node.op], []
     for t in range(steps):
-        new_h, new_c = cell(node, given[t], h, c, r, biases[1], p, functions, clip)
+        new_h, new_c = step(cell, entering[t], h, c)
         alive = (t < every)[:, None]
         h, c = torch.where(alive, new_h, h), torch.where(alive, new_c, c)
         outputs.append(torch.where(alive, new_h, 0))
     y = torch.stack(outputs)
-    return (_reversed(y, every) if backwards else y), h, c
+    return (reversed_steps(y, every) if cell.backwards else y), h, c
 
 
-def _clipped(v: Tensor, clip: float | None) -> Tensor:
-    return v if clip is None else v.clamp(-clip, clip)
+def _lstm(cell: _Cell, entering: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    f, g, out = cell.functions
+    i, o, forget, new = (entering + F.linear(h, cell.r, cell.r_bias)).chunk(4, -1)
+    p_i, p_o, p_f = (0, 0, 0) if cell.peepholes is None else cell.peepholes.chunk(3)
+    i = f(cell.clipped(i + p_i * c))
+    forget = 1 - i if cell.node.attributes.get("input_forget", 0) else f(cell.clipped(forget + p_f * c))
+    c = forget * c + i * g(cell.clipped(new))
+    return f(cell.clipped(o + p_o * c)) * out(c), c
 
 
-def _lstm(
-    node: Node,
-    given: Tensor,
-    h: Tensor,
-    c: Tensor,
-    r: Tensor,
-    bias: Tensor | None,
-    p: Tensor | None,
-    functions: list[Activation],
-    clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    f, g, out = functions
-    i, o, forget, new = (given + F.linear(h, r, bias)).chunk(4, -1)
-    pi, po, pf = (0, 0, 0) if p is None else p.chunk(3)
-    i = f(_clipped(i + pi * c, clip))
-    forget = 1 - i if node.attributes.get("input_forget", 0) else f(_clipped(forget + pf * c, clip))
-    c = forget * c + i * g(_clipped(new, clip))
-    return f(_clipped(o + po * c, clip)) * out(c), c
-
-
-def _gru(
-    node: Node,
-    given: Tensor,
-    h: Tensor,
-    c: Tensor,
-    r: Tensor,
-    bias: Tensor | None,
-    p: Tensor | None,
-    functions: list[Activation],
-    clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    f, g = functions
-    size = h.shape[-1]
-    z, reset, new = given.chunk(3, -1)
+def _gru(cell: _Cell, entering: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    f, g = cell.functions
+    size, r, bias = h.shape[-1], cell.r, cell.r_bias
+    z, reset, new = entering.chunk(3, -1)
     of_h = F.linear(h, r[: 2 * size], None if bias is None else bias[: 2 * size])
-    z, reset = f(_clipped(z + of_h[:, :size], clip)), f(_clipped(reset + of_h[:, size:], clip))
+    z, reset = f(cell.clipped(z + of_h[:, :size])), f(cell.clipped(reset + of_h[:, size:]))
     last = None if bias is None else bias[2 * size :]
-    if node.attributes.get("linear_before_reset", 0):
+    if cell.node.attributes.get("linear_before_reset", 0):
         new = new + reset * F.linear(h, r[2 * size :], last)
     else:
         new = new + F.linear(reset * h, r[2 * size :], last)
-    return (1 - z) * g(_clipped(new, clip)) + z * h, c
+    return (1 - z) * g(cell.clipped(new)) + z * h, c
 
 
-def _rnn(
-    node: Node,
-    given: Tensor,
-    h: Tensor,
-    c: Tensor,
-    r: Tensor,
-    bias: Tensor | None,
-    p: Tensor | None,
-    functions: list[Activation],
-    clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    return functions[0](_clipped(given + F.linear(h, r, bias), clip)), c
+def _rnn(cell: _Cell, entering: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return cell.functions[0](cell.clipped(entering + F.linear(h, cell.r, cell.r_bias))), c
 
 
-CELLS: dict[str, Cell] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+STEPS: dict[str, Callable[[_Cell, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN": _rnn,
+}

@@ -15,14 +15,14 @@ REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _positive(indices: Tensor, size: Any) -> Tensor:
-    """Indices counted from the start."""
+    """Return indices counted from the start."""
     indices = indices.long()
     return torch.where(indices < 0, indices + size, indices)
 
 
 @operator("Gather", fixed=(1,))
 def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    """Slices along ``axis``, by indices of any shape."""
+    """Take slices along ``axis``, by indices of any shape."""
     axis = node.attributes.get("axis", 0) % x.ndim
     flat = _positive(indices, x.shape[axis]).flatten()
     return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
@@ -30,13 +30,13 @@ def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 @operator("GatherElements", fixed=(1,))
 def gather_elements(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    """Elements along ``axis``, one index each."""
+    """Take elements along ``axis``, one index each."""
     axis = node.attributes.get("axis", 0)
     return x.gather(axis, _positive(indices, x.shape[axis]))
 
 
 def _rows(shape: Any, indices: Tensor) -> Tensor:
-    """Index tuples [.. r] into the first r axes as places in these axes, flattened."""
+    """Turn index tuples [.. r] into the first r axes into places in these axes, flattened."""
     places = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
     for axis in range(indices.shape[-1]):
         places = places * shape[axis] + _positive(indices[..., axis], shape[axis])
@@ -45,7 +45,7 @@ def _rows(shape: Any, indices: Tensor) -> Tensor:
 
 @operator("GatherND", fixed=(1,))
 def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    """Slices by index tuples, after ``batch_dims`` axes that both share."""
+    """Take slices by index tuples, after ``batch_dims`` axes that both share."""
     batch = node.attributes.get("batch_dims", 0)
     count = math.prod(x.shape[:batch])
     depth = indices.shape[-1]
@@ -59,31 +59,31 @@ def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 @operator("ScatterElements", "Scatter", fixed=(1,))
 def scatter_elements(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    """Elements along ``axis`` replaced, or combined with what was there."""
-    axis, how = node.attributes.get("axis", 0), node.attributes.get("reduction", "none")
+    """Replace elements along ``axis``, or combine them with new ones."""
+    axis, reduction = node.attributes.get("axis", 0), node.attributes.get("reduction", "none")
     places = _positive(indices, x.shape[axis])
-    if how == "none":
+    if reduction == "none":
         return x.scatter(axis, places, updates)
-    return x.scatter_reduce(axis, places, updates, REDUCTIONS[how])
+    return x.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])
 
 
 @operator("ScatterND", fixed=(1,))
 def scatter_nd(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    """Slices by index tuples replaced, or combined with what was there."""
-    depth, how = indices.shape[-1], node.attributes.get("reduction", "none")
+    """Replace slices by index tuples, or combine them with new ones."""
+    depth, reduction = indices.shape[-1], node.attributes.get("reduction", "none")
     rest = x.shape[depth:]
     flat = x.reshape(math.prod(x.shape[:depth]), math.prod(rest))
     rows = _rows(x.shape, indices).flatten()
     places = rows[:, None].expand(rows.shape[0], flat.shape[1])
     values = updates.reshape(places.shape)
-    if how == "none":
+    if reduction == "none":
         return flat.scatter(0, places, values).reshape(x.shape)
-    return flat.scatter_reduce(0, places, values, REDUCTIONS[how]).reshape(x.shape)
+    return flat.scatter_reduce(0, places, values, REDUCTIONS[reduction]).reshape(x.shape)
 
 
 @operator("OneHot", host=(1,), fixed=(0, 2))
 def one_hot(node: Node, indices: Tensor, depth: Any, values: Tensor) -> Tensor:
-    """A new axis of ``depth`` places marks each index; one outside marks none."""
+    """Mark each index on a new axis of ``depth`` places; one outside marks none."""
     n = int(number(depth))
     axis = node.attributes.get("axis", -1) % (indices.ndim + 1)
     shape = [n if i == axis else 1 for i in range(indices.ndim + 1)]

@@ -1,0 +1,46 @@
+"""Sessions of models of any size: large ones go to onnxruntime by way of a temporary file."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx import ModelProto, TensorProto
+
+from spa.model.files import place
+from spa.model.graph import tensors_of
+from spa.running.runtime import load_session, model_name
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+LARGE = 2**28  # bytes of weights; a message of more takes three times as much in onnxruntime, a file once
+
+
+@contextlib.contextmanager
+def open_session(
+    model: ModelProto, base: Path | None = None, name: str | None = None
+) -> Iterator[ort.InferenceSession]:
+    """Open a model of any size in onnxruntime, by way of a temporary file where it is large.
+
+    Args:
+        model: not changed.
+        base: the folder of its external data.
+        name: what messages call it.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
+    if not outside and sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
+        yield load_session(model, name=name)
+        return
+    with tempfile.TemporaryDirectory(prefix="spa-session-") as folder:
+        file = Path(folder) / "model.onnx"
+        place(model, file, base, external=True)
+        name = model_name(model) if name is None else name
+        del model  # perhaps the last reference to gigabytes
+        yield load_session(file, name=name)
