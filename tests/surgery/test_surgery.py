@@ -11,6 +11,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import Plan, make_plan
 from spa.errors import InvariantError, PlanError
 from spa.model.graph import Graph
+from spa.running.runtime import load_session
 from spa.surgery.apply import apply
 from tests.oracle import Net, check, random_keeps
 
@@ -220,6 +221,46 @@ def test_one_weight_in_two_branches_stays_one() -> None:
         ends.append(net.node("MatMul", h, reader))
     found = check(net.model(net.node("Sub", *ends)))
     assert set(tensors(found.pruned)) == {"shared", "reader"}
+
+
+@pytest.mark.parametrize("stored", ["initializer", "node"])
+def test_a_constant_that_is_also_an_output_keeps_its_value(stored: str) -> None:
+    net = Net()
+    hidden = net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w"))
+    value = np.random.default_rng(0).standard_normal(7).astype(np.float32)
+    if stored == "node":
+        bias = net.node("Constant", value=numpy_helper.from_array(value))
+        net.nodes.insert(0, net.nodes.pop())
+    else:
+        bias = net.constant(value, "bias")
+    y = net.gemm(net.node("Sigmoid", net.node("Add", hidden, bias)), 7, 2)
+    model = net.model(y, bias)
+    found = check(model, groups=["w[1]"])
+    (given,) = (i.name for i in model.graph.input)
+    _, shown = load_session(found.pruned).run(None, {given: np.zeros((2, 3), np.float32)})
+    np.testing.assert_array_equal(shown, value)
+    assert arrays(found.pruned)[f"{bias}_pruned"].shape == (5,)
+
+
+def test_a_constant_that_a_branch_reads_keeps_its_value() -> None:
+    """Nodes inside an If read what is around it by name, and are not rewired."""
+    net = Net()
+    bias = net.weight(7, name="bias")
+    hidden = net.node("Add", net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w")), bias)
+    branches = {
+        f"{which}_branch": helper.make_graph(
+            [helper.make_node(op, ["bias"], [which])],
+            which,
+            [],
+            [helper.make_tensor_value_info(which, TensorProto.FLOAT, [7])],
+        )
+        for which, op in (("then", "Identity"), ("else", "Neg"))
+    }
+    chosen = net.node("If", net.input("which", [], TensorProto.BOOL), **branches)
+    model = net.model(net.gemm(net.node("Sigmoid", hidden), 7, 2), chosen)
+    for which in (True, False):
+        feeds = {"x": np.ones((2, 3), np.float32), "which": np.array(which)}
+        assert arrays(check(model, feeds=feeds).pruned)["bias"].shape == (7,)
 
 
 # -- forms of weights -----------------------------------------------------------------------------------------------

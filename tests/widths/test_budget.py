@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import gcd
 from pathlib import Path
 
@@ -81,17 +82,38 @@ def test_no_group_becomes_narrower_than_asked() -> None:
     assert min(g.kept for g in report.groups) >= 20
 
 
-@pytest.mark.parametrize("pattern", ["layer2.*", "Conv", "*.bn1.weight"])
-def test_ignored_names_and_operators_keep_their_channels(pattern: str) -> None:
-    try:
-        report = spa.prune(RESNET, ratio=0.1, ignore=[pattern], round_to=1).report
-    except PlanError as error:
-        assert pattern == "Conv"
-        assert "ignored by 'Conv'" in str(error)
-        return
-    assert report.skipped
-    assert all(f"ignored by {pattern!r}" == reason for _, _, reason in report.skipped)
-    assert all(len(g.name) for g in report.groups)
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("layer2.*", lambda name: name.startswith("layer2.")),
+        ("layer3.0.conv2.weight", lambda name: name in ("layer3.0.conv2.weight", "layer3.0.bn2.weight")),
+        ("*.bn1.weight", lambda name: ".bn1." in name),
+        ("Gemm", lambda name: name == "fc.weight"),
+    ],
+)
+def test_ignored_names_and_operators_keep_their_channels(pattern: str, left: Callable[[str], bool]) -> None:
+    """Each is pruned where nothing is ignored, so that its width says something."""
+    before = {t.name: tuple(t.dims) for t in onnx.load(RESNET).graph.initializer}
+    bare = {"ratio": 0.3, "ranking": "uniform", "round_to": 1, "criterion": "l2"}
+    every = {t.name: tuple(t.dims) for t in spa.prune(RESNET, **bare).model.graph.initializer}
+    result = spa.prune(RESNET, ignore=[pattern], **bare)
+    after = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    ignored = [name for name in before if left(name)]
+    assert ignored
+    for name in ignored:
+        carried = 1 if name == "fc.weight" else 0  # a classifier reads the channels, other layers make them
+        assert every[name][carried] < before[name][carried]
+        assert after[name][carried] == before[name][carried], name
+    assert any(after[name] != before[name] for name in before)
+    assert all(reason == f"ignored by {pattern!r}" for _, _, reason in result.report.skipped)
+    skipped = {name for name, _, _ in result.report.skipped}
+    assert skipped
+    assert skipped.isdisjoint(result.plan.kept)
+
+
+def test_a_request_that_ignores_everything_is_refused() -> None:
+    with pytest.raises(PlanError, match="ignored by 'Conv'"):
+        spa.prune(RESNET, ratio=0.1, ignore=["Conv"])
 
 
 def test_crossings_are_pruned_only_on_request() -> None:

@@ -1,0 +1,261 @@
+"""Break the code on purpose and count how often the tests notice: mutants of the modules that everything rests on.
+
+    pip install cosmic-ray
+    python benchmarks/mutation.py [MODULE ...] [--share 0.2] [--seed 0] [--minutes 25]
+
+The mutants are cosmic-ray's, one per place and kind (it offers eleven other operators for each ``+``), without those in
+annotations, and two kinds that it lacks: a call whose result nobody uses left out, a function that returns nothing
+emptied. Each is written into a copy of the repository, and a forked process, which has numpy, onnx, onnxruntime and
+pytest imported already, runs the tests that mirror the module until one fails. cosmic-ray's own executor copes with
+this repository, too, but starts an interpreter for each mutant; mutmut 3 leaves out decorated functions, which all laws
+of ``spa/zero`` are.
+
+Writes ``benchmarks/results/mutation.md``. The words on survivors in it are written by hand and carried over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "mutation.md"
+# By module the tests that have to notice, nearest first. A file of tests may be narrowed by ``::name``.
+MODULES: dict[str, tuple[str, ...]] = {
+    "spa/algebra/axes.py": ("tests/algebra/test_axes.py", "tests/rules/test_linear.py", "tests/rules/test_layout.py"),
+    "spa/algebra/notation.py": ("tests/algebra/test_notation.py", "tests/rules/test_linear.py"),
+    "spa/surgery/apply.py": ("tests/surgery/test_surgery.py", "tests/rules/test_layout.py"),
+    "spa/zero/__init__.py": ("tests/zero",),
+    "spa/zero/known.py": ("tests/zero",),
+    "spa/zero/needs.py": ("tests/zero",),
+    "spa/zero/facts.py": ("tests/zero",),
+    "spa/zero/laws.py": ("tests/zero",),
+    "spa/widths/budget.py": ("tests/widths/test_budget.py", "tests/widths/test_equal.py"),
+    "spa/obspa/refit.py": ("tests/obspa",),
+}
+COPIED = ("spa", "tests", "models", "importers", "exporters", "pyproject.toml", "benchmarks")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed module.
+
+    Attributes:
+        line: the first line that differs, counted from one.
+        before: that line.
+        after: what stands there instead.
+        source: the whole module.
+    """
+
+    line: int
+    before: str
+    after: str
+    source: str
+
+
+def mutants(source: str, seed: int) -> list[Mutant]:
+    """All mutants of a module, in the order of their lines."""
+    found = {m.source: m for m in (*_by_cosmic_ray(source, seed), *_emptied(source)) if m is not None}
+    return sorted(found.values(), key=lambda m: (m.line, m.after))
+
+
+def _by_cosmic_ray(source: str, seed: int) -> Iterator[Mutant | None]:
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    tree, skipped = get_ast(source), _annotations(source)
+    choices: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
+    for name in operator_names():
+        operator_class = get_operator(name)
+        if operator_class.arguments():
+            continue
+        places = (p for node in ast_nodes(tree) for p in operator_class().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(places):
+            if not any(low <= start < high for low, high in skipped):
+                choices.setdefault((name.split("_")[0], start), []).append((name, occurrence))
+    rng = random.Random(seed)
+    for _, offered in sorted(choices.items()):
+        name, occurrence = rng.choice(offered)
+        yield _mutant(source, mutate_code(source, get_operator(name)(), occurrence))
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where annotations begin and end, as (line, column)."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if isinstance(part, ast.expr):
+                found.append(((part.lineno, part.col_offset), (part.end_lineno or 0, part.end_col_offset or 0)))
+    return found
+
+
+def _emptied(source: str) -> Iterator[Mutant | None]:
+    """Calls whose result nobody uses left out; functions that return nothing emptied."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source)):
+        body = [node] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Constant) and node.returns.value is None:
+            body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        if body:
+            first, last = body[0].lineno - 1, body[-1].end_lineno or 0
+            indent = " " * body[0].col_offset
+            yield _mutant(source, "".join([*lines[:first], f"{indent}pass\n", *lines[last:]]))
+
+
+def _mutant(source: str, changed: str | None) -> Mutant | None:
+    if changed is None or changed == source:
+        return None
+    with contextlib.suppress(SyntaxError):
+        compile(changed, "mutant", "exec")
+        old, new = source.splitlines(), changed.splitlines()
+        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+        return Mutant(at + 1, old[at].strip(), new[at].strip(), changed)
+    return None
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], limit: float) -> str:
+    """Run the tests in a forked process: ``passed``, ``failed`` or ``timed out``."""
+    child = os.fork()
+    if not child:
+        _child(copy, tests)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timed out"
+
+
+def _child(copy: Path, tests: tuple[str, ...]) -> None:
+    import pytest
+
+    os.setpgrp()
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    sys.dont_write_bytecode = True
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--no-header", "--tb=no"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
+    code = 1
+    try:
+        code = int(pytest.main([*options, *tests]))
+    finally:
+        os._exit(code)
+
+
+def preload() -> None:
+    """Import what every test needs, but nothing of ours."""
+    import hypothesis
+    import networkx
+    import numpy
+    import onnx.checker
+    import onnx.reference
+    import onnx.shape_inference
+    import onnxruntime
+    import pytest
+
+    assert all((hypothesis, networkx, numpy, onnx, onnxruntime, pytest))
+    if any(name == "spa" or name.startswith("spa.") for name in sys.modules):
+        raise SystemExit("spa is imported already, so that no mutant would be seen.")
+
+
+def tried(path: str, share: float, seed: int, copy: Path, end: float) -> tuple[int, int, list[Mutant]]:
+    """How many mutants a module has, how many of them were tried, and which survived."""
+    source = (copy / path).read_text(encoding="utf-8")
+    every = mutants(source, seed)
+    chosen = random.Random(seed).sample(every, max(1, round(share * len(every))))
+    start = time.monotonic()
+    if (clean := run_tests(copy, MODULES[path], 900)) != "passed":
+        raise SystemExit(f"the tests of {path} {clean} without any mutation: {' '.join(MODULES[path])}")
+    limit = 10 + 4 * (time.monotonic() - start)
+    print(
+        f"{path}: {len(chosen)} of {len(every)} mutants, {time.monotonic() - start:.0f} s each if all pass", flush=True
+    )
+    survivors, count = [], 0
+    for mutant in chosen:
+        if time.monotonic() > end:
+            break
+        (copy / path).write_text(mutant.source, encoding="utf-8")
+        result = run_tests(copy, MODULES[path], limit)
+        count += 1
+        if result == "passed":
+            survivors.append(mutant)
+            print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    (copy / path).write_text(source, encoding="utf-8")
+    return len(every), count, sorted(survivors, key=lambda m: (m.line, m.after))
+
+
+def _cell(text: str) -> str:
+    return "`` " + text.replace("|", "\\|") + " ``"
+
+
+def _words() -> dict[tuple[str, str], str]:
+    """The words written by hand, by the cells of a survivor's line before and after."""
+    if not RESULT.exists():
+        return {}
+    rows = [r[2:-2].split(" | ") for r in RESULT.read_text(encoding="utf-8").splitlines() if r.startswith("| ")]
+    return {(r[1], r[2]): r[3] for r in rows if len(r) == 4}
+
+
+def report(results: dict[str, tuple[int, int, list[Mutant]]], share: float, seed: int) -> str:
+    """The table of modules, and the survivors of each."""
+    words = _words()
+    lines = [
+        "# Mutants of the modules that everything rests on",
+        "",
+        f"By `benchmarks/mutation.py --share {share:g} --seed {seed}`; its docstring says what is tried and how.",
+        "",
+        "| module | mutants | tried | killed | survived |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for path, (every, count, left) in results.items():
+        lines.append(f"| `{path}` | {every} | {count} | {count - len(left)} | {len(left)} |")
+    for path, (_, _, left) in results.items():
+        if left:
+            lines += ["", f"## {path}", "", "| line | was | became | word |", "| --- | --- | --- | --- |"]
+            for m in left:
+                was, became = _cell(m.before), _cell(m.after)
+                lines.append(f"| {m.line} | {was} | {became} | {words.get((was, became), 'to be looked at')} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", default=list(MODULES), help="paths of modules; all by default")
+    parser.add_argument("--share", type=float, default=0.2, help="of each module's mutants to try")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample, and of the mutant chosen at each place")
+    parser.add_argument("--minutes", type=float, default=25.0, help="after which no new mutant is tried")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    asked = parser.parse_args()
+    preload()
+    end = time.monotonic() + 60 * asked.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        results = {path: tried(path, asked.share, asked.seed, copy, end) for path in asked.modules}
+    asked.out.write_text(report(results, asked.share, asked.seed), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
