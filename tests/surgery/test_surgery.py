@@ -156,6 +156,32 @@ def test_declared_shapes_are_right_or_gone() -> None:
         assert have == want, info.name
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_declared_multiple_of_a_pruned_size_is_scaled_with_it(batch: int) -> None:
+    """A file traced at a batch of 8 declares 56 rows of a view of [batch 7 5]; the batch has been opened since."""
+    net = Net()
+    hidden = net.conv(net.input("x", ["n", 3, 5]), 3, 7, (3,), name="a")
+    rows = net.node("Reshape", hidden, net.constant(np.array([-1, 5])))
+    back = net.node("Reshape", net.node("Sigmoid", rows), net.constant(np.array([-1, 7, 5])))
+    model = net.model(net.conv(back, 7, 2, (1,)))
+    model.graph.value_info.append(helper.make_tensor_value_info(rows, TensorProto.FLOAT, [7 * batch, 5]))
+    analysis = analysed(model)
+    assert analysis.points.sizes[0]["x"][0] != batch
+    result = apply(analysis, make_plan(analysis, {"a[0]": np.array([0, 2, 3, 6])}))
+    (info,) = (i for i in result.graph.value_info if i.name == rows)
+    assert [d.dim_value for d in info.type.tensor_type.shape.dim] == [4 * batch, 5]
+
+
+def test_a_symbolic_size_that_pruning_changes_loses_its_name() -> None:
+    model = network()
+    hidden = next(i for i in model.graph.value_info if i.name == model.graph.node[2].output[0])
+    hidden.type.tensor_type.shape.dim[1].dim_param = "channels"
+    result = pruned(model, "a[0]")
+    after = next(i for i in result.graph.value_info if i.name == hidden.name).type.tensor_type.shape.dim
+    assert not after[1].dim_param
+    assert (after[0].dim_param, after[2].dim_param) == ("batch", hidden.type.tensor_type.shape.dim[2].dim_param)
+
+
 def unused(model: ModelProto) -> set[str]:
     read = {n for node in model.graph.node for n in node.input} | {o.name for o in model.graph.output}
     return set(tensors(model)) - read

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 import spa
 from models.builders import ZOO
+from spa.coupling.analysis import Analysis, couple
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
-from spa.widths.budget import RANKINGS, UNITS, Budget
+from spa.model.graph import Graph
+from spa.widths.budget import RANKINGS, UNITS, Budget, alignment, allowed_widths
+from tests.oracle import Net
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet.onnx"
@@ -70,6 +73,58 @@ def test_widths_of_weights_become_multiples(multiple: int) -> None:
     for tensor in result.model.graph.initializer:
         for size, old in zip(tensor.dims, before[tensor.name], strict=True):
             assert size == old or size % multiple == 0
+
+
+def table(rows: int, columns: int) -> Analysis:
+    """Heads, gated each by the product of its query and its key: all axes of weights are products of heads and dims."""
+    net = Net()
+    x, shape = net.input("x", ["n", 3]), net.constant(np.array([-1, rows, columns]))
+    q, k, v = (net.node("Reshape", net.matmul(x, 3, rows * columns, bias=False), shape) for _ in range(3))
+    gate = net.node("Unsqueeze", net.node("Einsum", q, k, equation="nhd,nhd->nh"), net.constant(np.array([2])))
+    flat = net.node("Reshape", net.node("Mul", v, gate), net.constant(np.array([-1, rows * columns])))
+    return couple(Graph(net.model(net.matmul(flat, rows * columns, 2))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "multiple", "steps"),
+    [
+        (6, 24, 8, (1, 8)),  # the innermost factor bears the multiple
+        (6, 9, 8, (1, 8)),
+        (12, 5, 8, (8, 1)),  # five columns are too few to lose eight
+    ],
+)
+def test_of_a_product_the_innermost_factor_that_can_shrink_bears_the_multiple(
+    rows: int, columns: int, multiple: int, steps: tuple[int, int]
+) -> None:
+    analysis = table(rows, columns)
+    groups = sorted(analysis.free, key=lambda g: g.size != rows)
+    assert [g.size for g in groups] == [rows, columns, columns]
+    assert alignment(analysis, groups, multiple) == [steps[0], steps[1], steps[1]]
+
+
+def test_each_part_of_a_sum_and_each_step_of_a_group_keeps_the_multiple() -> None:
+    """A group that lies on two axes takes the steps of both."""
+    net = Net()
+    x = net.input("x", ["n", 3])
+    parts = net.node("Concat", net.matmul(x, 3, 16, name="a"), net.matmul(x, 3, 40, name="b"), axis=1)
+    analysis = couple(Graph(net.model(net.matmul(net.node("Sigmoid", parts), 56, 2))))
+    assert alignment(analysis, analysis.free, 4) == [4, 4]
+    assert alignment(analysis, analysis.free[:1], 4) == [4]
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "least", "widths"),
+    [
+        (11, 4, 1, [11, 8, 4]),
+        (12, 4, 4, [12, 8, 4]),
+        (12, 4, 5, [12, 8]),
+        (5, 1, 3, [5, 4, 3]),
+        (3, 8, 1, [3]),
+        (2, 1, 0, [2, 1]),
+    ],
+)
+def test_widths_go_down_to_the_least_in_steps(size: int, step: int, least: int, widths: list[int]) -> None:
+    assert allowed_widths(size, step, least) == widths
 
 
 def test_uniform_removes_the_same_share_of_every_group() -> None:
