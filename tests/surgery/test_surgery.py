@@ -9,11 +9,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import Plan, make_plan
-from spa.errors import InvariantError, PlanError
+from spa.errors import InvariantError, PlanError, UnsupportedError
 from spa.model.graph import Graph
 from spa.running.runtime import load_session
 from spa.surgery.apply import apply
-from tests.oracle import Net, check, random_keeps
+from tests.oracle import Net, check, random_array, random_keeps
 
 
 def network(metadata: bool = True) -> ModelProto:
@@ -375,6 +375,38 @@ def test_a_scale_that_is_computed_from_a_pruned_size_stays_at_its_old_value() ->
     scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]))
     found = check(net.model(net.node("Div", scores, root)))
     assert [g.size for g in found.groups] == [7]
+
+
+def gathered(*open_axes: str) -> ModelProto:
+    """A view of [.. 11] as rows of 11, written as a gather by indices that are computed from the open sizes."""
+    net = Net()
+    x = net.input("x", [*open_axes, 5])
+    hidden = net.matmul(x, 5, 11)
+    one = net.constant(np.int64(1))
+    sizes = [net.node("Gather", net.node("Shape", x), net.constant(np.int64(i)), axis=0) for i in range(len(open_axes))]
+    count = sizes[0] if len(sizes) == 1 else net.node("Mul", *sizes)
+    starts = net.node("Mul", net.node("Range", net.constant(np.int64(0)), count, one), net.constant(np.int64(11)))
+    shape = [net.node("Unsqueeze", s, net.constant(np.array([0]))) for s in sizes]
+    starts = net.node("Reshape", starts, net.node("Concat", *shape, net.constant(np.array([1])), axis=0))
+    picks = net.node("Add", starts, net.constant(np.arange(11)))
+    net.node("Neg", hidden, name="unread")
+    taken = net.node("Gather", net.node("Reshape", hidden, net.constant(np.array([-1]))), picks, axis=0)
+    return net.model(net.matmul(net.node("Sigmoid", taken), 11, 3))
+
+
+def test_indices_that_count_all_elements_are_counted_anew() -> None:
+    model = gathered("n")
+    feeds = [{"x": random_array(n, 5, seed=n)} for n in (1, 4, 9)]
+    found = check(model, feeds=feeds)
+    assert [g.size for g in found.groups] == [11]
+    assert [n.op_type for n in found.pruned.graph.node].count("Range") == 1  # the old one has no reader any more
+    assert "unread" in [n.name for n in found.pruned.graph.node]  # nor had this one, before
+    assert unused(found.pruned) == set()
+
+
+def test_indices_that_follow_two_open_sizes_are_refused_with_a_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(gathered("n", "t"))
 
 
 def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
