@@ -1,7 +1,7 @@
 """Break the code on purpose and count how often the tests notice: mutants of the modules that everything rests on.
 
     pip install cosmic-ray
-    python benchmarks/mutation.py [MODULE ...] [--share 0.2] [--seed 0] [--minutes 25]
+    python benchmarks/mutation.py [MODULE ...] [--share 0.2] [--seed 0] [--minutes 5] [--again]
 
 The mutants are cosmic-ray's, one per place and kind (it offers eleven other operators for each ``+``), without those in
 annotations, and two kinds that it lacks: a call whose result nobody uses left out, a function that returns nothing
@@ -57,7 +57,8 @@ MODULES: dict[str, Tests] = {
         ("tests/algebra/test_axes.py",), ("tests/rules/test_linear.py", "tests/rules/test_layout.py")
     ),
     "spa/algebra/notation.py": Tests(
-        ("tests/algebra/test_notation.py",), ("tests/rules/test_linear.py", "tests/rules/test_attention.py")
+        ("tests/algebra/test_notation.py", "tests/algebra/test_output_shapes.py"),
+        ("tests/rules/test_linear.py", "tests/rules/test_attention.py"),
     ),
     "spa/surgery/apply.py": Tests(
         ("tests/surgery/test_surgery.py",), ("tests/surgery/test_oracle.py", "tests/rules/test_layout.py")
@@ -204,13 +205,27 @@ def preload() -> None:
         raise SystemExit("spa is imported already, so that no mutant would be seen.")
 
 
-def tried(path: str, share: float, seed: int, copy: Path, end: float) -> dict[str, Any]:
-    """How many mutants a module has, how many of them were tried, and which survived."""
+def tried(
+    path: str, share: float, seed: int, copy: Path, end: float, again: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """How many mutants a module has, how many of them were tried, and which survived.
+
+    Args:
+        path: of the module.
+        share: of its mutants to try.
+        seed: of the choice.
+        copy: the folder of the copied repository.
+        end: when to stop.
+        again: what is on record of the module, to try its survivors alone.
+    """
     source = (copy / path).read_text(encoding="utf-8")
-    every = mutants(source, seed)
+    every = mutants(source, again["seed"] if again else seed)
     chosen = random.Random(seed).sample(every, max(1, round(share * len(every))))
-    limits = []
-    for tests in (MODULES[path].first, MODULES[path].then):
+    if again:
+        known = {(m["was"], m["became"]) for m in again["survivors"]}
+        chosen = [m for m in every if (m.before, m.after) in known]
+    first, then, limits = (path, *MODULES[path].first), MODULES[path].then, []  # the module's own examples, too
+    for tests in (first, then):
         start = time.monotonic()
         if (clean := run_tests(copy, tests, 900)) != "passed":
             raise SystemExit(f"the tests of {path} {clean} without any mutation: {' '.join(tests)}")
@@ -221,15 +236,17 @@ def tried(path: str, share: float, seed: int, copy: Path, end: float) -> dict[st
         if time.monotonic() > end:
             break
         (copy / path).write_text(mutant.source, encoding="utf-8")
-        result = run_tests(copy, MODULES[path].first, limits[0])
+        result = run_tests(copy, first, limits[0])
         if result == "passed":
-            result = run_tests(copy, MODULES[path].then, limits[1])
+            result = run_tests(copy, then, limits[1])
         count += 1
         if result == "passed":
             survivors.append(mutant)
             print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
     (copy / path).write_text(source, encoding="utf-8")
     left = [{"line": m.line, "was": m.before, "became": m.after} for m in sorted(survivors, key=lambda m: m.line)]
+    if again:
+        return again | {"survivors": left}
     return {"mutants": len(every), "tried": count, "share": share, "seed": seed, "survivors": left}
 
 
@@ -259,9 +276,14 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recorded(out: Path) -> dict[str, Any]:
+    """The results so far, by module."""
+    return dict(json.loads(out.read_text(encoding="utf-8"))) if out.exists() else {}
+
+
 def save(path: str, found: dict[str, Any], out: Path) -> None:
     """Enter a module's results, with the words that are known of its survivors."""
-    results = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    results = recorded(out)
     words = {(m["was"], m["became"]): m.get("word") for m in results.get(path, {}).get("survivors", ())}
     for survivor in found["survivors"]:
         if word := words.get((survivor["was"], survivor["became"])):
@@ -278,6 +300,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample, and of the mutant chosen at each place")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each module, after which no new mutant is tried")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--again", action="store_true", help="try only the survivors on record")
     asked = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +312,8 @@ def main() -> None:
                 shutil.copy(ROOT / name, copy / name)
         for path in asked.modules:
             end = time.monotonic() + 60 * asked.minutes
-            save(path, tried(path, asked.share, asked.seed, copy, end), asked.out)
+            again = recorded(asked.out)[path] if asked.again else None
+            save(path, tried(path, asked.share, asked.seed, copy, end, again), asked.out)
 
 
 if __name__ == "__main__":
