@@ -34,6 +34,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
+_WIDTHS = (
+    "tests/widths/test_budget.py",
+    "tests/widths/test_equal.py",
+)  # test_latency.py takes times: not beside others
 _BUDGET = "not every_criterion and not within_one_per_cent and not monotonic"
 _ZERO = "not dense_network and not shipped and not zeros_anywhere and not said_to_be_known"
 
@@ -68,9 +72,7 @@ MODULES: dict[str, Tests] = {
     "spa/zero/known.py": _ZEROS,
     "spa/zero/laws.py": _ZEROS,
     "spa/zero/needs.py": _ZEROS,
-    "spa/widths/budget.py": Tests(
-        ("tests/widths/test_budget.py", "tests/widths/test_equal.py", "-k", _BUDGET), ("tests/widths",)
-    ),
+    "spa/widths/budget.py": Tests((*_WIDTHS, "-k", _BUDGET), _WIDTHS),
     "spa/obspa/refit.py": Tests(("tests/obspa/test_refit.py", "tests/obspa/test_obspa.py"), ("tests/obspa",)),
 }
 COPIED = ("spa", "tests", "models", "importers", "exporters", "pyproject.toml", "benchmarks")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from spa.coupling.analysis import Analysis, couple
+from spa.coupling.analysis import TIED, Analysis, couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
 from spa.obspa.pipeline import Calibrated
@@ -118,6 +118,44 @@ def test_a_chain_of_refits_is_that_of_damped_least_squares_on_mixed_inputs(synth
     w, c = ridge(mixed, target, old["d"])
     np.testing.assert_allclose(new["d"], w, atol=2e-4)
     np.testing.assert_allclose(new["d.bias"], c, atol=2e-4)
+
+
+def siamese(bias: str) -> ModelProto:
+    """Two layers into one weight that an importer has marked as tied, with one bias, with two or without."""
+    net = Net(seed=19)
+    x, shared = net.input("x", ["n", 5]), net.weight(4, 13, name="w", fan_in=13)
+    net.weights["w"].metadata_props.add(key=TIED, value="true")
+    names = {"one": ["b", "b"], "two": ["b", "b2"]}.get(bias)
+    for name in dict.fromkeys(names or ()):
+        net.weight(4, name=name)
+    turned = net.node("Transpose", shared, perm=[1, 0]) if names is None else ""
+    ends = []
+    for i, layer in enumerate(("a1", "a2")):
+        h = net.node("Tanh", net.gemm(x, 5, 13, name=layer))
+        y = net.node("Gemm", h, shared, names[i], transB=1) if names else net.node("MatMul", h, turned)
+        ends.append(net.node("Relu", y))
+    return net.model(*ends)
+
+
+@pytest.mark.parametrize("bias", ["one", "two", "none"])
+def test_a_weight_with_two_uses_is_fitted_to_both_about_the_means_that_biases_can_take(bias: str) -> None:
+    model, x = siamese(bias), samples(ROWS, 5)
+    old, new = arrays(model), refitted(model, {"w[": KEPT}, x)
+    inputs, targets = [], []
+    for layer in ("a1", "a2"):
+        h = np.tanh(x @ old[layer].T + old[f"{layer}.bias"])
+        inputs.append(h[:, KEPT])
+        targets.append(h @ old["w"].T)
+    if bias == "two":
+        inputs, targets = ([part - part.mean(axis=0) for part in parts] for parts in (inputs, targets))
+    rows, wanted = np.concatenate(inputs), np.concatenate(targets)
+    if bias == "one":
+        rows, wanted = rows - rows.mean(axis=0), wanted - wanted.mean(axis=0)
+    covariance, prior = rows.T @ rows / len(rows), old["w"][:, KEPT]
+    strength = DAMPING * (1 + 10 * len(KEPT) / len(rows)) * np.diag(covariance).mean()
+    right = wanted.T @ rows / len(rows) + strength * prior
+    expected = np.linalg.solve(covariance + strength * np.eye(len(KEPT)), right.T).T
+    np.testing.assert_allclose(new["w"], expected, atol=1e-4)
 
 
 def test_a_bias_that_other_layers_read_stays_as_it_is() -> None:
