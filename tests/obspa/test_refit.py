@@ -173,6 +173,43 @@ def test_a_bias_that_other_layers_read_stays_as_it_is() -> None:
     assert [n for n in new if n.startswith("shared")] == ["shared"]
 
 
+def test_the_layer_before_a_cut_learns_what_the_other_branch_has_lost() -> None:
+    """out = norm(d p x) + q relu(a x): of h two units stay, so that most of what d p is to give is what q has lost.
+
+    No two units of p give that but those of the best regression of rank two, which Gauss-Newton steps come near.
+    """
+    net = Net(seed=23)
+    x = net.input("x", ["n", 5])
+    skip = net.gemm(net.node("Relu", net.gemm(x, 5, 13, name="a")), 13, 4, name="q")
+    d = net.gemm(net.gemm(x, 5, 7, name="p"), 7, 4, name="d")
+    statistics = [net.weight(4, name=n, positive=n == "gamma") for n in ("gamma", "beta", "mean")]
+    normed = net.node("BatchNormalization", d, *statistics, net.weight(4, name="variance", positive=True))
+    model = net.model(net.gemm(net.node("Relu", net.node("Add", normed, skip)), 4, 3, name="head"))
+    for tensor in model.graph.initializer:
+        if tensor.name == "d":
+            tensor.CopyFrom(numpy_helper.from_array(0.05 * numpy_helper.to_array(tensor), "d"))
+
+    given = samples(ROWS, 5)
+    old, new = arrays(model), refitted(model, {"a": [4, 9], "p": [1, 2]}, given)
+
+    def parts(w: dict[str, Array]) -> tuple[Array, Array]:
+        d = (given @ w["p"].T + w["p.bias"]) @ w["d"].T + w["d.bias"]
+        normed = (d - w["mean"]) * w["gamma"] / np.sqrt(w["variance"] + EPSILON) + w["beta"]
+        return normed, relu(given @ w["a"].T + w["a.bias"]) @ w["q"].T + w["q.bias"]
+
+    (normed, skip), (own_normed, own_skip) = parts(old), parts(new)
+    target = normed + skip - own_skip
+    target = target - target.mean(axis=0)
+    rows = given - given.mean(axis=0)
+    fitted = rows @ np.linalg.lstsq(rows, target, rcond=None)[0]
+    left, size, right = np.linalg.svd(fitted, full_matrices=False)
+    best = np.square(target - (left[:, :2] * size[:2]) @ right[:2]).sum()
+    residual = normed + skip - own_normed - own_skip
+    error = np.square(residual - residual.mean(axis=0)).sum()
+    assert best < 0.2 * np.square(target).sum()
+    assert error < 1.3 * best  # six damped steps end near, not at it; without what is lost it is twice that and more
+
+
 # -- what losses count ------------------------------------------------------------------------------------------------
 
 
