@@ -34,11 +34,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
-_WIDTHS = (
-    "tests/widths/test_budget.py",
-    "tests/widths/test_equal.py",
-)  # test_latency.py takes times: not beside others
-_BUDGET = "not every_criterion and not within_one_per_cent and not monotonic"
+_BUDGET = "not every_criterion and not within_one_per_cent and not monotonic and not any_budget and not never_keeps"
+_BUDGET_SLOW = "never_keeps or any_budget"  # tests/widths/test_latency.py takes times: not beside other work
 _ZERO = "not dense_network and not shipped and not zeros_anywhere and not said_to_be_known"
 _FUZZED = "zeros_anywhere and (lstm or vit or shufflenet or densenet or grouped)"
 
@@ -62,7 +59,11 @@ MODULES: dict[str, Tests] = {
         ("tests/algebra/test_axes.py",), ("tests/rules/test_linear.py", "tests/rules/test_layout.py")
     ),
     "spa/algebra/notation.py": Tests(
-        ("tests/algebra/test_notation.py", "tests/algebra/test_output_shapes.py"),
+        (
+            "tests/algebra/test_notation.py",
+            "tests/algebra/test_absent_operands.py",
+            "tests/algebra/test_output_shapes.py",
+        ),
         ("tests/rules/test_linear.py", "tests/rules/test_attention.py"),
     ),
     "spa/surgery/apply.py": Tests(
@@ -73,7 +74,10 @@ MODULES: dict[str, Tests] = {
     "spa/zero/known.py": _ZEROS,
     "spa/zero/laws.py": _ZEROS,
     "spa/zero/needs.py": _ZEROS,
-    "spa/widths/budget.py": Tests((*_WIDTHS, "-k", _BUDGET), _WIDTHS),
+    "spa/widths/budget.py": Tests(
+        ("tests/widths/test_budget.py", "-k", _BUDGET),
+        ("tests/widths/test_equal.py", "tests/widths/test_budget.py", "-k", f"test_equal or {_BUDGET_SLOW}"),
+    ),
     "spa/obspa/refit.py": Tests(("tests/obspa/test_refit.py", "tests/obspa/test_obspa.py"), ("tests/obspa",)),
 }
 COPIED = ("spa", "tests", "models", "importers", "exporters", "pyproject.toml", "benchmarks")
@@ -233,8 +237,8 @@ def tried(
     every = mutants(source, again["seed"] if again else seed)
     chosen = random.Random(seed).sample(every, max(1, round(share * len(every))))
     if again:
-        known = {(m["was"], m["became"]) for m in again["survivors"]}
-        chosen = [m for m in every if (m.before, m.after) in known]
+        known = {(m["line"], m["was"], m["became"]) for m in again["survivors"]}
+        chosen = [m for m in every if (m.line, m.before, m.after) in known]
     first, then = (path, *MODULES[path].first), MODULES[path].then  # the module's own examples, too
     limits = {first: _limit(copy, first)}
     print(f"{path}: {len(chosen)} of {len(every)} mutants", flush=True)

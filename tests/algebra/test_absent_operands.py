@@ -23,6 +23,8 @@ def test_what_is_summed_over_is_found_behind_an_absent_operand() -> None:
     apply(op, "A[m k], S?[m], B[k n] -> Y[m n]")
     (read,) = op.reads
     assert (read.operand, read.axis, read.others) == (0, 1, ((2, 0),))
+    assert op.space.resolve(op.axes(0)[1]) is op.space.resolve(op.axes(2)[0])
+    assert op.space.resolve((op.outputs[0] or ())[1]) is op.space.resolve(op.axes(2)[1])
 
 
 def test_an_absent_output_gets_no_axes_and_those_behind_it_do() -> None:
