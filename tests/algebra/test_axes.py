@@ -455,3 +455,17 @@ def test_expressions_are_shown_as_they_are_written() -> None:
     assert space.show(UNIT) == "1"
     assert space.show(Sum(())) == "0"
     assert repr(h) == "Dim(2)"
+
+
+def test_a_mask_stretches_with_the_whole_rows_of_a_first_factor_that_is_kept() -> None:
+    space = Space()
+    batch, c, d = space.dim(2), space.dim(3), space.dim(5)
+    kept = Kept(space, {c: np.array([True, False, True]), d: np.array([False, True, True, True, False])})
+    row = kept.mask(product(c, d))
+    stretched = kept.stretched(product(batch, c, d), 60)
+    assert stretched is not None
+    np.testing.assert_array_equal(stretched, np.tile(row, 4))
+    assert kept.stretched(product(batch, c, d), 61) is None  # no whole number of rows
+    assert kept.stretched(product(c, d), 30) is None  # the rows themselves are cut
+    assert kept.stretched(c, 6) is None
+    assert kept.stretched(product(), 4) is None

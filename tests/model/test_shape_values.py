@@ -87,3 +87,64 @@ def test_a_clipped_value_is_what_onnxruntime_says(version: int, dtype: Any, boun
     (result,) = FOLDERS["Clip"](Node(node, 0, version), operands) or []
     assert result.dtype == wanted.dtype
     np.testing.assert_array_equal(result, wanted)
+
+
+# (operator, operands, attributes): where Python, numpy and C++ go different ways.
+FOLDED: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
+    "division truncates towards zero": ("Div", [[7, -7, 7, -7, 6, -6, 0], [2, 2, -2, -2, 3, 3, -5]], {}),
+    "division of floats": ("Div", [[7.0, -7.0, 1.0], [2.0, 2.0, -3.0]], {}),
+    "the remainder has the divisor's sign": ("Mod", [[7, -7, 7, -7, 6], [3, 3, -3, -3, 3]], {}),
+    "the remainder of fmod has the dividend's sign": ("Mod", [[7, -7, 7, -7, 6], [3, 3, -3, -3, 3]], {"fmod": 1}),
+    "halves are rounded to even": ("Round", [[0.5, 1.5, 2.5, -0.5, -1.5, 2.4]], {}),
+    "negative numbers are floored downwards": ("Floor", [[-1.5, 1.5]], {}),
+    "negative numbers are ceiled upwards": ("Ceil", [[-1.5, 1.5]], {}),
+    "a cast to integers truncates": ("Cast", [[-1.7, 1.7]], {"to": TensorProto.INT64}),
+    "a slice from the end": ("Slice", [[2, 3, 5, 7, 11], [-2], [1000]], {}),
+    "a slice backwards over the start": ("Slice", [[2, 3, 5, 7, 11], [-1], [-1000], [0], [-2]], {}),
+    "a slice of the last axis": ("Slice", [[[2, 3, 5], [7, 11, 13]], [1], [3], [-1]], {}),
+    "a range downwards": ("Range", [7, -4, -3], {}),
+    "zeros in a shape stand for sizes": ("Reshape", [[[2, 3, 5], [7, 11, 13]], [0, 1, -1]], {}),
+    "a split into unequal parts": ("Split", [[2, 3, 5, 7, 11]], {"outputs": 3, "num_outputs": 3}),
+    "a split by sizes": ("Split", [[2, 3, 5, 7, 11], [1, 4]], {"outputs": 2}),
+    "an index from the end": ("Gather", [[[2, 3], [5, 7]], [-1, 0]], {"axis": 1}),
+    "new axes from the end": ("Unsqueeze", [[2, 3, 5], [-1, 0]], {}),
+    "an axis dropped": ("Squeeze", [[[[2, 3, 5]]], [1]], {}),
+    "all axes of one index dropped": ("Squeeze", [[[[2, 3, 5]]]], {}),
+    "tiles": ("Tile", [[[2, 3], [5, 7]], [2, 3]], {}),
+    "stretched axes": ("Expand", [[[2], [3]], [4, 1, 5]], {}),
+    "a sum over one axis": ("ReduceSum", [[[2, 3, 5], [7, 11, 13]], [1]], {"keepdims": 0}),
+    "a sum over no axis": ("ReduceSum", [[[2, 3, 5], [7, 11, 13]]], {"noop_with_empty_axes": 1}),
+    "a product of everything": ("ReduceProd", [[[2, 3, 5], [7, 11, 13]]], {"keepdims": 0}),
+    "a maximum": ("ReduceMax", [[[2, 3, 5], [7, 11, 1]], [0]], {}),
+    "a minimum": ("ReduceMin", [[[2, 3, 5], [7, 11, 1]], [0]], {}),
+    "powers": ("Pow", [[2, -3, 5], [3, 3, 2]], {}),
+    "a choice": ("Where", [[True, False, True], [2, 3, 5], [7, 11, 13]], {}),
+    "the least of several": ("Min", [[2, 9, 5], [3, 1, 4]], {}),
+    "the greatest of several": ("Max", [[2, 9, 5], [3, 1, 4], [4, 4, 4]], {}),
+    "part of a shape": ("Shape", [[[2, 3, 5], [7, 11, 13]]], {"start": -1}),
+    "axes permuted": ("Transpose", [[[[2, 3, 5], [7, 11, 13]]]], {"perm": [2, 0, 1]}),
+    "axes turned around": ("Transpose", [[[[2, 3, 5], [7, 11, 13]]]], {}),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_folded_value_is_what_onnxruntime_says(name: str) -> None:
+    op, given, attributes = FOLDED[name]
+    attributes = dict(attributes)
+    operands = [np.asarray(g, np.float32 if np.asarray(g).dtype == np.float64 else None) for g in given]
+    inputs, results = [f"x{i}" for i in range(len(operands))], [f"y{i}" for i in range(attributes.pop("outputs", 1))]
+    node = helper.make_node(op, inputs, results, **attributes)
+    infos = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(o.dtype), o.shape)
+        for n, o in zip(inputs, operands, strict=True)
+    ]
+    graph = helper.make_graph([node], "folded", infos, [helper.make_empty_tensor_value_info(r) for r in results])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=IR)
+    wanted = load_session(model).run(None, dict(zip(inputs, operands, strict=True)))
+    # Shape is told the shape itself.
+    seen = [np.asarray(operands[0].shape)] if op == "Shape" else operands
+    found = FOLDERS[op](Node(node, 0, 21), seen)
+    assert found is not None
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

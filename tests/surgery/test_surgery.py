@@ -9,10 +9,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import Plan, make_plan
-from spa.errors import InvariantError, PlanError
+from spa.errors import InvariantError, PlanError, UnsupportedError
 from spa.model.graph import Graph
+from spa.running.runtime import load_session
 from spa.surgery.apply import apply
-from tests.oracle import Net, check, random_keeps
+from tests.oracle import Net, check, random_array, random_keeps
 
 
 def network(metadata: bool = True) -> ModelProto:
@@ -155,6 +156,32 @@ def test_declared_shapes_are_right_or_gone() -> None:
         assert have == want, info.name
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_declared_multiple_of_a_pruned_size_is_scaled_with_it(batch: int) -> None:
+    """A file traced at a batch of 8 declares 56 rows of a view of [batch 7 5]; the batch has been opened since."""
+    net = Net()
+    hidden = net.conv(net.input("x", ["n", 3, 5]), 3, 7, (3,), name="a")
+    rows = net.node("Reshape", hidden, net.constant(np.array([-1, 5])))
+    back = net.node("Reshape", net.node("Sigmoid", rows), net.constant(np.array([-1, 7, 5])))
+    model = net.model(net.conv(back, 7, 2, (1,)))
+    model.graph.value_info.append(helper.make_tensor_value_info(rows, TensorProto.FLOAT, [7 * batch, 5]))
+    analysis = analysed(model)
+    assert analysis.points.sizes[0]["x"][0] != batch
+    result = apply(analysis, make_plan(analysis, {"a[0]": np.array([0, 2, 3, 6])}))
+    (info,) = (i for i in result.graph.value_info if i.name == rows)
+    assert [d.dim_value for d in info.type.tensor_type.shape.dim] == [4 * batch, 5]
+
+
+def test_a_symbolic_size_that_pruning_changes_loses_its_name() -> None:
+    model = network()
+    hidden = next(i for i in model.graph.value_info if i.name == model.graph.node[2].output[0])
+    hidden.type.tensor_type.shape.dim[1].dim_param = "channels"
+    result = pruned(model, "a[0]")
+    after = next(i for i in result.graph.value_info if i.name == hidden.name).type.tensor_type.shape.dim
+    assert not after[1].dim_param
+    assert (after[0].dim_param, after[2].dim_param) == ("batch", hidden.type.tensor_type.shape.dim[2].dim_param)
+
+
 def unused(model: ModelProto) -> set[str]:
     read = {n for node in model.graph.node for n in node.input} | {o.name for o in model.graph.output}
     return set(tensors(model)) - read
@@ -220,6 +247,46 @@ def test_one_weight_in_two_branches_stays_one() -> None:
         ends.append(net.node("MatMul", h, reader))
     found = check(net.model(net.node("Sub", *ends)))
     assert set(tensors(found.pruned)) == {"shared", "reader"}
+
+
+@pytest.mark.parametrize("stored", ["initializer", "node"])
+def test_a_constant_that_is_also_an_output_keeps_its_value(stored: str) -> None:
+    net = Net()
+    hidden = net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w"))
+    value = np.random.default_rng(0).standard_normal(7).astype(np.float32)
+    if stored == "node":
+        bias = net.node("Constant", value=numpy_helper.from_array(value))
+        net.nodes.insert(0, net.nodes.pop())
+    else:
+        bias = net.constant(value, "bias")
+    y = net.gemm(net.node("Sigmoid", net.node("Add", hidden, bias)), 7, 2)
+    model = net.model(y, bias)
+    found = check(model, groups=["w[1]"])
+    (given,) = (i.name for i in model.graph.input)
+    _, shown = load_session(found.pruned).run(None, {given: np.zeros((2, 3), np.float32)})
+    np.testing.assert_array_equal(shown, value)
+    assert arrays(found.pruned)[f"{bias}_pruned"].shape == (5,)
+
+
+def test_a_constant_that_a_branch_reads_keeps_its_value() -> None:
+    """Nodes inside an If read what is around it by name, and are not rewired."""
+    net = Net()
+    bias = net.weight(7, name="bias")
+    hidden = net.node("Add", net.node("MatMul", net.input("x", ["n", 3]), net.weight(3, 7, name="w")), bias)
+    branches = {
+        f"{which}_branch": helper.make_graph(
+            [helper.make_node(op, ["bias"], [which])],
+            which,
+            [],
+            [helper.make_tensor_value_info(which, TensorProto.FLOAT, [7])],
+        )
+        for which, op in (("then", "Identity"), ("else", "Neg"))
+    }
+    chosen = net.node("If", net.input("which", [], TensorProto.BOOL), **branches)
+    model = net.model(net.gemm(net.node("Sigmoid", hidden), 7, 2), chosen)
+    for which in (True, False):
+        feeds = {"x": np.ones((2, 3), np.float32), "which": np.array(which)}
+        assert arrays(check(model, feeds=feeds).pruned)["bias"].shape == (7,)
 
 
 # -- forms of weights -----------------------------------------------------------------------------------------------
@@ -308,6 +375,38 @@ def test_a_scale_that_is_computed_from_a_pruned_size_stays_at_its_old_value() ->
     scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]))
     found = check(net.model(net.node("Div", scores, root)))
     assert [g.size for g in found.groups] == [7]
+
+
+def gathered(*open_axes: str) -> ModelProto:
+    """A view of [.. 11] as rows of 11, written as a gather by indices that are computed from the open sizes."""
+    net = Net()
+    x = net.input("x", [*open_axes, 5])
+    hidden = net.matmul(x, 5, 11)
+    one = net.constant(np.int64(1))
+    sizes = [net.node("Gather", net.node("Shape", x), net.constant(np.int64(i)), axis=0) for i in range(len(open_axes))]
+    count = sizes[0] if len(sizes) == 1 else net.node("Mul", *sizes)
+    starts = net.node("Mul", net.node("Range", net.constant(np.int64(0)), count, one), net.constant(np.int64(11)))
+    shape = [net.node("Unsqueeze", s, net.constant(np.array([0]))) for s in sizes]
+    starts = net.node("Reshape", starts, net.node("Concat", *shape, net.constant(np.array([1])), axis=0))
+    picks = net.node("Add", starts, net.constant(np.arange(11)))
+    net.node("Neg", hidden, name="unread")
+    taken = net.node("Gather", net.node("Reshape", hidden, net.constant(np.array([-1]))), picks, axis=0)
+    return net.model(net.matmul(net.node("Sigmoid", taken), 11, 3))
+
+
+def test_indices_that_count_all_elements_are_counted_anew() -> None:
+    model = gathered("n")
+    feeds = [{"x": random_array(n, 5, seed=n)} for n in (1, 4, 9)]
+    found = check(model, feeds=feeds)
+    assert [g.size for g in found.groups] == [11]
+    assert [n.op_type for n in found.pruned.graph.node].count("Range") == 1  # the old one has no reader any more
+    assert "unread" in [n.name for n in found.pruned.graph.node]  # nor had this one, before
+    assert unused(found.pruned) == set()
+
+
+def test_indices_that_follow_two_open_sizes_are_refused_with_a_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(gathered("n", "t"))
 
 
 def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import gcd
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 
 import spa
 from models.builders import ZOO
-from spa.coupling.analysis import couple
+from spa.coupling.analysis import Analysis, couple
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.widths.budget import UNITS, Budget, choose
+from spa.widths.ladders import alignment, allowed_widths
 from spa.widths.ranking import RANKINGS
 from tests.oracle import Net
 
@@ -75,7 +77,59 @@ def test_widths_of_weights_become_multiples(multiple: int) -> None:
             assert size == old or size % multiple == 0
 
 
-def test_uniform_removes_the_same_fraction_of_every_group() -> None:
+def table(rows: int, columns: int) -> Analysis:
+    """Heads, gated each by the product of its query and its key: all axes of weights are products of heads and dims."""
+    net = Net()
+    x, shape = net.input("x", ["n", 3]), net.constant(np.array([-1, rows, columns]))
+    q, k, v = (net.node("Reshape", net.matmul(x, 3, rows * columns, bias=False), shape) for _ in range(3))
+    gate = net.node("Unsqueeze", net.node("Einsum", q, k, equation="nhd,nhd->nh"), net.constant(np.array([2])))
+    flat = net.node("Reshape", net.node("Mul", v, gate), net.constant(np.array([-1, rows * columns])))
+    return couple(Graph(net.model(net.matmul(flat, rows * columns, 2))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "multiple", "steps"),
+    [
+        (6, 24, 8, (1, 8)),  # the innermost factor bears the multiple
+        (6, 9, 8, (1, 8)),
+        (12, 5, 8, (8, 1)),  # five columns are too few to lose eight
+    ],
+)
+def test_of_a_product_the_innermost_factor_that_can_shrink_bears_the_multiple(
+    rows: int, columns: int, multiple: int, steps: tuple[int, int]
+) -> None:
+    analysis = table(rows, columns)
+    groups = sorted(analysis.free, key=lambda g: g.size != rows)
+    assert [g.size for g in groups] == [rows, columns, columns]
+    assert alignment(analysis, groups, multiple) == [steps[0], steps[1], steps[1]]
+
+
+def test_each_part_of_a_sum_and_each_step_of_a_group_keeps_the_multiple() -> None:
+    """A group that lies on two axes takes the steps of both."""
+    net = Net()
+    x = net.input("x", ["n", 3])
+    parts = net.node("Concat", net.matmul(x, 3, 16, name="a"), net.matmul(x, 3, 40, name="b"), axis=1)
+    analysis = couple(Graph(net.model(net.matmul(net.node("Sigmoid", parts), 56, 2))))
+    assert alignment(analysis, analysis.free, 4) == [4, 4]
+    assert alignment(analysis, analysis.free[:1], 4) == [4]
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "least", "widths"),
+    [
+        (11, 4, 1, [11, 8, 4]),
+        (12, 4, 4, [12, 8, 4]),
+        (12, 4, 5, [12, 8]),
+        (5, 1, 3, [5, 4, 3]),
+        (3, 8, 1, [3]),
+        (2, 1, 0, [2, 1]),
+    ],
+)
+def test_widths_go_down_to_the_least_in_steps(size: int, step: int, least: int, widths: list[int]) -> None:
+    assert allowed_widths(size, step, least) == widths
+
+
+def test_uniform_removes_the_same_share_of_every_group() -> None:
     report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1).report
     assert all(abs(g.kept / g.size - 0.5) <= 1 / g.size for g in report.groups)
 
@@ -85,17 +139,38 @@ def test_no_group_becomes_narrower_than_asked() -> None:
     assert min(g.kept for g in report.groups) >= 20
 
 
-@pytest.mark.parametrize("pattern", ["layer2.*", "Conv", "*.bn1.weight"])
-def test_ignored_names_and_operators_keep_their_channels(pattern: str) -> None:
-    try:
-        report = spa.prune(RESNET, ratio=0.1, ignore=[pattern], round_to=1).report
-    except PlanError as error:
-        assert pattern == "Conv"
-        assert "the request ignores 'Conv'" in str(error)
-        return
-    assert report.skipped
-    assert all(f"the request ignores {pattern!r}" == reason for _, _, reason in report.skipped)
-    assert all(len(g.name) for g in report.groups)
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("layer2.*", lambda name: name.startswith("layer2.")),
+        ("layer3.0.conv2.weight", lambda name: name in ("layer3.0.conv2.weight", "layer3.0.bn2.weight")),
+        ("*.bn1.weight", lambda name: ".bn1." in name),
+        ("Gemm", lambda name: name == "fc.weight"),
+    ],
+)
+def test_ignored_names_and_operators_keep_their_channels(pattern: str, left: Callable[[str], bool]) -> None:
+    """Each is pruned where nothing is ignored, so that its width says something."""
+    before = {t.name: tuple(t.dims) for t in onnx.load(RESNET).graph.initializer}
+    bare = {"ratio": 0.3, "ranking": "uniform", "round_to": 1, "criterion": "l2"}
+    every = {t.name: tuple(t.dims) for t in spa.prune(RESNET, **bare).model.graph.initializer}
+    result = spa.prune(RESNET, ignore=[pattern], **bare)
+    after = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    ignored = [name for name in before if left(name)]
+    assert ignored
+    for name in ignored:
+        carried = 1 if name == "fc.weight" else 0  # a classifier reads the channels, other layers make them
+        assert every[name][carried] < before[name][carried]
+        assert after[name][carried] == before[name][carried], name
+    assert any(after[name] != before[name] for name in before)
+    assert all(reason == f"ignored by {pattern!r}" for _, _, reason in result.report.skipped)
+    skipped = {name for name, _, _ in result.report.skipped}
+    assert skipped
+    assert skipped.isdisjoint(result.plan.kept)
+
+
+def test_a_request_that_ignores_everything_is_refused() -> None:
+    with pytest.raises(PlanError, match="ignored by 'Conv'"):
+        spa.prune(RESNET, ratio=0.1, ignore=["Conv"])
 
 
 def test_crossings_are_pruned_only_on_request() -> None:

@@ -452,6 +452,17 @@ def test_units_that_only_they_themselves_hear_go(op: str, gates: int) -> None:
     assert list(removed(compact(edited(model, r=r))[0]).values()) == [[0, 4]]
 
 
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_units_that_others_hear_through_a_chain_stay(op: str, gates: int) -> None:
+    """Unit 0 alone is read outside; it hears unit 1, which hears unit 2, which hears unit 3; nobody hears 4."""
+    model = zeroed(recurrent(op, gates), ("head", 0, [1, 2, 3, 4]))
+    r = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "r")).copy()
+    hearing = r.reshape(gates, 5, 5)
+    for unit, heard in enumerate((1, 2, 3, 3)):
+        hearing[:, unit, np.arange(5) != heard] = 0
+    assert list(removed(compact(edited(model, r=r))[0]).values()) == [[4]]
+
+
 # -- the zoo ----------------------------------------------------------------------------------------------------------
 
 

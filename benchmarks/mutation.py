@@ -1,0 +1,334 @@
+"""Break the code on purpose and count how often the tests notice: mutants of the modules that everything rests on.
+
+    pip install cosmic-ray
+    python benchmarks/mutation.py [MODULE ...] [--share 0.2] [--seed 0] [--minutes 5] [--again]
+
+The mutants are cosmic-ray's, one per place and kind (it offers eleven other operators for each ``+``), without those in
+annotations, and two kinds that it lacks: a call whose result nobody uses left out, a function that returns nothing
+emptied. Each is written into a copy of the repository, and a forked process, which has numpy, onnx, onnxruntime and
+pytest imported already, runs the tests that mirror the module until one fails. cosmic-ray's own executor copes with
+this repository, too, but starts an interpreter for each mutant; mutmut 3 leaves out decorated functions, which all laws
+of ``spa/zero`` are.
+
+Writes ``benchmarks/results/mutation.json`` and ``mutation.md``. The words on survivors are written by hand, in the
+former, and carried over; modules that are not asked for stay as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
+_BUDGET = "not every_criterion and not within_one_per_cent and not monotonic and not any_budget and not never_keeps"
+_BUDGET_SLOW = "never_keeps or any_budget"  # tests/widths/test_latency.py takes times: not beside other work
+_ZERO = "not dense_network and not shipped and not zeros_anywhere and not said_to_be_known"
+_FUZZED = "zeros_anywhere and (lstm or vit or shufflenet or densenet or grouped)"
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What has to notice a module's mutants, as arguments of pytest.
+
+    Attributes:
+        first: the tests that mirror the module, without slow ones.
+        then: what is run on mutants that survive those.
+    """
+
+    first: tuple[str, ...]
+    then: tuple[str, ...]
+
+
+_ZEROS = Tests(("tests/zero", "-k", _ZERO), ("tests/zero", "-k", _FUZZED))
+MODULES: dict[str, Tests] = {
+    "spa/algebra/axes.py": Tests(
+        ("tests/algebra/test_axes.py",), ("tests/rules/test_linear.py", "tests/rules/test_layout.py")
+    ),
+    "spa/algebra/notation.py": Tests(
+        (
+            "tests/algebra/test_notation.py",
+            "tests/algebra/test_absent_operands.py",
+            "tests/algebra/test_output_shapes.py",
+        ),
+        ("tests/rules/test_linear.py", "tests/rules/test_attention.py"),
+    ),
+    "spa/surgery/apply.py": Tests(
+        ("tests/surgery/test_surgery.py",), ("tests/surgery/test_oracle.py", "tests/rules/test_layout.py")
+    ),
+    "spa/zero/__init__.py": _ZEROS,
+    "spa/zero/facts.py": _ZEROS,
+    "spa/zero/known.py": _ZEROS,
+    "spa/zero/laws.py": _ZEROS,
+    "spa/zero/needs.py": _ZEROS,
+    "spa/widths/budget.py": Tests(
+        ("tests/widths/test_budget.py", "-k", _BUDGET),
+        ("tests/widths/test_equal.py", "tests/widths/test_budget.py", "-k", f"test_equal or {_BUDGET_SLOW}"),
+    ),
+    "spa/obspa/refit.py": Tests(("tests/obspa/test_refit.py", "tests/obspa/test_obspa.py"), ("tests/obspa",)),
+}
+COPIED = ("spa", "tests", "models", "importers", "exporters", "pyproject.toml", "benchmarks")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed module.
+
+    Attributes:
+        line: the first line that differs, counted from one.
+        before: that line.
+        after: what stands there instead.
+        source: the whole module.
+    """
+
+    line: int
+    before: str
+    after: str
+    source: str
+
+
+def mutants(source: str, seed: int) -> list[Mutant]:
+    """All mutants of a module, in the order of their lines."""
+    found = {m.source: m for m in (*_by_cosmic_ray(source, seed), *_emptied(source)) if m is not None}
+    return sorted(found.values(), key=lambda m: (m.line, m.after))
+
+
+def _by_cosmic_ray(source: str, seed: int) -> Iterator[Mutant | None]:
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    tree, skipped = get_ast(source), _annotations(source)
+    choices: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
+    for name in operator_names():
+        operator_class = get_operator(name)
+        if operator_class.arguments():
+            continue
+        places = (p for node in ast_nodes(tree) for p in operator_class().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(places):
+            if not any(low <= start < high for low, high in skipped):
+                choices.setdefault((name.split("_")[0], start), []).append((name, occurrence))
+    rng = random.Random(seed)
+    for _, offered in sorted(choices.items()):
+        name, occurrence = rng.choice(offered)
+        yield _mutant(source, mutate_code(source, get_operator(name)(), occurrence))
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where annotations begin and end, as (line, column)."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if isinstance(part, ast.expr):
+                found.append(((part.lineno, part.col_offset), (part.end_lineno or 0, part.end_col_offset or 0)))
+    return found
+
+
+def _emptied(source: str) -> Iterator[Mutant | None]:
+    """Calls whose result nobody uses left out; functions that return nothing emptied."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source)):
+        body = [node] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Constant) and node.returns.value is None:
+            body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        if body:
+            first, last = body[0].lineno - 1, body[-1].end_lineno or 0
+            indent = " " * body[0].col_offset
+            yield _mutant(source, "".join([*lines[:first], f"{indent}pass\n", *lines[last:]]))
+
+
+def _mutant(source: str, changed: str | None) -> Mutant | None:
+    if changed is None or changed == source:
+        return None
+    with contextlib.suppress(SyntaxError):
+        compile(changed, "mutant", "exec")
+        old, new = source.splitlines(), changed.splitlines()
+        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+        return Mutant(at + 1, old[at].strip(), new[at].strip(), changed)
+    return None
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], limit: float) -> str:
+    """Run the tests in a forked process: ``passed``, ``failed`` or ``timed out``."""
+    child = os.fork()
+    if not child:
+        _child(copy, tests)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timed out"
+
+
+def _child(copy: Path, tests: tuple[str, ...]) -> None:
+    import pytest
+
+    os.setpgrp()
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    sys.dont_write_bytecode = True
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--no-header", "--tb=no"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
+    code = 1
+    try:
+        code = int(pytest.main([*options, *tests]))
+    finally:
+        os._exit(code)
+
+
+def preload() -> None:
+    """Import what every test needs, but nothing of ours."""
+    import hypothesis
+    import networkx
+    import numpy
+    import onnx.checker
+    import onnx.reference
+    import onnx.shape_inference
+    import onnxruntime
+    import pytest
+
+    assert all((hypothesis, networkx, numpy, onnx, onnxruntime, pytest))
+    if any(name == "spa" or name.startswith("spa.") for name in sys.modules):
+        raise SystemExit("spa is imported already, so that no mutant would be seen.")
+
+
+def _limit(copy: Path, tests: tuple[str, ...]) -> float:
+    """The seconds that tests of a mutant may take; they must pass without any mutation."""
+    start = time.monotonic()
+    if (clean := run_tests(copy, tests, 900)) != "passed":
+        raise SystemExit(f"{' '.join(tests)} {clean} without any mutation")
+    return 10 + 4 * (time.monotonic() - start)
+
+
+def tried(
+    path: str, share: float, seed: int, copy: Path, minutes: float, again: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """How many mutants a module has, how many of them were tried, and which survived.
+
+    Args:
+        path: of the module.
+        share: of its mutants to try.
+        seed: of the choice.
+        copy: the folder of the copied repository.
+        minutes: after which no new mutant is tried.
+        again: what is on record of the module, to try its survivors alone.
+    """
+    source = (copy / path).read_text(encoding="utf-8")
+    every = mutants(source, again["seed"] if again else seed)
+    chosen = random.Random(seed).sample(every, max(1, round(share * len(every))))
+    if again:
+        known = {(m["line"], m["was"], m["became"]) for m in again["survivors"]}
+        chosen = [m for m in every if (m.line, m.before, m.after) in known]
+    first, then = (path, *MODULES[path].first), MODULES[path].then  # the module's own examples, too
+    limits = {first: _limit(copy, first)}
+    print(f"{path}: {len(chosen)} of {len(every)} mutants", flush=True)
+    survivors, count, end = [], 0, time.monotonic() + 60 * minutes
+    for mutant in chosen:
+        if time.monotonic() > end:
+            break
+        (copy / path).write_text(mutant.source, encoding="utf-8")
+        result = run_tests(copy, first, limits[first])
+        if result == "passed":
+            if then not in limits:
+                (copy / path).write_text(source, encoding="utf-8")
+                limits[then] = _limit(copy, then)
+                (copy / path).write_text(mutant.source, encoding="utf-8")
+            result = run_tests(copy, then, limits[then])
+        count += 1
+        if result == "passed":
+            survivors.append(mutant)
+            print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    (copy / path).write_text(source, encoding="utf-8")
+    left = [{"line": m.line, "was": m.before, "became": m.after} for m in sorted(survivors, key=lambda m: m.line)]
+    if again:
+        return again | {"survivors": left}
+    return {"mutants": len(every), "tried": count, "share": share, "seed": seed, "survivors": left}
+
+
+def _cell(text: str) -> str:
+    return "`` " + text.replace("|", "\\|") + " ``"
+
+
+def report(results: dict[str, Any]) -> str:
+    """The table of modules, and the survivors of each."""
+    lines = [
+        "# Mutants of the modules that everything rests on",
+        "",
+        "By `benchmarks/mutation.py`; its docstring says what is tried and how. The tried are a random sample.",
+        "",
+        "| module | mutants | tried | killed | survived | seed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path, found in results.items():
+        left = len(found["survivors"])
+        numbers = (found["mutants"], found["tried"], found["tried"] - left, left, found["seed"])
+        lines.append(f"| `{path}` | " + " | ".join(map(str, numbers)) + " |")
+    for path, found in results.items():
+        if found["survivors"]:
+            lines += ["", f"## {path}", "", "| line | was | became | word |", "| --- | --- | --- | --- |"]
+            for m in found["survivors"]:
+                lines.append(f"| {m['line']} | {_cell(m['was'])} | {_cell(m['became'])} | {m.get('word', '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """The results so far, by module."""
+    return dict(json.loads(out.read_text(encoding="utf-8"))) if out.exists() else {}
+
+
+def save(path: str, found: dict[str, Any], out: Path) -> None:
+    """Enter a module's results, with the words that are known of its survivors."""
+    results = recorded(out)
+    words = {(m["was"], m["became"]): m.get("word") for m in results.get(path, {}).get("survivors", ())}
+    for survivor in found["survivors"]:
+        if word := words.get((survivor["was"], survivor["became"])):
+            survivor["word"] = word
+    results = {p: found if p == path else results[p] for p in MODULES if p == path or p in results}
+    out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(report(results), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", default=list(MODULES), help="paths of modules; all by default")
+    parser.add_argument("--share", type=float, default=0.2, help="of each module's mutants to try")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample, and of the mutant chosen at each place")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each module, after which no new mutant is tried")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--again", action="store_true", help="try only the survivors on record")
+    asked = parser.parse_args()
+    preload()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        for path in asked.modules:
+            again = recorded(asked.out)[path] if asked.again else None
+            save(path, tried(path, asked.share, asked.seed, copy, asked.minutes, again), asked.out)
+
+
+if __name__ == "__main__":
+    main()
