@@ -31,7 +31,7 @@ from spa.extras import extra
 from spa.importers import Imported
 from spa.importers._tidy import rename, tidy
 from spa.model.graph import tensor_array
-from spa.model.io import NEWEST_OPSET
+from spa.model.versions import newest_opset
 from spa.running.runtime import input_specs, output_specs, run
 
 with extra("torch"):
@@ -125,9 +125,9 @@ def convert(
 
 
 def _check_options(opset: int, exporter: str | None) -> None:
-    if not OPSET <= opset <= NEWEST_OPSET:
+    if not OPSET <= opset <= newest_opset():
         raise PlanError(
-            f"opset is {opset}. Choose one of {OPSET} to {NEWEST_OPSET}, which exporters and runtimes know."
+            f"opset is {opset}. Choose one of {OPSET} to {newest_opset()}, which exporters and runtimes know."
         )
     if exporter is not None and exporter not in EXPORTERS:
         raise PlanError(f"unknown exporter {exporter!r}. Choose one of {', '.join(EXPORTERS)}.")
