@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
     """Describe where and when a result was taken: hardware, system, versions, load at this moment."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads used": THREADS,
