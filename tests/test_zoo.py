@@ -7,7 +7,6 @@ at the difference: an entry that is gone is freedom gained.
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from spa.model.io import load
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session
 from tests.oracle import check
+from tests.zoo import built
 
 FROZEN = Path(__file__).parent / "frozen.json"
 SHIPPED = sorted((Path(__file__).parent.parent / "models").glob("*.onnx"))
@@ -33,11 +33,6 @@ TOLERANCE = {"handmade_qdq": 2e-3, "handmade_residual_fp16": 2e-3}
 # Control flow is a barrier, and these networks are nothing but what flows into it.
 BARRIERS = {"handmade_if": "If 'If_2'", "handmade_loop": "Loop 'Loop_2'", "handmade_scan": "Scan 'Scan_7'"}
 PRUNABLE = sorted(ZOO.keys() - BARRIERS.keys())
-
-
-@cache
-def built(name: str) -> ModelProto:
-    return load(ZOO[name]()).model
 
 
 def feeds_of(model: ModelProto) -> list[dict[str, np.ndarray]]:
@@ -130,7 +125,7 @@ def test_what_stays_frozen_is_what_was_counted(name: str) -> None:
 
 
 def main() -> None:
-    found = {name: frozen_without_io(built(name)) for name in sorted(ZOO)}
+    found = {name: frozen_without_io(load(ZOO[name]()).model) for name in sorted(ZOO)}
     text = json.dumps({n: f for n, f in found.items() if f}, indent=1, sort_keys=True)
     FROZEN.write_text(text + "\n", encoding="utf-8")
 

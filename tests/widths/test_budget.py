@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spa
-from models.builders import ZOO
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.widths.budget import RANKINGS, UNITS, Budget
+from tests.zoo import built
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet.onnx"
@@ -45,7 +45,7 @@ def test_a_larger_ratio_never_keeps_more(ranking: str, round_to: int) -> None:
 
 
 def test_densenet_is_monotonic_where_skipping_whole_groups_is_not() -> None:
-    model = ZOO["densenet"]()
+    model = built("densenet")
     after = [
         spa.prune(model, ratio=r, of="params", round_to=1, criterion="l2").report.after.params
         for r in (0.5, 0.6, 0.7, 0.8)
@@ -72,19 +72,19 @@ def test_widths_of_weights_become_multiples(multiple: int) -> None:
 
 
 def test_uniform_removes_the_same_share_of_every_group() -> None:
-    report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1).report
+    report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1, criterion="l2").report
     assert all(abs(g.kept / g.size - 0.5) <= 1 / g.size for g in report.groups)
 
 
 def test_no_group_becomes_narrower_than_asked() -> None:
-    report = spa.prune(RESNET, ratio=0.6, round_to=1, min_width=20).report
+    report = spa.prune(RESNET, ratio=0.6, round_to=1, min_width=20, criterion="l2").report
     assert min(g.kept for g in report.groups) >= 20
 
 
 @pytest.mark.parametrize("pattern", ["layer2.*", "Conv", "*.bn1.weight"])
 def test_ignored_names_and_operators_keep_their_channels(pattern: str) -> None:
     try:
-        report = spa.prune(RESNET, ratio=0.1, ignore=[pattern], round_to=1).report
+        report = spa.prune(RESNET, ratio=0.1, ignore=[pattern], round_to=1, criterion="l2").report
     except PlanError as error:
         assert pattern == "Conv"
         assert "ignored by 'Conv'" in str(error)
@@ -95,8 +95,8 @@ def test_ignored_names_and_operators_keep_their_channels(pattern: str) -> None:
 
 
 def test_crossings_are_pruned_only_on_request() -> None:
-    assert all(not g.crossings for g in spa.prune(VIT, ratio=0.3).report.groups)
-    assert any(g.crossings for g in spa.prune(VIT, ratio=0.3, cross_norm=True).report.groups)
+    assert all(not g.crossings for g in spa.prune(VIT, ratio=0.3, criterion="l2").report.groups)
+    assert any(g.crossings for g in spa.prune(VIT, ratio=0.3, cross_norm=True, criterion="l2").report.groups)
 
 
 def test_an_impossible_ratio_says_what_can_be_reached() -> None:

@@ -24,7 +24,6 @@ from platformdirs.windows import Windows
 from typer.testing import CliRunner
 
 import spa
-from models.builders import ZOO
 from spa.cli import app
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
@@ -38,6 +37,7 @@ from spa.widths import latency, stopwatch
 from spa.widths.budget import RANKINGS, Budget, alignment, allowed_widths
 from spa.widths.latency import LatencyModel
 from spa.widths.stopwatch import Cache, Stopwatch
+from tests.zoo import exported
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET, VIT, LSTM = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "vit", "lstm"))
@@ -112,7 +112,7 @@ def widths(analysis: Analysis, groups: Sequence[Group], seed: int, multiple: int
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("narrow", [False, True])
 def test_parts_run_one_after_another_do_what_the_network_does(name: str, narrow: bool) -> None:
-    analysis = spa.analyze(ZOO[name]())
+    analysis = spa.analyze(exported(name))
     groups = list(analysis.free)
     kept = [max(1, g.size // 2) if narrow else g.size for g in groups]
     model = apply(analysis, latency._narrowed(analysis, groups, kept))
@@ -222,7 +222,7 @@ def test_equal_parts_are_timed_once_and_never_again(tmp_path: Path) -> None:
 
 
 def test_repeated_blocks_share_their_timings(tmp_path: Path) -> None:
-    analysis = spa.analyze(ZOO["vit"]())
+    analysis = spa.analyze(exported("vit"))
     watch = Fake()
     latency.measure(analysis, list(analysis.free), Budget(of="latency"), watch, Cache(tmp_path / "c"))
     assert watch.timed < 0.7 * latency.POINTS * len(latency._parts(analysis))
