@@ -12,10 +12,8 @@ from onnx import GraphProto, ModelProto, version_converter
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
 from spa.model.files import INLINE, data_file
-from spa.model.io import NEWEST_OPSET, OLDEST_OPSET
+from spa.model.versions import OLDEST_IR, OLDEST_OPSET, newest_ir, newest_opset
 from spa.running.runtime import ORT_ERRORS, clean_reason
-
-OLDEST_IR = 4  # earlier ones want every weight listed as an input, too
 
 # From its basic level on, onnxruntime merges a zero Pad into MaxPool, which pads with the lowest number.
 _WRONG = ["Pad_Fusion"]
@@ -54,7 +52,7 @@ def load(path: Path) -> ModelProto:
 
 def opset_of(model: ModelProto) -> int:
     """Return the opset of the standard domain."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEWEST_OPSET)
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), newest_opset())
 
 
 def optimise_to(path: Path, target: Path, *, level: str, form: str = "ONNX") -> None:
@@ -88,8 +86,8 @@ def optimise_to(path: Path, target: Path, *, level: str, form: str = "ONNX") -> 
 def _at_opset(draft: Path, opset: int) -> Path:
     model = load(draft)
     remedy = f"Keep opset {opset_of(model)}, or export the model again with opset {opset}."
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise PlanError(f"opset {opset} is out of range: {OLDEST_OPSET} to {NEWEST_OPSET} can be checked. {remedy}")
+    if not OLDEST_OPSET <= opset <= newest_opset():
+        raise PlanError(f"opset {opset} is out of range: {OLDEST_OPSET} to {newest_opset()} can be checked. {remedy}")
     try:
         converted = version_converter.convert_version(model, opset)
     except RuntimeError as error:
@@ -115,8 +113,10 @@ def _optimised(draft: Path) -> Path:
 def _at_ir(draft: Path, ir_version: int) -> Path:
     model = load(draft)
     remedy = f"Keep IR version {model.ir_version}."
-    if not OLDEST_IR <= ir_version <= onnx.IR_VERSION:
-        raise PlanError(f"IR version {ir_version} is out of range: {OLDEST_IR} to {onnx.IR_VERSION}. {remedy}")
+    if not OLDEST_IR <= ir_version <= newest_ir():
+        raise PlanError(
+            f"IR version {ir_version} is out of range: {OLDEST_IR} to {newest_ir()} can be checked. {remedy}"
+        )
     model.ir_version = ir_version
     return _accept(draft, "ir.onnx", model, f"the model at IR version {ir_version} is refused", remedy)
 

@@ -27,7 +27,7 @@ from onnx import ModelProto
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.extras import extra
 from spa.importers import Imported
-from spa.model.io import NEWEST_OPSET
+from spa.model.versions import newest_opset
 
 with extra("torch"):
     import torch
@@ -112,9 +112,9 @@ def convert(
 
 
 def _check_options(opset: int, exporter: str | None) -> None:
-    if not OPSET <= opset <= NEWEST_OPSET:
+    if not OPSET <= opset <= newest_opset():
         raise PlanError(
-            f"opset is {opset}. Choose one of {OPSET} to {NEWEST_OPSET}, which exporters and runtimes know."
+            f"opset is {opset}. Choose one of {OPSET} to {newest_opset()}, which exporters and runtimes know."
         )
     if exporter is not None and exporter not in EXPORTERS:
         raise PlanError(f"unknown exporter {exporter!r}. Choose one of {', '.join(EXPORTERS)}.")

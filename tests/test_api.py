@@ -116,7 +116,7 @@ def test_the_public_names_are_few_and_all_there() -> None:
 
 
 def test_a_plan_survives_its_json_and_refuses_another_model(tmp_path: Path) -> None:
-    plan = spa.prune(RESNET, ratio=0.3).plan
+    plan = spa.prune(RESNET, ratio=0.3, criterion="l2").plan
     again = spa.Plan.from_json(plan.to_json())
     assert again == plan
     with pytest.raises(spa.PlanError, match="no group of that name"):

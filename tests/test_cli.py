@@ -63,7 +63,7 @@ def test_a_plan_written_and_applied_gives_the_same_bytes(model: Path, tmp_path: 
     plan = tmp_path / "plan.json"
     assert (
         spa(
-            "prune", model, "-o", tmp_path / "a.onnx", "--ratio", 0.4, "--plan-out", plan, "--reconstruct", "none"
+            "prune", model, "-o", tmp_path / "a.onnx", "--ratio", 0.4, "--plan-out", plan, "--criterion", "l2"
         ).returncode
         == 0
     )
@@ -73,7 +73,9 @@ def test_a_plan_written_and_applied_gives_the_same_bytes(model: Path, tmp_path: 
 
 
 def test_json_reports_what_was_asked_for_and_what_was_reached(model: Path, tmp_path: Path) -> None:
-    result = spa("prune", model, "-o", tmp_path / "small.onnx", "--ratio", 0.4, "--of", "params", "--json")
+    result = spa(
+        "prune", model, "-o", tmp_path / "small.onnx", "--ratio", 0.4, "--of", "params", "--criterion", "l2", "--json"
+    )
     report = json.loads(result.stdout)
     assert report["requested"]["goal"]["ratio"] == 0.4
     assert report["requested"]["goal"]["of"] == "params"
@@ -125,7 +127,7 @@ def test_prove_compares_the_pruned_network_with_the_masked_original(model: Path,
 
 def test_the_html_report_names_both_files_and_every_group(model: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    assert spa("prune", model, "-o", tmp_path / "small.onnx", "--report", page).returncode == 0
+    assert spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2", "--report", page).returncode == 0
     text = page.read_text(encoding="utf-8")
     assert "small.onnx" in text
     assert "stem.conv.weight" in text or "conv" in text
@@ -145,7 +147,7 @@ def test_verify_says_how_far_apart_two_models_are(model: Path, tmp_path: Path) -
     same = spa("verify", model, RESNET, "--atol", 1e-6)
     assert same.returncode == 0
     assert "same interface" in same.stdout
-    assert spa("prune", model, "-o", tmp_path / "small.onnx").returncode == 0
+    assert spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2").returncode == 0
     assert spa("verify", model, tmp_path / "small.onnx").returncode == 0
     assert spa("verify", model, tmp_path / "small.onnx", "--atol", 1e-6).returncode == 1
     assert spa("verify", model, MODELS / "digits_lstm.onnx", "--size", "batch=2").returncode in (0, 1)
@@ -199,7 +201,7 @@ def test_the_input_is_not_overwritten_without_force(model: Path) -> None:
     before = model.read_bytes()
     refused(spa("prune", model, "-o", model), 3, "is the input", "--force")
     assert model.read_bytes() == before
-    assert spa("prune", model, "-o", model, "--force").returncode == 0
+    assert spa("prune", model, "-o", model, "--criterion", "l2", "--force").returncode == 0
     assert len(model.read_bytes()) < len(before)
 
 

@@ -153,8 +153,7 @@ def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """
     shape = tuple(shape)
     if not shape or shape[-1] < 2 or 0 in shape:
-        noise = rng.standard_normal(shape, np.float32) if shape else np.float32(rng.standard_normal())
-        return np.asarray(noise)
+        return rng.standard_normal(shape, np.float32) if shape else np.array(rng.standard_normal(), np.float32)
     length, leading = shape[-1], shape[:-1]
     # Twice as long, then cut: the result of an inverse FFT joins up at its ends.
     frequency = np.arange(1, length + 1, dtype=np.float32)

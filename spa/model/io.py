@@ -13,8 +13,7 @@ from onnx import ModelProto, TensorProto
 from spa.errors import ModelError, UnsupportedError
 from spa.model.graph import tensors_of
 from spa.model.normalise import normalise
-
-OLDEST_OPSET, NEWEST_OPSET = 7, 26  # the newest that onnxruntime 1.31 runs
+from spa.model.versions import OLDEST_OPSET, newest_opset
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,12 @@ def _check(model: ModelProto, name: str, base: Path | None) -> None:
         raise ModelError(f"{name} is not an ONNX model: it has no graph or no opset. Export or copy it again.")
     if not model.graph.output:
         raise ModelError(f"{name} has no outputs. Export it again with its outputs named.")
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEWEST_OPSET)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        remedy = "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one"
-        raise UnsupportedError(f"{name} has opset {opset}; {OLDEST_OPSET} to {NEWEST_OPSET} are covered. {remedy}.")
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    if not OLDEST_OPSET <= opset <= newest_opset():
+        remedy = (
+            "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one, or update onnxruntime"
+        )
+        raise UnsupportedError(f"{name} has opset {opset}; {OLDEST_OPSET} to {newest_opset()} are covered. {remedy}.")
     for tensor in tensors_of(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _check_external(tensor, name, base)

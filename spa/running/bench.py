@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import onnx
@@ -114,6 +114,23 @@ class BenchReport:
         return plain
 
 
+class InputOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`bench` that say what is fed; :class:`_Inputs` holds their defaults."""
+
+    batch: int
+    seed: int
+    sizes: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is fed; see :func:`bench`."""
+
+    batch: int = 1
+    seed: int = 0
+    sizes: Mapping[str, int] | None = None
+
+
 def bench(
     models: Model | Sequence[Model],
     *,
@@ -121,10 +138,8 @@ def bench(
     seconds: float = 2.0,
     warmup: int = 3,
     threads: int = 2,
-    batch: int = 1,
-    seed: int = 0,
-    sizes: Mapping[str, int] | None = None,
     isolate_memory: bool = True,
+    **inputs: Unpack[InputOptions],
 ) -> BenchReport:
     """Measure models in onnxruntime as users run them: on the CPU, with all its graph optimisations.
 
@@ -134,11 +149,9 @@ def bench(
         seconds: About how long to time each model, in seconds (10 to 10,000 runs).
         warmup: Runs of each model that are not timed.
         threads: Threads within an operator; operators run one after another.
-        batch: The size of dynamic batch axes.
-        seed: The seed of the inputs.
-        sizes: Sizes of other dynamic axes, by the axis' name or by ``input[axis]``; each must exist in a
-            model.
         isolate_memory: Whether to measure each model's peak memory, in a fresh process.
+        **inputs: What is fed: `batch`, the size of dynamic batch axes (1); `seed` of the inputs (0); `sizes` of
+            other dynamic axes, by the axis' name or by ``input[axis]``; each must exist in a model.
 
     Returns:
         The measurements, in the order of `models`.
@@ -148,48 +161,48 @@ def bench(
         UnsupportedError: An input is of a type for which no values can be made up.
         PlanError: `sizes` names an axis that no model has.
     """
-    if isinstance(models, str | os.PathLike | bytes | onnx.ModelProto):
-        models = [models]
-    if not models:
-        raise ValueError("models is empty, must have at least one")
+    given = _Inputs(**inputs)
+    named = _named(models)
     for option, number, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
         if number is not None and number < least:
             raise ValueError(f"{option} is {number}, must be at least {least}")
-    names = [model_name(model, f"model {at}") for at, model in enumerate(models, 1)]
-    chosen = _sizes_of_each(models, names, sizes or {})
     # Memory first: a model on which onnxruntime crashes then takes down the other process, and is named.
-    recipes = [
-        _recipe(model, name, threads, batch, seed, own) for model, name, own in zip(models, names, chosen, strict=True)
-    ]
-    feeds = [recipe.feeds(seed) for recipe in recipes]
-    memory: list[int | None] = [None] * len(models)
+    recipes = _recipes(named, threads, given)
+    feeds = [recipe.feeds(given.seed) for recipe in recipes]
+    memory: list[int | None] = [None] * len(named)
     if isolate_memory:
-        memory = [
-            _peak_memory(model, name, arrays, threads) for model, name, arrays in zip(models, names, feeds, strict=True)
-        ]
+        memory = [_peak_memory(*one, arrays, threads) for one, arrays in zip(named, feeds, strict=True)]
     steps = [
         _step(load_session(model, threads=threads, optimise=True, name=name), arrays, name)
-        for model, name, arrays in zip(models, names, feeds, strict=True)
+        for (model, name), arrays in zip(named, feeds, strict=True)
     ]
     times = _take_turns(steps, runs=runs, seconds=seconds, warmup=warmup)
-    files = [_file_bytes(model, name) for model, name in zip(models, names, strict=True)]
-    batches = [recipe.batch for recipe in recipes]
     return BenchReport(
-        models=_entries(names, times, batches, files, memory),
+        models=_entries(named, times, [recipe.batch for recipe in recipes], memory),
         runs=times.shape[1],
         warmup=warmup,
         threads=threads,
-        seed=seed,
+        seed=given.seed,
         inputs=tuple({key: tuple(array.shape) for key, array in arrays.items()} for arrays in feeds),
         onnxruntime=ort.__version__,
     )
 
 
+def _named(models: Model | Sequence[Model]) -> list[tuple[Model, str]]:
+    """Return each model with what messages call it."""
+    if isinstance(models, str | os.PathLike | bytes | onnx.ModelProto):
+        models = [models]
+    if not models:
+        raise ValueError("models is empty, must have at least one")
+    return [(model, model_name(model, f"model {at}")) for at, model in enumerate(models, 1)]
+
+
 def _entries(
-    names: Sequence[str], times: np.ndarray, batches: Sequence[int], files: Sequence[int], memory: Sequence[int | None]
+    named: Sequence[tuple[Model, str]], times: np.ndarray, batches: Sequence[int], memory: Sequence[int | None]
 ) -> tuple[ModelBench, ...]:
     """Each model's figures, compared with the first's; times in milliseconds, ``[model, run]``."""
     medians = np.median(times, axis=1)
+    files = [_file_bytes(model, name) for model, name in named]
     return tuple(
         ModelBench(
             name=name,
@@ -204,7 +217,7 @@ def _entries(
             size_ratio=files[at] / files[0],
             memory_ratio=_ratio(memory[at], memory[0]),
         )
-        for at, name in enumerate(names)
+        for at, (_, name) in enumerate(named)
     )
 
 
@@ -260,21 +273,24 @@ def _step(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], name: 
     return step
 
 
-def _recipe(model: Model, name: str, threads: int, batch: int, seed: int, sizes: Mapping[str, int]) -> Recipe:
-    """Inputs on which the model runs; found without optimisations, which could crash on a wrong guess."""
-    session = load_session(model, threads=threads, name=name)
-    ranges = ranges_for(model, input_specs(session))
-    recipe, _ = first_run(session, seed=seed, batch=batch, sizes=sizes, ranges=ranges, name=name)
-    return recipe
+def _recipes(named: Sequence[tuple[Model, str]], threads: int, given: _Inputs) -> list[Recipe]:
+    """Return inputs on which each model runs; found without optimisations, which could crash on a wrong guess."""
+    recipes = []
+    for (model, name), own in zip(named, _sizes_of_each(named, given.sizes or {}), strict=True):
+        session = load_session(model, threads=threads, name=name)
+        ranges = ranges_for(model, input_specs(session))
+        recipe, _ = first_run(session, seed=given.seed, batch=given.batch, sizes=own, ranges=ranges, name=name)
+        recipes.append(recipe)
+    return recipes
 
 
-def _sizes_of_each(models: Sequence[Model], names: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
-    """The sizes that concern each model: with several models, not every axis is in every one."""
+def _sizes_of_each(named: Sequence[tuple[Model, str]], sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return the sizes that concern each model: with several models, not every axis is in every one."""
     if not sizes:
-        return [{} for _ in models]
+        return [{} for _ in named]
     chosen: list[dict[str, int]] = []
     refusals: dict[str, PlanError] = {}
-    for model, name in zip(models, names, strict=True):
+    for model, name in named:
         specs = input_specs(load_graph(model, name=name))
         own: dict[str, int] = {}
         for key, size in sizes.items():

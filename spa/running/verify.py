@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import onnxruntime as ort
@@ -98,18 +98,24 @@ class VerifyReport:
         return _plain({**asdict(self), "max_abs_diff": self.max_abs_diff})
 
 
+class InputOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`verify` that say what is fed; :class:`_Inputs` holds their defaults."""
+
+    seeds: int
+    seed: int
+    sizes: Mapping[str, int] | None
+    batch: int | None
+    feeds: Sequence[Mapping[str, np.ndarray]] | None
+
+
 def verify(
     a: Model,
     b: Model,
     *,
-    seeds: int = 3,
-    seed: int = 0,
     atol: float | None = None,
     rtol: float | None = None,
     threads: int = 2,
-    sizes: Mapping[str, int] | None = None,
-    batch: int | None = None,
-    feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
+    **inputs: Unpack[InputOptions],
 ) -> VerifyReport:
     """Compare two models on the same seeded inputs, in onnxruntime with its graph optimisations off.
 
@@ -119,14 +125,12 @@ def verify(
     Args:
         a: The reference: a path, the bytes of a file, or a parsed model.
         b: What is compared with it.
-        seeds: How many inputs to try.
-        seed: The first seed; the others follow it.
         atol: Absolute tolerance. With `rtol` alone it is 0; with neither, nothing is called equal or not.
         rtol: Tolerance relative to the first model's elements.
         threads: Threads of onnxruntime.
-        sizes: Sizes of dynamic axes, by the axis' name or by ``input[axis]``.
-        batch: The size of dynamic batch axes.
-        feeds: Inputs to use in place of seeded ones; `seeds`, `seed`, `sizes` and `batch` are then ignored.
+        **inputs: What is fed: `seeds`, how many inputs to try (3); `seed`, the first seed, which the others
+            follow (0); `sizes` of dynamic axes, by the axis' name or by ``input[axis]``; `batch`, the size of
+            dynamic batch axes; `feeds`, inputs to use in place of seeded ones, the others are then ignored.
 
     Returns:
         The interface's differences and each output's distances.
@@ -136,41 +140,28 @@ def verify(
         UnsupportedError: An input is of a type for which no values can be made up, or an output is no tensor.
         PlanError: `sizes` names no dynamic axis.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds is {seeds}, must be at least 1")
-    taken = tuple(range(seed, seed + seeds)) if feeds is None else ()
-    options = _Options(threads, taken, batch, sizes, feeds)
-    reference = _Reference(a, model_name(a, "the first model"), options)
+    given = _Inputs(**inputs)
+    reference = _Reference(a, model_name(a, "the first model"), threads, given)
     name_b = model_name(b, "the second model")
     session = load_session(b, threads=threads, name=name_b)
     inputs_b, outputs_b = input_specs(session), output_specs(session)
-    interface = [
-        *_compare_inputs(reference.inputs, inputs_b),
-        *_compare_outputs(reference.outputs, outputs_b),
-    ]
+    interface = [*_compare_inputs(reference.inputs, inputs_b), *_compare_outputs(reference.outputs, outputs_b)]
+    tolerance = None if atol is None and rtol is None else (atol or 0.0, rtol or 0.0)
     outputs: tuple[OutputDifference, ...] = ()
     used: Mapping[str, np.ndarray] = {}
     if _takes(reference.inputs, inputs_b):
         narrowed = _narrow(reference.inputs, inputs_b)
-        if feeds is None and narrowed != reference.inputs:
-            reference = _Reference(a, reference.name, options, narrowed)
+        if given.feeds is None and narrowed != reference.inputs:
+            reference = _Reference(a, reference.name, threads, given, narrowed)
         used = reference.makers[0]()
-        tolerance = None if atol is None and rtol is None else (atol or 0.0, rtol or 0.0)
         outputs = _compare_runs(reference, session, name_b, tolerance)
-    interface += [
-        f"Output '{o.name}': the same inputs give shape {list(o.shape_a)} in a and {list(o.shape_b)} in b."
-        for o in outputs
-        if o.shape_a != o.shape_b
-    ]
-    equal = None
-    if atol is not None or rtol is not None:
-        equal = not interface and bool(outputs) and all(output.equal for output in outputs)
+    interface += _compare_shapes(outputs)
     return VerifyReport(
         same_interface=not interface,
         interface=tuple(interface),
         outputs=outputs,
-        equal=equal,
-        seeds=taken,
+        equal=None if tolerance is None else not interface and bool(outputs) and all(o.equal for o in outputs),
+        seeds=given.taken,
         inputs={name: tuple(array.shape) for name, array in used.items()},
         atol=atol,
         rtol=rtol,
@@ -180,13 +171,24 @@ def verify(
 # -- running -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Options:
-    threads: int
-    seeds: tuple[int, ...]
-    batch: int | None
-    sizes: Mapping[str, int] | None
-    feeds: Sequence[Mapping[str, np.ndarray]] | None
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is fed; see :func:`verify`."""
+
+    seeds: int = 3
+    seed: int = 0
+    sizes: Mapping[str, int] | None = None
+    batch: int | None = None
+    feeds: Sequence[Mapping[str, np.ndarray]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}, must be at least 1")
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The seeds of the inputs; none if inputs were given."""
+        return tuple(range(self.seed, self.seed + self.seeds)) if self.feeds is None else ()
 
 
 class _Reference:
@@ -196,24 +198,26 @@ class _Reference:
     each is computed when it is asked for. Inputs are made anew for each run, so that one set is in memory.
     """
 
-    def __init__(self, model: Model, name: str, options: _Options, specs: Sequence[TensorSpec] | None = None) -> None:
-        session = load_session(model, threads=options.threads, name=name)
+    def __init__(
+        self, model: Model, name: str, threads: int, given: _Inputs, specs: Sequence[TensorSpec] | None = None
+    ) -> None:
+        session = load_session(model, threads=threads, name=name)
         self.name = name
         self.inputs, self.outputs = input_specs(session), output_specs(session)
         self.makers: list[Callable[[], Mapping[str, np.ndarray]]]
-        if options.feeds is None:
+        if given.feeds is None:
             recipe, first = first_run(
                 session,
-                seed=options.seeds[0],
-                batch=options.batch,
-                sizes=options.sizes,
+                seed=given.taken[0],
+                batch=given.batch,
+                sizes=given.sizes,
                 ranges=ranges_for(model, self.inputs),
                 name=name,
                 specs=specs,
             )
-            self.makers = [partial(recipe.feeds, seed) for seed in options.seeds]
+            self.makers = [partial(recipe.feeds, seed) for seed in given.taken]
         else:
-            self.makers = [partial(dict, arrays) for arrays in options.feeds]
+            self.makers = [partial(dict, arrays) for arrays in given.feeds]
             first = run(session, self.makers[0](), name=name)
         self._session: ort.InferenceSession | None = session
         self._kept: list[list[Any]] = []
@@ -280,6 +284,15 @@ def _compare_outputs(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> Iterat
     yield from _compare_names("Output", a, b)
     for one, other in _pairs(a, b):
         yield from _compare_types("Output", one, other)
+
+
+def _compare_shapes(outputs: Sequence[OutputDifference]) -> Iterator[str]:
+    for output in outputs:
+        if output.shape_a != output.shape_b:
+            yield (
+                f"Output '{output.name}': the same inputs give shape {list(output.shape_a)} in a "
+                f"and {list(output.shape_b)} in b."
+            )
 
 
 def _compare_types(kind: str, one: TensorSpec, other: TensorSpec) -> Iterator[str]:

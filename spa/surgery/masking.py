@@ -18,6 +18,7 @@ from spa.coupling.plan import Plan
 from spa.model.graph import Node
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_NARROW = {TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16}  # which Where lacks before onnxruntime 1.31
 
 
 def masked(analysis: Analysis, plan: Plan) -> ModelProto:
@@ -98,4 +99,13 @@ def _mask_nodes(
         model.graph.initializer.append(numpy_helper.from_array(zero_shape, f"{stem}_spread"))
         reshaped.append(helper.make_node("Reshape", [zero, f"{stem}_spread"], [f"{stem}_zero"]))
         zero = f"{stem}_zero"
-    return [*reshaped, helper.make_node("Where", [stem, name, zero], [out])]
+    if dtype not in _NARROW:
+        return [*reshaped, helper.make_node("Where", [stem, name, zero], [out])]
+    wide_name, wide_zero, wide_out = f"{stem}_wide", f"{stem}_wide_zero", f"{stem}_wide_out"
+    return [
+        *reshaped,
+        helper.make_node("Cast", [name], [wide_name], to=TensorProto.INT32),
+        helper.make_node("Cast", [zero], [wide_zero], to=TensorProto.INT32),
+        helper.make_node("Where", [stem, wide_name, wide_zero], [wide_out]),
+        helper.make_node("Cast", [wide_out], [out], to=dtype),
+    ]

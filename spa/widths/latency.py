@@ -16,9 +16,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -349,18 +348,13 @@ def _fit(
 
 
 def _nonnegative(a: np.ndarray) -> tuple[np.ndarray, float]:
-    """The x >= 0 with the least ``|a x - 1|²``, and that; few unknowns, so every set of nonzero ones is tried."""
-    best, least = np.zeros(a.shape[1]), float(len(a))
+    """Return the x >= 0 with the least ``|a x - 1|²``, and that sum of squares."""
+    from scipy.optimize import nnls  # Here: it takes longer to import than all of spa.
+
     scale = np.abs(a).max(axis=0)
-    usable = np.flatnonzero(scale)
-    for count in range(1, min(len(usable), len(a)) + 1):
-        for chosen in map(list, combinations(usable, count)):
-            x = np.linalg.lstsq(a[:, chosen] / scale[chosen], np.ones(len(a)), rcond=None)[0]
-            error = float(np.square(a[:, chosen] / scale[chosen] @ x - 1).sum())
-            if (x >= 0).all() and error < least - 1e-9:
-                best, least = np.zeros(a.shape[1]), error
-                best[chosen] = x / scale[chosen]
-    return best, least
+    scale[scale == 0] = 1.0  # a column of zeros gets x = 0
+    x, distance = nnls(a / scale, np.ones(len(a)), maxiter=100 * a.shape[1])
+    return x / scale, float(distance) ** 2
 
 
 # -- meeting a budget -----------------------------------------------------------------------------------------------
@@ -402,8 +396,9 @@ def choose(
     if ms is not None:
         ask = replace(ask, ratio=_ratio(analysis, groups, ask, ms, model))
     dense_model = analysis.graph.self_contained()
-    best: tuple[float, Choice, Picked, dict[str, Any]] | None = None
-    for attempt in range(1, CORRECTIONS + 2):
+    best: _Attempt[Picked] | None = None
+    choices = 0
+    while choices <= CORRECTIONS:
         try:
             choice, picked = pick(ask, model)
         except PlanError:
@@ -412,21 +407,45 @@ def choose(
             break
         pruned = Graph(apply(analysis, make_plan(analysis, choice.kept)), analysis.graph.base)
         (dense, measured), _ = stopwatch.networks([dense_model, pruned.self_contained()])
-        goal = (1 - budget.ratio) * dense if ms is None else ms
-        miss = abs(measured / goal - 1)
-        if best is None or miss < best[0]:
-            found = {"goal": goal, "estimated": (1 - choice.reached) * dense, "measured": measured}
-            best = miss, choice, picked, found | {"dense": dense}
-        best[3]["choices"] = attempt
-        ratio = 1 - (1 - choice.reached) * goal / measured
-        if miss <= TOLERANCE or not 0 < ratio < 1:
+        attempt = _Attempt(choice, picked, (1 - budget.ratio) * dense if ms is None else ms, measured, dense)
+        best = attempt if best is None or attempt.miss < best.miss else best
+        choices += 1
+        ratio = 1 - (1 - choice.reached) * attempt.goal / measured
+        if attempt.miss <= TOLERANCE or not 0 < ratio < 1:
             break
         ask = replace(ask, ratio=ratio)
     assert best is not None  # the first choice raises or is taken
-    _, choice, picked, found = best
-    inputs = {name: list(shape) for name, shape in model.inputs.items()}
-    report = {**found, "threads": stopwatch.threads, "block": model.block, "inputs": inputs}
-    return choice, picked, report, _notes(report, model)
+    report = best.report(choices, stopwatch.threads, model)
+    return best.choice, best.picked, report, _notes(report, model)
+
+
+@dataclass(frozen=True)
+class _Attempt(Generic[Picked]):
+    """A choice, what was picked with it, and milliseconds: the goal, and measured pruned and dense."""
+
+    choice: Choice
+    picked: Picked
+    goal: float
+    measured: float
+    dense: float
+
+    @property
+    def miss(self) -> float:
+        """The distance from the goal, as a share of it."""
+        return abs(self.measured / self.goal - 1)
+
+    def report(self, choices: int, threads: int, model: LatencyModel) -> dict[str, Any]:
+        """Return what the report says of it."""
+        return {
+            "goal": self.goal,
+            "estimated": (1 - self.choice.reached) * self.dense,
+            "measured": self.measured,
+            "dense": self.dense,
+            "choices": choices,
+            "threads": threads,
+            "block": model.block,
+            "inputs": {name: list(shape) for name, shape in model.inputs.items()},
+        }
 
 
 def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: float, model: LatencyModel) -> float:

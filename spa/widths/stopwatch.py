@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -109,15 +108,10 @@ def cpu_name() -> str:
 
 
 def cache_file() -> Path:
-    """Where times are kept from one run to the next: the user's folder for caches."""
-    home = Path.home()
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        folder = home / "Library" / "Caches"
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return folder / "spa" / "latency.json"
+    """Return where times are kept from one run to the next: in the user's folder for caches."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("spa", appauthor=False, opinion=False) / "latency.json"
 
 
 class Cache:

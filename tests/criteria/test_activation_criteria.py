@@ -32,7 +32,8 @@ from spa.running.stream import Stream
 from spa.surgery.apply import apply
 from tests.obspa.test_obspa import network, outputs, residual_net
 from tests.test_api import NETWORKS, RESNET, TRAINING, correct
-from tests.test_zoo import PRUNABLE, built
+from tests.test_zoo import PRUNABLE
+from tests.zoo import built
 
 Array = np.ndarray
 Index = tuple[int, ...]

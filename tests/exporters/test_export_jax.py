@@ -31,11 +31,11 @@ from spa.exporters.jax import function, write_back
 from spa.exporters.jax_modules import _regular
 from spa.exporters.jax_operators import laws, operator
 from spa.importers.jax import convert
-from spa.model.io import load
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
 from tests import jax_networks as nets
 from tests.oracle import Net
+from tests.zoo import built
 
 NAMES = sorted(nets.CASES)
 # Of these, linen's transformer has a parameter whose size its own code gives, and flax's attention wants queries and
@@ -99,7 +99,7 @@ def test_networks_of_the_zoo_are_functions(name: str) -> None:
 
 
 def check_zoo(name: str) -> None:
-    model = load(ZOO[name]()).model
+    model = built(name)
     fn, params = function(model)
     feeds = working_feeds(load_session(model), seed=0, batch=2)
     error, found = evaluated(model, fn, params, feeds)
@@ -181,7 +181,7 @@ def test_a_size_that_depends_on_data_is_refused_when_the_function_is_traced() ->
 
 
 def test_weights_in_other_files_are_read(tmp_path) -> None:
-    model = load(ZOO["handmade_residual"]()).model
+    model = built("handmade_residual")
     feeds = working_feeds(load_session(model), seed=0, batch=2)
     (expected,) = run(load_session(model), feeds)
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)

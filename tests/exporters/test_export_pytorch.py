@@ -21,7 +21,7 @@ from spa.exporters.pytorch.check import difference, made_up, outputs_of, referen
 from spa.exporters.pytorch.operators import tensor
 from spa.model.io import load
 from spa.running.runtime import load_session, run
-from tests.test_zoo import built
+from tests.zoo import built
 
 MODELS = Path(__file__).parents[2] / "models"
 QUICK = """

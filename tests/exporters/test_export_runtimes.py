@@ -14,9 +14,10 @@ from onnx import ModelProto, TensorProto
 
 import spa
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
-from spa.exporters import checks, openvino, ort
+from spa.exporters import checks, openvino, ort, variants
 from spa.exporters.onnx import write
 from spa.model.io import Source
+from spa.model.versions import newest_ir, newest_opset
 from spa.running.runtime import load_session, run
 from tests.oracle import Net, random_array
 
@@ -96,9 +97,9 @@ def test_a_conversion_that_onnx_lacks_is_refused_with_its_reason(tmp_path: Path)
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("opset", [6, 27])
+@pytest.mark.parametrize("opset", [6, newest_opset() + 1])
 def test_an_opset_that_cannot_be_checked_is_refused(tmp_path: Path, opset: int) -> None:
-    with pytest.raises(PlanError, match=f"opset {opset} is out of range: 7 to 26"):
+    with pytest.raises(PlanError, match=f"opset {opset} is out of range: 7 to {newest_opset()}"):
         write(Source(normalised()), tmp_path / "m.onnx", opset=opset)
 
 
@@ -109,11 +110,20 @@ def test_the_ir_version_is_written_and_the_rest_stays(tmp_path: Path) -> None:
     assert onnx.load(path) == expected
 
 
-def test_an_ir_version_that_onnxruntime_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"IR version 14 is refused: .*14.*Keep IR version 8"):
-        spa.export(RESNET, "onnx", tmp_path / "m.onnx", ir_version=14)
-    with pytest.raises(PlanError, match="IR version 3 is out of range: 4 to"):
-        spa.export(RESNET, "onnx", tmp_path / "m.onnx", ir_version=3)
+@pytest.mark.parametrize("version", [3, newest_ir() + 1])
+def test_an_ir_version_that_cannot_be_checked_is_refused(tmp_path: Path, version: int) -> None:
+    expected = rf"IR version {version} is out of range: 4 to {newest_ir()} can be checked\. Keep IR version 8"
+    with pytest.raises(PlanError, match=expected):
+        spa.export(RESNET, "onnx", tmp_path / "m.onnx", ir_version=version)
+    assert names(tmp_path) == []
+
+
+def test_an_ir_version_that_the_model_does_not_fit_is_refused_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "newest_ir", lambda: 99)
+    with pytest.raises(PlanError, match=r"IR version 99 is refused: .*99.*Keep IR version 8"):
+        spa.export(RESNET, "onnx", tmp_path / "m.onnx", ir_version=99)
     assert names(tmp_path) == []
 
 

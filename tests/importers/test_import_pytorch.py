@@ -25,6 +25,7 @@ import spa
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.importers import Imported
 from spa.importers.pytorch import convert
+from spa.model.versions import newest_opset
 from spa.running import sessions
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
@@ -489,7 +490,7 @@ def test_the_network_is_not_changed() -> None:
         ({"example_inputs": (1, 2)}, PlanError, "do not fit Residual.forward.*: too many positional arguments"),
         ({"example_inputs": {"y": torch.ones(1)}}, PlanError, "do not fit Residual.forward.*: missing a required argument: 'x'"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "exporter": "onnx"}, PlanError, "unknown exporter 'onnx'. Choose one of dynamo, torchscript"),
-        ({"example_inputs": torch.ones(2, 3, 9, 9), "opset": 27}, PlanError, "opset is 27. Choose one of 18 to 26"),
+        ({"example_inputs": torch.ones(2, 3, 9, 9), "opset": newest_opset() + 1}, PlanError, f"opset is {newest_opset() + 1}. Choose one of 18 to {newest_opset()}"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "factory": Residual}, PlanError, "a factory is for checkpoints"),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"y": None}}, PlanError, "dynamic_shapes names 'y'; the arguments given are x."),
         ({"example_inputs": torch.ones(2, 3, 9, 9), "dynamic_shapes": {"x": {4: "a"}}}, PlanError, "opens axis 4 of 'x', which has 4 axes"),

@@ -47,6 +47,7 @@ def test_deprecated_operators_are_covered_too() -> None:
     assert {"Upsample", "Scatter"} <= supported().keys()
 
 
+@pytest.mark.newest
 def test_what_is_covered_exists() -> None:
     ours = {k for k in {*supported(), *barriers()} if not k.startswith("com.microsoft")}
     # Written by onnxruntime's and exporters' tools without a schema of the standard.

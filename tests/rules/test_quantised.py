@@ -28,7 +28,10 @@ class Quantised(Data):
 
 
 def ints(*shape: int, dtype: Any = I8, low: int = -20, high: int = 20) -> np.ndarray:
-    """Random integers."""
+    """Random integers.
+
+    Weights that are multiplied as integers stay below 64: without VNNI onnxruntime sums two products in 16 bits.
+    """
     return np.random.default_rng([*shape, high]).integers(low, high, shape).astype(dtype)
 
 

@@ -240,3 +240,8 @@ def test_sizes_concern_the_models_that_have_them():
 def test_impossible_options_are_refused(models, options, message):
     with pytest.raises(ValueError, match=message):
         quick(models, **options)
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sizez'"):
+        bench(wide(8), sizez={"n": 2})

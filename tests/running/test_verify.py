@@ -379,3 +379,8 @@ def test_the_report_is_frozen():
 
 def test_more_seeds_are_more_inputs():
     assert verify(linear(), linear(), seeds=2, seed=7).seeds == (7, 8)
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'seedz'"):
+        verify(linear(), linear(), seedz=2)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spa
-from models.builders import ZOO
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
@@ -23,6 +22,7 @@ from spa.widths.budget import UNITS, Budget, choose
 from spa.widths.ladders import alignment, allowed_widths
 from spa.widths.ranking import RANKINGS
 from tests.oracle import Net
+from tests.zoo import built
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet.onnx"
@@ -51,7 +51,7 @@ def test_a_larger_ratio_never_keeps_more(ranking: str, round_to: int) -> None:
 
 
 def test_densenet_is_monotonic_where_skipping_whole_groups_is_not() -> None:
-    model = ZOO["densenet"]()
+    model = built("densenet")
     after = [
         spa.prune(model, ratio=r, of="params", round_to=1, criterion="l2").report.after.params
         for r in (0.5, 0.6, 0.7, 0.8)
@@ -130,12 +130,12 @@ def test_widths_go_down_to_the_least_in_steps(size: int, step: int, least: int, 
 
 
 def test_uniform_removes_the_same_share_of_every_group() -> None:
-    report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1).report
+    report = spa.prune(RESNET, ratio=0.5, of="channels", ranking="uniform", round_to=1, criterion="l2").report
     assert all(abs(g.kept / g.size - 0.5) <= 1 / g.size for g in report.groups)
 
 
 def test_no_group_becomes_narrower_than_asked() -> None:
-    report = spa.prune(RESNET, ratio=0.6, round_to=1, min_width=20).report
+    report = spa.prune(RESNET, ratio=0.6, round_to=1, min_width=20, criterion="l2").report
     assert min(g.kept for g in report.groups) >= 20
 
 
@@ -162,20 +162,20 @@ def test_ignored_names_and_operators_keep_their_channels(pattern: str, left: Cal
         assert every[name][carried] < before[name][carried]
         assert after[name][carried] == before[name][carried], name
     assert any(after[name] != before[name] for name in before)
-    assert all(reason == f"ignored by {pattern!r}" for _, _, reason in result.report.skipped)
+    assert all(reason == f"the request ignores {pattern!r}" for _, _, reason in result.report.skipped)
     skipped = {name for name, _, _ in result.report.skipped}
     assert skipped
     assert skipped.isdisjoint(result.plan.kept)
 
 
 def test_a_request_that_ignores_everything_is_refused() -> None:
-    with pytest.raises(PlanError, match="ignored by 'Conv'"):
+    with pytest.raises(PlanError, match="the request ignores 'Conv'"):
         spa.prune(RESNET, ratio=0.1, ignore=["Conv"])
 
 
 def test_crossings_are_pruned_only_on_request() -> None:
-    assert all(not g.crossings for g in spa.prune(VIT, ratio=0.3).report.groups)
-    assert any(g.crossings for g in spa.prune(VIT, ratio=0.3, cross_norm=True).report.groups)
+    assert all(not g.crossings for g in spa.prune(VIT, ratio=0.3, criterion="l2").report.groups)
+    assert any(g.crossings for g in spa.prune(VIT, ratio=0.3, cross_norm=True, criterion="l2").report.groups)
 
 
 def test_an_impossible_ratio_says_what_can_be_reached() -> None:

@@ -10,7 +10,6 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import spa
-from models.builders import ZOO
 from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
 from spa.running.verify import verify
@@ -21,16 +20,12 @@ from spa.widths.ladders import ladders_of, widths_at
 from spa.widths.ranking import RANKINGS
 from spa.widths.sparsity import suggested_ratio
 from tests.oracle import Net
-
-
-@cache
-def model_of(name: str) -> ModelProto:
-    return ZOO[name]()
+from tests.zoo import exported
 
 
 @cache
 def analysis_of(name: str) -> Analysis:
-    return spa.analyze(model_of(name))
+    return spa.analyze(exported(name))
 
 
 def fractions(result: spa.Result, names: frozenset[str]) -> set[float]:
@@ -118,7 +113,7 @@ def test_values_that_cannot_shrink_hold_the_queries() -> None:
 def test_groups_of_a_set_keep_one_fraction_and_the_network_is_the_masked_original(ranking: str, criterion: str) -> None:
     for name in ("bert", "llama"):
         request = {"ratio": 0.75, "of": "params", "round_to": 1, "ranking": ranking, "criterion": criterion}
-        result = spa.prune(model_of(name), **request, equal=["heads"], reconstruct="none", samples=16)
+        result = spa.prune(exported(name), **request, equal=["heads"], reconstruct="none", samples=16)
         sets = equal_sets(result.analysis, result.analysis.free, ["heads"])
         assert sets
         assert all(len(fractions(result, names)) == 1 for names in sets)
@@ -129,7 +124,7 @@ def test_groups_of_a_set_keep_one_fraction_and_the_network_is_the_masked_origina
 
 
 def test_groups_of_a_set_keep_the_indices_that_matter_in_each() -> None:
-    result = spa.prune(model_of("bert"), ratio=0.5, of="params", round_to=1, criterion="l2", equal=["heads"])
+    result = spa.prune(exported("bert"), ratio=0.5, of="params", round_to=1, criterion="l2", equal=["heads"])
     kept = [result.plan.kept[n] for n in ("layer.0.query.weight[0]#2", "layer.0.value.weight[0]")]
     assert len(kept[0]) == len(kept[1])
     assert kept[0] != kept[1]
@@ -138,15 +133,15 @@ def test_groups_of_a_set_keep_the_indices_that_matter_in_each() -> None:
 def test_sets_by_pattern_are_equally_wide_in_all_layers() -> None:
     request = {"ratio": 0.4, "of": "params", "round_to": 1, "criterion": "l2"}
     pattern = "layer.*.intermediate.weight*"
-    result = spa.prune(model_of("bert"), **request, equal=["heads", pattern])
+    result = spa.prune(exported("bert"), **request, equal=["heads", pattern])
     assert fractions(result, frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"})) == {0.5}
     assert result.report.requested["equal"] == ["heads", pattern]
-    assert "equal" not in spa.prune(model_of("bert"), **request).report.requested
+    assert "equal" not in spa.prune(exported("bert"), **request).report.requested
 
 
 def test_nothing_goes_of_a_set_of_which_one_may_not_be_pruned() -> None:
     request = {"ratio": 0.3, "of": "params", "round_to": 1, "criterion": "l2", "equal": ["heads"]}
-    result = spa.prune(model_of("bert"), **request, ignore=["layer.0.value.weight"])
+    result = spa.prune(exported("bert"), **request, ignore=["layer.0.value.weight"])
     assert "layer.0.query.weight[0]#2" not in result.plan.kept
     assert "layer.1.query.weight[0]#2" in result.plan.kept
 
@@ -185,7 +180,7 @@ def test_rungs_are_allowed_in_each_group_and_the_same_fraction_in_all(round_to: 
 
 def test_a_suggested_ratio_leaves_what_each_of_a_set_needs() -> None:
     model = ModelProto()
-    model.CopyFrom(model_of("bert"))
+    model.CopyFrom(exported("bert"))
     for tensor in model.graph.initializer:  # the first layer needs 1 channel in 46, the second all
         if tensor.name.startswith("layer.0."):
             value = numpy_helper.to_array(tensor) * 0
@@ -201,7 +196,7 @@ def test_a_suggested_ratio_leaves_what_each_of_a_set_needs() -> None:
 
 def test_the_order_in_which_a_set_is_given_does_not_matter() -> None:
     first, second = (
-        spa.prune(model_of("llama"), ratio=0.4, criterion="l2", round_to=1, equal=equal)
+        spa.prune(exported("llama"), ratio=0.4, criterion="l2", round_to=1, equal=equal)
         for equal in (["heads", "*.up_proj.weight*"], ["*.up_proj.weight*", "heads"])
     )
     assert first.plan == second.plan

@@ -14,18 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import platformdirs
 import pytest
 from onnx import ModelProto, TensorProto, helper
+from platformdirs.api import PlatformDirsABC
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
+from platformdirs.windows import Windows
 from typer.testing import CliRunner
 
 import spa
-from models.builders import ZOO
 from spa.cli import app
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
 from spa.errors import ModelError, PlanError
 from spa.running.bench import bench
 from spa.running.feeds import working_feeds
+from spa.running.ranges import input_ranges
 from spa.running.runtime import load_session, run
 from spa.surgery.apply import apply
 from spa.widths import latency, stopwatch
@@ -34,6 +39,7 @@ from spa.widths.ladders import alignment, allowed_widths
 from spa.widths.latency import LatencyModel
 from spa.widths.ranking import RANKINGS
 from spa.widths.stopwatch import Cache, Stopwatch
+from tests.zoo import exported
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET, VIT, LSTM = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "vit", "lstm"))
@@ -80,8 +86,8 @@ class Slow(Fake):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(platformdirs, "PlatformDirs", Unix)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stopwatch.sys, "platform", "linux")
     return stopwatch.cache_file()
 
 
@@ -108,12 +114,12 @@ def widths(analysis: Analysis, groups: Sequence[Group], seed: int, multiple: int
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("narrow", [False, True])
 def test_parts_run_one_after_another_do_what_the_network_does(name: str, narrow: bool) -> None:
-    analysis = spa.analyze(ZOO[name]())
+    analysis = spa.analyze(exported(name))
     groups = list(analysis.free)
     kept = [max(1, g.size // 2) if narrow else g.size for g in groups]
     model = apply(analysis, latency._narrowed(analysis, groups, kept))
     session = load_session(model)
-    feeds = working_feeds(session, ranges=spa.feeds.input_ranges(model), batch=1)
+    feeds = working_feeds(session, ranges=input_ranges(model), batch=1)
     network = latency._Network(model, None, {n: v.shape for n, v in feeds.items()}, analysis)
     live = dict(feeds)
     for nodes in latency._parts(analysis):
@@ -218,7 +224,7 @@ def test_equal_parts_are_timed_once_and_never_again(tmp_path: Path) -> None:
 
 
 def test_repeated_blocks_share_their_timings(tmp_path: Path) -> None:
-    analysis = spa.analyze(ZOO["vit"]())
+    analysis = spa.analyze(exported("vit"))
     watch = Fake()
     latency.measure(analysis, list(analysis.free), Budget(of="latency"), watch, Cache(tmp_path / "c"))
     assert watch.timed < 0.7 * latency.POINTS * len(latency._parts(analysis))
@@ -265,18 +271,22 @@ def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path) -> None:
     assert cache.get("a") == 1.0
 
 
-def test_the_cache_lies_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    found = []
-    for platform in ("linux", "darwin", "win32"):
-        monkeypatch.setattr(stopwatch.sys, "platform", platform)
-        found.append(stopwatch.cache_file().relative_to(Path.home()).parts)
-    assert found == [
-        (".cache", "spa", "latency.json"),
-        ("Library", "Caches", "spa", "latency.json"),
-        ("AppData", "Local", "spa", "latency.json"),
-    ]
+@pytest.mark.parametrize(
+    ("platform", "parts"),
+    [
+        (Unix, (".cache", "spa", "latency.json")),
+        (MacOS, ("Library", "Caches", "spa", "latency.json")),
+        (Windows, ("AppData", "Local", "spa", "latency.json")),
+    ],
+)
+def test_the_cache_lies_where_the_system_wants_it(
+    monkeypatch: pytest.MonkeyPatch, platform: type[PlatformDirsABC], parts: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if platform is Windows:  # elsewhere there is no Windows to ask
+        monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda name: str(Path.home() / "AppData" / "Local"))
+    monkeypatch.setattr(platformdirs, "PlatformDirs", platform)
+    assert stopwatch.cache_file().relative_to(Path.home()).parts == parts
 
 
 # -- budgets --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 
-from models.builders import ZOO
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
@@ -27,6 +25,7 @@ from spa.zero.facts import Facts
 from spa.zero.laws import LAWS
 from tests.oracle import Net, distance, random_keeps
 from tests.test_zoo import PRUNABLE, SHIPPED
+from tests.zoo import built
 
 Array = np.ndarray
 Removed = dict[str, list[int]]
@@ -78,11 +77,6 @@ def zeroed(model: ModelProto, *slices: tuple[str, int, Sequence[int]]) -> ModelP
     for name, axis, indices in slices:
         np.moveaxis(arrays[name], axis, 0)[list(indices)] = 0
     return edited(model, **{name: arrays[name] for name, _, _ in slices})
-
-
-@cache
-def built(name: str) -> ModelProto:
-    return load(ZOO[name]()).model
 
 
 # -- constants, from writers to readers -------------------------------------------------------------------------------
