@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto
 
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Op, Read, Tie
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.model.shapes import TwoPoints, two_points
+from spa.model.traits import INDICES, Trait, traits
 from spa.rules import find, load
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # is coupled by itself, and equal copies are merged again on saving.
 TIED_ELEMENTS = 1024
 TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so of any tensor
-_CONTROL = {TensorProto.INT64, TensorProto.STRING}
 
 Use = tuple[str, int, int]  # (constant, node index, operand); node index -1 where all uses are tied
 
@@ -117,7 +116,7 @@ class Analysis:
         for node in self.graph.nodes:
             if node.outputs and all(o in walk.computed or not o for o in node.outputs):
                 # Shape arithmetic: its values are known, it carries no channels.
-                for name in node.inputs if node.op not in ("Shape", "Size") else ():
+                for name in () if Trait.MEASURE in traits(node.key) else node.inputs:
                     for expr in self.axes.get(name, ()):
                         self.space.freeze(expr, f"values are computed from it by {node.label}")
                 continue
@@ -208,7 +207,7 @@ class Analysis:
         tied = large or any(entry.key == TIED for entry in tensor.metadata_props)
         use = (name, -1, 0) if tied else (name, node, operand)
         if use not in self.uses:
-            control = "an index or a size" if tensor.data_type in _CONTROL else None
+            control = "an index or a size" if tensor.data_type in INDICES else None
             self.uses[use] = tuple(self.space.dim(n, control) for n in shape)
         return self.uses[use]
 

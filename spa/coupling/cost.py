@@ -16,11 +16,11 @@ from onnx import TensorProto, helper
 from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph
+from spa.model.traits import NOT_PARAMETERS
 
 if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
-_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
 Polynomial = list[tuple[int, tuple[int, ...]]]  # (coefficient, indices of dimensions) terms
 
 
@@ -123,7 +123,7 @@ class CostModel:
         seen: set[str] = set()
         for (name, _, _), axes in analysis.uses.items():
             tensor = analysis.graph.constants[name]
-            if name not in seen and tensor.data_type not in _NO_WEIGHTS:
+            if name not in seen and tensor.data_type not in NOT_PARAMETERS:
                 seen.add(name)
                 self._params.append(self._axes.term(axes))
                 self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
@@ -206,6 +206,6 @@ def group_shares(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
 def count_parameters(graph: Graph) -> tuple[int, int]:
     """(elements, bytes) of all weights that a graph really stores."""
     sizes = [
-        (prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS
+        (prod(t.dims), _item_bytes(t.data_type)) for t in graph.constants.values() if t.data_type not in NOT_PARAMETERS
     ]
     return sum(n for n, _ in sizes), int(sum(n * b for n, b in sizes))

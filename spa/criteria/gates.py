@@ -27,7 +27,7 @@ from spa.algebra.axes import leaves
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.places import channel_of
 from spa.errors import ModelError, PlanError
-from spa.obspa.linear import FLOATS
+from spa.model.traits import FLOATS
 from spa.running.runtime import load_session, run
 
 Array = np.ndarray

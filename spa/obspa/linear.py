@@ -8,13 +8,12 @@ from math import prod
 
 import numpy as np
 from numpy.typing import DTypeLike
-from onnx import TensorProto
 
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
+from spa.model.traits import FLOATS
 
 Array = np.ndarray
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph, Node
+from spa.model.traits import FLOATS
 from spa.obspa.curves import Reader, Seen
-from spa.obspa.linear import FLOATS
 from spa.obspa.moments import Moments, cautious, least_squares
 from spa.rules.recurrent import GATES
 from spa.running.stream import Bias, Stream

@@ -20,6 +20,7 @@ from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
 from spa.errors import InvariantError
 from spa.model.graph import Node
+from spa.model.traits import Trait, traits
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import Tail, tail
 from spa.obspa.linear import Linear, linear, uses
@@ -315,7 +316,7 @@ class Shift:
             return cls(stream, after.mean, -1.0, graph.array(after.mean))
         if after.bias is not None:
             return cls(stream, after.bias, 1.0, graph.array(after.bias).reshape(-1))
-        if lin.node.op in ("Conv", "ConvTranspose", "Gemm"):
+        if Trait.BIASED in traits(lin.node.key):
             name = stream.add_bias(lin.node, Bias((width,), lin.weight))
             return cls(stream, name, 1 / lin.bias_scale, np.zeros(()))
         return None

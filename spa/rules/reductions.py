@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from spa.algebra.axes import UNIT
 from spa.algebra.op import Op, Read
+from spa.model.traits import Trait, operators
 from spa.rules import rule
 
 # A zero adds nothing to these, so removing an index is the same as masking it; for the others it is not.
-SUMS = ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"]
-STATISTICS = ["ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"]
+SUMS = operators(Trait.SUM)
+STATISTICS = operators(Trait.STATISTIC)
 
 
 @rule(*SUMS, *STATISTICS)
@@ -62,7 +63,7 @@ def cumulate(op: Op) -> None:
     op.set(0, axes)
 
 
-@rule(*["AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
+@rule(*operators(Trait.POOLING))
 def pool(op: Op) -> None:
     """Batch and channels pass; positions are pooled. MaxPool's Indices count through all channels."""
     axes = op.axes(0)

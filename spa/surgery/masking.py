@@ -10,14 +10,13 @@ Removing channels that nobody reads any more changes nothing. So for every plan 
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.algebra.op import Read
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
 from spa.model.graph import Node
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+from spa.model.traits import FLOATS
 
 
 def masked(analysis: Analysis, plan: Plan) -> ModelProto:
@@ -59,7 +58,7 @@ def _mask_nodes(
     stem = f"spa_mask_{node.index}_{number}"
     out = f"{stem}_out"
     target.input[read.operand] = out
-    if dtype in _FLOATS:
+    if dtype in FLOATS:
         values = mask.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
         model.graph.initializer.append(numpy_helper.from_array(values, stem))
         return [helper.make_node("Mul", [name, stem], [out])]

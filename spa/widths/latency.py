@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes
 from spa.coupling.analysis import Analysis, Group
@@ -30,6 +30,7 @@ from spa.coupling.plan import Plan, make_plan
 from spa.errors import ModelError, PlanError
 from spa.model.graph import Graph, Node
 from spa.model.shapes import Walk
+from spa.model.traits import FLOATS
 from spa.progress import Progress, silent
 from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice, alignment, allowed_widths, ladders_of, structure, widths_at
@@ -200,7 +201,7 @@ class _Cut:
         feeds = {}
         for name in self.inputs:
             dtype, shape = helper.tensor_dtype_to_np_dtype(walk.dtype[name]), walk.shape[name]
-            floats = walk.dtype[name] in _FLOATS
+            floats = walk.dtype[name] in FLOATS
             feeds[name] = (rng.standard_normal(shape) if floats else np.ones(shape)).astype(dtype)
         return feeds
 
@@ -217,9 +218,6 @@ class _Cut:
                 return None
             cache.put(key, ms)
         return ms
-
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
 # -- the model ------------------------------------------------------------------------------------------------------
