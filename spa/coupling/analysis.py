@@ -307,24 +307,18 @@ class Analysis:
 
     @cached_property
     def operator_graph(self) -> nx.DiGraph:
-        """The operators as a networkx graph.
+        """The operators as a networkx graph, an annotated copy of :attr:`spa.model.graph.Graph.operators`.
 
         Nodes are node indices with attributes ``op``, ``name`` and ``groups`` (names of the groups that pass
         through); edges carry the ``tensor``.
         """
-        import networkx as nx
-
-        graph = nx.DiGraph()
+        graph: nx.DiGraph = self.graph.operators.copy()
         passing: dict[int, list[str]] = {}
         for group in self.groups:
             for index in group.operators:
                 passing.setdefault(index, []).append(group.name)
         for node in self.graph.nodes:
             graph.add_node(node.index, op=node.key, name=node.proto.name, groups=tuple(passing.get(node.index, ())))
-        for node in self.graph.nodes:
-            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
-                if name in self.graph.producer:
-                    graph.add_edge(self.graph.producer[name].index, node.index, tensor=name)
         return graph
 
 

@@ -69,7 +69,7 @@ def pair(graph: Graph, reader: Linear) -> Pair | None:
         return None
     region: dict[int, Node] = {}
     makers: dict[int, Linear] = {}
-    todo = [reader.source]
+    todo = [reader.source]  # not by networkx: the search stops at layers, and ends at the first node that is in the way
     while todo:
         node = graph.producer.get(todo.pop())
         if node is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spa.algebra.axes import product
 from spa.coupling.analysis import Analysis, Group
-from spa.model.graph import Graph, Node
+from spa.model.graph import Node
 from spa.obspa import dual, products, recurrent
 from spa.obspa.affine import before_transpose, tail
 from spa.obspa.curves import AnyReader, Curve, Reader, Seen, greedy
@@ -139,7 +139,7 @@ def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Mom
     after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
     # A loss is relative to the residual sum where the block adds to what it reads. Branches side by side, as in the
     # first block of a stage, are each measured alone, whichever is computed first.
-    skip = after.addend if after.addend and _reaches(graph, before_transpose(graph, after.addend), lin.source) else ""
+    skip = after.addend if after.addend and graph.depends(lin.source, before_transpose(graph, after.addend)) else ""
     rows, addend = gatherer(size, samples, cross=False), Moments(cross=False)
     for batch in stream.live:
         x, y = batch[lin.source], batch[name]
@@ -152,20 +152,3 @@ def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Mom
     if addend.count:
         energy += float(addend.tt.sum())
     return rows, after.scale.reshape(blocks, channels) / np.sqrt(energy if energy > 0 else 1.0)
-
-
-def _reaches(graph: Graph, start: str, end: str) -> bool:
-    """Whether a tensor is computed from another one."""
-    maker = graph.producer.get(start)
-    first = -1 if maker is None else maker.index
-    todo, seen = [end], {end}
-    while todo:
-        name = todo.pop()
-        if name == start:
-            return True
-        made = graph.producer.get(name)
-        if made is not None and made.index > first:
-            new = {*made.inputs, *graph.captured.get(made.index, ())} - seen
-            seen |= new
-            todo += new
-    return False
