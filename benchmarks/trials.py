@@ -24,7 +24,7 @@ from spa import prune
 from spa.obspa import pipeline
 
 FACTORS = {"resnet56": (1.5, 2.1), "resnet20": (1.5, 2.0)}
-EXPONENTS = (pipeline.MENDED_SYNTHETIC, pipeline.MENDED)
+EXPONENTS = (pipeline.REFIT_DISCOUNT_SYNTHETIC, pipeline.REFIT_DISCOUNT)
 
 TEXT = """# Trials of widths
 
@@ -44,7 +44,7 @@ def measure(path: Path, factor: float, seed: int, train: np.ndarray, threads: in
     dense = log_softmax(path, train)
     found = []
     for exponent in EXPONENTS:
-        with constants(pipeline, ("MENDED_SYNTHETIC",), exponent), constants(pipeline, ("TRIALS",), 0.0):
+        with constants(pipeline, ("REFIT_DISCOUNT_SYNTHETIC",), exponent), constants(pipeline, ("TRIALS",), 0.0):
             result = prune(path, ratio=1 - 1 / factor, round_to=1, threads=threads, seed=seed, mean=MEAN, std=STD)
         pruned = log_softmax(result.model, train)
         divergence = float((np.exp(dense) * (dense - pruned)).sum(axis=1).mean())

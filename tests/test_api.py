@@ -268,7 +268,7 @@ def test_a_bias_that_cannot_be_refitted_is_named() -> None:
 def test_made_up_inputs_try_two_choices_of_widths_and_keep_the_better(monkeypatch: pytest.MonkeyPatch) -> None:
     def pruned(*fadings: float, trials: float = pipeline.TRIALS) -> spa.Result:
         monkeypatch.setattr(pipeline, "TRIALS", trials)
-        for name, fading in zip(("MENDED_SYNTHETIC", "MENDED"), fadings, strict=True):
+        for name, fading in zip(("REFIT_DISCOUNT_SYNTHETIC", "REFIT_DISCOUNT"), fadings, strict=True):
             monkeypatch.setattr(pipeline, name, fading)
         return spa.prune(RESNET, ratio=0.5, samples=64, round_to=1)
 

@@ -21,6 +21,7 @@ from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.curves import Curve
 from spa.obspa.linear import linear
+from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves, faded
 from spa.obspa.statistics import with_batch_statistics
@@ -35,10 +36,10 @@ Array = np.ndarray
 P = ParamSpec("P")
 T = TypeVar("T")
 DAMPING = 0.03  # of fits; this and the next three were chosen by the outputs of ResNet-20 and 56 on inputs held out
-TRUST = 0.85  # in the pruned network's own inputs, see `reconstruct`
-TRUST_SYNTHETIC = 0.7  # where inputs were made up
-MENDED = 0.3  # how losses fade with the fits behind them, see `faded`
-MENDED_SYNTHETIC = 0.0  # made-up inputs mend too little to count on
+PRUNED_INPUT_SHARE = 0.85  # in what fits see, see `FitSettings`
+PRUNED_INPUT_SHARE_SYNTHETIC = 0.7  # where inputs were made up
+REFIT_DISCOUNT = 0.3  # how losses fade with the fits behind them, see `faded`
+REFIT_DISCOUNT_SYNTHETIC = 0.0  # made-up inputs mend too little to count on
 TRIALS = 1e11  # multiply-accumulates of all inputs, up to which both are tried where inputs were made up
 MEASURED = 256  # samples on which outputs are compared
 
@@ -93,10 +94,10 @@ class Calibrated:
     def fadings(self) -> tuple[float, ...]:
         """How losses may fade with the fits behind them: what is taken, and what is worth a trial beside it."""
         if not self.synthetic:
-            return (MENDED,)
+            return (REFIT_DISCOUNT,)
         inputs = sum(len(next(iter(b.values()))) for b in self.batches)
         cheap = CostModel(self.analysis, []).evaluate([]).macs * inputs <= TRIALS
-        return (MENDED_SYNTHETIC, MENDED) if cheap else (MENDED_SYNTHETIC,)
+        return (REFIT_DISCOUNT_SYNTHETIC, REFIT_DISCOUNT) if cheap else (REFIT_DISCOUNT_SYNTHETIC,)
 
     @_bounded
     def curves(self, groups: Sequence[Group], fading: float | None = None) -> dict[str, Curve]:
@@ -143,19 +144,9 @@ class Calibrated:
         if how == "bias":
             learnt = compensate(self._twin, plan, twin, self.batches, self.threads, self.progress)
         else:
-            trust = TRUST_SYNTHETIC if self.synthetic else TRUST
-            learnt = reconstruct(
-                self._twin,
-                plan,
-                twin,
-                self.batches,
-                self.threads,
-                self.seed,
-                DAMPING,
-                trust,
-                producers=True,
-                progress=self.progress,
-            )
+            share = PRUNED_INPUT_SHARE_SYNTHETIC if self.synthetic else PRUNED_INPUT_SHARE
+            settings = FitSettings(damping=DAMPING, pruned_input_share=share, refit_producers=True, seed=self.seed)
+            learnt = reconstruct(self._twin, plan, twin, self.batches, settings, self.threads, progress=self.progress)
         if not own:
             Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
 
