@@ -32,10 +32,17 @@ from spa.model.graph import (
     tensors_of,
 )
 from spa.model.normalise import normalise
+from spa.model.traits import Trait, operators
 from spa.running.runtime import load_session, run
 
 LARGEST_CONSTANT = 2**20  # bytes; what would be larger is computed at run time, as the exporter wrote it
-_NEVER_FOLDED = {"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_NEVER_FOLDED = {
+    "Constant",
+    "Dropout",
+    *operators(Trait.QUANTISING),
+    *operators(Trait.RANDOM),
+    *operators(Trait.SEQUENCE),
+}
 
 
 def tidy(model: ModelProto, parameters: Collection[str] = ()) -> ModelProto:
@@ -166,8 +173,6 @@ def _foldable(node: NodeProto) -> bool:
         and any(node.input)
         and len(node.output) == 1
         and node.op_type not in _NEVER_FOLDED
-        and not node.op_type.startswith(("Random", "Sequence", "Optional", "SplitToSequence"))
-        and node.op_type not in ("Bernoulli", "Multinomial", "Dropout")
         and not subgraphs_of(node)
     )
 

@@ -19,6 +19,7 @@ from spa.exporters.pytorch.operators import Operator, dtype_of, find, tensor, un
 from spa.model.graph import Graph, Node
 from spa.model.normalise import normalise
 from spa.model.shape_values import FOLDERS
+from spa.model.traits import Trait, traits
 
 HOST_ELEMENTS = 64  # constants of at most one axis and this many elements may be sizes: they stay on the host
 MASK = 0.5  # of the largest float: masks hold the lowest one or infinity, weights do not
@@ -440,7 +441,7 @@ def _body(
 
 
 def _on_host(node: Node, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
-    if node.domain or node.op not in FOLDERS or node.op in ("Shape", "Size"):
+    if node.domain or node.op not in FOLDERS or Trait.MEASURE in traits(node.key):
         return None
     values = [v for v in operands if v is not None]
     if not values or not all(isinstance(v, np.ndarray) for v in values):

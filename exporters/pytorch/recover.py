@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from spa.errors import PlanError
@@ -22,10 +22,10 @@ from spa.exporters.pytorch.operators import tensor
 from spa.frameworks.torch import array
 from spa.model.graph import Graph
 from spa.model.normalise import normalise
+from spa.model.traits import FLOATS
 
 Feeds = Mapping[str, np.ndarray]
 Progress = Callable[[str, float], None]
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ import onnx
 
 from spa.calibration.batches import comfortable
 from spa.errors import ModelError, PlanError
+from spa.model.traits import FLOAT_NAMES
 from spa.running.feeds import Recipe, first_run, resolve_sizes
 from spa.running.ranges import ranges_for
 from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
 __all__ = ["dead_leaves", "pink_noise", "synthesise"]
 
-_FLOATS = frozenset({"float", "double", "float16", "bfloat16"})
 _CHANNELS = (1, 3, 4)
 _SMALLEST_IMAGE = 8
 _SHORTEST_SERIES = 32
@@ -176,7 +176,7 @@ def _batch(
     feeds = recipe.feeds(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
     for spec in recipe.specs:
         # A float with a bound holds ids that the graph casts.
-        if spec.element not in _FLOATS or spec.name in recipe.ranges or _COMPUTED.search(spec.name):
+        if spec.element not in FLOAT_NAMES or spec.name in recipe.ranges or _COMPUTED.search(spec.name):
             continue
         array = feeds[spec.name]
         rng = np.random.default_rng([*seed, zlib.crc32(spec.name.encode())])

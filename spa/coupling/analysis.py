@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto
 
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Op, Read, Tie
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
+from spa.model.traits import INDICES, Trait, traits
 from spa.model.two_points import TwoPoints, two_points
 from spa.rules import find, load
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # is coupled by itself, and equal copies are merged again on saving.
 TIED_ELEMENTS = 1024
 TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so of any tensor
-_CONTROL = {TensorProto.INT64, TensorProto.STRING}
 
 Use = tuple[str, int, int]  # of a constant: (its name, node index, operand); node index -1 where all uses are tied
 
@@ -132,7 +131,7 @@ class Analysis:
         for node in self.graph.nodes:
             if node.outputs and all(o in walk.computed or not o for o in node.outputs):
                 # Shape arithmetic: its values are known, it carries no channels.
-                for name in node.inputs if node.op not in ("Shape", "Size") else ():
+                for name in () if Trait.MEASURE in traits(node.key) else node.inputs:
                     for expr in self.axes.get(name, ()):
                         self.space.freeze(expr, f"{node.label} computes values from it")
                 continue
@@ -225,7 +224,7 @@ class Analysis:
         tied = large or any(entry.key == TIED for entry in tensor.metadata_props)
         use = (name, -1, 0) if tied else (name, node, operand)
         if use not in self.uses:
-            control = "it holds indices or sizes" if tensor.data_type in _CONTROL else None
+            control = "it holds indices or sizes" if tensor.data_type in INDICES else None
             self.uses[use] = tuple(self.space.dim(n, control) for n in shape)
         return self.uses[use]
 
@@ -325,24 +324,18 @@ class Analysis:
 
     @cached_property
     def operator_graph(self) -> nx.DiGraph:
-        """The operators as a networkx graph.
+        """The operators as a networkx graph, an annotated copy of :attr:`spa.model.graph.Graph.operators`.
 
         Nodes are node indices with attributes ``op``, ``name`` and ``groups`` (names of the groups that pass
         through); edges carry the ``tensor``.
         """
-        import networkx as nx
-
-        graph = nx.DiGraph()
+        graph: nx.DiGraph = self.graph.operators.copy()
         passing: dict[int, list[str]] = {}
         for group in self.groups:
             for index in group.operators:
                 passing.setdefault(index, []).append(group.name)
         for node in self.graph.nodes:
             graph.add_node(node.index, op=node.key, name=node.proto.name, groups=tuple(passing.get(node.index, ())))
-        for node in self.graph.nodes:
-            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
-                if name in self.graph.producer:
-                    graph.add_edge(self.graph.producer[name].index, node.index, tensor=name)
         return graph
 
 

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph
+from spa.model.traits import NOT_PARAMETERS
 
-_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
 Polynomial = list[tuple[int, tuple[int, ...]]]  # terms: (coefficient, positions of dimensions)
 
 
@@ -145,7 +145,7 @@ class CostModel:
         seen: set[str] = set()
         for (name, _, _), axes in analysis.uses.items():
             tensor = analysis.graph.constants[name]
-            if name not in seen and tensor.data_type not in _NO_WEIGHTS:
+            if name not in seen and tensor.data_type not in NOT_PARAMETERS:
                 seen.add(name)
                 self._params.append(self._axes.term(axes))
                 self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
@@ -235,6 +235,6 @@ def group_fractions(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
 
 def count_parameters(graph: Graph) -> tuple[int, int]:
     """Return (elements, bytes) of all weights that a graph really stores."""
-    weights = [t for t in graph.constants.values() if t.data_type not in _NO_WEIGHTS]
+    weights = [t for t in graph.constants.values() if t.data_type not in NOT_PARAMETERS]
     sizes = [(prod(t.dims), _item_bytes(t.data_type)) for t in weights]
     return sum(count for count, _ in sizes), int(sum(count * item_bytes for count, item_bytes in sizes))

@@ -29,7 +29,7 @@ from spa.coupling.places import channel_of
 from spa.criteria.context import Context
 from spa.criteria.registry import Criterion, criterion
 from spa.errors import ModelError, PlanError
-from spa.model.graph import FLOATS
+from spa.model.traits import FLOATS
 from spa.running.runtime import load_session, run
 
 Array = np.ndarray

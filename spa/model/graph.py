@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from spa.errors import ModelError
 
-FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def domain_of(node: NodeProto) -> str:
@@ -216,6 +218,41 @@ class Graph:
                 self.producer[name] = node
         if subgraphs := node.subgraphs:
             self.captured[node.index] = sorted({n for g in subgraphs for n in outer_uses(g)})
+
+    def reads(self, node: Node) -> list[str]:
+        """Return the tensors that a node reads: its operands that are given, then what its subgraphs capture."""
+        return [name for name in (*node.inputs, *self.captured.get(node.index, ())) if name]
+
+    @cached_property
+    def operators(self) -> nx.DiGraph:
+        """The operators as a networkx graph: node indices, and an edge from each producer to each reader.
+
+        Edges carry a ``tensor``, the last one where several lead from a node to another. Constants that no node makes
+        have no edges. The edges do not change with :meth:`adopt`, which adds initializers alone.
+        """
+        import networkx as nx  # here, since most runs walk no graph and the import takes a tenth of a second
+
+        graph = nx.DiGraph()
+        graph.add_nodes_from(node.index for node in self.nodes)
+        for node in self.nodes:
+            for name in self.reads(node):
+                if name in self.producer:
+                    graph.add_edge(self.producer[name].index, node.index, tensor=name)
+        return graph
+
+    def depends(self, result: str, source: str) -> bool:
+        """Return whether a tensor is another one, or is computed from it."""
+        if result == source:
+            return True
+        import networkx as nx
+
+        maker = self.producer.get(result)
+        readers = {node.index for node, _ in self.users.get(source, ())}
+        readers |= {index for index, names in self.captured.items() if source in names}
+        if maker is None or not readers or min(readers) > maker.index:
+            return False
+        between = self.operators.subgraph(range(min(readers), maker.index + 1))  # nodes are in topological order
+        return not readers.isdisjoint({maker.index, *nx.ancestors(between, maker.index)})
 
     def array(self, name: str) -> np.ndarray:
         """Return the value of a constant, not to be written to.

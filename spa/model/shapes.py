@@ -22,13 +22,12 @@ from spa.model import contrib_shapes  # noqa: F401 # registers them
 from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, noted, shape_function
 from spa.model.shape_values import FOLDERS
+from spa.model.traits import NUMPY_FLOATS, SIZES, Trait, traits
 
 OutputType = tuple[int, "Shape | None"]  # element type and shape of an output
 
 VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
 FLOAT_LIMIT = 8  # elements of a float vector computed from shapes (scales, sizes)
-_INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 
 
 @dataclass
@@ -97,7 +96,7 @@ class Walker:
         walk.shape[name] = tuple(tensor.dims)
         walk.dtype[name] = tensor.data_type
         size = math.prod(tensor.dims)
-        if (tensor.data_type in _INTS and size <= VALUE_LIMIT) or (tensor.data_type in _FLOATS and size <= 16):
+        if (tensor.data_type in SIZES and size <= VALUE_LIMIT) or (tensor.data_type in NUMPY_FLOATS and size <= 16):
             walk.value[name] = graph.array(name)
 
     def _fold(self, node: Node, walk: Walk, values: Mapping[int, np.ndarray]) -> bool:
@@ -114,7 +113,8 @@ class Walker:
         folder = FOLDERS.get(node.op) if not node.domain else None
         if folder is None:
             return False
-        if node.op in ("Shape", "Size"):
+        measure = Trait.MEASURE in traits(node.key)
+        if measure:
             if node.inputs[0] not in walk.shape:
                 return False
             arguments: list[np.ndarray | None] = [np.asarray(walk.shape[node.inputs[0]], dtype=np.int64)]
@@ -130,7 +130,7 @@ class Walker:
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
         floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
-        is_data = floats and not any(n in walk.computed for n in node.inputs) and node.op not in ("Shape", "Size")
+        is_data = floats and not any(n in walk.computed for n in node.inputs) and not measure
         for name, result in zip(node.outputs, results, strict=False):
             if name:
                 walk.value[name], walk.shape[name] = result, tuple(result.shape)

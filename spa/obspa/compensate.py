@@ -12,7 +12,8 @@ from spa.coupling.plan import Plan
 from spa.criteria.activation import signal
 from spa.obspa.affine import tail
 from spa.obspa.linear import linear
-from spa.obspa.refit import Shift, layers
+from spa.obspa.refit import layers
+from spa.obspa.shift import Shift
 from spa.running.stream import Feeds, Stream, sliced
 
 

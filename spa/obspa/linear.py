@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from spa.errors import InvariantError
-from spa.model.graph import FLOATS, Graph, Node
+from spa.model.graph import Graph, Node
+from spa.model.traits import FLOATS
 
 Array = np.ndarray
 
@@ -40,6 +41,11 @@ class Linear:
     channel_axis: int | None
     scale: float = 1.0
     bias_scale: float = 1.0
+
+    @property
+    def orientation(self) -> tuple[int, ...] | None:
+        """The order in which the matrix has the axes of the weights; None where the kind of product settles it."""
+        return None
 
     def size(self, graph: Graph) -> tuple[int, int, int]:
         """Blocks, outputs and inputs of the matrix."""
@@ -284,6 +290,10 @@ class Product(Linear):
     weight_axes: tuple[int, ...] = (1, 0)
     row_axes: tuple[int, ...] | None = None
 
+    @property
+    def orientation(self) -> tuple[int, ...] | None:
+        return self.weight_axes
+
     def size(self, graph: Graph) -> tuple[int, int, int]:
         dims = [graph.constants[self.weight].dims[a] for a in self.weight_axes]
         return 1, prod(dims[: len(self.output_axes)]), prod(dims[len(self.output_axes) :])
@@ -468,7 +478,10 @@ def _einsum(graph: Graph, node: Node) -> Linear | None:
 
 
 def uses(graph: Graph, lin: Linear) -> list[Linear] | None:
-    """All products that the weights of one take part in, itself among them; None where something else reads them."""
+    """Return all products that the weights of one take part in, itself among them; None if something else reads them.
+
+    A product with the transposed weights is something else: no fit of one matrix serves both.
+    """
     if any(lin.weight in names for names in graph.captured.values()):
         return None
     found = []
@@ -476,7 +489,7 @@ def uses(graph: Graph, lin: Linear) -> list[Linear] | None:
         turned = user.op == "Transpose" and not user.domain
         for node in [u for u, _ in graph.users.get(user.outputs[0], ())] if turned else [user]:
             other = linear(graph, node)
-            if other is None or other.weight != lin.weight:
+            if other is None or other.weight != lin.weight or other.orientation != lin.orientation:
                 return None
             found.append(other)
     return found

@@ -10,10 +10,17 @@ import numpy as np
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Node
 from spa.model.shape_values import FOLDERS
+from spa.model.traits import Trait, operators, traits
 from spa.obspa.linear import Linear, linear
 
 Array = np.ndarray
-_LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Identity"}
+# Operators that move elements of their first operand, as far as their effect on channel numbers can be computed.
+_LAYOUT = FOLDERS.keys() & {
+    "Identity",
+    *operators(Trait.VIEW),
+    *operators(Trait.PERMUTATION),
+    *operators(Trait.SELECTION),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _read_elsewhere(analysis: Analysis, path: list[Node], carried: list[str], va
         if any(name in names for names in graph.captured.values()):
             return True
         for user, _ in graph.users[name]:
-            if user in path or user.op in ("Shape", "Size"):
+            if user in path or Trait.MEASURE in traits(user.key):
                 continue
             others += _through(analysis, user, values[name]).values() if user.op in _LAYOUT else [values[name]]
     return len(graph.users[carried[0]]) != 1 or any(np.isin(o, values[carried[0]]).any() for o in others)

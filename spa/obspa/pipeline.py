@@ -18,6 +18,7 @@ from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.linear import linear
+from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
@@ -102,16 +103,14 @@ class Calibrated:
             learnt = compensate(self._calibration_analysis, plan, calibrated, self.batches, self.threads, self.progress)
         else:
             share = PRUNED_INPUT_SHARE_SYNTHETIC if self.synthetic else PRUNED_INPUT_SHARE
+            settings = FitSettings(damping=DAMPING, pruned_input_share=share, refit_producers=True, seed=self.seed)
             learnt = reconstruct(
                 self._calibration_analysis,
                 plan,
                 calibrated,
                 self.batches,
+                settings,
                 self.threads,
-                self.seed,
-                DAMPING,
-                share,
-                producers=True,
                 progress=self.progress,
             )
         if not own:

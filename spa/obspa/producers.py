@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spa.model.graph import Graph, Node
+from spa.model.traits import Trait, traits
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import at_least_single, cautious, damped
 from spa.running.runtime import run
@@ -24,10 +25,6 @@ VALUES = 20_000_000  # numbers in a matrix of either layer's inputs or outputs, 
 STEPS = 6
 GAIN = 0.02  # a step that takes away less of the loss is the last
 CURVATURE = 0.1  # damping of what the reader makes of the channels, a fraction of the mean
-ELEMENTWISE = frozenset(
-    "Abs Add BatchNormalization Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Mul Neg "
-    "Pow PRelu Relu Selu Sigmoid Softplus Softsign Sqrt Sub Swish Tanh ThresholdedRelu".split()
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def pair(graph: Graph, reader: Linear) -> Pair | None:
         return None
     region: dict[int, Node] = {}
     makers: dict[int, Linear] = {}
-    todo = [reader.source]
+    todo = [reader.source]  # not by networkx: the search stops at layers, and ends at the first node that is in the way
     while todo:
         node = graph.producer.get(todo.pop())
         if node is None:
@@ -80,7 +77,7 @@ def pair(graph: Graph, reader: Linear) -> Pair | None:
         lin = linear(graph, node)
         if lin is not None:
             makers[node.index] = lin
-        elif node.op not in ELEMENTWISE or node.domain or any(node.outputs[1:]):
+        elif Trait.SMOOTH not in traits(node.key) or any(node.outputs[1:]):
             return None
         elif node.index not in region:
             region[node.index] = node

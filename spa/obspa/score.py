@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from math import ceil
 
 import numpy as np
 
-from spa.algebra.axes import product
 from spa.coupling.analysis import Analysis, Group
 from spa.criteria.answers import Curve
-from spa.model.graph import Graph, Node
-from spa.obspa import dual, products, recurrent
-from spa.obspa.affine import before_transpose, tail
-from spa.obspa.curves import AnyReader, Reader, Seen, greedy
-from spa.obspa.linear import Linear, linear
-from spa.obspa.moments import Moments
+from spa.model.graph import Node
+from spa.obspa.curves import AnyReader, Seen, greedy
+from spa.obspa.readers import kind_of
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
 # Removing channels of a stream that many layers read harms more than the sum of its readers' own losses says: their
 # errors add up along the depth. Found by measuring the outputs of ResNet-20 and ResNet-56 (benchmarks/accuracy.py).
 SHARED = 4.0
-ROWS = 40_000  # rows that a least-squares fit sees at most, or ten per unknown where that is more
-
-
-def places(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
-    """Output places of each sample to learn from, drawn without replacement."""
-    total = lin.places(shape)
-    wanted = ceil((max(ROWS, 10 * inputs) if inputs <= dual.LARGEST else dual.ROWS) / max(samples, 1))
-    if wanted >= total:
-        return np.arange(total)
-    return np.sort(rng.choice(total, wanted, replace=False))
-
-
-def gatherer(inputs: int, samples: int, cross: bool = True) -> Moments | dual.Rows:
-    """What rows of a product are gathered in: their moments or, where these would be too large, some rows."""
-    return Moments(cross) if inputs <= dual.LARGEST else dual.Rows(ceil(samples / dual.ROWS))
 
 
 def curves(
@@ -49,7 +28,7 @@ def curves(
     damping: float = 1e-3,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Curve]:
-    """For each group the order in which channels go, and the relative output error of each prefix.
+    """Find for each group the order in which channels go, and the relative output error of each prefix.
 
     Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization),
     divided by the energy of the sum that it goes into, so that they compare across the network.
@@ -96,77 +75,9 @@ def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: f
 
 
 def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
-    """What a node reads, with the statistics of its inputs; nothing where it is no reader that is understood.
-
-    A matrix product with constant weights is one reader, a recurrent cell two (of its input and of its state), a
-    product of two activations one.
-    """
-    lin = linear(stream.graph, node)
-    if lin is not None:
-        stream.after(node)
-        return _linear(analysis, stream, lin, rng)
-    if recurrent.cell(stream.graph, node) is not None:
-        stream.after(node)
-        return recurrent.observe(analysis, stream, node, rng)
-    if products.pair(stream.graph, node) is not None:
-        stream.after(node)
-        return products.observe(analysis, stream, node)
-    return []
-
-
-def _linear(analysis: Analysis, stream: Stream, lin: Linear, rng: np.random.Generator) -> list[Seen]:
-    """A matrix product with constant weights as a reader."""
-    axes = analysis.axes.get(lin.source)
-    if axes is None:
+    """Return what a node reads, with the statistics of its inputs; nothing where it is no reader that is understood."""
+    kind = kind_of(stream.graph, node)
+    if kind is None:
         return []
-    graph = stream.graph
-    rows, unit = _observe(stream, lin, rng)
-    if isinstance(rows, Moments):
-        w = lin.matrix(graph) * unit[:, :, None]
-        of: Callable[[Array], AnyReader] = partial(Reader, rows.xx, w, rows=rows.count)
-    elif lin.blocks == 1:
-        of = partial(dual.RowReader, rows.centred()[0], dual.sketched(lin.matrix(graph, np.float32), unit[0], rng))
-    else:
-        return []
-    inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
-    return [Seen(of, inputs, lin.blocks, lin.kernel_places(graph))]
-
-
-def _observe(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Moments | dual.Rows, Array]:
-    """Rows of a reader, and what one unit of each output is worth (the root of it), (blocks, outputs)."""
-    graph, name = stream.graph, lin.node.outputs[0]
-    samples = sum(lin.samples(b[name].shape) for b in stream.live)
-    blocks, channels, size = lin.size(graph)
-    after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
-    # A loss is relative to the residual sum where the block adds to what it reads. Branches side by side, as in the
-    # first block of a stage, are each measured alone, whichever is computed first.
-    skip = after.addend if after.addend and _reaches(graph, before_transpose(graph, after.addend), lin.source) else ""
-    rows, addend = gatherer(size, samples, cross=False), Moments(cross=False)
-    for batch in stream.live:
-        x, y = batch[lin.source], batch[name]
-        chosen = places(rng, lin, y.shape, samples, size)
-        rows.add(lin.inputs(x, y.shape, graph, chosen), lin.outputs(y, chosen))
-        if skip in batch and (addition := after.aligned(batch[skip])).shape == y.shape:
-            s = lin.outputs(addition, chosen)
-            addend.add(s[:, :, :1], s)
-    energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
-    if addend.count:
-        energy += float(addend.tt.sum())
-    return rows, after.scale.reshape(blocks, channels) / np.sqrt(energy if energy > 0 else 1.0)
-
-
-def _reaches(graph: Graph, start: str, end: str) -> bool:
-    """Whether a tensor is computed from another one."""
-    maker = graph.producer.get(start)
-    first = -1 if maker is None else maker.index
-    todo, seen = [end], {end}
-    while todo:
-        name = todo.pop()
-        if name == start:
-            return True
-        made = graph.producer.get(name)
-        if made is not None and made.index > first:
-            new = {*made.inputs, *graph.captured.get(made.index, ())} - seen
-            seen |= new
-            todo += new
-    return False
+    stream.after(node)
+    return kind.observe(analysis, stream, node, rng)

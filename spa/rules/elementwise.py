@@ -1,18 +1,11 @@
 """Operators that treat every element alike: all unary and all broadcasting operators, and selection among them."""
 
 from spa.algebra.op import Op
+from spa.model.traits import Trait, operators
 from spa.rules import rule
 
-UNARY = """
-Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
-HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
-Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu com.microsoft::Gelu com.microsoft::QuickGelu
-""".split()
-
-BROADCASTING = """
-Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min
-Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasAdd com.microsoft::BiasGelu com.microsoft::FastGelu
-""".split()
+UNARY = operators(Trait.UNARY)
+BROADCASTING = operators(Trait.BROADCASTING)
 
 
 rule(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from spa.algebra.axes import UNIT
 from spa.algebra.notation import apply
 from spa.algebra.op import Op, Read
+from spa.model.traits import Trait, operators
 from spa.rules import rule
 
 # A zero adds nothing to these, so removing an index is the same as masking it; for the others it is not.
-SUMS = ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"]
-STATISTICS = ["ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"]
+SUMS = operators(Trait.SUM)
+STATISTICS = operators(Trait.STATISTIC)
 
 POOL = "X[n c *s] -> Y[n c *t]"
 

@@ -10,17 +10,12 @@ import onnx
 import onnx.inliner
 import onnx.numpy_helper
 
+from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
 __all__ = ["input_ranges", "ranges_for"]
 
-# Operators whose first operand's values come through unchanged (moved, copied, dropped or clipped at most).
-_CARRIERS = frozenset(
-    {"Cast", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max"}
-    | {"Min", "Mod", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
-    | {"Transpose", "Unsqueeze", "Where"}
-)
-# ... and those among them for which several operands do.
+# Carriers' operands whose values come through, where that is not the first one alone.
 _CARRIED_OPERANDS = {"Concat": slice(None), "Max": slice(None), "Min": slice(None), "Where": slice(1, None)}
 
 # com.microsoft's EmbedLayerNormalization: operand with the ids -> operand with the table.
@@ -156,7 +151,7 @@ class _Tracer:
                 constant = self.constants.get(node.input[other])
                 for name, added in self.reach.get(node.input[here], {}).items() if constant is not None else ():
                     sources[name] = added + sign * (constant or 0)
-        elif node.op_type in _CARRIERS:
+        elif Trait.CARRIER in traits(node.op_type):
             # Where wraps negative indices, `Where(i < 0, i + rows, i)`: the branch that adds less is the one
             # taken.
             worse = min if node.op_type == "Where" else max

@@ -70,7 +70,7 @@ class Stream:
         self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
         self._last: dict[str, int] = {}
         for node in self.graph.nodes:
-            for name in (*node.inputs, *self.graph.captured.get(node.index, ())):
+            for name in self.graph.reads(node):
                 self._last[name] = node.index
         self._last.update(dict.fromkeys(self.graph.outputs, len(self.graph.nodes)))
 
@@ -139,7 +139,7 @@ class Stream:
         return stored
 
     def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
-        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *self.graph.captured.get(n.index, ())) if x)
+        used = dict.fromkeys(x for n in nodes for x in self.graph.reads(n))
         return [n for n in used if n not in made and n not in self.graph.constants]
 
     def hold(self, name: str, node: Node) -> None:
@@ -152,7 +152,7 @@ class Stream:
         What else they read must be made of constants (a transposed matrix, say).
         """
         graph, found = self.graph, {n.index: n for n in nodes}
-        todo = list(nodes)
+        todo = list(nodes)  # not by networkx: the search stops at tensors, of which a node may make several
         while todo:
             for name in todo.pop().inputs:
                 maker = graph.producer.get(name) if name and name != source and name not in graph.constants else None
@@ -166,7 +166,7 @@ class Stream:
         self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Mapping[str, np.ndarray]
     ) -> ModelProto:
         graph = self.graph
-        used = dict.fromkeys(x for n in nodes for x in (*n.inputs, *graph.captured.get(n.index, ())) if x)
+        used = dict.fromkeys(x for n in nodes for x in graph.reads(n))
         weights = [graph.inlined(name) for name in used if name in graph.constants]
         infos = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(like[n].dtype), [None] * like[n].ndim)

@@ -16,8 +16,8 @@ from spa.algebra.op import Read
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
 from spa.model.graph import Node
+from spa.model.traits import FLOATS
 
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 _NARROW = {TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16}  # which Where lacks before onnxruntime 1.31
 
 
@@ -82,7 +82,7 @@ def _mask_nodes(
     stem = f"spa_mask_{node.index}_{number}"
     out = f"{stem}_out"
     target.input[read.operand] = out
-    if dtype in _FLOATS:
+    if dtype in FLOATS:
         values = mask.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
         model.graph.initializer.append(numpy_helper.from_array(values, stem))
         return [helper.make_node("Mul", [name, stem], [out])]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes
 from spa.coupling.analysis import Analysis, Group
@@ -29,6 +29,7 @@ from spa.coupling.plan import Plan, make_plan
 from spa.errors import ModelError, PlanError
 from spa.model.graph import Graph, Node
 from spa.model.shapes import Walk
+from spa.model.traits import FLOATS
 from spa.progress import Progress, silent
 from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice
@@ -85,21 +86,17 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
             parts.append([])
             at = len(parts) - 1
         else:
-            at = max((home.get(name, 0) for name in _read_by(analysis.graph, node)), default=0)
+            at = max((home.get(name, 0) for name in analysis.graph.reads(node)), default=0)
         parts[at].append(node)
         home.update(dict.fromkeys(node.outputs, at))
     return [part for part in parts if part]
-
-
-def _read_by(graph: Graph, node: Node) -> list[str]:
-    return [name for name in (*node.inputs, *graph.captured.get(node.index, ())) if name]
 
 
 def _constants(graph: Graph) -> set[str]:
     """The tensors that are computed from constants alone; onnxruntime computes them once."""
     known = set(graph.constants)
     for node in graph.nodes:
-        if node.inputs and known.issuperset(_read_by(graph, node)):
+        if node.inputs and known.issuperset(graph.reads(node)):
             known.update(node.outputs)
     return known
 
@@ -134,8 +131,8 @@ class _Network:
         own = {p.index: p for n in nodes for o in n.outputs if (p := graph.producer.get(o))}
         todo, inputs, weights = list(own.values()), dict[str, None](), dict[str, None]()
         made = {o for n in own.values() for o in n.outputs}
-        while todo:
-            for name in _read_by(graph, todo.pop()):
+        while todo:  # not by networkx: the search stops at tensors that are stored
+            for name in graph.reads(todo.pop()):
                 if name in graph.constants or name in self.walk.computed:
                     weights[name] = None
                 elif name in self.constant and name not in made:
@@ -201,7 +198,7 @@ class _Cut:
         feeds = {}
         for name in self.inputs:
             dtype, shape = helper.tensor_dtype_to_np_dtype(walk.dtype[name]), walk.shape[name]
-            floats = walk.dtype[name] in _FLOATS
+            floats = walk.dtype[name] in FLOATS
             feeds[name] = (rng.standard_normal(shape) if floats else np.ones(shape)).astype(dtype)
         return feeds
 
@@ -218,9 +215,6 @@ class _Cut:
                 return None
             cache.put(key, ms)
         return ms
-
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
 # -- the model ------------------------------------------------------------------------------------------------------

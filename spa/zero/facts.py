@@ -11,12 +11,12 @@ from onnx import NodeProto, helper
 from spa.coupling.analysis import Analysis
 from spa.errors import ModelError
 from spa.model.graph import Graph, Node
+from spa.model.traits import Trait, traits
 from spa.running.runtime import load_session, run
 from spa.zero.known import Known, constant, shrunk, uniform
 
 Array = np.ndarray
 Law = Callable[["Site"], "Sequence[Known | None] | None"]
-_RANDOM = ("Bernoulli", "Multinomial", "Random")
 
 
 class Facts:
@@ -65,7 +65,7 @@ class Facts:
             value = self.static(name)
             return None if value is None else constant(np.asarray(value))
         node = self.graph.producer.get(name)
-        if node is None or not self.analysis.is_constant(name) or node.op.startswith(_RANDOM):
+        if node is None or not self.analysis.is_constant(name) or Trait.RANDOM in traits(node.key):
             return None
         operands = [self.value(n) if n else None for n in node.inputs]
         if any(n and o is None for n, o in zip(node.inputs, operands, strict=True)):

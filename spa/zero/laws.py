@@ -12,21 +12,17 @@ from functools import partial, reduce
 import numpy as np
 
 from spa.model.graph import tensor_array
-from spa.rules.elementwise import BROADCASTING, UNARY
+from spa.model.traits import Trait, operators
 from spa.rules.recurrent import GATES
-from spa.rules.reductions import SUMS
 from spa.zero.facts import Site
 from spa.zero.known import Known, constant, flat, uniform
 
 Array = np.ndarray
 Found = Sequence[Known | None] | None
 LAWS: dict[str, Callable[[Site], Found]] = {}
-_POOLED = "MaxPool GlobalAveragePool GlobalMaxPool AveragePool".split()
-_SELECTING = "Slice Tile Pad DepthToSpace SpaceToDepth".split()
-_VIEWS = "Reshape Flatten Squeeze Unsqueeze".split()
-# Of a reduction that its law below describes: a statistic of equal values is that value.
-_STATISTICS = "ReduceMax ReduceMean ReduceMin".split()
-_ODD = {"Tanh", "Relu", "LeakyRelu", "Softsign", "ScaledTanh", "Elu", "ThresholdedRelu"}  # f(0) = 0
+_SUMS = operators(Trait.SUM)
+# Activations of recurrent cells are named like operators, but for this one.
+_ZERO_AT_ZERO = {*operators(Trait.ZERO_AT_ZERO), "ScaledTanh"}
 
 
 def law(*keys: str) -> Callable[[Callable[[Site], Found]], Callable[[Site], Found]]:
@@ -43,7 +39,7 @@ def law(*keys: str) -> Callable[[Callable[[Site], Found]], Callable[[Site], Foun
 # -- element by element -----------------------------------------------------------------------------------------------
 
 
-@law(*UNARY, *BROADCASTING)
+@law(*operators(Trait.UNARY), *operators(Trait.BROADCASTING))
 def elementwise(at: Site) -> Found:
     """A function of known operands is known."""
     given = [i for i in range(len(at.node.inputs)) if at.has(i)]
@@ -221,7 +217,7 @@ def _convolved(at: Site, x: Known) -> Known:
     return Known(_channels(total.reshape(-1), rank), _channels(unknown.reshape(-1) == 0, rank))
 
 
-@law("Conv", "ConvTranspose", "Gemm")
+@law(*operators(Trait.BIASED))
 def weighted(at: Site) -> Found:
     """A sum of products and a bias."""
     found = product(at, usable(at, 0), usable(at, 1))
@@ -316,13 +312,13 @@ def _passes_zero(at: Site) -> bool:
     if given is None:
         return True
     count = {"LSTM": 3, "GRU": 2, "RNN": 1}[at.node.op]
-    return all(name in _ODD for i, name in enumerate(given) if count == 1 or i % count)
+    return all(name in _ZERO_AT_ZERO for i, name in enumerate(given) if count == 1 or i % count)
 
 
 # -- moved elements ---------------------------------------------------------------------------------------------------
 
 
-@law(*_VIEWS)
+@law(*operators(Trait.VIEW))
 def viewed(at: Site) -> Found:
     """The same elements in row-major order."""
     known = at.full(0, at.known(0))
@@ -374,7 +370,7 @@ def split(at: Site) -> Found:
     return [Known(v, m) for v, m in zip(np.split(value, ends, axis), np.split(mask, ends, axis), strict=True)]
 
 
-@law(*_SELECTING)
+@law("Slice", "Tile", "Pad", "DepthToSpace", "SpaceToDepth")
 def moved(at: Site) -> Found:
     """Elements that the operator copies to other places, or that it pads with a constant."""
     known = at.known(0)
@@ -425,7 +421,7 @@ def picked(at: Site) -> Found:
 # -- places and statistics --------------------------------------------------------------------------------------------
 
 
-@law(*_POOLED)
+@law(*operators(Trait.POOLING, Trait.MEAN))
 def pooled(at: Site) -> Found:
     """What is the same at all places stays what it is; padding counts in a mean only where it is asked for."""
     same = uniform(at.known(0), range(2, at.known(0).value.ndim))
@@ -441,7 +437,7 @@ def resized(at: Site) -> Found:
     return [uniform(at.known(0), range(2, at.known(0).value.ndim))]
 
 
-@law(*_STATISTICS, *SUMS)
+@law(*operators(Trait.STATISTIC, Trait.MEAN), *_SUMS)
 def reduced(at: Site) -> Found:
     """A statistic of equal values is that value; a sum of zeros is zero."""
     known = at.known(0)
@@ -455,7 +451,7 @@ def reduced(at: Site) -> Found:
         given = range(rank)
     gone = {int(a) % rank for a in np.ravel(given)}
     same = uniform(known, gone)
-    if at.node.op in SUMS:
+    if at.node.op in _SUMS:
         same = same.only(same.value == 0)
     if at.attr("keepdims", 1):
         return [same]

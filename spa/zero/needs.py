@@ -10,6 +10,7 @@ from spa.algebra.axes import Axes, Dim, Expr, leaves
 from spa.algebra.op import Read
 from spa.coupling.analysis import Law
 from spa.coupling.places import channel_of
+from spa.model.traits import Trait, traits
 from spa.zero.facts import Facts, Site
 from spa.zero.known import flat
 from spa.zero.laws import usable
@@ -17,7 +18,6 @@ from spa.zero.laws import usable
 Array = np.ndarray
 Masks = dict[Dim, Array]  # True where a channel is needed; frozen dimensions always are, and have no entry
 Operand = tuple[int, int]  # operand, axis
-_DROPPING = "Slice Split Gather".split()  # what they leave out, nobody reads
 _UNREAD = {("CastLike", 1)}  # only its type matters
 
 
@@ -70,7 +70,7 @@ class Needs:
             return np.ones(dim.size, bool)
         if dim in masks:
             return masks[dim]
-        if law.node.key in _DROPPING:
+        if Trait.SELECTION in traits(law.node.key):  # nobody reads what it leaves out
             return np.zeros(dim.size, bool)
         for summed in needs.values():  # on the other side of a sum
             if dim in summed:

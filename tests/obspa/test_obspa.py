@@ -18,6 +18,7 @@ from spa.obspa.curves import Reader, greedy
 from spa.obspa.linear import linear
 from spa.obspa.moments import Moments, damped, least_squares
 from spa.obspa.pipeline import Calibrated
+from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.running.runtime import load_session, run
@@ -273,7 +274,7 @@ def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool
         kept = {group(analysis, "stem"): np.array([0, 1, 3, 4]), name: np.array([1, 2, 5, 7, 8, 10])}
         plan = make_plan(analysis, kept)
         pruned = apply(analysis, plan)
-        reconstruct(analysis, plan, pruned, [{"x": x}], producers=True)
+        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(refit_producers=True))
         results.append(outputs(pruned, x))
     np.testing.assert_allclose(*(c.loss for c in curves), rtol=1e-4)
     np.testing.assert_allclose(*results, atol=1e-4)
@@ -295,7 +296,7 @@ def test_channels_that_others_can_replace_are_reconstructed_without_loss(norm: b
     pruned = apply(analysis, plan)
     want = outputs(model, x)
     assert np.abs(outputs(pruned, x) - want).max() > 1e-2
-    reconstruct(analysis, plan, pruned, [{"x": x[:24]}, {"x": x[24:]}], damping=1e-8)
+    reconstruct(analysis, plan, pruned, [{"x": x[:24]}, {"x": x[24:]}], FitSettings(damping=1e-8))
     np.testing.assert_allclose(outputs(pruned, x), want, atol=2e-4)  # a solve with damping 1e-8 in float32 weights
 
 
@@ -398,5 +399,5 @@ def test_weights_behind_a_transpose_are_reconstructed_too() -> None:
     pruned = apply(analysis, plan)
     want = outputs(model, x)
     assert np.abs(outputs(pruned, x) - want).max() > 1e-2
-    reconstruct(analysis, plan, pruned, [{"x": x[:300]}, {"x": x[300:]}], damping=1e-8)
+    reconstruct(analysis, plan, pruned, [{"x": x[:300]}, {"x": x[300:]}], FitSettings(damping=1e-8))
     np.testing.assert_allclose(outputs(pruned, x), want, atol=1e-3)  # float32 weights, outputs of size 30

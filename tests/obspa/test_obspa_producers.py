@@ -13,6 +13,7 @@ from spa.model.graph import Graph
 from spa.obspa import producers
 from spa.obspa.linear import linear
 from spa.obspa.producers import pair
+from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.surgery.apply import apply
 from tests.obspa.test_obspa import group, network, outputs, residual_net
@@ -26,7 +27,9 @@ def refitted(model: ModelProto, name: str, kept: Array, x: Array, before: bool, 
     plan = make_plan(analysis, {group(analysis, name): kept})
     pruned = apply(analysis, plan)
     halves = [{"x": part} for part in np.array_split(x, 2)]
-    reconstruct(analysis, plan, pruned, halves, damping=1e-6, trust=trust, producers=before)
+    reconstruct(
+        analysis, plan, pruned, halves, FitSettings(damping=1e-6, pruned_input_share=trust, refit_producers=before)
+    )
     onnx.checker.check_model(pruned)
     return pruned
 
@@ -189,7 +192,7 @@ def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:
     for before in (False, True):
         pruned = apply(analysis, plan)
         x = np.random.default_rng(6).standard_normal((6, 300)).astype(np.float32)
-        reconstruct(analysis, plan, pruned, [{"x": x}], producers=before)
+        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(refit_producers=before))
         results.append(outputs(pruned, x))
     np.testing.assert_array_equal(*results)
 

@@ -10,8 +10,8 @@ from onnx import ModelProto, helper, numpy_helper
 from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
-from spa.obspa import products
 from spa.obspa.curves import Reader
+from spa.obspa.readers import products
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
 from spa.running.stream import Stream
@@ -102,7 +102,9 @@ def test_a_products_second_moments_are_those_of_its_terms() -> None:
     node = analysis.graph.producer["logits"]
     stream = Stream(model, None, [{"x": rng.standard_normal((3, 5, 6)).astype(np.float32)} for _ in range(2)])
     stream.after(stream.graph.nodes[node.index])
-    (seen,) = products.observe(analysis, stream, stream.graph.nodes[node.index])
+    (seen,) = products.ActivationProduct().observe(
+        analysis, stream, stream.graph.nodes[node.index], np.random.default_rng(0)
+    )
     reader = seen.of(np.arange(7)[:, None])
     assert isinstance(reader, Reader)
     q, k = (np.concatenate([b[n] for b in stream.live]).astype(np.float64) for n in ("qs", "kt"))

@@ -15,6 +15,7 @@ from spa.obspa import dual
 from spa.obspa.curves import Reader, greedy
 from spa.obspa.linear import linear, uses
 from spa.obspa.moments import Moments, least_squares
+from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
 from spa.surgery.apply import apply
@@ -33,7 +34,7 @@ def rebuilt(
     pruned = apply(analysis, plan)
     before = outputs(pruned, x)
     halves = [{"x": part} for part in np.array_split(x, 2, axis=batch_axis)]
-    reconstruct(analysis, plan, pruned, halves, damping=damping)
+    reconstruct(analysis, plan, pruned, halves, FitSettings(damping=damping))
     onnx.checker.check_model(pruned)
     return pruned, outputs(model, x), before, outputs(pruned, x)
 

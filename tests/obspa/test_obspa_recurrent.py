@@ -11,7 +11,7 @@ from onnx import ModelProto, helper
 from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
-from spa.obspa.recurrent import cell
+from spa.obspa.readers.recurrent import cell
 from spa.obspa.refit import reconstruct
 from spa.running.stream import Stream
 from spa.surgery.apply import apply

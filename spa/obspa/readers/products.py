@@ -15,6 +15,7 @@ from spa.obspa.curves import Reader, Seen
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import at_least_single, damped
 from spa.obspa.origin import Origin, origin
+from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.running.stream import Stream, sliced
 
 Array = np.ndarray
@@ -28,82 +29,92 @@ TOLERANCE = 1e-8  # of their residual
 
 
 def pair(graph: Graph, node: Node) -> tuple[str, str] | None:
-    """The two activations that a MatMul multiplies, or None where the node is something else."""
+    """Return the two activations that a MatMul multiplies, or None where the node is something else."""
     if node.op != "MatMul" or node.domain or any(n in graph.constants for n in node.inputs):
         return None
     return node.inputs[0], node.inputs[1]
 
 
-def observe(analysis: Analysis, stream: Stream, node: Node) -> list[Seen]:
-    """The product as a reader of the axis that it sums over.
+class ActivationProduct(ReaderKind):
+    """A MatMul of two activations, as of the queries and the keys of an attention."""
 
-    Index j adds q_j k_jᵀ to the product. With a weight of one for each index, the second moments of these terms are the
-    elementwise product of QᵀQ and KᵀK, summed over samples and heads. The loss is relative to the product's energy,
-    and counts for less where a softmax follows.
-    """
-    axes = analysis.axes.get(node.inputs[0])
-    if axes is None or len(axes) < 2 or len(analysis.axes.get(node.inputs[1], ())) < 2:
-        return []
-    h = np.zeros((axes[-1].size, axes[-1].size))
-    softened = _into_softmax(analysis, node)
-    for q, k in _operands(stream, node, softened):
-        both = (q.swapaxes(-1, -2) @ q) * (k @ k.swapaxes(-1, -2))
-        h += both.sum(axis=tuple(range(both.ndim - 2)), dtype=np.float64)
-    energy = float(h.sum())
-    worth = (SOFTENED if softened else 1.0) / (energy if energy > 0 else 1.0)
-    w = np.full((1, 1, len(h)), np.sqrt(worth))
-    return [Seen(partial(Reader, h[None], w), analysis.space.resolve(axes[-1]))]
+    def matches(self, graph: Graph, node: Node) -> bool:
+        """Return whether a node multiplies two activations."""
+        return pair(graph, node) is not None
+
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+        """Observe the product as a reader of the axis that it sums over.
+
+        Index j adds q_j k_jᵀ to the product. With a weight of one for each index, the second moments of these terms are
+        the elementwise product of QᵀQ and KᵀK, summed over samples and heads. The loss is relative to the product's
+        energy, and counts for less where a softmax follows.
+        """
+        axes = analysis.axes.get(node.inputs[0])
+        if axes is None or len(axes) < 2 or len(analysis.axes.get(node.inputs[1], ())) < 2:
+            return []
+        h = np.zeros((axes[-1].size, axes[-1].size))
+        softened = _into_softmax(analysis, node)
+        for q, k in _operands(stream, node, softened):
+            both = (q.swapaxes(-1, -2) @ q) * (k @ k.swapaxes(-1, -2))
+            h += both.sum(axis=tuple(range(both.ndim - 2)), dtype=np.float64)
+        energy = float(h.sum())
+        worth = (SOFTENED if softened else 1.0) / (energy if energy > 0 else 1.0)
+        w = np.full((1, 1, len(h)), np.sqrt(worth))
+        return [Seen(partial(Reader, h[None], w), analysis.space.resolve(axes[-1]))]
+
+    def may_refit(self, at: Reconstruction, node: Node, twin: Node) -> bool:
+        """Return whether pruning has removed indices that the product sums over."""
+        axes = at.analysis.axes.get(node.inputs[0])
+        return axes is not None and at.kept.touches(axes[-1:])
+
+    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
+        """Mix the remaining dimensions of a pruned product's query so that the product is nearest to the dense one.
+
+        For each head the matrix A minimises Σ|Q Kᵀ − Q' A K'ᵀ|² over the samples; it goes into the weights that make
+        the query. Nothing is done where the query is not the plain output of a product with weights of its own. The
+        damping pulls towards A = 1, as a fraction of the fit's mean diagonal.
+        """
+        analysis, small = at.analysis, at.small
+        axes = analysis.axes[node.inputs[0]]
+        source = origin(analysis, node.inputs[0])
+        lin = None if source is None else linear(small.graph, small.graph.producer[source.lin.node.outputs[0]])
+        if source is None or lin is None or not _owns(small.graph, lin, source.bias):
+            return
+        channels = _pruned_channels(analysis, at.kept, source, axes)
+        if channels.shape[-2] != 1 or np.unique(channels).size != channels.size:
+            return
+        heads = [i for i, n in enumerate(channels.shape[:-2]) if n > 1]
+        centre = _into_softmax(analysis, node)
+        elements = sum(prod(b[twin.inputs[0]].shape[:-2]) for b in small.live) * channels.shape[-1] ** 2
+        step = ceil(elements / ELEMENTS)
+        seen = _moments(_operands(at.dense, node, centre), _operands(small, twin, centre), heads, step)
+        if seen is None:
+            return
+        mix = mixing(*seen, at.settings.damping).reshape(*channels.shape[:-2], channels.shape[-1], -1)
+        _mix_query(small, lin, source.bias, channels[..., 0, :], mix)
+        for batch in small.live:  # the query has been computed already
+            q = batch[twin.inputs[0]]
+            batch[twin.inputs[0]] = (q @ mix).astype(q.dtype)
 
 
-def is_cut(analysis: Analysis, kept: Kept, node: Node) -> bool:
-    """Whether pruning has removed indices that a product of two activations sums over."""
-    axes = analysis.axes.get(node.inputs[0])
-    return axes is not None and kept.touches(axes[-1:])
-
-
-def refit(analysis: Analysis, kept: Kept, dense: Stream, small: Stream, node: Node, twin: Node, damping: float) -> None:
-    """Mix the remaining dimensions of a pruned product's query so that the product is nearest to the dense one.
-
-    For each head the matrix A minimises Σ|Q Kᵀ − Q' A K'ᵀ|² over the samples; it goes into the weights that make the
-    query. Nothing is done where the query is not the plain output of a product with weights of its own.
+def _mix_query(small: Stream, lin: Linear, bias: str | None, rows: Array, mix: Array) -> None:
+    """Multiply the weights and the bias that make a query by the matrix of each head.
 
     Args:
-        analysis: the dense network.
-        kept: what was pruned.
-        dense: its stream, with the node's inputs held.
-        small: the pruned network's stream, likewise.
-        node: the dense network's product.
-        twin: the pruned network's product.
-        damping: λ, a fraction of the fit's mean diagonal; pulls towards A = 1.
+        small: the pruned network.
+        lin: the layer that makes the query.
+        bias: the name of the constant that is added to it, or None.
+        rows: the channels of each head, (..., d), as numpy.matmul counts heads.
+        mix: A, (..., d, d).
     """
-    axes = analysis.axes[node.inputs[0]]
-    source = origin(analysis, node.inputs[0])
-    lin = None if source is None else linear(small.graph, small.graph.producer[source.lin.node.outputs[0]])
-    if source is None or lin is None or not _owns(small.graph, lin, source.bias):
-        return
-    channels = _pruned_channels(analysis, kept, source, axes)
-    if channels.shape[-2] != 1 or np.unique(channels).size != channels.size:
-        return
-    heads = [i for i, n in enumerate(channels.shape[:-2]) if n > 1]
-    centre = _into_softmax(analysis, node)
-    elements = sum(prod(b[twin.inputs[0]].shape[:-2]) for b in small.live) * channels.shape[-1] ** 2
-    step = ceil(elements / ELEMENTS)
-    seen = _moments(_operands(dense, node, centre), _operands(small, twin, centre), heads, step)
-    if seen is None:
-        return
-    mix = mixing(*seen, damping).reshape(*channels.shape[:-2], channels.shape[-1], -1)
     matrix = lin.matrix(small.graph).reshape(-1, lin.size(small.graph)[2]).copy()
-    rows = channels[..., 0, :]  # of each head, as numpy.matmul counts heads
     matrix[rows] = mix.swapaxes(-1, -2) @ matrix[rows]
     small.replace(lin.weight, lin.weights_from(matrix.reshape(lin.size(small.graph)), small.graph))
-    if source.bias is not None:
-        bias = small.graph.array(source.bias).copy()
-        flat = bias.reshape(-1)
+    if bias is not None:
+        value = small.graph.array(bias).copy()
+        flat = value.reshape(-1)
         flat[rows] = (flat[rows][..., None, :].astype(np.float64) @ mix)[..., 0, :]
-        small.replace(source.bias, bias)
-    for batch in small.live:  # the query has been computed already
-        q = batch[twin.inputs[0]]
-        batch[twin.inputs[0]] = (q @ mix).astype(q.dtype)
+        small.replace(bias, value)
 
 
 def _owns(graph: Graph, lin: Linear, bias: str | None) -> bool:

@@ -9,11 +9,12 @@ from math import ceil, prod
 
 import numpy as np
 
-from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
-from spa.model.graph import FLOATS, Graph, Node
+from spa.model.graph import Graph, Node
+from spa.model.traits import FLOATS
 from spa.obspa.curves import Reader, Seen
 from spa.obspa.moments import Moments, cautious, least_squares
+from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.rules.recurrent import GATES
 from spa.running.stream import Bias, Stream
 
@@ -66,7 +67,7 @@ class Cell:
 
 
 def cell(graph: Graph, node: Node) -> Cell | None:
-    """The node as a recurrent cell, or None where it is none or its weights are not constants of its own."""
+    """Return the node as a recurrent cell, or None where it is none or its weights are not constants of its own."""
     if node.domain or node.op not in GATES:
         return None
     for name in node.inputs[W : R + 1]:
@@ -78,76 +79,64 @@ def cell(graph: Graph, node: Node) -> Cell | None:
     return Cell(node, reverse, bool(node.attributes.get("layout", 0)))
 
 
-def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
-    """The cell as a reader of its input and as a reader of its last state, both in units of its gates' sums."""
-    found = cell(stream.graph, node)
-    law = analysis.laws[node.index]
-    x_axes, r_axes = law.inputs[0], law.inputs[R]
-    if found is None or x_axes is None or r_axes is None:
-        return []
-    x, h = Moments(cross=False), Moments(cross=False)
-    for inputs, states, _ in _rows(stream, found, rng):
-        x.add(inputs, inputs)
-        h.add(states, states)
-    w, r = (stream.graph.array(node.inputs[i]).astype(np.float64) for i in (W, R))
-    w = w.reshape(1, -1, w.shape[2])
-    energy = sum(float(np.einsum("goi,gij,goj->", m, s.xx, m, optimize=True)) for m, s in ((w, x), (r, h)))
-    unit = 1 / np.sqrt(energy if energy > 0 else 1.0)
-    resolve = analysis.space.resolve
-    return [
-        Seen(partial(Reader, x.xx, w * unit, rows=x.count), resolve(x_axes[2])),
-        Seen(partial(Reader, h.xx, r * unit, rows=h.count), resolve(r_axes[2])),
-    ]
+class RecurrentCell(ReaderKind):
+    """A recurrent cell: it reads its input through W, and its own last state through R."""
 
+    def matches(self, graph: Graph, node: Node) -> bool:
+        """Return whether a node is a cell with constant weights of its own."""
+        return cell(graph, node) is not None
 
-def refit(
-    analysis: Analysis,
-    kept: Kept,
-    dense: Stream,
-    small: Stream,
-    node: Node,
-    twin: Node,
-    rng: np.random.Generator,
-    damping: float,
-) -> None:
-    """Refit W and R of a pruned cell to the sums of the dense one's gates; what they miss on average goes into B.
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+        """Observe the cell as a reader of its input and of its last state, both in units of its gates' sums."""
+        found = cell(stream.graph, node)
+        law = analysis.laws[node.index]
+        x_axes, r_axes = law.inputs[0], law.inputs[R]
+        if found is None or x_axes is None or r_axes is None:
+            return []
+        x, h = Moments(cross=False), Moments(cross=False)
+        for inputs, states, _ in _rows(stream, found, rng):
+            x.add(inputs, inputs)
+            h.add(states, states)
+        w, r = (stream.graph.array(node.inputs[i]).astype(np.float64) for i in (W, R))
+        w = w.reshape(1, -1, w.shape[2])
+        energy = sum(float(np.einsum("goi,gij,goj->", m, s.xx, m, optimize=True)) for m, s in ((w, x), (r, h)))
+        unit = 1 / np.sqrt(energy if energy > 0 else 1.0)
+        resolve = analysis.space.resolve
+        return [
+            Seen(partial(Reader, x.xx, w * unit, rows=x.count), resolve(x_axes[2])),
+            Seen(partial(Reader, h.xx, r * unit, rows=h.count), resolve(r_axes[2])),
+        ]
 
-    Both networks stand at the cell. W learns from the pruned network's input. R learns from the dense network's states,
-    as far as they are kept: the pruned ones depend on the fit.
+    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
+        """Refit W and R of a pruned cell to the sums of the dense one's gates; what they miss on average goes into B.
 
-    Args:
-        analysis: the dense network.
-        kept: what was pruned.
-        dense: its stream, with the node's inputs held.
-        small: the pruned network's stream, likewise.
-        node: the dense network's cell.
-        twin: the pruned network's cell.
-        rng: for the choice of steps.
-        damping: λ, a fraction of the mean variance of the inputs.
-    """
-    big, little = cell(dense.graph, node), cell(small.graph, twin)
-    law = analysis.laws[node.index]
-    w_axes, r_axes = law.inputs[W], law.inputs[R]
-    if big is None or little is None or w_axes is None or r_axes is None:
-        return
-    gates, units = kept.mask(w_axes[1]), kept.mask(r_axes[2])
-    old_w, old_r = (dense.graph.array(node.inputs[i])[:, gates] for i in (W, R))
-    w, r = (small.graph.array(twin.inputs[i]).astype(np.float64) for i in (W, R))
-    inputs, states = Moments(), Moments()
-    for batch, (x, h, chosen) in zip(small.live, _rows(dense, big, rng), strict=True):
-        inputs.add(little.inputs(batch[twin.inputs[0]])[:, chosen], x @ old_w.reshape(-1, old_w.shape[2]).T)
-        states.add(h[..., units], h @ old_r.swapaxes(1, 2))
-    bias = _bias(small, twin, w.shape[:2])
-    constants = []
-    for operand, old, seen in ((W, w, inputs), (R, r, states)):
-        used = seen if bias is not None else seen.without_mean()
-        matrix = old.reshape(seen.mean_x.shape[0], -1, old.shape[2])
-        fitted = least_squares(used, matrix, cautious(damping, old.shape[2], seen.count))
-        constants.append((seen.mean_t - np.einsum("goi,gi->go", fitted, seen.mean_x)).reshape(old.shape[:2]))
-        small.replace(twin.inputs[operand], fitted.reshape(old.shape).astype(old_w.dtype))
-    if bias is not None:
-        value = small.graph.array(bias)
-        small.replace(bias, (value + np.concatenate(constants, axis=1)).astype(value.dtype))
+        W learns from the pruned network's input. R learns from the dense network's states, as far as they are kept: the
+        pruned ones depend on the fit.
+        """
+        dense, small = at.dense, at.small
+        big, little = cell(dense.graph, node), cell(small.graph, twin)
+        law = at.analysis.laws[node.index]
+        w_axes, r_axes = law.inputs[W], law.inputs[R]
+        if big is None or little is None or w_axes is None or r_axes is None:
+            return
+        gates, units = at.kept.mask(w_axes[1]), at.kept.mask(r_axes[2])
+        old_w, old_r = (dense.graph.array(node.inputs[i])[:, gates] for i in (W, R))
+        w, r = (small.graph.array(twin.inputs[i]).astype(np.float64) for i in (W, R))
+        inputs, states = Moments(), Moments()
+        for batch, (x, h, chosen) in zip(small.live, _rows(dense, big, at.rng), strict=True):
+            inputs.add(little.inputs(batch[twin.inputs[0]])[:, chosen], x @ old_w.reshape(-1, old_w.shape[2]).T)
+            states.add(h[..., units], h @ old_r.swapaxes(1, 2))
+        bias = _bias(small, twin, w.shape[:2])
+        constants = []
+        for operand, old, seen in ((W, w, inputs), (R, r, states)):
+            used = seen if bias is not None else seen.without_mean()
+            matrix = old.reshape(seen.mean_x.shape[0], -1, old.shape[2])
+            fitted = least_squares(used, matrix, cautious(at.settings.damping, old.shape[2], seen.count))
+            constants.append((seen.mean_t - np.einsum("goi,gi->go", fitted, seen.mean_x)).reshape(old.shape[:2]))
+            small.replace(twin.inputs[operand], fitted.reshape(old.shape).astype(old_w.dtype))
+        if bias is not None:
+            value = small.graph.array(bias)
+            small.replace(bias, (value + np.concatenate(constants, axis=1)).astype(value.dtype))
 
 
 def _rows(stream: Stream, found: Cell, rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
