@@ -47,7 +47,6 @@ TOP = len(LEVELS)
 
 # Names that a lower room takes from a higher one for the type checker alone, and why.
 UPWARD_TYPES = {
-    ("coupling", "spa.widths.latency.LatencyModel"): "a latency may be counted among the costs",
     ("exporters", "spa.api.Result"): "an exporter is handed what pruning gives",
 }
 # What exporters take from importers: a rebuilt model is converted again, to be compared with what it came from.
@@ -57,21 +56,6 @@ MEASURED = ("spa", "importers", "exporters", "models", "benchmarks", "examples")
 LONGEST, MOST_PARAMETERS, MOST_TOP_MODULES = 60, 8, 12
 # The public function, whose options are the request's.
 EXEMPT = {("spa/api.py", "prune", "parameters")}
-# To be emptied: what is against the rules today, and the part of issue 12 that clears it.
-KNOWN_ARROWS = {("spa.criteria.gates", "spa.obspa.linear.FLOATS"): "traits"}
-KNOWN = {
-    ("spa/api.py", "prune", "lines"): "request",
-    ("spa/cli.py", "prune", "lines"): "request",
-    ("spa/cli.py", "prune", "parameters"): "request",
-    ("spa/cli.py", "verify", "parameters"): "request",
-    ("spa/criteria/__init__.py", "score", "parameters"): "criteria",
-    ("spa/obspa/refit.py", "reconstruct", "parameters"): "reader kinds",
-    ("spa/running/bench.py", "bench", "lines"): "running",
-    ("spa/running/bench.py", "bench", "parameters"): "running",
-    ("spa/running/verify.py", "verify", "lines"): "running",
-    ("spa/running/verify.py", "verify", "parameters"): "running",
-    ("spa/widths/latency.py", "choose", "lines"): "widths",
-}
 
 
 # -- reading the sources ---------------------------------------------------------------------------------------------
@@ -134,7 +118,9 @@ def statements(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
 
 def docstrings(tree: ast.Module) -> set[ast.AST]:
     """The strings that stand alone: docstrings, of attributes, too."""
-    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    lines = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    groups = {n.value for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "group"}  # of entry points
+    return lines | groups
 
 
 def imported(node: ast.AST, package: str) -> list[str]:
@@ -257,9 +243,7 @@ def modules() -> dict[str, Module]:
 
 @pytest.fixture(scope="module")
 def drawn(modules: Modules) -> list[Arrow]:
-    every = arrows(modules)
-    assert KNOWN_ARROWS.keys() <= {(a.source, a.full) for a in every}, "cleared: take it out of KNOWN_ARROWS"
-    return [a for a in every if (a.source, a.full) not in KNOWN_ARROWS]
+    return arrows(modules)
 
 
 def test_no_modules_import_each_other_in_a_circle(drawn: list[Arrow]) -> None:
@@ -315,8 +299,7 @@ def test_functions_are_small() -> None:
     sizes: dict[tuple[str, str, str], int] = {}
     for file in files:
         sizes |= oversized(file.relative_to(ROOT).as_posix(), ast.parse(file.read_text("utf-8")))
-    assert {k: n for k, n in sizes.items() if k not in EXEMPT | KNOWN.keys()} == {}
-    assert [k for k in KNOWN if k not in sizes] == [], "cleared: take it out of KNOWN"
+    assert {k: n for k, n in sizes.items() if k not in EXEMPT} == {}
 
 
 # -- the rules bite --------------------------------------------------------------------------------------------------

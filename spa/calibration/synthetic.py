@@ -102,8 +102,7 @@ def synthesise(
     recipe = resized(recipe, min(most, samples))
     count = -(-samples // recipe.batch)
     remainder = samples - (count - 1) * recipe.batch
-    last = resized(recipe, remainder) if remainder < recipe.batch else recipe
-    recipes = [recipe] * (count - 1) + [last]
+    recipes = [recipe] * (count - 1) + [resized(recipe, remainder) if remainder < recipe.batch else recipe]
     return [_batch(each, (seed, index), mean, std) for index, each in enumerate(recipes)]
 
 

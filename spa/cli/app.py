@@ -15,11 +15,12 @@ from spa._version import __version__
 from spa.cli.bars import progress_bars
 from spa.cli.options import (
     Outputs,
+    RandomInputs,
     RequestCommand,
     parse_callable,
     parse_example_inputs,
     parse_sizes,
-    with_request_options,
+    with_options,
 )
 from spa.errors import SpaError
 from spa.request import Request
@@ -62,7 +63,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 
 @app.command(cls=RequestCommand)
-@with_request_options
+@with_options
 def prune(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
@@ -90,20 +91,18 @@ def prune(
 
 
 @app.command()
+@with_options
 def prove(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="A plan that prune wrote with --plan-out.", show_default=False)],
-    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
-    seed: Seed = 0,
-    threads: Threads = 2,
-    size: Size = None,
+    inputs: RandomInputs,
     as_json: AsJson = False,
 ) -> None:
     """Prove that PLAN applied to MODEL computes what MODEL computes with the removed channels masked."""
     from spa import api
     from spa.coupling.plan import Plan
 
-    proof = api.prove(model, Plan.load(plan), seeds=seeds, seed=seed, threads=threads, sizes=parse_sizes(size))
+    proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
         _print_json(proof.to_dict())
     else:
@@ -134,23 +133,19 @@ def inspect(
 
 
 @app.command()
+@with_options
 def verify(
     a: Model,
     b: Model,
+    inputs: RandomInputs,
     atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
     rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
-    seed: Seed = 0,
-    threads: Threads = 2,
-    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
     from spa.running.verify import verify as compare
 
-    found = compare(
-        str(a), str(b), seeds=seeds, seed=seed, atol=atol, rtol=rtol, threads=threads, sizes=parse_sizes(size)
-    )
+    found = compare(str(a), str(b), atol=atol, rtol=rtol, **inputs.keywords())
     if as_json:
         _print_json(found.to_dict())
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, is_dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,32 @@ class Outputs:
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
 
 
+@dataclass(frozen=True)
+class RandomInputs:
+    """The random inputs on which models are compared.
+
+    Attributes:
+        seeds: how many.
+        seed: of the first; the others follow it.
+        threads: of onnxruntime.
+        size: of open axes, ``NAME=N``.
+    """
+
+    seeds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 2
+    size: Annotated[list[str] | None, typer.Option(help="Size of an open axis, NAME=N; repeatable.")] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Return them as functions of the package take them."""
+        return {
+            "seeds": self.seeds,
+            "seed": self.seed,
+            "threads": self.threads,
+            "sizes": parse_sizes(self.size),
+        }
+
+
 class RequestCommand(TyperCommand):
     """A command whose help lists the choices of its options, which are only looked up where help is asked for."""
 
@@ -52,41 +78,67 @@ class RequestCommand(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field of a request, and ``--config`` for a file of them.
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace parameters of a command that are dataclasses by an option for each of their fields.
+
+    A :class:`~spa.request.Request` becomes an option for each of its fields, and ``--config`` for a file of them.
 
     Args:
-        command: takes ``request`` and ``outputs`` beside parameters of its own.
+        command: its parameters are what typer reads, or a dataclass of such, or a request.
 
     Returns:
         A function with one parameter per option, as typer reads them.
     """
-    own = [
-        p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("request", "outputs")
-    ]
-    asked = [about for _, about in options() if about.metadata["kind"] != PYTHON]
-    config = Annotated[Path | None, typer.Option(help="A TOML file with such options; those on the command line win.")]
-    beside = list(inspect.signature(Outputs, eval_str=True).parameters.values())
+    declared = inspect.signature(command, eval_str=True).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in declared:
+        kind = parameter.annotation
+        if kind is Request:
+            parameters += _request_parameters()
+        elif is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += [p.replace(kind=keyword) for p in _fields_of(kind)]
+        else:
+            parameters.append(parameter.replace(kind=keyword))
+    takes_request = any(p.annotation is Request for p in declared)
 
     @wraps(command)
     def called(**values: Any) -> None:
-        path = values.pop("config")
-        base = Request.from_toml(path) if path else None
-        given = {about.name: _parsed(about, values.pop(about.name)) for about in asked}
-        request = Request.of(base, **{name: value for name, value in given.items() if value is not None})
-        outputs = Outputs(**{p.name: values.pop(p.name) for p in beside})
-        command(**values, request=request, outputs=outputs)
+        grouped = {n: k(**{p.name: values.pop(p.name) for p in _fields_of(k)}) for n, k in groups.items()}
+        if takes_request:
+            grouped["request"] = _taken_request(values)
+        command(**values, **grouped)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        *(p.replace(kind=keyword) for p in own),
-        *(inspect.Parameter(f.name, keyword, default=None, annotation=_annotation(f)) for f in asked),
-        inspect.Parameter("config", keyword, default=None, annotation=config),
-        *(p.replace(kind=keyword) for p in beside),
-    ]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     return called
+
+
+def _fields_of(kind: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(kind, eval_str=True).parameters.values())
+
+
+def _flags() -> list[Field[Any]]:
+    return [about for _, about in options() if about.metadata["kind"] != PYTHON]
+
+
+def _request_parameters() -> list[inspect.Parameter]:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    config = typer.Option(help="A TOML file with such options; those on the command line win.")
+    return [
+        *(inspect.Parameter(f.name, keyword, default=None, annotation=_annotation(f)) for f in _flags()),
+        inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
+    ]
+
+
+def _taken_request(values: dict[str, Any]) -> Request:
+    """Take the options of a request out of a command's values."""
+    path = values.pop("config")
+    base = Request.from_toml(path) if path else None
+    given = {about.name: _parsed(about, values.pop(about.name)) for about in _flags()}
+    return Request.of(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def _annotation(about: Field[Any]) -> Any:
