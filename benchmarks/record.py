@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from onnx import ModelProto
 
 import spa
 from models.builders import ZOO
@@ -62,6 +63,17 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
             yield f"{name} {criterion}", model, {"ratio": 0.2, "criterion": criterion, "samples": 16, "round_to": 1}
 
 
+def written(model: ModelProto) -> bytes:
+    """The bytes of a model without the source paths that PyTorch's exporter writes, which name the checkout."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        kept = [m for m in node.metadata_props if m.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return copy.SerializeToString(deterministic=True)
+
+
 def digest(content: bytes) -> str:
     """A short hash."""
     return hashlib.sha256(content).hexdigest()[:16]
@@ -80,7 +92,7 @@ def recorded(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     changes = {k: v for k, v in (result.report.calibration or {}).items() if k in ("before", "after", "accuracy")}
     return {
         "plan": digest(result.plan.to_json().encode()),
-        "bytes": digest(result.model.SerializeToString(deterministic=True)),
+        "bytes": digest(written(result.model)),
         "macs": result.report.after.macs,
         "changes": changes,
     }
