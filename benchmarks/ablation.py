@@ -1,4 +1,4 @@
-"""What the numbers inside obspa do, on published CIFAR-10 networks.
+"""The effect of the numbers inside obspa, on published CIFAR-10 networks.
 
     python benchmarks/ablation.py --data DIR [--results DIR] [--threads 2]
 
@@ -75,7 +75,7 @@ def log_softmax(model: Any, inputs: np.ndarray) -> np.ndarray:
 
 
 def compare(folder: Path, case: tuple[str, float, bool], train: np.ndarray, threads: int) -> str:
-    """KL and agreement as a cell."""
+    """Return KL and agreement as a cell."""
     network, factor, given = case
     path = folder / f"{network}_cifar10.onnx"
     request: dict[str, Any] = (

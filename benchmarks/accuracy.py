@@ -40,14 +40,14 @@ def normalised(images: np.ndarray) -> np.ndarray:
 
 
 def images(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training images, test images and test labels of the subset in a folder."""
+    """Load training images, test images and test labels of the subset in a folder."""
     with np.load(folder / "cifar10_subset.npz") as data:
         return normalised(data["x_train"]), normalised(data["x_test"]), data["y_test"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one network is pruned with and measured on.
+    """The network and the images of one trial.
 
     Attributes:
         path: of the network.
@@ -64,15 +64,15 @@ class Trial:
     threads: int
 
     def logits(self, model: Any) -> np.ndarray:
-        """What a model makes of the test images, (images, classes)."""
+        """Run a model on the test images; return (images, classes)."""
         return run(load_session(model, optimise=True), {"image": self.test})[0]
 
     def top1(self, logits: np.ndarray) -> float:
-        """Accuracy in percent."""
+        """Return the accuracy in percent."""
         return float((logits.argmax(axis=1) == self.labels).mean() * 100)
 
     def after(self, factor: float, seeds: Sequence[int], **request: Any) -> tuple[str, float]:
-        """Top-1 as a cell once the MACs are divided by a factor, and the mean seconds that took."""
+        """Divide the MACs by a factor; return top-1 as a cell, and the mean seconds that took."""
         once = request.get("criterion") in ONCE and not request.get("reconstruct")
         found, start = [], time.perf_counter()
         for seed in seeds[:1] if once else seeds:
@@ -88,7 +88,7 @@ class Trial:
 
 
 def by_criterion(name: str, trial: Trial, factors: Sequence[float], seeds: Sequence[int]) -> list[list[str]]:
-    """Rows of the first table."""
+    """Return the rows of the first table."""
     requests: list[dict[str, Any]] = [
         {"mean": MEAN, "std": STD},
         trial.given | {"criterion": "l2", "reconstruct": True},
@@ -105,7 +105,7 @@ def by_criterion(name: str, trial: Trial, factors: Sequence[float], seeds: Seque
 
 
 def beside(trial: Trial, factors: Sequence[float]) -> list[list[str]]:
-    """Cells of Torch-Pruning by factor; it learns from nothing, and nothing in it is random."""
+    """Return the cells of Torch-Pruning by factor; it learns from nothing, and nothing in it is random."""
     if importlib.util.find_spec("torch_pruning") is None:
         return [["not installed"] * len(PEERS) for _ in factors]
     import cifar_peer
@@ -125,7 +125,7 @@ def beside(trial: Trial, factors: Sequence[float]) -> list[list[str]]:
 
 
 def by_widths(name: str, trial: Trial, factors: Sequence[float]) -> list[list[str]]:
-    """Rows of the second table: all learn from the same images and reconstruct."""
+    """Return the rows of the second table: all learn from the same images and reconstruct."""
     requests = [
         {},
         {"ranking": "uniform"},

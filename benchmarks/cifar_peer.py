@@ -33,12 +33,12 @@ class Padding(nn.Module):
         self.register_buffer("weight", torch.eye(outer)[:, (outer - inner) // 2 :][:, :inner, None, None], False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n inner h w] -> [n outer h/2 w/2]."""
+        """Map [n inner h w] to [n outer h/2 w/2]."""
         return F.conv2d(x, self.weight, stride=2)
 
 
 class PaddingPruner(tp.pruner.function.BasePruningFunc):
-    """What Torch-Pruning has to know of `Padding`."""
+    """The rules of Torch-Pruning for `Padding`."""
 
     TARGET_MODULES = Padding
 
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if inner == outer else Padding(inner, outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n inner h w] -> [n outer h/stride w/stride]."""
+        """Map [n inner h w] to [n outer h/stride w/stride]."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
 
@@ -97,7 +97,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 3 32 32] -> [n 10]."""
+        """Map [n 3 32 32] to [n 10]."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.linear(x.mean((2, 3)))
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: machine and versions, measured child processes, tables in Markdown.
+"""The common part of the benchmarks: machine and versions, measured child processes, tables in Markdown.
 
 This module imports the standard library only. A child's peak memory as the kernel reports it is never
 less than what its parent held when it started it, so the parents stay small: models are built and pruned
@@ -104,14 +104,14 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Child:
-    """How one child process went.
+    """The outcome of one child process.
 
     Attributes:
         status: "ok", "failed", "out of memory" or "timeout".
-        reason: One line that says why, empty when ok.
-        seconds: Wall-clock time of the whole process.
-        peak_mb: Largest resident set, MB (10^6 bytes).
-        data: What the child handed to `answer`.
+        reason: one line that says why, empty when ok.
+        seconds: wall-clock time of the whole process.
+        peak_mb: largest resident set, MB (10^6 bytes).
+        data: what the child handed to `answer`.
     """
 
     status: str
@@ -122,7 +122,7 @@ class Child:
 
     @property
     def ok(self) -> bool:
-        """Whether the child ended well."""
+        """True if the child ended well."""
         return self.status == "ok"
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,10 +134,10 @@ def run(command: Sequence[str], timeout: float = 600, memory: int | None = None,
     """Run a command to its end and measure it.
 
     Args:
-        command: Program and arguments.
-        timeout: Seconds after which the child and its own children are killed.
-        memory: Limit on the address space (RLIMIT_AS), bytes; None for none.
-        cores: Number of CPU cores the child may use; None for all.
+        command: program and arguments.
+        timeout: seconds after which the child and its own children are killed.
+        memory: limit on the address space (RLIMIT_AS), bytes; None for none.
+        cores: number of CPU cores the child may use; None for all.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()

@@ -38,5 +38,5 @@ def parameters(model: onnx.ModelProto | str | Path) -> int:
 
 
 def removed(before: int, after: int) -> float:
-    """Return the share that is gone, per cent."""
+    """Return the per cent that is gone."""
     return round(100 * (1 - after / before), 2)

@@ -1,4 +1,4 @@
-"""How much of sixteen torchvision networks each pruner removes, beside its peers.
+"""The per cent of sixteen torchvision networks that SPA and its peers remove.
 
     python benchmarks/coverage.py --cache DIR [--only resnet50 ...] [--sides ours torch-pruning onnxsim]
 

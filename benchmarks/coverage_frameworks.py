@@ -1,4 +1,4 @@
-"""Which PyTorch networks are imported, pruned and exact: torchvision, timm, transformers.
+"""Coverage of PyTorch networks, imported, pruned and compared: torchvision, timm, transformers.
 
     python benchmarks/coverage_frameworks.py [--only timm resnet50 ...] [--again] [--seconds 600]
 
@@ -52,9 +52,9 @@ def measure(name: str) -> dict[str, Any]:
     try:
         module, inputs, shapes = build(name.removeprefix("torchscript/"))
         facts |= {"parameters": _size(module), "stage": "import"}
-        came = _imported(module, inputs, {"exporter": "torchscript"} if traced else {}, shapes, facts)
+        imported_model = _imported(module, inputs, {"exporter": "torchscript"} if traced else {}, shapes, facts)
         facts["stage"] = "prune"
-        result = _pruned(came, facts)
+        result = _pruned(imported_model, facts)
         facts["stage"] = "compare"
         if "crossed" not in facts:
             facts |= _equation(result)
@@ -72,46 +72,46 @@ def _imported(
     shapes: dict[str, Any] | None,
     facts: dict[str, Any],
 ) -> FrameworkModel:
-    """The network in ONNX, with its sequence closed where it cannot be open."""
+    """Import the network, with its sequence closed where it cannot be open."""
     from spa.doors import import_model
     from spa.errors import SpaError
 
     start = time.perf_counter()
     try:
-        came = import_model(module, inputs, options | {"dynamic_shapes": shapes})
+        imported_model = import_model(module, inputs, options | {"dynamic_shapes": shapes})
     except SpaError as error:
         if shapes is None:
             raise
         facts["sequence"] = f"closed: {error}"
-        came = import_model(module, inputs, options)
-    found = came.imported
+        imported_model = import_model(module, inputs, options)
+    found = imported_model.imported
     facts |= {"import s": round(time.perf_counter() - start, 1), "how": found.exporter, "notes": found.notes}
     facts |= {"import error": found.error, "axes": _open(found.model), "nodes": len(found.model.graph.node)}
     facts |= _found(module, found)
-    return came
+    return imported_model
 
 
-def _pruned(came: FrameworkModel, facts: dict[str, Any]) -> Result:
-    """What `spa.prune(module, example_inputs=...)` gives; across normalisations where nothing goes without."""
+def _pruned(imported_model: FrameworkModel, facts: dict[str, Any]) -> Result:
+    """Prune as `spa.prune(module, example_inputs=...)` does, across normalisations where nothing goes without."""
     from spa import prune
     from spa.errors import PlanError
     from spa.widths.equal import HEADS  # the default of `prune` for PyTorch's modules
 
     start = time.perf_counter()
     try:
-        result = prune(came.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS])
+        result = prune(imported_model.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS])
     except PlanError as error:
         try:
-            result = prune(came.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS], cross_norm=True)
+            result = prune(imported_model.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS], cross_norm=True)
         except PlanError:
             raise error from None
         facts["crossed"] = str(error)
     facts |= {"prune s": round(time.perf_counter() - start, 1), "removed": result.report.reached}
-    return replace(result, origin=came)
+    return replace(result, origin=imported_model)
 
 
 def _written_back(result: Result) -> dict[str, Any]:
-    """What `result.pruned` is, how large, and how far its outputs are from the pruned ONNX model's."""
+    """Tell what `result.pruned` is, how large, and how far its outputs are from the pruned ONNX model's."""
     from spa.errors import SpaError
     from spa.exporters.pytorch import check, to_torch
 
@@ -147,14 +147,14 @@ def _open(model: Any) -> str:
 
 
 def _found(module: nn.Module, imported: Imported) -> dict[str, Any]:
-    """How many parameters are initializers under their own names and with their own values."""
+    """Count the parameters that are initializers under their own names and with their own values."""
     keys = dict(module.named_parameters(remove_duplicate=False)).keys()
     found = set(imported.names.values()) | imported.aliases.keys()
     return {"keys": len(keys), "found": len(keys & found), "lost": sorted(keys - found)[:5]}
 
 
 def _equation(result: Result) -> dict[str, float]:
-    """How far the pruned network is from the masked original, and that from the original, over its magnitude."""
+    """Measure how far the pruned network is from the masked original, and that from the dense one, relatively."""
     import numpy as np
 
     from spa.running.feeds import working_feeds
@@ -194,7 +194,7 @@ a module.
 
 
 def row(name: str, facts: dict[str, Any]) -> list[str]:
-    """A line of the table."""
+    """Return a line of the table."""
     keys = f"{facts['found']} of {facts['keys']}" if "found" in facts else ""
     how = "TorchScript" if "dynamo=False" in facts.get("how", "") else "torch.export" if "how" in facts else ""
     cells = {
@@ -225,13 +225,13 @@ def row(name: str, facts: dict[str, Any]) -> list[str]:
 
 
 def kept_class(facts: dict[str, Any]) -> str:
-    """Whether the pruned network is of the class that was given."""
+    """Say whether the pruned network is of the class that was given."""
     back = facts.get("back", "")
     return back if back != "module" else "in part" if "back why" in facts else "yes"
 
 
 def verdict(facts: dict[str, Any]) -> str:
-    """Yes where everything went well, else what did not."""
+    """Say yes where everything went well, else what did not."""
     if facts["stage"] != "done":
         return f"no: {facts['stage']}"
     if facts.get("error", 0) >= 1e-3:
@@ -258,7 +258,10 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
     known = {name: cells[name] for name in names() if name in cells}
     for title, found in (
         ("What failed, and why", lambda n, f: verdict(f) != "yes" and f"{n}, {verdict(f)[4:]}: {_said(f)}"),
-        ("What came back as a graph or in part, and why", lambda n, f: "back why" in f and f"{n}: {_back(f)}"),
+        (
+            "What came back as a graph or in part, and why",
+            lambda n, f: "back why" in f and f"{n}: {_back(f)}",
+        ),
         ("What goes across normalisations alone", lambda n, f: "crossed" in f and f"{n}: {f['crossed']}"),
         ("What importers noted", lambda n, f: _note(f) and f"{n}: {_note(f)}"),
         ("Parameters that ONNX lacks (forward does not read them)", lambda n, f: _lost(f) and f"{n}: {_lost(f)}"),
@@ -270,7 +273,7 @@ def page(cells: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
 
 
 def _counts(library: str, cells: dict[str, dict[str, Any]]) -> str:
-    """How many networks went well."""
+    """Say how many networks went well."""
     wanted = sum(name.startswith(library + "/") for name in names())
     said = ", ".join(f"{n} {kind}" for kind, n in Counter(map(verdict, cells.values())).most_common())
     backs = Counter(filter(None, map(kept_class, cells.values())))
@@ -294,7 +297,7 @@ def _said(facts: dict[str, Any]) -> str:
 
 
 def _back(facts: dict[str, Any]) -> str:
-    """Why the class was not kept, or in part, without the advice."""
+    """Say why the class was not kept, or in part, without the advice."""
     advice = r" Take sizes from the tensors instead.*?graph_module(, which needs no forward code)?\.| What you got is.*"
     return re.sub(advice, "", facts["back why"])
 
@@ -304,7 +307,7 @@ def _note(facts: dict[str, Any]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    """The machine, with the versions of what the networks come from."""
+    """Describe the machine, with the versions of what the networks come from."""
     info = common.machine()
     info["versions"] |= {name: importlib.metadata.version(name) for name in ("onnxscript", "timm", "transformers")}
     return info
@@ -322,7 +325,7 @@ def _write(data: dict[str, Any], results: Path) -> None:
 
 
 def _measured(name: str, timeout: float) -> dict[str, Any]:
-    """What a process of its own finds out about a network, and what it takes."""
+    """Measure a network in a process of its own, and what that process takes."""
     child = common.python("coverage_frameworks.py", "--one", name, **LIMITS | {"timeout": timeout})
     facts = child.data or {"stage": "process", "reason": f"{child.status}: {child.reason}"}
     return facts | {"peak MB": child.peak_mb, "process s": child.seconds, "taken": time.strftime("%Y-%m-%d %H:%M")}

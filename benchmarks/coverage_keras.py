@@ -1,4 +1,4 @@
-"""How far networks of keras.applications get: into ONNX, pruned, checked, and back into Keras.
+"""Coverage of networks of keras.applications: into ONNX, pruned, checked, and back into Keras.
 
     python benchmarks/coverage_keras.py [--only ResNet50 ...]
 

@@ -124,7 +124,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def names() -> list[str]:
-    """All networks, as LIBRARY/NAME, or torchscript/LIBRARY/NAME."""
+    """List all networks, as LIBRARY/NAME, or torchscript/LIBRARY/NAME."""
     exported = {"torchvision": TORCHVISION.split(), "timm": TIMM.split()}
     lists = exported | {"transformers": list(TRANSFORMERS)}
     traced = {f"torchscript/{library}": found for library, found in exported.items()}
@@ -136,7 +136,7 @@ def names() -> list[str]:
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
-    """A network with weights that matter, example inputs by argument, and axes to open (None: the batch)."""
+    """Build a network with weights that matter, example inputs by argument, and axes to open (None: the batch)."""
     import torch
 
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def _argument(module: nn.Module) -> str:
 
 
 def _perturb(module: nn.Module, generator: Any) -> None:
-    """Random weights that matter: biases, scales, layer scales; running statistics that are not 0 and 1."""
+    """Draw weights that matter: biases, scales, layer scales; running statistics that are not 0 and 1."""
     import torch
 
     with torch.no_grad():

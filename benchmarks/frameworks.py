@@ -59,7 +59,7 @@ WORDS = {
 
 
 def requests() -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """What is asked for: its name, by how much MACs are divided, and how the criterion is called."""
+    """Yield the requests: name, factor by which MACs are divided, and options."""
     for factor in FACTORS:
         yield "obspa, no data", factor, {"criterion": "obspa", "data": None}
         for criterion in CRITERIA:
@@ -67,13 +67,13 @@ def requests() -> Iterator[tuple[str, float, dict[str, Any]]]:
 
 
 def pytorch_name(path: str) -> str:
-    """A parameter's name in PyTorch, by its path in any of the three (``blocks_0_conv1/kernel``)."""
+    """Return a parameter's name in PyTorch, by its path in any of the three (``blocks_0_conv1/kernel``)."""
     parts = [p for p in re.findall(r"\w+", path) if p not in ("layers", "value")]
     return ".".join([*"_".join(parts[:-1]).split("_"), WORDS.get(parts[-1], parts[-1])])
 
 
 def variables(name: str, net: Any) -> dict[str, Any]:
-    """A network's variables by their names in PyTorch."""
+    """Return a network's variables by their names in PyTorch."""
     if name == "torch":
         return {k: v for k, v in net.state_dict().items() if v.ndim}  # no counts of batches
     if name == "keras":
@@ -108,7 +108,7 @@ class Side:
         self.x, self.x_test, self.y, self.y_test = self.example.digits()
 
     def inputs(self) -> Any:
-        """Two images, as the network takes them."""
+        """Return two images, as the network takes them."""
         if self.name != "torch":
             return self.x[:2]
         import torch
@@ -121,7 +121,7 @@ class Side:
         return spa.prune(model, ratio=1 - 1 / factor, **options)
 
     def measured(self, net: Any, seed: int, order: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        """Accuracy right after each pruning, MACs, and the channels of convolutions, in this order if one is given."""
+        """Measure accuracy right after each pruning, MACs, and channels of convolutions, in this order if any."""
         imported = spa.convert(net, self.inputs())
         model = in_order(imported, order)
         found = {}
@@ -135,7 +135,7 @@ class Side:
         return found
 
     def tuned(self, net: Any, seed: int) -> dict[str, dict[str, float]]:
-        """Accuracy of the framework's own pruned network, and after a short training there."""
+        """Measure the accuracy of the framework's own pruned network, and after a short training there."""
         found = {}
         for criterion in TUNED:
             result = self.prune(net, TUNED_FACTOR, {"criterion": criterion}, seed, example_inputs=self.inputs())
@@ -148,7 +148,7 @@ class Side:
 
 
 def kept(result: spa.Result, names: dict[str, str]) -> dict[str, str]:
-    """Which channels the convolutions keep: by parameter and axis, as bits in hexadecimal."""
+    """Return the channels that the convolutions keep: by parameter and axis, as bits in hexadecimal."""
     found = {}
     for tensor in result.source.model.graph.initializer:
         if len(tensor.dims) == 4:
@@ -163,7 +163,7 @@ def kept(result: spa.Result, names: dict[str, str]) -> dict[str, str]:
 
 
 def in_order(imported: Imported, order: Sequence[str]) -> ModelProto:
-    """The model with its convolutions in this order, each with the node that reads it: as valid as any other.
+    """Return the model with its convolutions in this order, each with the node that reads it: as valid as any other.
 
     Exporters order parallel branches differently, and `obspa` refits layers in the order in which they come.
     """
@@ -219,7 +219,7 @@ def run(name: str, seeds: int, threads: int, cache: Path, results: Path) -> None
 
 
 def rows(parts: dict[str, Any]) -> dict[tuple[str, str, str], np.ndarray]:
-    """Accuracies [framework seed] by RF, criterion and stage, of the seeds that all parts have."""
+    """Return accuracies [framework seed] by RF, criterion and stage, of the seeds that all parts have."""
     seeds = min(len(part["networks"]) for part in parts.values())
     networks = [part["networks"][:seeds] for part in parts.values()]
     found = {("1", "", "trained"): np.array([[n["dense"] for n in side] for side in networks])}
@@ -233,7 +233,7 @@ def rows(parts: dict[str, Any]) -> dict[tuple[str, str, str], np.ndarray]:
 
 
 def outside(values: np.ndarray) -> int:
-    """In how many rows and pairs of columns the means of ``[row framework seed]`` are two standard errors apart."""
+    """Count the rows and pairs of columns whose means of ``[row framework seed]`` are two standard errors apart."""
     means, errors = values.mean(2), values.var(2, ddof=1) / values.shape[2]
     pairs = np.array(list(combinations(range(values.shape[1]), 2)))
     gap = np.abs(means[:, pairs[:, 0]] - means[:, pairs[:, 1]])
@@ -241,7 +241,7 @@ def outside(values: np.ndarray) -> int:
 
 
 def verdict(values: np.ndarray) -> str:
-    """Whether the columns agree, by a permutation test: had the frameworks no part in it, any deal would do.
+    """Say whether the columns agree, by a permutation test: had the frameworks no part in it, any deal would do.
 
     Args:
         values: accuracies [row framework seed]. A network is dealt with all its rows, which depend on each other.
@@ -260,7 +260,7 @@ def verdict(values: np.ndarray) -> str:
 
 
 def exactness(parts: dict[str, Any]) -> str:
-    """What became of PyTorch's weights in the other frameworks, in words."""
+    """Say what became of PyTorch's weights in the other frameworks."""
     lines = []
     for name, part in parts.items():
         if name == "torch" or not part["taken over"]:

@@ -1,4 +1,4 @@
-"""How many calibration inputs obspa wants: top-1 of ResNet-20 on CIFAR-10 right after pruning.
+"""The number of calibration inputs that obspa wants: top-1 of ResNet-20 on CIFAR-10 right after pruning.
 
     python benchmarks/inputs.py --data DIR [--results DIR]
 

@@ -42,7 +42,7 @@ _FUZZED = "zeros_anywhere and (lstm or vit or shufflenet or densenet or grouped)
 
 @dataclass(frozen=True)
 class Tests:
-    """What has to notice a module's mutants, as arguments of pytest.
+    """The tests that have to notice a module's mutants, as arguments of pytest.
 
     Attributes:
         first: the tests that mirror the module, without slow ones.
@@ -101,7 +101,7 @@ class Mutant:
 
 
 def mutants(source: str, seed: int) -> list[Mutant]:
-    """All mutants of a module, in the order of their lines."""
+    """Return all mutants of a module, in the order of their lines."""
     found = {m.source: m for m in (*_by_cosmic_ray(source, seed), *_emptied(source)) if m is not None}
     return sorted(found.values(), key=lambda m: (m.line, m.after))
 
@@ -128,7 +128,7 @@ def _by_cosmic_ray(source: str, seed: int) -> Iterator[Mutant | None]:
 
 
 def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations begin and end, as (line, column)."""
+    """Find where annotations begin and end, as (line, column)."""
     found = []
     for node in ast.walk(ast.parse(source)):
         for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
@@ -138,7 +138,7 @@ def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def _emptied(source: str) -> Iterator[Mutant | None]:
-    """Calls whose result nobody uses left out; functions that return nothing emptied."""
+    """Leave out calls whose result nobody uses, and empty functions that return nothing."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
         body = [node] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
@@ -213,7 +213,7 @@ def preload() -> None:
 
 
 def _limit(copy: Path, tests: tuple[str, ...]) -> float:
-    """The seconds that tests of a mutant may take; they must pass without any mutation."""
+    """Return the seconds that tests of a mutant may take; they must pass without any mutation."""
     start = time.monotonic()
     if (clean := run_tests(copy, tests, 900)) != "passed":
         raise SystemExit(f"{' '.join(tests)} {clean} without any mutation")
@@ -223,7 +223,7 @@ def _limit(copy: Path, tests: tuple[str, ...]) -> float:
 def tried(
     path: str, share: float, seed: int, copy: Path, minutes: float, again: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """How many mutants a module has, how many of them were tried, and which survived.
+    """Try mutants of a module; return how many it has, how many were tried, and which survived.
 
     Args:
         path: of the module.
@@ -270,7 +270,7 @@ def _cell(text: str) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The table of modules, and the survivors of each."""
+    """Write the table of modules, and the survivors of each."""
     lines = [
         "# Mutants of the modules that everything rests on",
         "",
@@ -292,7 +292,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def recorded(out: Path) -> dict[str, Any]:
-    """The results so far, by module."""
+    """Read the results so far, by module."""
     return dict(json.loads(out.read_text(encoding="utf-8"))) if out.exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""How long pruning by optimal brain surgery takes, how much memory, and what the time goes into.
+"""The time and memory of pruning by optimal brain surgery, and what the time goes into.
 
     python benchmarks/obspa_speed.py --cache DIR --data DIR [--only resnet56 resnet50]
 

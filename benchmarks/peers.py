@@ -24,7 +24,7 @@ RATIO = 0.5
 
 
 class Stopwatch:
-    """Collects the seconds between its calls, by name."""
+    """A stopwatch that collects the seconds between its calls, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -41,10 +41,10 @@ def torch_pruning(name: str, edits: bool, save: Path | None, export: Path | None
     """Prune a torchvision network with Torch-Pruning's MagnitudePruner and run the result once.
 
     Args:
-        name: One of `models16.NAMES`.
-        edits: Apply the edits by hand that Torch-Pruning's own torchvision script makes for ViT.
-        save: Where to `torch.save` the pruned module, or None.
-        export: Where to export it to ONNX (TorchScript exporter), or None.
+        name: one of `models16.NAMES`.
+        edits: apply the edits by hand that Torch-Pruning's own torchvision script makes for ViT.
+        save: where to `torch.save` the pruned module, or None.
+        export: where to export it to ONNX (TorchScript exporter), or None.
     """
     watch = Stopwatch()
     import torch

@@ -49,7 +49,7 @@ ZOO_CRITERIA = ("l2", "fpgm", "obspa", "wanda", "zero")
 
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """A name, a model and the options of each pruning."""
+    """Yield a name, a model and the options of each pruning."""
     for path in sorted(MODELS.glob("*.onnx")):
         for criterion in CRITERIA:
             options = {"ratio": 0.3, "criterion": criterion, "data": str(DATA), "samples": LEARNT}
@@ -64,7 +64,7 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def written(model: ModelProto) -> bytes:
-    """The bytes of a model without the source paths that PyTorch's exporter writes, which name the checkout."""
+    """Return the bytes of a model without the source paths that PyTorch's exporter writes, which name the checkout."""
     copy = ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
@@ -75,12 +75,12 @@ def written(model: ModelProto) -> bytes:
 
 
 def digest(content: bytes) -> str:
-    """A short hash."""
+    """Return a short hash."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def recorded(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """What one pruning gives: hashes of plan and bytes, or the message of its refusal."""
+    """Prune once; return hashes of plan and bytes, or the message of the refusal."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

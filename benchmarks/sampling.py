@@ -1,4 +1,4 @@
-"""What the main thread does, looked at every few milliseconds by another one. Needs Python 3.11 (columns of code).
+"""Sampling of what the main thread does, every few milliseconds by another one; needs Python 3.11 (columns of code).
 
 C code that releases Python's lock (BLAS, onnxruntime, copies by numpy) is seen while it runs. C code that holds it
 delays the sampler, and is seen when it returns, still at its own call; each look is therefore worth the time since
@@ -27,7 +27,7 @@ _PRODUCTS = ("matmul", "dot")
 
 
 class Sampler:
-    """Counts, while it is entered, the seconds that the main thread spends by kind of work and by line.
+    """A context that counts the seconds that the main thread spends by kind of work and by line.
 
     Attributes:
         kinds: seconds by "BLAS and LAPACK", "onnxruntime, runs", "onnxruntime, sessions" and "the rest".
@@ -53,7 +53,7 @@ class Sampler:
         self._thread.join()
 
     def to_dict(self, most: int = 30) -> dict[str, Any]:
-        """The seconds by kind, and the lines that took longest."""
+        """Return the seconds by kind, and the lines that took longest."""
         lines = [[*key, round(seconds, 3)] for key, seconds in self.lines.most_common(most)]
         peak = dict(zip(("MB", "MB in files", "line"), self.peak, strict=True))
         return {"kinds": {k: round(s, 3) for k, s in self.kinds.most_common()}, "lines": lines, "peak": peak}
@@ -73,14 +73,14 @@ class Sampler:
 
 
 def _resident() -> tuple[float, float]:
-    """The resident set and the part of it that lies in files or shared memory, MB (Linux)."""
+    """Return the resident set and the part of it that lies in files or shared memory, MB (Linux)."""
     fields = Path("/proc/self/statm").read_bytes().split()
     whole, shared = (int(f) * resource.getpagesize() / 1e6 for f in fields[1:3])
     return whole, shared
 
 
 def _classified(innermost: FrameType) -> tuple[str, str, str]:
-    """The kind of work, the innermost line of this package, and the expression that it is at."""
+    """Return the kind of work, the innermost line of this package, and the expression that it is at."""
     frames = list(_outwards(innermost))
     own = next((f for f in frames if PACKAGE in Path(f.f_code.co_filename).parents), frames[-1])
     path = Path(own.f_code.co_filename)
@@ -104,7 +104,7 @@ def _kind(frames: list[FrameType]) -> str:
 
 @cache
 def _is_product(expression: str) -> bool:
-    """Whether the last operation of an expression is a product of matrices."""
+    """Return whether the last operation of an expression is a product of matrices."""
     try:
         tree = ast.parse(expression, mode="eval").body
     except SyntaxError:  # a statement
@@ -115,7 +115,7 @@ def _is_product(expression: str) -> bool:
 
 
 def _expression(frame: FrameType) -> str:
-    """The source of the expression that a frame is at, on one line."""
+    """Return the source of the expression that a frame is at, on one line."""
     code = frame.f_code
     first, last, start, end = list(code.co_positions())[frame.f_lasti // 2]
     if first is None or last is None:

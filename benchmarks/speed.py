@@ -1,4 +1,4 @@
-"""How long SPA takes and how much memory, beside Torch-Pruning on the same networks.
+"""The time and memory that SPA takes, beside Torch-Pruning on the same networks.
 
     python benchmarks/speed.py --cache DIR [--only resnet50 ...] [--sides ours torch-pruning] [--rounds 3]
 

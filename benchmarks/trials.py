@@ -40,7 +40,7 @@ It keeps the one with the lower KL in {right} of {cases} cases.
 
 
 def measure(path: Path, factor: float, seed: int, train: np.ndarray, threads: int) -> list[list[float]]:
-    """Change and KL by exponent."""
+    """Return the change of the outputs and KL by exponent."""
     dense = log_softmax(path, train)
     found = []
     for exponent in EXPONENTS:

@@ -39,7 +39,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def api() -> str:
-    """Everything that `import spa` makes public, errors last."""
+    """List everything that `import spa` makes public, errors last."""
     import spa
 
     names = [name for name in spa.__all__ if not name.startswith("_")]
@@ -58,7 +58,7 @@ def api() -> str:
 
 
 def room(name: str) -> str:
-    """A package for researchers: its own docstring, then each of its modules."""
+    """Write the page of a package for researchers: its own docstring, then each of its modules."""
     package = import_module(name)
     parts = [f"# {name}", "For research and extensions; these names may change between minor versions."]
     parts.append(_object(name, level=2))
@@ -72,7 +72,7 @@ def _object(name: str, level: int) -> str:
 
 
 def cli() -> str:
-    """The program's commands, each with its arguments and options."""
+    """List the program's commands, each with its arguments and options."""
     program = _program()
     about = re.split(r"\s*Exit codes:", str(program.help or ""))[0]
     parts = ["# Command line", about, "Exit codes have [a page of their own](exit-codes.md)."]
@@ -90,7 +90,7 @@ def cli() -> str:
 
 
 def options() -> str:
-    """The options of `spa prune` alone, which are also keyword arguments of `spa.prune`."""
+    """List the options of `spa prune` alone, which are also keyword arguments of `spa.prune`."""
     prune = _program().commands["prune"]
     keywords = _python_names()
     rows = []
@@ -108,7 +108,7 @@ def options() -> str:
 
 
 def exit_codes() -> str:
-    """What the command line returns, read from the classes of errors."""
+    """List what the command line returns, read from the classes of errors."""
     from spa import errors
 
     codes: dict[int, tuple[str, str]] = dict(OTHER_CODES)
@@ -131,7 +131,7 @@ def exit_codes() -> str:
 
 
 def operators() -> str:
-    """Operators with a rule, and those that are listed as unsupported, each with its reason."""
+    """List operators with a rule, and those that are listed as unsupported, each with its reason."""
     from spa import rules
 
     supported, barriers = rules.supported(), rules.barriers()
@@ -156,7 +156,7 @@ def operators() -> str:
 
 
 def decisions() -> str:
-    """The decision records, by number."""
+    """List the decision records, by number."""
     lines = []
     for path in sorted((HERE / "decisions").glob("[0-9]*.md")):
         title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
@@ -177,7 +177,7 @@ def _program() -> Any:
 
 
 def _python_names() -> set[str]:
-    """The keyword arguments of `spa.prune`: its own, or those of the request that it builds."""
+    """Return the keyword arguments of `spa.prune`: its own, or those of the request that it builds."""
     import spa
 
     names = set(inspect.signature(spa.prune).parameters)
@@ -211,7 +211,7 @@ def _default(parameter: Any) -> str:
 
 
 def _law(rule: Any) -> str:
-    """The notation of a rule where it is one line, else the first sentence of its docstring."""
+    """Return the notation of a rule where it is one line, else the first sentence of its docstring."""
     if notation := getattr(rule, "notation", None):
         return f"`{_cell(notation)}`"
     text = _text(inspect.getdoc(getattr(rule, "func", rule)) or "")
@@ -223,7 +223,7 @@ def _sentence(text: str) -> str:
 
 
 def _text(text: str | None) -> str:
-    """Running text without line breaks and Sphinx roles."""
+    """Return running text without line breaks and Sphinx roles."""
     plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text or "")
     return _cell(re.sub(r"\s+", " ", plain.replace("``", "`")).strip())
 

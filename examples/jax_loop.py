@@ -26,13 +26,13 @@ START = nnx.initializers.he_uniform()
 
 
 def conv(inner: int, outer: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution, padded alike on both sides, as PyTorch does."""
+    """Make a convolution, padded alike on both sides, as PyTorch does."""
     kernel = (size, size)
     return nnx.Conv(inner, outer, kernel, stride, padding=size // 2, use_bias=False, kernel_init=START, rngs=rngs)
 
 
 def norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """A BatchNorm that forgets as fast as PyTorch's."""
+    """Make a BatchNorm that forgets as fast as PyTorch's."""
     return nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
 
 
@@ -46,7 +46,7 @@ class Residual(nnx.Module):
         self.shortcut = nnx.Sequential(*(() if same else (conv(inner, outer, 1, stride, rngs), norm(outer, rngs))))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n h w c] -> [n h/stride w/stride outer]."""
+        """Map [n h w c] to [n h/stride w/stride outer]."""
         y = self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x)))))
         return nnx.relu(y + self.shortcut(x))
 
@@ -61,25 +61,25 @@ class ResNet(nnx.Module):
         self.fc = nnx.Linear(128, 10, kernel_init=START, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n 8 8 1] -> [n 10]."""
+        """Map [n 8 8 1] to [n 10]."""
         return self.fc(self.blocks(nnx.relu(self.bn1(self.conv1(x)))).mean((1, 2)))
 
 
 def digits() -> tuple[np.ndarray, ...]:
-    """Images [n 8 8 1] for training and for testing, and their labels."""
+    """Load images [n 8 8 1] for training and for testing, and their labels."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)
     return tuple(train_test_split(images, labels, test_size=360, random_state=0, stratify=labels))
 
 
 def build(seed: int) -> ResNet:
-    """An untrained network."""
+    """Build an untrained network."""
     return ResNet(nnx.Rngs(seed))
 
 
 @nnx.jit
 def step(net: nnx.Module, optimiser: nnx.Optimizer, x: jax.Array, y: jax.Array) -> None:
-    """One step of the optimiser."""
+    """Take one step of the optimiser."""
 
     def loss(net: nnx.Module) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(net(x), y).mean()
@@ -88,7 +88,7 @@ def step(net: nnx.Module, optimiser: nnx.Optimizer, x: jax.Array, y: jax.Array) 
 
 
 def train(net: nnx.Module, x: np.ndarray, y: np.ndarray, epochs: int, rate: float, seed: int = 0) -> nnx.Module:
-    """The user's ordinary loop."""
+    """Train in the user's ordinary loop."""
     rng = np.random.default_rng(seed)
     schedule = optax.cosine_decay_schedule(rate, epochs * -(-len(x) // 64))
     optimiser = nnx.Optimizer(net, optax.adamw(schedule, weight_decay=0.01), wrt=nnx.Param)
@@ -103,20 +103,20 @@ def train(net: nnx.Module, x: np.ndarray, y: np.ndarray, epochs: int, rate: floa
 
 
 def accuracy(net: nnx.Module, x: np.ndarray, y: np.ndarray) -> float:
-    """Top-1, in percent."""
+    """Return top-1, in percent."""
     net.eval()
     return 100 * float((nnx.jit(lambda net, x: net(x))(net, x).argmax(1) == y).mean())
 
 
 def prune(net: nnx.Module, x: np.ndarray, ratio: float) -> spa.Result:
-    """Remove a share of the MACs."""
+    """Remove a fraction of the MACs."""
     return spa.prune(net, ratio=ratio, round_to=1, data=x[:256], example_inputs=x[:2])
 
 
 def in_steps(
     net: nnx.Module, x: np.ndarray, y: np.ndarray, ratio: float, steps: int, epochs: int
 ) -> Iterator[tuple[spa.Result, nnx.Module]]:
-    """Prune and train in turns; every step removes the same share of what is left."""
+    """Prune and train in turns; every step removes the same fraction of what is left."""
     share = 1 - (1 - ratio) ** (1 / steps)
     for _ in range(steps):
         result = prune(net, x, share)

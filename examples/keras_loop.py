@@ -24,7 +24,7 @@ import spa
 
 
 def conv_norm(x: Any, width: int, size: int, stride: int, names: tuple[str, str]) -> Any:
-    """A convolution and its BatchNorm; padded alike on both sides, as PyTorch does."""
+    """Apply a convolution and its BatchNorm; padded alike on both sides, as PyTorch does."""
     if size > 1:
         x = layers.ZeroPadding2D(size // 2)(x)
     x = layers.Conv2D(width, size, stride, use_bias=False, kernel_initializer="he_uniform", name=names[0])(x)
@@ -32,7 +32,7 @@ def conv_norm(x: Any, width: int, size: int, stride: int, names: tuple[str, str]
 
 
 def residual(x: Any, width: int, stride: int, name: str) -> Any:
-    """Two convolutions, and a shortcut around them."""
+    """Apply two convolutions, and a shortcut around them."""
     y = layers.ReLU()(conv_norm(x, width, 3, stride, (f"{name}_conv1", f"{name}_bn1")))
     y = conv_norm(y, width, 3, 1, (f"{name}_conv2", f"{name}_bn2"))
     if stride != 1 or x.shape[-1] != width:
@@ -41,7 +41,7 @@ def residual(x: Any, width: int, stride: int, name: str) -> Any:
 
 
 def build(seed: int) -> keras.Model:
-    """An untrained network: a stem, and blocks of 32, 32, 64, 64 and 128 channels."""
+    """Build an untrained network: a stem, and blocks of 32, 32, 64, 64 and 128 channels."""
     keras.utils.set_random_seed(seed)
     image = keras.Input((8, 8, 1), name="x")
     x = layers.ReLU()(conv_norm(image, 32, 3, 1, ("conv1", "bn1")))
@@ -52,14 +52,14 @@ def build(seed: int) -> keras.Model:
 
 
 def digits() -> tuple[np.ndarray, ...]:
-    """Images [n 8 8 1] for training and for testing, and their labels."""
+    """Load images [n 8 8 1] for training and for testing, and their labels."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)
     return tuple(train_test_split(images, labels, test_size=360, random_state=0, stratify=labels))
 
 
 def train(net: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int, rate: float, seed: int = 0) -> keras.Model:
-    """The user's ordinary training."""
+    """Train as the user does."""
     keras.utils.set_random_seed(seed)
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // 64))
     optimiser = keras.optimizers.AdamW(schedule, weight_decay=0.01, epsilon=1e-8)
@@ -69,19 +69,19 @@ def train(net: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int, rate: flo
 
 
 def accuracy(net: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
-    """Top-1, in percent."""
+    """Return top-1, in percent."""
     return 100 * float((net.predict(x, verbose=0).argmax(1) == y).mean())
 
 
 def prune(net: keras.Model, x: np.ndarray, ratio: float) -> spa.Result:
-    """Remove a share of the MACs."""
+    """Remove a fraction of the MACs."""
     return spa.prune(net, ratio=ratio, round_to=1, data=x[:256])
 
 
 def in_steps(
     net: keras.Model, x: np.ndarray, y: np.ndarray, ratio: float, steps: int, epochs: int
 ) -> Iterator[tuple[spa.Result, keras.Model]]:
-    """Prune and train in turns; every step removes the same share of what is left."""
+    """Prune and train in turns; every step removes the same fraction of what is left."""
     share = 1 - (1 - ratio) ** (1 / steps)
     for _ in range(steps):
         result = prune(net, x, share)

@@ -37,7 +37,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n c h w] -> [n outer h/stride w/stride]."""
+        """Map [n c h w] to [n outer h/stride w/stride]."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
 
@@ -57,25 +57,25 @@ class ResNet(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         return self.fc(self.blocks(F.relu(self.bn1(self.conv1(x)))).mean((2, 3)))
 
 
 def digits() -> tuple[np.ndarray, ...]:
-    """Images [n 1 8 8] for training and for testing, and their labels."""
+    """Load images [n 1 8 8] for training and for testing, and their labels."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
     return tuple(train_test_split(images, labels, test_size=360, random_state=0, stratify=labels))
 
 
 def build(seed: int) -> ResNet:
-    """An untrained network."""
+    """Build an untrained network."""
     torch.manual_seed(seed)
     return ResNet().eval()
 
 
 def train(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, rate: float, seed: int = 0) -> nn.Module:
-    """The user's ordinary loop."""
+    """Train in the user's ordinary loop."""
     torch.manual_seed(seed)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
     optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.01)
@@ -92,20 +92,20 @@ def train(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, rate: float
 
 
 def accuracy(net: nn.Module, x: np.ndarray, y: np.ndarray) -> float:
-    """Top-1, in percent."""
+    """Return top-1, in percent."""
     with torch.no_grad():
         return 100 * float((net.eval()(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
 
 
 def prune(net: nn.Module, x: np.ndarray, ratio: float) -> spa.Result:
-    """Remove a share of the MACs."""
+    """Remove a fraction of the MACs."""
     return spa.prune(net, ratio=ratio, round_to=1, data=x[:256], example_inputs=torch.from_numpy(x[:2]))
 
 
 def in_steps(
     net: nn.Module, x: np.ndarray, y: np.ndarray, ratio: float, steps: int, epochs: int
 ) -> Iterator[tuple[spa.Result, nn.Module]]:
-    """Prune and train in turns; every step removes the same share of what is left."""
+    """Prune and train in turns; every step removes the same fraction of what is left."""
     share = 1 - (1 - ratio) ** (1 / steps)
     for _ in range(steps):
         result = prune(net, x, share)

@@ -1,4 +1,4 @@
-"""When to prune: before training, after it with fine-tuning, or after it with no training step at all.
+"""Three times to prune: before training, after it with fine-tuning, or after it with no training step at all.
 
     python examples/workflows.py [--epochs 15] [--results FILE]
 
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n c h w] -> [n outer h/stride w/stride]."""
+        """Map [n c h w] to [n outer h/stride w/stride]."""
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
 
 
@@ -53,12 +53,12 @@ class Net(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
 
 
 def digits() -> Data:
-    """Training images and labels, test images and labels."""
+    """Load training images and labels, test images and labels."""
     images, labels = load_digits(return_X_y=True)
     images = (images.astype(np.float32) / 8 - 1).reshape(-1, 1, 8, 8)
     parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
@@ -67,7 +67,7 @@ def digits() -> Data:
 
 
 def train(net: nn.Module, data: Data, epochs: int, rate: float = 3e-3) -> nn.Module:
-    """The user's ordinary loop."""
+    """Train in the user's ordinary loop."""
     x, y, _, _ = data
     optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=1e-2)
     steps = epochs * -(-len(x) // 64)
@@ -84,14 +84,14 @@ def train(net: nn.Module, data: Data, epochs: int, rate: float = 3e-3) -> nn.Mod
 
 
 def accuracy(net: nn.Module, data: Data) -> float:
-    """Top-1 on the test images, in percent."""
+    """Return top-1 on the test images, in percent."""
     net.eval()
     with torch.no_grad():
         return float((net(data[2]).argmax(1) == data[3]).float().mean() * 100)
 
 
 def prune(net: nn.Module, data: Data, criterion: str, ratio: float = 0.5) -> nn.Module:
-    """The same class with half of its MACs; whatever needs inputs sees 256 training images."""
+    """Return the same class with half of its MACs; whatever needs inputs sees 256 training images."""
     inputs = {"x": data[0][:256].numpy(), "label": data[1][:256].numpy()}  # named as forward names them
     result = spa.prune(
         net, ratio=ratio, criterion=criterion, round_to=1, data=inputs, labels="label", example_inputs=data[0][:2]
@@ -100,7 +100,7 @@ def prune(net: nn.Module, data: Data, criterion: str, ratio: float = 0.5) -> nn.
 
 
 def workflows(data: Data, epochs: int) -> list[tuple[str, str, float]]:
-    """(workflow, criterion, accuracy) of all."""
+    """Run every workflow; return (workflow, criterion, accuracy) of each."""
     rows = []
     torch.manual_seed(0)
     for criterion in AT_INITIALISATION:
@@ -123,7 +123,7 @@ def workflows(data: Data, epochs: int) -> list[tuple[str, str, float]]:
 
 
 def table(rows: list[tuple[str, str, float]], epochs: int) -> str:
-    """Markdown."""
+    """Write the table in Markdown."""
     lines = [
         "# When to prune",
         "",

@@ -1,4 +1,4 @@
-"""What a file must pass before it takes its name: the checker, a run, a comparison where it was rewritten."""
+"""The checks that a file passes before it takes its name: the checker, a run, a comparison where it was rewritten."""
 
 from __future__ import annotations
 

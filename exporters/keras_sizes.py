@@ -1,4 +1,4 @@
-"""Where the layers of Keras keep their widths: what of a layer's configuration follows from its pruned variables."""
+"""The widths that layers of Keras keep in their configuration, which follow from their pruned variables."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a While loop has what belongs to its recurrent cell, by the number of its operand.
+    """The operands of a While loop that belong to its recurrent cell, by number.
 
     Attributes:
         x: the list of inputs, one for each step.

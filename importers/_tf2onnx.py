@@ -79,7 +79,7 @@ class Frozen:
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """The number of elements."""
         return max((last for _, last in self.spans().values()), default=0)
 
     def filled(self, numbered: bool) -> Any:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 
 def accuracy(model: str | bytes, images: np.ndarray, labels: np.ndarray, batch: int = 256) -> float:
-    """Share of the images whose largest logit is their label.
+    """Return the fraction of the images whose largest logit is their label.
 
     Args:
         model: path or serialised model: images in, logits [n classes] first among what comes out.

@@ -39,7 +39,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n c h w] -> [n outer h/stride w/stride]."""
+        """Map [n c h w] to [n outer h/stride w/stride]."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
 
@@ -57,7 +57,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
@@ -79,7 +79,7 @@ class VGG(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(4 * inner, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         return self.classifier(self.features(x).flatten(1))
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n t c] -> [n t c]."""
+        """Map [n t c] to [n t c]."""
         n, t, c = x.shape
         q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         weights = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n t c] -> [n t c]."""
+        """Map [n t c] to [n t c]."""
         x = x + self.attn(self.norm1(x))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(dim, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         return self.head(self.norm(self.blocks(x))[:, 0])
@@ -146,14 +146,14 @@ class Recurrent(nn.Module):
         self.fc = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n 1 8 8] -> [n 10]."""
+        """Map [n 1 8 8] to [n 10]."""
         x, _ = self.rnn1(x.squeeze(1))
         x, _ = self.rnn2(F.dropout(x, 0.2, self.training))
         return self.fc(x[:, -1])
 
 
 def data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images in -1 .. 1 as [n 1 8 8] and labels: train, test (a fifth, stratified)."""
+    """Load images in -1 .. 1 as [n 1 8 8] and labels: train, test (a fifth, stratified)."""
     digits = load_digits()
     images = (digits.images[:, None] / 8 - 1).astype(np.float32)
     parts = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=seed)

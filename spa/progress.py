@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""The way in which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Callable
 Progress = Callable[[str, float], None]
 
 
-def silent(stage: str, share: float) -> None:
-    """No progress display."""
+def silent(stage: str, fraction: float) -> None:
+    """Display no progress."""

@@ -29,7 +29,7 @@ Refusal = Callable[[Node], "str | None"]
 
 @dataclass(frozen=True)
 class Law:
-    """How one operator is computed.
+    """The law of one operator: how it is computed.
 
     Attributes:
         run: the function.

@@ -19,7 +19,7 @@ MS = "com.microsoft::"
 
 @dataclass(frozen=True)
 class Windows:
-    """How windows slide over spatial axes.
+    """The windows that slide over spatial axes.
 
     Attributes:
         kernel: sizes of a window.

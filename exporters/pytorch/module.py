@@ -50,7 +50,7 @@ class Step:
 
     @property
     def operator(self) -> Operator:
-        """How to run it: looked up each time, since functions of users cannot be pickled."""
+        """The function that runs it, looked up each time, since functions of users cannot be pickled."""
         entry = find(self.node.key)
         if entry is None:
             raise UnsupportedError(

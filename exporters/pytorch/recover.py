@@ -30,7 +30,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training did, on batches that it was not trained on.
+    """The effect of training, on batches that it did not see.
 
     Attributes:
         before: mean squared difference to the dense outputs over their variance.

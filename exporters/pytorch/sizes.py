@@ -43,7 +43,7 @@ class NarrowError(UnsupportedError):
 
 @dataclass(frozen=True)
 class Cut:
-    """What was cut from a tensor.
+    """The cut through a tensor: which indices of it stay.
 
     Attributes:
         shape: of the dense tensor.
@@ -254,7 +254,7 @@ def _part(cut: Cut, size: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Heads:
-    """How many heads a projection makes along an axis of its weights, and of which size; before and after."""
+    """The number and the size of the heads that a projection makes along an axis of its weights, before and after."""
 
     projection: Any
     axis: int

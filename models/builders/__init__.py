@@ -51,7 +51,7 @@ def _seed(name: str) -> int:
 
 
 def network(name: str) -> Network:
-    """The torch module of an architecture (no `handmade_` one), with inputs and random weights."""
+    """Build the torch module of an architecture (no `handmade_` one), with inputs and random weights."""
     import torch
 
     from models.builders.export import randomise

@@ -101,7 +101,7 @@ def wavenet() -> Network:
 
 
 def conv1d() -> Network:
-    """Keyword spotting: strided convolutions with BatchNorm, InstanceNorm and a flatten."""
+    """Build a network for keyword spotting: strided convolutions with BatchNorm, InstanceNorm and a flatten."""
     layers = [nn.Conv1d(4, 11, 7, 2, 3), nn.BatchNorm1d(11), nn.ELU(), nn.Conv1d(11, 15, 5, 2, 2)]
     layers += [nn.InstanceNorm1d(15, affine=True), nn.LeakyReLU(0.1), nn.Conv1d(15, 19, 3), nn.MaxPool1d(2)]
     return Network(nn.Sequential(*layers, nn.Flatten(), nn.Linear(19 * 3, 6)), {"input": torch.randn(2, 4, 32)})

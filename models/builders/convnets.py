@@ -11,7 +11,7 @@ from models.builders.export import Network
 
 
 def image(channels: int = 3, size: int = 16, batch: int = 2) -> dict[str, Tensor]:
-    """One input, `input` [batch channels size size]."""
+    """Make one input, `input` [batch channels size size]."""
     return {"input": torch.randn(batch, channels, size, size)}
 
 
@@ -23,7 +23,7 @@ def conv_bn(
     groups: int = 1,
     act: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """Convolution with "same" padding, BatchNorm, and an activation if any."""
+    """Make a convolution with "same" padding, BatchNorm, and an activation if any."""
     layers = [
         nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outer),
@@ -48,7 +48,7 @@ def plain_cnn() -> Network:
 
 
 def vgg() -> Network:
-    """Convolutions with bias, max pooling, flatten into a wide classifier with dropout."""
+    """Build VGG: convolutions with bias, max pooling, flatten into a wide classifier with dropout."""
     layers: list[nn.Module] = []
     for inner, outer, pool in [(3, 9, False), (9, 13, True), (13, 17, False), (17, 21, True)]:
         layers += [nn.Conv2d(inner, outer, 3, padding=1), nn.ReLU(inplace=True)]
@@ -95,7 +95,7 @@ class Bottleneck(nn.Module):
 
 
 def stem(channels: int) -> list[nn.Module]:
-    """ResNet's start: a strided convolution and max pooling."""
+    """Make ResNet's start: a strided convolution and max pooling."""
     return [conv_bn(3, channels, 7, 2), nn.MaxPool2d(3, 2, 1)]
 
 
@@ -115,7 +115,7 @@ def resnet_bottleneck() -> Network:
 
 
 def resnet_padded_shortcut() -> Network:
-    """CIFAR's ResNet: where widths grow the shortcut is padded with zero channels on both sides."""
+    """Build CIFAR's ResNet: where widths grow the shortcut is padded with zero channels on both sides."""
     blocks = [
         BasicBlock(9, 9),
         BasicBlock(9, 14, 2, pad=True),
@@ -126,7 +126,7 @@ def resnet_padded_shortcut() -> Network:
 
 
 def resnet_equal_constants() -> Network:
-    """A ResNet as torch initialises it: the exporter merges its equal BatchNorm tensors into one."""
+    """Build a ResNet as torch initialises it: the exporter merges its equal BatchNorm tensors into one."""
     blocks = [BasicBlock(10, 10), BasicBlock(10, 10), BasicBlock(10, 18, 2)]
     return Network(nn.Sequential(*stem(10), *blocks, Head(18)), image(3, 24), keep_fresh=True)
 

@@ -39,7 +39,7 @@ class Network:
     dynamo: Mapping[str, object] = field(default_factory=dict)
 
     def axes(self) -> dict[str, dict[int, str]]:
-        """The open axes of inputs (and of outputs, where they are given)."""
+        """Return the open axes of inputs (and of outputs, where they are given)."""
         return {name: {0: "batch"} for name in self.inputs} | {k: dict(v) for k, v in self.dynamic.items()}
 
 

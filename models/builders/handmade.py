@@ -93,19 +93,19 @@ def _residual_weights() -> Weights:
 
 
 def handmade_residual() -> onnx.ModelProto:
-    """A residual CNN with BatchNorm."""
+    """Build a residual CNN with BatchNorm."""
     return _residual_weights().model(RESIDUAL, 17, ir=8)
 
 
 def handmade_residual_fp16() -> onnx.ModelProto:
-    """The residual CNN in half precision, inputs and outputs too."""
+    """Build the residual CNN in half precision, inputs and outputs too."""
     weights = _residual_weights()
     weights.tensors = {name: value.astype(np.float16) for name, value in weights.tensors.items()}
     return weights.model(RESIDUAL.replace("float[", "float16["), 17, ir=8)
 
 
 def handmade_grouped() -> onnx.ModelProto:
-    """Grouped, depthwise (two outputs per input) and transposed grouped convolutions, PRelu, AveragePool."""
+    """Build grouped, depthwise (two outputs per input) and transposed grouped convolutions, PRelu, AveragePool."""
     weights = Weights(2).weight(w1=(15, 3, 3, 3), w2=(20, 3, 3, 3), w3=(40, 1, 3, 3), w4=(40, 7, 2, 2), w5=(14, 6))
     weights.bias(b1=15, b2=20, b3=40, b4=14, b5=6).scale(slope=15)
     weights.tensors["slope"] = (weights.tensors["slope"] - 0.4).reshape(15, 1, 1)
@@ -133,7 +133,7 @@ grouped (float[batch, 3, 10, 10] input) => (float[batch, 6] logits) {
 
 
 def handmade_group_norm() -> onnx.ModelProto:
-    """GroupNormalization of opset 21, InstanceNormalization, Mish, Resize and Concat."""
+    """Build GroupNormalization of opset 21, InstanceNormalization, Mish, Resize and Concat."""
     weights = Weights(3).weight(w1=(12, 3, 3, 3), w2=(20, 12, 3, 3), w3=(9, 32, 1, 1), w4=(5, 9, 3, 3))
     weights.bias(b1=12, b2=20, b3=9, b4=5, n1b=12, n2b=20, n3b=9).scale(n1=12, n2=20, n3=9)
     weights.tensors["twice"] = np.array([1, 1, 2, 2], np.float32)
@@ -160,7 +160,7 @@ group_norm (float[batch, 3, 8, 8] input) => (float[batch, 5, 8, 8] map) {
 
 
 def handmade_rms_attention() -> onnx.ModelProto:
-    """Opset 23: RMSNormalization, RotaryEmbedding and grouped-query Attention, and a SwiGLU."""
+    """Build for opset 23: RMSNormalization, RotaryEmbedding and grouped-query Attention, and a SwiGLU."""
     weights = Weights(4).weight(embedding=(31, 22), wq=(22, 48), wk=(22, 16), wv=(22, 16), wo=(48, 22))
     weights.weight(w_gate=(22, 38), w_up=(22, 38), w_down=(38, 22), head=(22, 31)).scale(n1=22, n2=22, n3=22)
     weights.tensors["embedding"] *= 4
@@ -198,7 +198,7 @@ rms_attention (int64[batch, sequence] tokens, int64[batch, sequence] positions)
 
 
 def handmade_contrib() -> onnx.ModelProto:
-    """A BERT layer as onnxruntime's transformer optimizer leaves it: com.microsoft's fused operators."""
+    """Build a BERT layer as onnxruntime's transformer optimizer leaves it: com.microsoft's fused operators."""
     weights = Weights(5).weight(embedding=(29, 24), w_qkv=(24, 72), wo=(24, 24), w1=(24, 42), w2=(42, 24), head=(24, 5))
     weights.bias(b_qkv=72, bo=24, b1=42, b2=24, b_head=5, n0b=24, n1b=24, n2b=24).scale(n0=24, n1=24, n2=24)
     weights.tensors["embedding"] *= 4
@@ -226,7 +226,7 @@ contrib (int64[batch, sequence] tokens, int32[batch, sequence] mask) => (float[b
 
 
 def _quantised(format_name: str) -> onnx.ModelProto:
-    """A CNN with a shortcut, quantised by onnxruntime (weights of 7 bits in int8 per channel, activations uint8)."""
+    """Build a CNN with a shortcut, quantised by onnxruntime (weights 7 bits in int8 per channel, activations uint8)."""
     with quiet():
         from onnxruntime import quantization
 
@@ -260,7 +260,7 @@ quantised (float[batch, 3, 12, 12] input) => (float[batch, 7] logits) {
             self.batches = iter([{"input": batch} for batch in noise])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            """The next batch, or none."""
+            """Return the next batch, or none."""
             return next(self.batches, None)
 
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -281,17 +281,17 @@ quantised (float[batch, 3, 12, 12] input) => (float[batch, 7] logits) {
 
 
 def handmade_qdq() -> onnx.ModelProto:
-    """Quantised in QDQ form: float operators between QuantizeLinear and DequantizeLinear."""
+    """Quantise in QDQ form: float operators between QuantizeLinear and DequantizeLinear."""
     return _quantised("QDQ")
 
 
 def handmade_qlinear() -> onnx.ModelProto:
-    """Quantised in operator form: QLinearConv, and com.microsoft's QLinearAdd and QGemm."""
+    """Quantise in operator form: QLinearConv, and com.microsoft's QLinearAdd and QGemm."""
     return _quantised("QOperator")
 
 
 def handmade_function() -> onnx.ModelProto:
-    """A model-local function with an attribute, called twice, which itself calls another one."""
+    """Build a model-local function with an attribute, called twice, which itself calls another one."""
     weights = Weights(7).weight(w1=(10, 3, 3, 3), w2=(10, 10, 3, 3), w3=(14, 10, 3, 3), w4=(14, 6))
     weights.bias(b1=10, b2=10, b3=14, b4=6)
     return weights.model(
@@ -322,7 +322,7 @@ Residual <alpha> (x, w, b) => (y) {
 
 
 def handmade_if() -> onnx.ModelProto:
-    """An If whose branches read the outer graph's tensors and weights; the flag is an input."""
+    """Build an If whose branches read the outer graph's tensors and weights; the flag is an input."""
     weights = Weights(8).weight(w1=(10, 3, 3, 3), w2=(14, 10, 3, 3), w3=(14, 10, 1, 1), w4=(14, 6), w5=(12, 10, 3, 3))
     weights.weight(w6=(14, 12, 1, 1)).bias(b1=10, b2=14, b3=14, b4=6, b5=12, b6=14)
     return weights.model(
@@ -354,7 +354,7 @@ branches (float[batch, 3, 10, 10] input, bool flag) => (float[batch, 6] logits) 
 
 
 def handmade_loop() -> onnx.ModelProto:
-    """A Loop that applies one residual layer three times and collects what it saw."""
+    """Build a Loop that applies one residual layer three times and collects what it saw."""
     weights = Weights(9).weight(w1=(5, 14), w2=(14, 19), w3=(19, 14), w4=(14, 6)).bias(b1=14, b2=19, b3=14, b4=6)
     weights.tensors |= {"times": np.array(3, np.int64), "always": np.array(True)}
     return weights.model(
@@ -384,7 +384,7 @@ iterated (float[batch, 5] input) => (float[batch, 6] logits, float[batch, 14] me
 
 
 def handmade_scan() -> onnx.ModelProto:
-    """A Scan over the steps of a sequence: a plain recurrent cell."""
+    """Build a Scan over the steps of a sequence: a plain recurrent cell."""
     weights = Weights(10).weight(w_in=(5, 11), w_x=(11, 14), w_h=(14, 14), w_out=(14, 6))
     weights.bias(b_in=11, b_h=14, b_out=6)
     return weights.model(
@@ -416,7 +416,7 @@ scanned (float[7, batch, 5] input) => (float[batch, 6] logits, float[7, batch, 1
 
 
 def handmade_old() -> onnx.ModelProto:
-    """As in 2018: opset 8, IR 3, every initializer also an input, Upsample and Dropout."""
+    """Build as in 2018: opset 8, IR 3, every initializer also an input, Upsample and Dropout."""
     weights = Weights(11).weight(w1=(10, 3, 3, 3), w2=(14, 10, 3, 3), w4=(41, 14), w5=(6, 41))
     weights.bias(b2=14, b4=41, b5=6).batch_norm(bn=10)
     return _with_inputs(

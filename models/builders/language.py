@@ -16,7 +16,7 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 def ids(vocabulary: int, length: int = 6) -> Tensor:
-    """Token numbers [batch sequence]."""
+    """Make an input of token numbers [batch sequence]."""
     return torch.randint(vocabulary, (2, length))
 
 
@@ -138,13 +138,13 @@ class RMSNorm(nn.Module):
 
 
 def rotate_half(x: Tensor) -> Tensor:
-    """Halves (a, b) -> (-b, a)."""
+    """Map halves (a, b) to (-b, a)."""
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), -1)
 
 
 def repeat_kv(x: Tensor, times: int) -> Tensor:
-    """[n k t d] -> [n (k times) t d]."""
+    """Map [n k t d] to [n (k times) t d]."""
     n, k, t, d = x.shape
     return x[:, :, None].expand(n, k, times, t, d).reshape(n, k * times, t, d)
 
@@ -211,7 +211,7 @@ class T5Attention(nn.Module):
         self.relative_attention_bias = nn.Embedding(8, heads) if bias else None
 
     def position_bias(self, length: Tensor | int, both: bool) -> Tensor:
-        """Bias [1 heads t t] from buckets: exact for near tokens, logarithmic for far ones."""
+        """Compute the bias [1 heads t t] from buckets: exact for near tokens, logarithmic for far ones."""
         line = torch.arange(length)
         distance = line[None, :] - line[:, None]
         buckets = 4 if both else 8

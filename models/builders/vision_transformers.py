@@ -100,7 +100,7 @@ class WindowAttention(nn.Module):
             self.register_buffer("attn_mask", torch.zeros(differ.shape).masked_fill(differ, -100.0))
 
     def _windows(self, x: Tensor) -> Tensor:
-        """[n (a p) (b q) c] -> [(n a b) (p q) c]."""
+        """Map [n (a p) (b q) c] to [(n a b) (p q) c]."""
         n, h, w, c = x.shape
         x = x.view(n, h // self.window, self.window, w // self.window, self.window, c)
         return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, self.window * self.window, c)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn
 
@@ -100,9 +100,9 @@ class Pattern:
     attributes: tuple[Attribute, ...] = ()
     frozen: tuple[tuple[tuple[str, ...], str], ...] = ()
     macs: tuple[Term, ...] = ()
-    contracted: tuple[str, ...] = field(default=())
-    opaque: frozenset[str] = field(default=frozenset())
-    marked: frozenset[str] = field(default=frozenset())
+    contracted: tuple[str, ...] = ()
+    opaque: frozenset[str] = frozenset()
+    marked: frozenset[str] = frozenset()
 
 
 @cache
@@ -125,7 +125,7 @@ def parse(text: str) -> Pattern:
 
 
 def letters_of(operands: Iterable[Operand]) -> Iterator[str]:
-    """The letters and stars of operands, in order, repetitions included."""
+    """Yield the letters and stars of operands, in order, repetitions included."""
     for operand in operands:
         for axis in operand.axes or ():
             yield from axis.names
@@ -161,10 +161,10 @@ class _Parser:
             self.tokens.append((match[0], offset + position))
             position = match.end()
 
-    def fail(self, what: str, column: int | None = None) -> NoReturn:
+    def fail(self, fault: str, column: int | None = None) -> NoReturn:
         """Raise ValueError, pointing at a column (by default at the next token)."""
         column = self.column if column is None else column
-        raise ValueError(f"cannot read the notation: {what}\n  {self.text}\n  {' ' * column}^")
+        raise ValueError(f"cannot read the notation: {fault}\n  {self.text}\n  {' ' * column}^")
 
     @property
     def column(self) -> int:
@@ -175,7 +175,7 @@ class _Parser:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
 
     def take(self, token: str) -> bool:
-        """Whether the next token is this one, which is then passed."""
+        """Pass the next token if it is this one, and return whether it was."""
         if self.next != token:
             return False
         self.at += 1
@@ -185,10 +185,10 @@ class _Parser:
         if not self.take(token):
             self.fail(f"{token!r} is missing {where}")
 
-    def name(self, what: str) -> str:
+    def name(self, role: str) -> str:
         if not _NAME.fullmatch(self.next):
             self.fail(
-                f"{what} is missing" if not self.next or not self.next[0].isalnum() else "a name begins with a letter"
+                f"{role} is missing" if not self.next or not self.next[0].isalnum() else "a name begins with a letter"
             )
         self.at += 1
         return self.tokens[self.at - 1][0]
@@ -196,7 +196,7 @@ class _Parser:
     # -- operands ------------------------------------------------------------------------------------------------
 
     def line(self) -> Pattern:
-        """The whole line."""
+        """Parse the whole line."""
         if all(token != "->" for token, _ in self.tokens):
             self.fail("there is no '->'", self.end)
         inputs = self.operands(output=False) if self.next != "->" else ()
@@ -207,7 +207,18 @@ class _Parser:
         self.check_names(inputs, outputs)
         known = set(letters_of([*inputs, *outputs]))
         attributes, frozen, macs = self.read_clauses(known)
-        return Pattern(self.text, inputs, outputs, attributes, frozen, macs, *_roles(inputs, outputs))
+        contracted, opaque, marked = _roles(inputs, outputs)
+        return Pattern(
+            text=self.text,
+            inputs=inputs,
+            outputs=outputs,
+            attributes=attributes,
+            frozen=frozen,
+            macs=macs,
+            contracted=contracted,
+            opaque=opaque,
+            marked=marked,
+        )
 
     def operands(self, output: bool) -> tuple[Operand, ...]:
         found: list[Operand] = []
@@ -314,7 +325,7 @@ class _Parser:
             self.start(words, offset)
             begin = self.column
             if self.take("frozen"):
-                names = self.products(known, "+")[0]
+                names = self.products(known)[0]
                 if not colon or not reason.strip():
                     self.fail("': ' and a reason are missing, a verb first", self.end)
                 frozen.append((tuple(str(n) for n in names), reason.strip()))
@@ -324,7 +335,7 @@ class _Parser:
                 self.expect("=", "after 'macs'")
                 if macs:
                     self.fail("there are two clauses 'macs'", begin)
-                macs = self.products(known, "+")
+                macs = self.products(known)
             else:
                 attributes.append(self.attribute(known))
                 if [a.name for a in attributes].count(attributes[-1].name) > 1:
@@ -351,12 +362,12 @@ class _Parser:
             default = factor
         return Attribute(name, axis, default)
 
-    def products(self, known: set[str], plus: str) -> tuple[Term, ...]:
-        """Products of letters, stars and numbers, which bear an asterisk if they are stars."""
+    def products(self, known: set[str]) -> tuple[Term, ...]:
+        """Parse a sum of products of letters, numbers and stars, which bear an asterisk."""
         terms: list[Term] = []
         while True:
             factors: list[Factor] = []
-            while self.next not in ("", plus):
+            while self.next not in ("", "+"):
                 column = self.column
                 factor = "*" + self.name("the name of a star") if self.take("*") else self.factor()
                 if isinstance(factor, str):
@@ -365,7 +376,7 @@ class _Parser:
             if not factors:
                 self.fail("a letter, a star or a number is missing")
             terms.append(tuple(factors))
-            if not self.take(plus):
+            if not self.take("+"):
                 return tuple(terms)
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -388,7 +399,7 @@ class _Parser:
 def _roles(
     inputs: tuple[Operand, ...], outputs: tuple[Operand, ...]
 ) -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
-    """The letters and stars that are contracted, opaque, and marked."""
+    """Return the letters and stars that are contracted, those that are opaque, and those that are marked."""
     operands_of: dict[str, set[int]] = {}
     joint: dict[str, set[int]] = {}
     marked: set[str] = set()

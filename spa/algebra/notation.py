@@ -92,13 +92,13 @@ class _Sizes:
     def __init__(
         self,
         pattern: Pattern,
-        places: Sequence[tuple[Operand, Shape]],
+        operand_shapes: Sequence[tuple[Operand, Shape]],
         attributes: Mapping[str, Any],
-        given: Mapping[str, int],
+        known_sizes: Mapping[str, int],
     ) -> None:
-        self.pattern, self.sizes, self.stars = pattern, dict(given), dict[str, Shape]()
+        self.pattern, self.sizes, self.stars = pattern, dict(known_sizes), dict[str, Shape]()
         self.equations: list[tuple[Axis, int]] = []
-        for operand, shape in places:
+        for operand, shape in operand_shapes:
             self._equate(operand, shape)
         for attribute in pattern.attributes:
             value = attributes.get(attribute.name, attribute.default)
@@ -131,7 +131,7 @@ class _Sizes:
             raise self._misfit()
 
     def _step(self, axis: Axis, size: int) -> bool:
-        """Learn the one unknown letter of an axis, where all its other letters are known."""
+        """Learn the one unknown letter of an axis, where all its other letters are known; return whether it did."""
         name = _unknown(axis, self.sizes)
         if name is None:
             return False
@@ -151,11 +151,11 @@ class _Sizes:
         return prod(f if isinstance(f, int) else self.sizes[f] for f in factors)
 
     def known(self, axis: Axis) -> bool:
-        """Whether the sizes of all letters of an axis are known."""
+        """Return whether the sizes of all letters of an axis are known."""
         return all(name in self.sizes for name in axis.names)
 
     def size(self, axis: Axis) -> int:
-        """The size of an axis whose letters are known."""
+        """Return the size of an axis whose letters are known."""
         return sum(self._product(term) for term in axis.terms)
 
     def check(self) -> None:
@@ -178,9 +178,9 @@ class _Binder:
             for position, operand in enumerate(pattern.outputs)
             if position < len(op.outputs) and op.node.outputs[position] and op.out_shapes[position] is not None
         ]
-        places = [(o, op.shapes[p] or ()) for p, o in self.inputs if o.axes is not None]
-        places += [(o, op.out_shapes[p] or ()) for p, o in self.outputs if o.axes is not None]
-        self.solved = _Sizes(pattern, places, op.node.attributes, sizes)
+        operand_shapes = [(o, op.shapes[p] or ()) for p, o in self.inputs if o.axes is not None]
+        operand_shapes += [(o, op.out_shapes[p] or ()) for p, o in self.outputs if o.axes is not None]
+        self.solved = _Sizes(pattern, operand_shapes, op.node.attributes, sizes)
         self.solved.check()
         self.letters: dict[str, Expr] = {}
         self.stars: dict[str, Axes] = {}
@@ -195,7 +195,7 @@ class _Binder:
         return False
 
     def _lost(self) -> set[str]:
-        """Letters that the line contracts or passes on, but not on this node, which lacks operands or outputs."""
+        """Return letters that the line contracts or passes on, but this node does not: it lacks operands or outputs."""
         operands = [set(letters_of([operand])) for _, operand in self.inputs]
         passed = set(letters_of(operand for _, operand in self.outputs))
         lost = set()
@@ -214,9 +214,8 @@ class _Binder:
         for position, operand in self.inputs:
             if operand.axes is None:
                 continue
-            have = self.op.axes(position)
             at = _star_at(operand.axes)
-            front, middle, back = _cut(operand.axes, have)
+            front, middle, back = _cut(operand.axes, self.op.axes(position))
             for axis, expr in zip(operand.axes[:at], front, strict=True):
                 self._bind(axis, expr)
             if at is not None:
@@ -224,27 +223,27 @@ class _Binder:
                 for axis, expr in zip(operand.axes[at + 1 :], back, strict=True):
                     self._bind(axis, expr)
 
-    def _bind(self, axis: Axis, have: Expr) -> None:
+    def _bind(self, axis: Axis, expr: Expr) -> None:
         letter = axis.letter
         # An axis of single indices (1+1) has no dimension that could bear a mark, so its letter gets one of its own.
-        bare = next(leaves(self.op.space.resolve(have)), None) is None
+        bare = next(leaves(self.op.space.resolve(expr)), None) is None
         if letter is None or letter in self.letters or bare:
-            self.op.unify(have, self._expr(axis))
+            self.op.unify(expr, self._expr(axis))
             return
-        self.letters[letter] = have
+        self.letters[letter] = expr
         if letter in self.lost:
-            self.op.freeze(have, "does not pass it on")
+            self.op.freeze(expr, "does not pass it on")
 
-    def _bind_star(self, star: str, have: Axes) -> None:
+    def _bind_star(self, star: str, axes: Axes) -> None:
         if star == DOTS:
-            self.leading.append(have)
+            self.leading.append(axes)
         elif star in self.stars:
-            for a, b in zip(have, self.stars[star], strict=True):
+            for a, b in zip(axes, self.stars[star], strict=True):
                 self.op.unify(a, b)
         else:
-            self.stars[star] = have
+            self.stars[star] = axes
             if "*" + star in self.lost:
-                for expr in have:
+                for expr in axes:
                     self.op.freeze(expr, "uses it as a spatial axis")
 
     def _expr(self, axis: Axis) -> Expr:
@@ -295,14 +294,14 @@ class _Binder:
                 for letter in dict.fromkeys(axis.names) if axis.star is None else (axis.names[0],):
                     if letter in self.pattern.contracted and letter not in self.lost:
                         contracted.setdefault(name or letter, []).append((position, at))
-        for places in contracted.values():
-            self._contract(places)
+        for positions in contracted.values():
+            self._contract(positions)
 
-    def _contract(self, places: Sequence[tuple[int, int]]) -> None:
-        """State a contraction whose places may be whole products, of which only one factor is contracted."""
-        reader = next((p for p in places if self.op.constant[p[0]]), places[0])
+    def _contract(self, positions: Sequence[tuple[int, int]]) -> None:
+        """State a contraction of (operand, axis) positions, of whose products perhaps one factor is contracted."""
+        reader = next((p for p in positions if self.op.constant[p[0]]), positions[0])
         expr = self.op.axes(reader[0])[reader[1]]
-        self.op.reads.append(Read(expr, reader[0], reader[1], tuple(p for p in places if p != reader)))
+        self.op.reads.append(Read(expr, reader[0], reader[1], tuple(p for p in positions if p != reader)))
 
     def clauses(self) -> None:
         """State attributes, frozen dimensions and multiply-accumulates."""
@@ -319,7 +318,7 @@ class _Binder:
                 self.op.count_macs(*(expr for f in factors for expr in f or ()))
 
     def _named(self, name: str) -> Axes | None:
-        """The dimensions of a letter or star; None where the node has none of them."""
+        """Return the dimensions of a letter or star; None where the node has none of them."""
         if name.startswith("*"):
             return self.stars.get(name[1:])
         return (self.letters[name],) if name in self.letters else None
@@ -329,7 +328,7 @@ class _Binder:
 
 
 def _positions(operands: Sequence[Operand], count: int) -> Iterator[tuple[int, Operand]]:
-    """The operands by position; the last one again for all further operands, where it repeats."""
+    """Yield the operands by position; the last one again for all further operands, where it repeats."""
     yield from enumerate(operands)
     if operands and operands[-1].repeats:
         for position in range(len(operands), count):
@@ -341,7 +340,7 @@ def _star_at(axes: Sequence[Axis]) -> int | None:
 
 
 def _cut(axes: Sequence[Axis], row: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """A row of sizes or dimensions: before the star, of the star, after it."""
+    """Split a row of sizes or dimensions into those before the star, of the star, and after it."""
     at = _star_at(axes)
     if at is None:
         return row, row[:0], row[:0]
@@ -350,7 +349,7 @@ def _cut(axes: Sequence[Axis], row: Sequence[Any]) -> tuple[Any, Any, Any]:
 
 
 def _numbered(axes: Sequence[Axis], rank: int) -> Iterator[tuple[Axis, int, str]]:
-    """Each axis of an operand of a rank with its number; a star's axes one by one, each with a name of its own."""
+    """Yield the axes of an operand of a rank with their numbers; those of a star one by one, by names of their own."""
     extra = rank - len(axes)
     at = 0
     for axis in axes:
@@ -360,14 +359,14 @@ def _numbered(axes: Sequence[Axis], rank: int) -> Iterator[tuple[Axis, int, str]
 
 
 def _stretched(a: Shape, b: Shape) -> Shape:
-    """The shape that two shapes broadcast to; where they do not, the first's sizes."""
+    """Return the shape that two shapes broadcast to; where they do not, the first's sizes."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
     return tuple(n if m == 1 else m for m, n in zip(a, b, strict=True))
 
 
 def _unknown(axis: Axis, known: Mapping[str, int] | set[str]) -> str | None:
-    """The one letter of an axis that is not known, if its size follows from the axis': it is in no product twice."""
+    """Return the one letter of an axis that is not known, if its size follows: it is in no product twice."""
     names = {n for n in axis.names if n not in known} if axis.star is None else set()
     if len(names) != 1:
         return None
@@ -428,13 +427,13 @@ def output_shapes(
     [(2, 3, 5), (3,)]
     """
     pattern = parse(text)
-    places = [
+    operand_shapes = [
         (operand, shape)
         for position, operand in _positions(pattern.inputs, len(shapes))
         if operand.axes is not None and position < len(shapes) and (shape := shapes[position]) is not None
     ]
     try:
-        solved = _Sizes(pattern, places, attributes or {}, {})
+        solved = _Sizes(pattern, operand_shapes, attributes or {}, {})
     except Barrier:
         return [None] * len(pattern.outputs)
     return [_shape_of(operand.axes or (), solved) for operand in pattern.outputs]

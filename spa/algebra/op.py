@@ -1,4 +1,4 @@
-"""One operator as its rule sees it, and what the rule says about it.
+"""One operator as its rule sees it, with what the rule says about it.
 
 A rule is a function of an :class:`Op`. It reads the node's attributes, shapes and the axes of its operands, states
 which axes are the same, and sets the axes of the outputs. It knows the algebra and nothing of graphs.
@@ -21,7 +21,7 @@ Restate = Callable[[Kept, Any], Any]
 
 @dataclass(frozen=True)
 class Read:
-    """A place where a dimension is contracted: its indices are summed over and disappear.
+    """A contraction: the indices of a dimension are summed over and disappear.
 
     Attributes:
         expr: the contracted axis.
@@ -57,7 +57,7 @@ class Tie:
 
 
 class Op:
-    """One node in the eyes of its rule.
+    """One node as its rule sees it.
 
     Attributes:
         node: the node (operator, attributes, names).
@@ -118,7 +118,7 @@ class Op:
         Raises:
             Barrier: the operand is computed from data, so its value is not known.
         """
-        if operand < len(self.inputs) and self.inputs[operand] is not None:
+        if self.has(operand):
             value = self.values[operand]
             if value is None:
                 raise Barrier(f"its operand {name!r} is computed from data")
@@ -153,17 +153,17 @@ class Op:
         """State that statistics are taken over an axis."""
         self.space.cross(expr, self.node.label)
 
-    def contract(self, *places: tuple[int, int], zero: int | None = None) -> None:
-        """State that the axes at these (operand, axis) places are the same and are summed over.
+    def contract(self, *positions: tuple[int, int], zero: int | None = None) -> None:
+        """State that the axes at these (operand, axis) positions are the same and are summed over.
 
-        The reader is the first place whose operand is computed from constants alone, else the first place.
+        The reader is the first position whose operand is computed from constants alone, else the first of all.
         """
-        first, *rest = places
+        first, *rest = positions
         expr = self.axes(first[0])[first[1]]
         for operand, axis in rest:
             self.unify(expr, self.axes(operand)[axis])
-        reader = next((p for p in places if self.constant[p[0]]), first)
-        others = tuple(p for p in places if p != reader)
+        reader = next((p for p in positions if self.constant[p[0]]), first)
+        others = tuple(p for p in positions if p != reader)
         self.reads.append(Read(expr, reader[0], reader[1], others, zero))
 
     def set(self, output: int, axes: Sequence[Expr]) -> None:
@@ -182,8 +182,7 @@ class Op:
 
     def tie(self, restate: Restate, operand: int | None = None, attribute: str | None = None) -> None:
         """State how an operand, or else an attribute, follows from what is kept."""
-        given = operand is not None and operand < len(self.inputs) and self.inputs[operand] is not None
-        if given:
+        if operand is not None and self.has(operand):
             self.ties.append(Tie(operand, None, restate))
         elif attribute is not None and attribute in self.node.attributes:
             self.ties.append(Tie(None, attribute, restate))

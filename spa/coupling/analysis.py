@@ -76,7 +76,7 @@ class Group:
 
 @dataclass
 class Law:
-    """What an operator's rule says of one node. Expressions become final once the whole graph is unified.
+    """The law of one node, by its operator's rule; expressions become final once the whole graph is unified.
 
     Attributes:
         node: the node.

@@ -35,6 +35,7 @@ from spa.criteria.parameter import parameters, weights
 from spa.criteria.registry import Criterion, criterion
 from spa.criteria.scores import combine
 from spa.errors import ModelError
+from spa.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spa.running.stream import Stream
@@ -59,7 +60,7 @@ class Signal:
 
     @property
     def variance(self) -> Array:
-        """Return the variance of each index, (indices,)."""
+        """The variance of each index, (indices,)."""
         return np.maximum(self.square - self.mean**2, 0)
 
 
@@ -85,18 +86,41 @@ class Formula:
     Attributes:
         of_weight: the part of a weight, element by element.
         of_input: the part of an input, (indices,).
+        summary: for help texts.
+        source: the paper.
+        reconstruct: how the pruned network is repaired by default.
         readers_only: whether inputs are scored, not weights.
     """
 
     of_weight: Callable[[Array], Array]
     of_input: Callable[[Signal], Array]
+    summary: str
+    source: str
+    reconstruct: str = "none"
     readers_only: bool = False
 
 
 FORMULAS: Mapping[str, Formula] = {
-    "wanda": Formula(np.abs, lambda s: np.sqrt(s.square * s.count)),
-    "activation_l2": Formula(np.square, lambda s: s.square),
-    "flap": Formula(np.square, lambda s: s.variance, readers_only=True),
+    "wanda": Formula(
+        of_weight=np.abs,
+        of_input=lambda s: np.sqrt(s.square * s.count),
+        summary="The absolute weight times the norm of its input.",
+        source="Sun et al., ICLR 2024 (arXiv 2306.11695), section 3",
+    ),
+    "activation_l2": Formula(
+        of_weight=np.square,
+        of_input=lambda s: s.square,
+        summary="The squared weight times the mean square of its input.",
+        source="Wanda's score, squared and per sample",
+    ),
+    "flap": Formula(
+        of_weight=np.square,
+        of_input=lambda s: s.variance,
+        summary="The variance of an input times the squared weights that read it.",
+        source="An et al., AAAI 2024 (arXiv 2312.11983), section 4",
+        reconstruct="bias",
+        readers_only=True,
+    ),
 }
 
 
@@ -118,7 +142,7 @@ class Product:
 
     @property
     def axes(self) -> Axes:
-        """Return the axes of the operand of ``read``."""
+        """The axes of the operand of ``read``."""
         return self.law.inputs[self.read.operand] or ()
 
 
@@ -127,7 +151,7 @@ def rows(
     groups: Sequence[Group],
     name: str,
     stream: Stream,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> dict[str, list[Array]]:
     """Score the channels of groups in every product, in one pass over the calibration inputs.
 
@@ -136,7 +160,7 @@ def rows(
         groups: the groups to score.
         name: one of ``FORMULAS``.
         stream: the same model with its inputs, none of it run so far.
-        progress: called with a stage and the share of it that is done.
+        progress: called with a stage and the fraction of it that is done.
 
     Returns:
         By group name the scores in each product that knows the group, each (channels,), float64.
@@ -181,8 +205,8 @@ def _products(analysis: Analysis) -> Iterable[Product]:
     for _, law in sorted(analysis.laws.items()):
         names = law.node.inputs
         for read in law.reads:
-            places = ((read.operand, read.axis), *read.others)
-            data = tuple((names[o], axis) for o, axis in places if not analysis.is_constant(names[o]))
+            operands = ((read.operand, read.axis), *read.others)
+            data = tuple((names[o], axis) for o, axis in operands if not analysis.is_constant(names[o]))
             weighted = analysis.is_constant(names[read.operand])
             data = data or _state(analysis, law, read)
             if data:
@@ -251,32 +275,14 @@ def score(context: Context, name: str) -> dict[str, Array]:
     return combine(context, found, norm="standardise" if name == "flap" else None)
 
 
-_ABOUT: Mapping[str, tuple[str, str, str]] = {  # summary, source and reconstruction
-    "wanda": (
-        "The absolute weight times the norm of its input.",
-        "Sun et al., ICLR 2024 (arXiv 2306.11695), section 3",
-        "none",
-    ),
-    "activation_l2": (
-        "The squared weight times the mean square of its input.",
-        "Wanda's score, squared and per sample",
-        "none",
-    ),
-    "flap": (
-        "The variance of an input times the squared weights that read it.",
-        "An et al., AAAI 2024 (arXiv 2312.11983), section 4",
-        "bias",
-    ),
-}
-
-for _name, (_summary, _source, _reconstruct) in _ABOUT.items():
+for _name, _formula in FORMULAS.items():
     criterion(
         Criterion(
             name=_name,
             score=partial(score, name=_name),
-            summary=_summary,
-            source=_source,
+            summary=_formula.summary,
+            source=_formula.source,
             needs=frozenset({"weights", "inputs"}),
-            reconstruct=_reconstruct,
+            reconstruct=_formula.reconstruct,
         )
     )

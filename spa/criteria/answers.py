@@ -41,15 +41,15 @@ class Curve:
 
     @staticmethod
     def of_scores(scores: Array) -> Curve:
-        """Build a curve from scores of single channels: the share of their sum that has gone.
+        """Build a curve from scores of single channels: the fraction of their sum that has gone.
 
         Args:
             scores: (channels,).
         """
         order = np.argsort(scores, kind="stable")
         lowest = min(float(scores.min(initial=0.0)), 0.0)
-        shares = np.cumsum(scores[order] - lowest)
-        return Curve(order, np.concatenate([[0.0], shares / shares[-1] if shares.size and shares[-1] > 0 else shares]))
+        sums = np.cumsum(scores[order] - lowest)
+        return Curve(order, np.concatenate([[0.0], sums / sums[-1] if sums.size and sums[-1] > 0 else sums]))
 
 
 @dataclass(frozen=True)

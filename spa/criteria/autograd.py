@@ -1,4 +1,4 @@
-"""Take derivatives of a loss by torch, for the criteria of :mod:`spa.criteria.gradient`."""
+"""Derivatives of a loss by torch, for the criteria of :mod:`spa.criteria.gradient`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a criterion is given: the model, the groups to score, and whatever else it asked for."""
+"""The input of a criterion: the model, the groups to score, and whatever else it asked for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Inputs:
         labels: the class of each sample, (samples,), where the data has labels.
         synthetic: whether the inputs were made up.
         threads: of onnxruntime.
-        progress: called with a stage and the share of it that is done.
+        progress: called with a stage and the fraction of it that is done.
     """
 
     analysis: Analysis
@@ -41,7 +41,7 @@ class Inputs:
 
     @property
     def samples(self) -> int:
-        """Return the number of samples in all batches."""
+        """The number of samples in all batches."""
         return sum(len(next(iter(b.values()))) for b in self.batches)
 
     def stream(self) -> Stream:
@@ -59,7 +59,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Context:
-    """What a criterion scores, and with what.
+    """The model and the groups that a criterion scores, and what it scores them with.
 
     Attributes:
         analysis: the dense model.

@@ -1,4 +1,4 @@
-"""Gates: what each channel is worth to the outputs, by forward passes alone.
+"""Gates: the worth of each channel to the outputs, by forward passes alone.
 
 Every channel c of every group gets a gate z_c, which multiplies the slices of its readers (as a mask does) and is one
 in the network as it is. With all signs s_c drawn at random, two runs at z = 1 ± ε s give a central difference along s,
@@ -30,6 +30,7 @@ from spa.criteria.context import Context
 from spa.criteria.registry import Criterion, criterion
 from spa.errors import ModelError, PlanError
 from spa.model.traits import FLOATS
+from spa.progress import Progress, silent
 from spa.running.runtime import load_session, run
 
 Array = np.ndarray
@@ -47,7 +48,7 @@ def estimate_gates(
     probes: int = 64,
     seed: int = 0,
     threads: int = 2,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> dict[str, Array]:
     """Estimate what the channels of some groups are worth to the outputs.
 
@@ -59,7 +60,7 @@ def estimate_gates(
         probes: K, how many random directions; each takes two runs over all batches.
         seed: of the directions.
         threads: of onnxruntime.
-        progress: called with a stage and the share of it that is done.
+        progress: called with a stage and the fraction of it that is done.
 
     Returns:
         By group name (channels,), float64. With labels the derivative of the mean cross-entropy (in nats) with respect
@@ -138,25 +139,26 @@ def _products(gated: Gated, ends: Ends, batches: Sequence[Feeds], rng: np.random
     for number, batch in enumerate(batches):
         dense = gated.run(batch, np.ones(gated.count))
         floats = [i for i, y in enumerate(dense) if isinstance(y, np.ndarray) and y.dtype.kind == "f" and y.size]
-        places = [rng.permutation(dense[i].size)[:SAMPLED] for i in floats]
+        sampled = [rng.permutation(dense[i].size)[:SAMPLED] for i in floats]
         changes = [
-            [(up[i] - down[i]).reshape(-1)[p] for i, p in zip(floats, places, strict=True)] for up, down in ends(number)
+            [(up[i] - down[i]).reshape(-1)[p] for i, p in zip(floats, sampled, strict=True)]
+            for up, down in ends(number)
         ]
         found = found or [np.zeros((len(changes), len(changes))) for _ in floats]
         energies = energies or [Spread() for _ in floats]
-        for at, (i, p) in enumerate(zip(floats, places, strict=True)):
+        for at, (i, p) in enumerate(zip(floats, sampled, strict=True)):
             energies[at].add(dense[i])
             table = np.stack([c[at] for c in changes]).astype(np.float64)
             found[at] += table @ table.T * (dense[i].size / len(p))
     if not found:
         raise PlanError("the model has no output of floats. Give labels.")
-    shares = [f / e.energy for f, e in zip(found, energies, strict=True)]
-    return np.mean(shares, axis=0) / (4 * STEP**2)
+    relative = [f / e.energy for f, e in zip(found, energies, strict=True)]
+    return np.mean(relative, axis=0) / (4 * STEP**2)
 
 
 @dataclass
 class Spread:
-    """Sums from which an output's squared deviation from its mean follows."""
+    """The sums from which an output's squared deviation from its mean follows."""
 
     count: int = 0
     total: float = 0.0
@@ -170,7 +172,7 @@ class Spread:
 
     @property
     def energy(self) -> float:
-        """Return the sum of squared deviations; one where there are none."""
+        """The sum of squared deviations; one where there are none."""
         energy = self.squares - self.total**2 / self.count
         return energy if energy > 0 else 1.0
 

@@ -24,13 +24,7 @@ import numpy as np
 
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter, parameters, weights
-from spa.criteria.registry import (
-    GRADIENTS,
-    HESSIAN_GRADIENTS,
-    SQUARED_GRADIENTS,
-    Criterion,
-    criterion,
-)
+from spa.criteria.registry import GRADIENTS, HESSIAN_GRADIENTS, SQUARED_GRADIENTS, Criterion, criterion
 from spa.criteria.scores import combine
 from spa.errors import PlanError
 
@@ -49,11 +43,15 @@ class Formula:
     Attributes:
         need: which derivative: ``gradients``, ``squared_gradients`` or ``hessian_gradients``.
         of_element: the score of an element from the derivative and the weight.
+        summary: for help texts.
+        source: the paper.
         of_channel: applied to the sum of these over a channel.
     """
 
     need: str
     of_element: Callable[[Array, Array], Array]
+    summary: str
+    source: str
     of_channel: Callable[[Array], Array] = np.positive
 
 
@@ -62,11 +60,37 @@ def _magnitude(derivative: Array, weight: Array) -> Array:
 
 
 FORMULAS: Mapping[str, Formula] = {
-    "snip": Formula(GRADIENTS, _magnitude),
-    "taylor": Formula(GRADIENTS, np.multiply, np.abs),
-    "crop": Formula(HESSIAN_GRADIENTS, _magnitude),
-    "grasp": Formula(HESSIAN_GRADIENTS, np.multiply),
-    "fisher": Formula(SQUARED_GRADIENTS, lambda g, w: g * w * w),
+    "snip": Formula(
+        need=GRADIENTS,
+        of_element=_magnitude,
+        summary="The absolute weight times its gradient.",
+        source="Lee et al., ICLR 2019 (arXiv 1810.02340), section 4.1",
+    ),
+    "taylor": Formula(
+        need=GRADIENTS,
+        of_element=np.multiply,
+        of_channel=np.abs,
+        summary="The first-order change of the loss when the channel goes, as an absolute value.",
+        source="Molchanov et al., ICLR 2017 (arXiv 1611.06440), section 2.2",
+    ),
+    "crop": Formula(
+        need=HESSIAN_GRADIENTS,
+        of_element=_magnitude,
+        summary="The absolute weight times the Hessian–gradient product, which keeps the training dynamics.",
+        source="Rachwan et al., ICML 2022 (arXiv 2206.10451)",
+    ),
+    "grasp": Formula(
+        need=HESSIAN_GRADIENTS,
+        of_element=np.multiply,
+        summary="The weight times the Hessian–gradient product, which keeps the gradient flow.",
+        source="Wang et al., ICLR 2020 (arXiv 2002.07376), equation 8",
+    ),
+    "fisher": Formula(
+        need=SQUARED_GRADIENTS,
+        of_element=lambda g, w: g * w * w,
+        summary="The squared weight times the mean squared gradient.",
+        source="Theis et al., arXiv 1801.05787, but for a factor ½",
+    ),
 }
 
 
@@ -148,33 +172,13 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + more
 
 
-_ABOUT: Mapping[str, tuple[str, str]] = {  # summary and source
-    "snip": ("The absolute weight times its gradient.", "Lee et al., ICLR 2019 (arXiv 1810.02340), section 4.1"),
-    "taylor": (
-        "The first-order change of the loss when the channel goes, as an absolute value.",
-        "Molchanov et al., ICLR 2017 (arXiv 1611.06440), section 2.2",
-    ),
-    "crop": (
-        "The absolute weight times the Hessian–gradient product, which keeps the training dynamics.",
-        "Rachwan et al., ICML 2022 (arXiv 2206.10451)",
-    ),
-    "grasp": (
-        "The weight times the Hessian–gradient product, which keeps the gradient flow.",
-        "Wang et al., ICLR 2020 (arXiv 2002.07376), equation 8",
-    ),
-    "fisher": (
-        "The squared weight times the mean squared gradient.",
-        "Theis et al., arXiv 1801.05787, but for a factor ½",
-    ),
-}
-
-for _name, (_summary, _source) in _ABOUT.items():
+for _name, _formula in FORMULAS.items():
     criterion(
         Criterion(
             name=_name,
             score=partial(score, name=_name),
-            summary=_summary,
-            source=_source,
-            needs=frozenset({"weights", FORMULAS[_name].need}),
+            summary=_formula.summary,
+            source=_formula.source,
+            needs=frozenset({"weights", _formula.need}),
         )
     )

@@ -68,7 +68,7 @@ class Criterion:
 
     @property
     def derivatives(self) -> frozenset[str]:
-        """Return which derivatives of a loss it needs."""
+        """The derivatives of a loss that it needs."""
         return self.needs & DERIVATIVES
 
     def needs_inputs(self, derivatives_given: bool = False) -> bool:
@@ -150,9 +150,9 @@ def _of_function(
         scores = np.asarray(function(parameter))
         expected = (parameter.channels,)
         if scores.shape != expected or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
-            what = f"shape {scores.shape}" if scores.shape != expected else "values that are not finite numbers"
+            fault = f"shape {scores.shape}" if scores.shape != expected else "values that are not finite numbers"
             raise PlanError(
-                f"criterion {name!r} returns {what} for parameter {parameter.name!r}. "
+                f"criterion {name!r} returns {fault} for parameter {parameter.name!r}. "
                 f"Return one finite score per channel, shape {expected}."
             )
         return scores.astype(np.float64)

@@ -43,9 +43,9 @@ def check(norm: str, agg: str) -> None:
     Raises:
         PlanError: NORM or AGG is unknown.
     """
-    for what, chosen, known in (("norm", norm, NORMS), ("agg", agg, AGGREGATES)):
+    for option, chosen, known in (("norm", norm, NORMS), ("agg", agg, AGGREGATES)):
         if chosen not in known:
-            raise PlanError(f"unknown {what} {chosen!r}. Choose one of {', '.join(known)}.")
+            raise PlanError(f"unknown {option} {chosen!r}. Choose one of {', '.join(known)}.")
 
 
 def combine(context: Context, rows: Mapping[str, Sequence[Array]], norm: str | None = None) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What the two doors of a framework agree on: its importer and its exporter meet here, and nowhere else.
+"""The agreement of the two doors of a framework: its importer and its exporter meet here, and nowhere else.
 
 A pruned model goes back into its framework only where the exporter reads what the importer wrote: names of variables,
 layouts of parameters, the order of gates. Each file holds one framework's side of that agreement.

@@ -1,4 +1,4 @@
-"""Which framework a model belongs to, told by its class or its path; nothing is imported for it."""
+"""The framework that a model belongs to, told by its class or its path; nothing is imported for it."""
 
 from __future__ import annotations
 

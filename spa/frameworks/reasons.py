@@ -1,4 +1,4 @@
-"""What an exception of a framework says, short enough for a message of ours."""
+"""The reason in an exception of a framework, short enough for a message of ours."""
 
 from __future__ import annotations
 

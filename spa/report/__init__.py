@@ -1,4 +1,4 @@
-"""What was done to a model, as plain data; :mod:`spa.report.text` and :mod:`spa.report.html` show it."""
+"""The record of what was done to a model, as plain data; :mod:`spa.report.text` and :mod:`spa.report.html` show it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spa.coupling.cost import Cost
 
 @dataclass(frozen=True)
 class GroupReport:
-    """One group: how many channels it had and has, and how much of the dense model ran through it.
+    """The outcome for one group: its channels, and the fraction of the dense model that ran through it.
 
     Attributes:
         name: the group's name.
         size: channels before.
         kept: channels after.
-        params: share of all parameters, before.
-        macs: share of all MACs, before.
+        params: fraction of all parameters, before.
+        macs: fraction of all MACs, before.
         crossings: labels of the normalisations that take statistics over it.
         loss: the estimated relative error of what reads it, after compensation, where there is an estimate.
     """
@@ -70,5 +70,5 @@ class Report:
     memory: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, ready for JSON."""
+        """Convert the report to plain data, ready for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What `spa inspect` shows, as plain data."""
+"""The findings of ``spa inspect``, as plain data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from spa.coupling.cost import CostModel, group_fractions, measure
 
 
 def inspection(analysis: Analysis) -> dict[str, Any]:
-    """Groups by their share of parameters, frozen ones with their reasons, barriers, and what crossings would add.
+    """List groups by their fraction of the parameters, frozen groups and barriers with reasons, and the reach.
 
     Returns:
         ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the
-        share of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
+        fraction of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
     """
-    shares = group_fractions(analysis)
+    fractions = group_fractions(analysis)
 
     def row(group: Group) -> dict[str, Any]:
-        params, macs = shares.get(group.name, (0.0, 0.0))
+        params, macs = fractions.get(group.name, (0.0, 0.0))
         return {
             "name": group.name,
             "channels": group.size,
@@ -42,7 +42,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
 
 
 def _reach(analysis: Analysis, groups: tuple[Group, ...]) -> float:
-    """The fraction of all parameters that would go if half of every one of these groups went."""
+    """Return the fraction of all parameters that would go if half of every one of these groups went."""
     costs = CostModel(analysis, [g.dim for g in groups])
     dense = costs.evaluate(costs.sizes).params
     halved = costs.evaluate([(n + 1) // 2 for n in costs.sizes]).params

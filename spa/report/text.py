@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +14,11 @@ from spa.running.bench import BenchReport
 from spa.running.verify import VerifyReport
 from spa.surgery.proof import Proof
 
+COSTS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "channels": "channels"}
+
 
 def count(number: float) -> str:
-    """A number with a unit prefix: 4.09 G."""
+    """Write a number with a unit prefix: 4.09 G."""
     for factor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= factor:
             return f"{number / factor:.2f}{prefix}"
@@ -33,20 +36,34 @@ def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text(str(c)) for c in cells))
 
 
+def cost_cells(report: Report) -> list[Sequence[object]]:
+    """Return a row of cells for each cost: its name, before, after, and the fraction removed."""
+    rows: list[Sequence[object]] = []
+    for name, title in COSTS.items():
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        rows.append((title, count(before), count(after), f"{1 - after / before:.1%}" if before else "-"))
+    return rows
+
+
+def group_cells(report: Report) -> list[Sequence[object]]:
+    """Return a row of cells for each group: its name, channels, those kept, fractions of the dense model, and loss."""
+    return [
+        (g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}", "-" if g.loss is None else f"{g.loss:.2g}")
+        for g in report.groups
+    ]
+
+
 def show_report(report: Report, source: str, target: str, verbose: bool = False) -> None:
-    """Before and after; with ``verbose`` every group."""
+    """Print the costs before and after; with ``verbose`` every group, too."""
     console = Console()
     table = _table(f"{source} → {target}", "", "before", "after", "removed")
-    for name in ("macs", "params", "bytes", "channels"):
-        before, after = getattr(report.before, name), getattr(report.after, name)
-        removed = f"{1 - after / before:.1%}" if before else "-"
-        _row(table, {"macs": "MACs", "params": "parameters"}.get(name, name), count(before), count(after), removed)
+    for cells in cost_cells(report):
+        _row(table, *cells)
     console.print(table)
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
-        for g in report.groups:
-            loss = "-" if g.loss is None else f"{g.loss:.2g}"
-            _row(groups, g.name, g.size, g.kept, f"{g.params:.1%}", f"{g.macs:.1%}", loss)
+        for cells in group_cells(report):
+            _row(groups, *cells)
         console.print(groups)
         console.print(Text(effort(report)))
     if report.calibration:
@@ -67,23 +84,25 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
 
 
 def effort(report: Report) -> str:
-    """Time by stage and memory, in one line."""
+    """Say the time of each stage and the memory, in one line."""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.seconds.items())
-    return stages + ("" if report.memory is None else f"; at most {count(report.memory)} bytes of memory")
+    return stages + ("" if report.memory is None else f"; peak memory {count(report.memory)}B")
 
 
 def calibrated(found: dict[str, Any]) -> str:
-    """What calibration did, in one line."""
+    """Say what inputs were used and how the outputs changed on them, in one line."""
     text = f"{found['samples']} {found['source']} inputs"
     if found["before"] is not None:
-        text += f"; output change {found['before']:.3f} as cut, {found['after']:.3f} in the end"
+        text += f"; output error (MSE / variance): {found['before']:.3f} after pruning"
+        if found["after"] != found["before"]:
+            text += f", {found['after']:.3f} after reconstruction"
     if "accuracy" in found:
-        text += "; accuracy {:.1f} % before, {:.1f} % now".format(*found["accuracy"])
+        text += "; accuracy {:.1f} % before, {:.1f} % after".format(*found["accuracy"])
     return text
 
 
 def timed(found: dict[str, Any]) -> str:
-    """The latency before and after, in one line."""
+    """Say the latency before and after, in one line."""
     inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
     return (
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
@@ -92,29 +111,33 @@ def timed(found: dict[str, Any]) -> str:
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:
-    """Groups, frozen groups, barriers and reach."""
+    """Print groups, frozen groups, barriers and reach."""
     console = Console()
     cost = found["cost"]
     console.print(Text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
-    table = _table("groups, by share of the parameters", "group", "channels", "params", "MACs", "crosses")
+    table = _table("groups, by fraction of the parameters", "group", "channels", "params", "MACs", "crosses")
     for g in found["groups"][:most]:
         crosses = g["crossings"][0] if g["crossings"] else ""
         _row(table, g["name"], g["channels"], f"{g['params']:.1%}", f"{g['macs']:.1%}", crosses)
     console.print(table)
     if most is not None and len(found["groups"]) > most:
         console.print(Text(f"... and {len(found['groups']) - most} more (--all)"))
-    frozen = _table("frozen", "group", "channels", "params", "why")
+    frozen = _table("frozen", "group", "channels", "params", "reason")
     for g in found["frozen"][:most]:
         _row(frozen, g["name"], g["channels"], f"{g['params']:.1%}", g["frozen"])
     console.print(frozen)
     for b in found["barriers"]:
         console.print(Text(f"barrier: {b['operator']}: {b['reason']}"))
     free, crossing = found["reach"]["free"], found["reach"]["with crossings"]
-    console.print(Text(f"half of every free group is {free:.1%} of the parameters; with --cross-norm {crossing:.1%}"))
+    console.print(
+        Text(
+            f"removing half of every free group removes {free:.1%} of the parameters; with --cross-norm {crossing:.1%}"
+        )
+    )
 
 
 def show_verification(found: VerifyReport) -> None:
-    """Interface and differences."""
+    """Print the interfaces' differences and the outputs'."""
     console = Console()
     console.print(Text("same interface" if found.same_interface else "different interfaces:"))
     for sentence in found.interface:
@@ -129,7 +152,7 @@ def show_verification(found: VerifyReport) -> None:
 
 
 def show_proof(found: Proof) -> None:
-    """Show whether the pruned network equals the masked original, and what that says."""
+    """Print whether the pruned network equals the masked original, and what that says."""
     console = Console()
     inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
     verdict = "equal to" if found.holds else "DIFFERENT from"
@@ -151,9 +174,9 @@ def show_proof(found: Proof) -> None:
 
 
 def show_bench(found: BenchReport) -> None:
-    """Latency, throughput and memory, with ratios against the first model."""
+    """Print latency, throughput and memory, with ratios against the first model."""
     console = Console()
-    title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} runs in turns"
+    title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} alternating runs"
     table = _table(title, "model", "median ms", "p10", "p90", "samples/s", "speed-up", "file MB", "peak MB")
     for m in found.models:
         peak = "-" if m.peak_memory_bytes is None else f"{m.peak_memory_bytes / 1e6:.0f}"

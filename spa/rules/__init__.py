@@ -1,4 +1,4 @@
-"""The registry: one rule per operator. How to add one: see README.md beside this file."""
+"""The registry of rules, one per operator; README.md beside this file says how to add one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
 
 
 def _needs_shapes(key: str) -> bool:
-    """Whether an operator is a user's: those of ONNX and onnxruntime have shape functions, which know types, too."""
+    """Return whether an operator is a user's; those of ONNX and onnxruntime have shape functions, which know types."""
     domain, _, op = key.rpartition("::")
     return domain != "com.microsoft" and not onnx.defs.has(op, domain)
 

@@ -52,7 +52,7 @@ def _bias(op: Op, operand: int, *wanted: Expr) -> None:
 
 
 def _key_mask(op: Op, operand: int, batch: Expr, rows: Expr, steps: Expr) -> None:
-    """Tie a mask of keys: lengths [b] or positions in a row; or marks [b steps], [b rows steps]."""
+    """Tie a mask of keys: lengths [b] or positions in a row; or zeros and ones [b steps], [b rows steps]."""
     if not op.has(operand):
         return
     axes = op.axes(operand)

@@ -219,7 +219,7 @@ def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr, int]], end: int) -> Any:
 
 @rule("Gather")
 def gather(op: Op) -> None:
-    """Pick indices of one axis. Known picks are traced where they form runs; computed ones freeze the axis.
+    """Pick indices of one axis: known ones are traced where they form runs, computed ones freeze the axis.
 
     Spec: https://onnx.ai/onnx/operators/onnx__Gather.html.
     """
@@ -355,7 +355,7 @@ def tensor_scatter(op: Op) -> None:
 
 @rule("Pad")
 def pad(op: Op) -> None:
-    """Put new indices before and after each axis; they are removable, too. Edges and mirrors freeze.
+    """Put new indices before and after each axis, which are removable, too; edges and mirrors freeze.
 
     Spec: https://onnx.ai/onnx/operators/onnx__Pad.html.
     """

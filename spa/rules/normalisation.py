@@ -89,7 +89,7 @@ rule(
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(op: Op) -> None:
-    """Normalise over `axis`; before opset 13 over all axes from it on. Hardmax picks one.
+    """Normalise over `axis`, before opset 13 over all axes from it on; Hardmax picks one.
 
     Spec: https://onnx.ai/onnx/operators/onnx__Softmax.html.
     """

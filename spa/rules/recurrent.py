@@ -12,7 +12,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 @rule("RNN", "GRU", "LSTM")
 def recurrent(op: Op) -> None:
-    """Make gates of h units, per direction; R reads the last step's h. All directions share their units.
+    """Make gates of h units, per direction; R reads the last step's h, and all directions share their units.
 
     ``layout`` 1 puts the batch first. Spec: https://onnx.ai/onnx/operators/onnx__LSTM.html.
     """

@@ -17,7 +17,7 @@ POOL = "X[n c *s] -> Y[n c *t]"
 
 @rule(*SUMS, *STATISTICS)
 def reduce(op: Op) -> None:
-    """Reduce axes to one index or to none. A sum reads them (a removed index is a zero); a statistic crosses.
+    """Reduce axes to one index or to none: a sum reads them (a removed index is a zero), a statistic crosses.
 
     Spec: https://onnx.ai/onnx/operators/onnx__ReduceSum.html.
     """

@@ -49,22 +49,22 @@ _FEWEST_RUNS, _MOST_RUNS = 10, 10_000
 
 @dataclass(frozen=True)
 class ModelBench:
-    """What one model costs.
+    """The cost of one model.
 
     Attributes:
-        name: Its path, or the name of its graph.
-        median_ms: The median latency of a run, in milliseconds.
-        p10_ms: The latency that 10 % of the runs stay below, in milliseconds.
-        p90_ms: The latency that 90 % of the runs stay below, in milliseconds.
-        throughput: Samples per second, at the median latency.
-        batch: Samples per run.
-        file_bytes: The file, with its external data.
-        peak_memory_bytes: The most resident memory that loading and running takes, beyond what the process
+        name: its path, or the name of its graph.
+        median_ms: the median latency of a run, in milliseconds.
+        p10_ms: the latency that 10 % of the runs stay below, in milliseconds.
+        p90_ms: the latency that 90 % of the runs stay below, in milliseconds.
+        throughput: samples per second, at the median latency.
+        batch: samples per run.
+        file_bytes: the file, with its external data.
+        peak_memory_bytes: the most resident memory that loading and running takes, beyond what the process
             had after importing onnxruntime; None where the platform does not say or it was not asked for.
-        speedup: The first model's latency per sample over this one's in the same round, the median over the
+        speedup: the first model's latency per sample over this one's in the same round, the median over the
             rounds: above 1 is faster. A round that a busy machine slows counts as any other.
-        size_ratio: This file's size over the first's: below 1 is smaller.
-        memory_ratio: This model's peak memory over the first's; None if one is unknown.
+        size_ratio: this file's size over the first's: below 1 is smaller.
+        memory_ratio: this model's peak memory over the first's; None if one is unknown.
     """
 
     name: str
@@ -82,16 +82,16 @@ class ModelBench:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What `bench` measured.
+    """The measurements of ``bench``.
 
     Attributes:
-        models: One entry per model, in the order given; ratios are against the first.
-        runs: Timed runs of each model.
-        warmup: Runs of each model before those.
-        threads: Threads within an operator.
-        seed: The seed of the inputs.
-        inputs: The shapes that each model was fed, by input.
-        onnxruntime: Its version.
+        models: one entry per model, in the order given; ratios are against the first.
+        runs: timed runs of each model.
+        warmup: runs of each model before those.
+        threads: threads within an operator.
+        seed: the seed of the inputs.
+        inputs: the shapes that each model was fed, by input.
+        onnxruntime: its version.
     """
 
     models: tuple[ModelBench, ...]
@@ -103,14 +103,14 @@ class BenchReport:
     onnxruntime: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data for `json.dumps`.
+        """Convert the report to plain data for ``json.dumps``.
 
         Returns:
             A dictionary of lists, numbers and strings.
         """
         plain = asdict(self)
         plain["models"] = list(plain["models"])
-        plain["inputs"] = [{name: list(shape) for name, shape in one.items()} for one in self.inputs]
+        plain["inputs"] = [{name: list(shape) for name, shape in shapes.items()} for shapes in self.inputs]
         return plain
 
 
@@ -124,7 +124,7 @@ class InputOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What is fed; see :func:`bench`."""
+    """The inputs to feed; see :func:`bench`."""
 
     batch: int = 1
     seed: int = 0
@@ -144,34 +144,36 @@ def bench(
     """Measure models in onnxruntime as users run them: on the CPU, with all its graph optimisations.
 
     Args:
-        models: Paths, bytes of files, or parsed models, or one of these; the first is the yardstick.
-        runs: Timed runs of each model. If not given, `seconds` decides.
-        seconds: About how long to time each model, in seconds (10 to 10,000 runs).
-        warmup: Runs of each model that are not timed.
-        threads: Threads within an operator; operators run one after another.
-        isolate_memory: Whether to measure each model's peak memory, in a fresh process.
-        **inputs: What is fed: `batch`, the size of dynamic batch axes (1); `seed` of the inputs (0); `sizes` of
+        models: paths, bytes of files, or parsed models, or one of these; the first is the yardstick.
+        runs: timed runs of each model. If not given, ``seconds`` decides.
+        seconds: about how long to time each model, in seconds (10 to 10,000 runs).
+        warmup: runs of each model that are not timed.
+        threads: threads within an operator; operators run one after another.
+        isolate_memory: whether to measure each model's peak memory, in a fresh process.
+        **inputs: what is fed: ``batch``, the size of dynamic batch axes (1); ``seed`` of the inputs (0); ``sizes`` of
             other dynamic axes, by the axis' name or by ``input[axis]``; each must exist in a model.
 
     Returns:
-        The measurements, in the order of `models`.
+        The measurements, in the order of ``models``.
 
     Raises:
-        ModelError: A model cannot be loaded or run, or takes the process that runs it down.
-        UnsupportedError: An input is of a type for which no values can be made up.
-        PlanError: `sizes` names an axis that no model has.
+        ModelError: a model cannot be loaded or run, or takes the process that runs it down.
+        UnsupportedError: an input is of a type for which no values can be made up.
+        PlanError: ``sizes`` names an axis that no model has.
     """
-    given = _Inputs(**inputs)
+    options = _Inputs(**inputs)
     named = _named(models)
-    for option, number, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
-        if number is not None and number < least:
-            raise ValueError(f"{option} is {number}, must be at least {least}")
+    for option, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{option} is {value}, must be at least {least}")
     # Memory first: a model on which onnxruntime crashes then takes down the other process, and is named.
-    recipes = _recipes(named, threads, given)
-    feeds = [recipe.feeds(given.seed) for recipe in recipes]
+    recipes = _recipes(named, threads, options)
+    feeds = [recipe.feeds(options.seed) for recipe in recipes]
     memory: list[int | None] = [None] * len(named)
     if isolate_memory:
-        memory = [_peak_memory(*one, arrays, threads) for one, arrays in zip(named, feeds, strict=True)]
+        memory = [
+            _peak_memory(model, name, arrays, threads) for (model, name), arrays in zip(named, feeds, strict=True)
+        ]
     steps = [
         _step(load_session(model, threads=threads, optimise=True, name=name), arrays, name)
         for (model, name), arrays in zip(named, feeds, strict=True)
@@ -182,7 +184,7 @@ def bench(
         runs=times.shape[1],
         warmup=warmup,
         threads=threads,
-        seed=given.seed,
+        seed=options.seed,
         inputs=tuple({key: tuple(array.shape) for key, array in arrays.items()} for arrays in feeds),
         onnxruntime=ort.__version__,
     )
@@ -200,7 +202,7 @@ def _named(models: Model | Sequence[Model]) -> list[tuple[Model, str]]:
 def _entries(
     named: Sequence[tuple[Model, str]], times: np.ndarray, batches: Sequence[int], memory: Sequence[int | None]
 ) -> tuple[ModelBench, ...]:
-    """Each model's figures, compared with the first's; times in milliseconds, ``[model, run]``."""
+    """Compare each model's figures with the first's; times are in milliseconds, ``[model, run]``."""
     medians = np.median(times, axis=1)
     files = [_file_bytes(model, name) for model, name in named]
     return tuple(
@@ -225,13 +227,13 @@ def _entries(
 
 
 def _take_turns(steps: Sequence[Callable[[], object]], *, runs: int | None, seconds: float, warmup: int) -> np.ndarray:
-    """Time `steps` in turn, run by run.
+    """Time ``steps`` in turn, run by run.
 
     Args:
-        steps: What to time.
-        runs: How often each, or None for as often as fits.
-        seconds: The time for each, if `runs` is None.
-        warmup: Rounds that are not timed.
+        steps: what to time.
+        runs: how often each, or None for as often as fits.
+        seconds: the time for each, if ``runs`` is None.
+        warmup: rounds that are not timed.
 
     Returns:
         Milliseconds, ``[step, run]``.
@@ -261,7 +263,7 @@ def _take_turns(steps: Sequence[Callable[[], object]], *, runs: int | None, seco
 
 
 def _step(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], name: str) -> Callable[[], object]:
-    """One run, with inputs that are in onnxruntime's hands already and outputs that stay there."""
+    """Make a function that runs once, with inputs that onnxruntime holds already and outputs that it keeps."""
     values = to_ort(session, feeds)
 
     def step() -> object:
@@ -273,13 +275,13 @@ def _step(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], name: 
     return step
 
 
-def _recipes(named: Sequence[tuple[Model, str]], threads: int, given: _Inputs) -> list[Recipe]:
+def _recipes(named: Sequence[tuple[Model, str]], threads: int, options: _Inputs) -> list[Recipe]:
     """Return inputs on which each model runs; found without optimisations, which could crash on a wrong guess."""
     recipes = []
-    for (model, name), own in zip(named, _sizes_of_each(named, given.sizes or {}), strict=True):
+    for (model, name), own in zip(named, _sizes_of_each(named, options.sizes or {}), strict=True):
         session = load_session(model, threads=threads, name=name)
         ranges = ranges_for(model, input_specs(session))
-        recipe, _ = first_run(session, seed=given.seed, batch=given.batch, sizes=own, ranges=ranges, name=name)
+        recipe, _ = first_run(session, seed=options.seed, batch=options.batch, sizes=own, ranges=ranges, name=name)
         recipes.append(recipe)
     return recipes
 
@@ -314,7 +316,7 @@ def _ratio(value: int | None, first: int | None) -> float | None:
 
 
 def _file_bytes(model: Model, name: str) -> int:
-    """The size of a model's file and of the external files that its tensors lie in."""
+    """Add up the bytes of a model's file and of the external files that hold its tensors."""
     if isinstance(model, bytes):
         return len(model)
     if isinstance(model, onnx.ModelProto):
@@ -340,7 +342,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _peak_memory(model: Model, name: str, feeds: Mapping[str, np.ndarray], threads: int) -> int | None:
-    """Peak memory in bytes of loading a model and running it, measured in a fresh process."""
+    """Measure the peak memory, in bytes, of loading a model and running it in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="spa-bench-") as folder:
         path = os.path.join(folder, "model.onnx")
         if isinstance(model, bytes):
@@ -373,13 +375,13 @@ def _peak_memory(model: Model, name: str, feeds: Mapping[str, np.ndarray], threa
 
 
 def _measure_memory(job_json: str) -> str:
-    """The fresh process' part.
+    """Load and run a model in the fresh process, and measure its peak memory.
 
     Args:
-        job_json: The model's path and name, the feeds' file, the inputs' names in its order, and the threads.
+        job_json: the model's path and name, the feeds' file, the inputs' names in its order, and the threads.
 
     Returns:
-        As JSON, `peak`, the bytes beyond what the process had before (or null), or `error`, a message.
+        As JSON, ``peak``, the bytes beyond what the process had before (or null), or ``error``, a message.
     """
     job = json.loads(job_json)
     with np.load(job["feeds"]) as stored:
@@ -397,7 +399,7 @@ def _measure_memory(job_json: str) -> str:
 
 
 def _start_watching() -> int | None:
-    """Resident bytes now, from which on the peak counts."""
+    """Reset the peak where the platform allows it, and return it: the bytes above which memory counts."""
     # Linux: sets the high-water mark back to what is resident now (man 5 proc, clear_refs). Elsewhere, or
     # where it is not allowed, the mark that the imports have left is the base.
     with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 What an input may hold is read from the graph where the graph says it (ids that index an embedding stay below
 its rows) and from the input's name where it does not (masks, positions, lengths). Sizes of dynamic axes are
-guessed from their names, then from their places; where onnxruntime refuses a guess, a short list of others is
+guessed from their names, then from their positions; where onnxruntime refuses a guess, a short list of others is
 tried.
 """
 
@@ -60,13 +60,13 @@ _GUESSES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make the inputs of one model: everything but the seed.
+    """The way to make the inputs of one model: everything but the seed.
 
     Attributes:
-        specs: The inputs.
-        sizes: The size of every dynamic axis, by ``input[axis]``.
-        ranges: Exclusive upper bounds of inputs, by name.
-        guess: Where the sizes came from, and the bound of integers about which nothing is known.
+        specs: the inputs.
+        sizes: the size of every dynamic axis, by ``input[axis]``.
+        ranges: exclusive upper bounds of inputs, by name.
+        guess: where the sizes came from, and the bound of integers about which nothing is known.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -75,16 +75,16 @@ class Recipe:
     guess: Guess
 
     def feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """The inputs of one seed.
+        """Make the inputs of one seed.
 
         Args:
-            seed: The same seed gives the same arrays.
+            seed: the same seed gives the same arrays.
 
         Returns:
             One array per input.
 
         Raises:
-            UnsupportedError: An input is a string, a sequence or of a type that numpy lacks.
+            UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
         """
         shapes = {
             spec.name: tuple(
@@ -145,20 +145,20 @@ def make_feeds(
     sequence's.
 
     Args:
-        session_or_model_path: A session, a path, the bytes of a file, or a parsed model.
-        seed: The same seed gives the same arrays; an input's values depend on its name, not on its place.
-        batch: The size of dynamic batch axes (2 if not given).
-        sizes: Sizes of dynamic axes, by the axis' name (the same everywhere) or by ``input[axis]``.
-        ranges: Exclusive upper bounds of inputs, by name; taken from the graph if a model is given instead of
+        session_or_model_path: a session, a path, the bytes of a file, or a parsed model.
+        seed: the same seed gives the same arrays; an input's values depend on its name, not on its position.
+        batch: the size of dynamic batch axes (2 if not given).
+        sizes: sizes of dynamic axes, by the axis' name (the same everywhere) or by ``input[axis]``.
+        ranges: exclusive upper bounds of inputs, by name; taken from the graph if a model is given instead of
             a session.
 
     Returns:
         One array per input; a dynamic axis that has one name has one size everywhere.
 
     Raises:
-        UnsupportedError: An input is a string, a sequence or of a type that numpy lacks.
-        PlanError: `sizes` names no dynamic axis, or a size is not positive.
-        ModelError: The model cannot be read.
+        UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
+        PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
+        ModelError: the model cannot be read.
     """
     specs, known = _describe(session_or_model_path, ranges)
     guess = _GUESSES[0] if batch is None else replace(_GUESSES[0], batch=batch)
@@ -177,20 +177,20 @@ def working_feeds(
     """Make seeded inputs on which a session runs, trying other sizes where the first guess is refused.
 
     Args:
-        session: From `spa.running.runtime.load_session`.
-        seed: As for `make_feeds`.
-        batch: As for `make_feeds`; if given, it is kept in every attempt.
-        sizes: As for `make_feeds`; kept in every attempt.
-        ranges: Exclusive upper bounds of inputs, from `input_ranges`.
-        name: What messages call the model.
+        session: from ``spa.running.runtime.load_session``.
+        seed: as for ``make_feeds``.
+        batch: as for ``make_feeds``; if given, it is kept in every attempt.
+        sizes: as for ``make_feeds``; kept in every attempt.
+        ranges: exclusive upper bounds of inputs, from ``input_ranges``.
+        name: what messages call the model.
 
     Returns:
         One array per input.
 
     Raises:
-        UnsupportedError: An input is a string, a sequence or of a type that numpy lacks.
-        PlanError: `sizes` names no dynamic axis, or a size is not positive.
-        ModelError: No attempt ran; the message quotes onnxruntime's reason for refusing the first.
+        UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
+        PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
+        ModelError: no attempt ran; the message quotes onnxruntime's reason for refusing the first.
     """
     recipe, _ = first_run(session, seed=seed, batch=batch, sizes=sizes, ranges=ranges, name=name)
     return recipe.feeds(seed)
@@ -206,25 +206,25 @@ def first_run(
     name: str = "the model",
     specs: Sequence[TensorSpec] | None = None,
 ) -> tuple[Recipe, list[Any]]:
-    """Find the recipe for inputs on which a session runs, as `working_feeds` does.
+    """Find the recipe for inputs on which a session runs, as ``working_feeds`` does.
 
     Args:
-        session: From `spa.running.runtime.load_session`.
-        seed: As for `make_feeds`.
-        batch: As for `working_feeds`.
-        sizes: As for `working_feeds`.
-        ranges: Exclusive upper bounds of inputs, from `input_ranges`.
-        name: What messages call the model.
-        specs: The inputs to make, where they are narrower than the session's own (a second model must take
+        session: from ``spa.running.runtime.load_session``.
+        seed: as for ``make_feeds``.
+        batch: as for ``working_feeds``.
+        sizes: as for ``working_feeds``.
+        ranges: exclusive upper bounds of inputs, from ``input_ranges``.
+        name: what messages call the model.
+        specs: the inputs to make, where they are narrower than the session's own (a second model must take
             them too).
 
     Returns:
         The recipe, for more seeds, and the outputs of the run that proved it, in order.
 
     Raises:
-        UnsupportedError: As `working_feeds`.
-        PlanError: As `working_feeds`.
-        ModelError: As `working_feeds`.
+        UnsupportedError: as ``working_feeds``.
+        PlanError: as ``working_feeds``.
+        ModelError: as ``working_feeds``.
     """
     specs = tuple(input_specs(session) if specs is None else specs)
     first: ModelError | None = None
@@ -247,15 +247,15 @@ def resolve_sizes(
     """Choose a size for every dynamic axis.
 
     Args:
-        specs: The inputs.
-        guess: Sizes by kind.
-        sizes: Sizes to keep, by the axis' name or by ``input[axis]``.
+        specs: the inputs.
+        guess: sizes by kind.
+        sizes: sizes to keep, by the axis' name or by ``input[axis]``.
 
     Returns:
         Sizes by ``input[axis]``, for every dynamic axis of every input.
 
     Raises:
-        PlanError: `sizes` names no dynamic axis, or a size is not positive.
+        PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
     """
     guess = guess or _GUESSES[0]
     sizes = dict(sizes or {})
@@ -300,8 +300,8 @@ def _size_of(spec: TensorSpec, axis: int, dim: str | None, guess: Guess) -> int:
 
 
 def _kind(spec: TensorSpec, axis: int, dim: str | None) -> str:
-    """What one dynamic axis counts: by its name, else by its place."""
-    # tf2onnx calls every unknown axis unk__123; behind the first, its place says more.
+    """Tell what one dynamic axis counts, by its name, else by its position."""
+    # tf2onnx calls every unknown axis unk__123; behind the first, its position says more.
     if dim and not (dim.startswith("unk__") and axis > 0):
         # "Sequence" before "batch": `n_tokens` counts tokens.
         for pattern, kind in ((_SEQUENCE, "sequence"), (_IMAGE, "image"), (_BATCH, "batch")):
@@ -322,7 +322,7 @@ def _is_total(dim: str) -> bool:
 
 
 def _total(values: Mapping[str, int]) -> int | None:
-    """What exporters of decoders call total: the cached tokens and the new ones."""
+    """Add up what exporters of decoders call total, the cached tokens and the new ones; None without either."""
     parts = [size for name, size in values.items() if re.fullmatch(r"(past_)?seq(uence)?_len(gth)?", name)]
     return sum(parts) if parts else None
 
@@ -343,7 +343,7 @@ def _names(expression: str) -> list[str]:
 
 
 def _evaluate(expression: str, values: Mapping[str, int]) -> int | None:
-    """The value of an axis that is called, say, ``past + sequence`` or ``2*s0``; None if not computable."""
+    """Compute the size of an axis that is called, say, ``past + sequence`` or ``2*s0``; None if that fails."""
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body, values)
     except (SyntaxError, ValueError, KeyError, ZeroDivisionError):
@@ -385,7 +385,7 @@ def _describe(
 
 
 def _length(spec: TensorSpec, shape: tuple[int, ...]) -> int:
-    """The most that an input with lengths may state, going by one other input."""
+    """Return the most that an input with lengths may state, going by one other input."""
     named = [
         size for dim, size in zip(spec.shape, shape, strict=True) if isinstance(dim, str) and _SEQUENCE.search(dim)
     ]
@@ -401,7 +401,7 @@ def _draw(
     length: int,
     guess: Guess,
 ) -> np.ndarray:
-    """Values for one input, before the conversion to its type."""
+    """Draw the values of one input, before the conversion to its type."""
     if _MASK.search(name):
         return _prefix_mask(shape, rng)
     if dtype.kind == "b":
@@ -424,7 +424,7 @@ def _draw(
 
 
 def _prefix_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Ones on at least the first half of each row: softmax over a row with no valid place is NaN."""
+    """Set ones on at least the first half of each row: softmax over a row with no valid position is NaN."""
     if not shape:
         return np.ones(())
     size = shape[-1]

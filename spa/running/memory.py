@@ -1,4 +1,4 @@
-"""How much memory the process has taken."""
+"""The peak memory of the process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 def peak_resident() -> int | None:
     """Return the most bytes that were resident, or None where the platform does not say.
 
-    psutil knows the peak on Windows alone. Elsewhere the platform is asked; on Linux not by `ru_maxrss`, which a child
-    process inherits from its parent, however large that was.
+    psutil knows the peak on Windows alone. Elsewhere the platform is asked; on Linux not by ``ru_maxrss``, which a
+    child process inherits from its parent, however large that was.
     """
     if sys.platform == "win32":
         import psutil

@@ -1,4 +1,4 @@
-"""Which values an input may hold, read from what it indexes in the graph."""
+"""Upper bounds of the values that an input may hold, read from what it indexes in the graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EMBED = {0: 2, 1: 4, 8: 3}
 
 
 def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
-    """Exclusive upper bounds of the inputs that index something of known size.
+    """Return exclusive upper bounds of the inputs that index something of known size.
 
     1. An input that reaches the indices of a Gather (or GatherElements, GatherND, com.microsoft
        GatherBlockQuantized) stays below the length of the gathered axis.
@@ -34,7 +34,7 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
     which is taken off the bound. Where several bounds meet, the smallest counts.
 
     Args:
-        model: A parsed model; weights in external files need not be loaded. It is not changed.
+        model: a parsed model; weights in external files need not be loaded. It is not changed.
 
     Returns:
         Bounds by the input's name; an input that indexes nothing is absent.
@@ -47,17 +47,17 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def ranges_for(model: Model, specs: Iterable[TensorSpec]) -> dict[str, int]:
-    """`input_ranges` of a model whose inputs are known already; it is not read where they cannot be ids.
+    """Return the ``input_ranges`` of a model with known inputs; it is not read where they cannot be ids.
 
     Args:
-        model: A path, the bytes of a file, or a parsed model.
-        specs: Its inputs.
+        model: a path, the bytes of a file, or a parsed model.
+        specs: its inputs.
 
     Returns:
         Bounds by the input's name.
 
     Raises:
-        ModelError: The model cannot be read.
+        ModelError: the model cannot be read.
     """
     # Keras feeds ids as floats and casts them, but an id per pixel or voxel does not occur.
     if all(spec.dtype is None or (spec.dtype.kind not in "iu" and len(spec.shape) > 2) for spec in specs):
@@ -66,9 +66,13 @@ def ranges_for(model: Model, specs: Iterable[TensorSpec]) -> dict[str, int]:
 
 
 class _Tracer:
-    """Follows inputs forward to what they index.
+    """A walk that follows inputs forward to what they index.
 
-    `reach` has, per tensor, the inputs it stems from, each with what was added on the way.
+    Attributes:
+        bounds: exclusive upper bounds found so far, by input.
+        reach: by tensor the inputs that it stems from, each with what was added on the way.
+        shapes: of initializers, and of tables that operators move.
+        constants: the integers of a single element.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -79,6 +83,7 @@ class _Tracer:
         self._read(model.graph)
 
     def walk(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Go through nodes in their order, those of subgraphs included."""
         for node in nodes:
             for attribute in node.attribute:
                 for graph in (attribute.g, *attribute.graphs):
@@ -99,7 +104,7 @@ class _Tracer:
             self.constants[name] = int(onnx.numpy_helper.to_array(tensor).item())
 
     def _constant(self, node: onnx.NodeProto) -> None:
-        """Constant nodes, and tables behind an operator that keeps or permutes their axes."""
+        """Record constants, and tables behind an operator that keeps or permutes their axes."""
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":

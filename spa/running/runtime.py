@@ -1,8 +1,8 @@
 """onnxruntime behind one door: sessions, their interfaces, and runs that speak numpy.
 
 onnxruntime's Python layer has three habits that every caller would otherwise have to know. Its exceptions
-have no common base below `Exception`; its messages carry C++ source lines; and bfloat16 enters and leaves
-only through `OrtValue`. All three end in this file.
+have no common base below ``Exception``; its messages carry C++ source lines; and bfloat16 enters and leaves
+only through ``OrtValue``. All three end in this file.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class TensorSpec:
     """One input or output of a model, as onnxruntime declares it.
 
     Attributes:
-        name: The tensor's name.
+        name: the tensor's name.
         type: onnxruntime's word for its type, such as ``tensor(float)`` or ``seq(tensor(int64))``.
-        shape: One entry per axis: a size, the name of a dynamic axis, or None for a dynamic axis without a
+        shape: one entry per axis: a size, the name of a dynamic axis, or None for a dynamic axis without a
             name.
     """
 
@@ -92,11 +92,11 @@ class TensorSpec:
 
 
 def model_name(model: Model, fallback: str = "the model") -> str:
-    """What messages call a model: its path, or the name of its graph, or `fallback`.
+    """Return what messages call a model: its path, or the name of its graph, or ``fallback``.
 
     Args:
-        model: A path, the bytes of a file, or a parsed model.
-        fallback: The name of a model that has none.
+        model: a path, the bytes of a file, or a parsed model.
+        fallback: the name of a model that has none.
 
     Returns:
         A name to be put into a sentence, without quotation marks.
@@ -119,14 +119,14 @@ def load_session(
     """Open a model in onnxruntime, on the CPU, without a word on standard error.
 
     Args:
-        model: A path, the bytes of a file, or a parsed model (below 2 GiB).
-        threads: Threads within an operator; operators run one after another.
-        optimise: Whether onnxruntime may rewrite the graph (all its optimisations, as users run it). Off by
+        model: a path, the bytes of a file, or a parsed model (below 2 GiB).
+        threads: threads within an operator; operators run one after another.
+        optimise: whether onnxruntime may rewrite the graph (all its optimisations, as users run it). Off by
             default: onnxruntime 1.31 merges a zero Pad into MaxPool wrongly from its basic level on, so
-                comparing needs none.
-        profiling: Whether to record a profile; a string is the prefix of its file, else it goes to the
-            temporary folder. `session.end_profiling()` gives the file's name.
-        name: What messages call the model; by default its path or the name of its graph.
+            comparing needs none.
+        profiling: whether to record a profile; a string is the prefix of its file, else it goes to the
+            temporary folder. ``session.end_profiling()`` gives the file's name.
+        name: what messages call the model; by default its path or the name of its graph.
 
     Returns:
         The session.
@@ -161,14 +161,14 @@ def load_graph(model: Model, *, name: str | None = None) -> onnx.ModelProto:
     """Read a model's structure; weights in external files stay there.
 
     Args:
-        model: A path, the bytes of a file, or a parsed model (returned as it is).
-        name: What messages call the model; by default its path or the name of its graph.
+        model: a path, the bytes of a file, or a parsed model (returned as it is).
+        name: what messages call the model; by default its path or the name of its graph.
 
     Returns:
         The parsed model.
 
     Raises:
-        ModelError: The file cannot be read, or is not an ONNX model.
+        ModelError: the file cannot be read, or is not an ONNX model.
     """
     if isinstance(model, onnx.ModelProto):
         return model
@@ -184,10 +184,10 @@ def load_graph(model: Model, *, name: str | None = None) -> onnx.ModelProto:
 
 
 def input_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The inputs that a caller must feed, in order; initializers that are also listed as inputs are left out.
+    """Return the inputs that a caller must feed, in order, without initializers that are also listed as inputs.
 
     Args:
-        model: A session or a parsed model.
+        model: a session or a parsed model.
 
     Returns:
         One entry per input.
@@ -200,10 +200,10 @@ def input_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSp
 
 
 def output_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The outputs, in order.
+    """Return the outputs, in order.
 
     Args:
-        model: A session or a parsed model.
+        model: a session or a parsed model.
 
     Returns:
         One entry per output.
@@ -214,14 +214,14 @@ def output_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorS
 
 
 def to_ort(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
-    """Feeds as onnxruntime's own values: how bfloat16 goes in, and what saves copies in a timed loop.
+    """Convert feeds to onnxruntime's own values, which carry bfloat16 and save copies in a timed loop.
 
     Args:
-        session: The session that will take them.
-        feeds: One array per input.
+        session: the session that will take them.
+        feeds: one array per input.
 
     Returns:
-        The same, for `session.run_with_ort_values`.
+        The same, for ``session.run_with_ort_values``.
     """
     bfloat16 = {spec.name for spec in input_specs(session) if spec.element == "bfloat16"}
     return {
@@ -236,16 +236,16 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, name:
     """Run a session once.
 
     Args:
-        session: From `load_session`.
-        feeds: One array per input.
-        name: What messages call the model.
+        session: from ``load_session``.
+        feeds: one array per input.
+        name: what messages call the model.
 
     Returns:
         One value per output: an array, None for an absent optional, or a list for a sequence.
 
     Raises:
         ModelError: onnxruntime cannot run the model on these inputs; the message carries its reason.
-        UnsupportedError: An output is of a type that has no numpy form.
+        UnsupportedError: an output is of a type that has no numpy form.
     """
     bfloat16 = any("bfloat16" in spec.type for spec in (*input_specs(session), *output_specs(session)))
     try:
@@ -258,10 +258,10 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, name:
 
 
 def clean_reason(error: BaseException | str) -> str:
-    """The reason of onnxruntime in one line, without error code, C++ source line and function signature.
+    """Reduce onnxruntime's reason to one line, without error code, C++ source line and function signature.
 
     Args:
-        error: The exception, or its message.
+        error: the exception, or its message.
 
     Returns:
         The reason, for the end of a sentence of ours.
@@ -278,7 +278,7 @@ def clean_reason(error: BaseException | str) -> str:
 
 
 def _after_signature(text: str, start: int) -> int:
-    """Where the C++ function signature that begins at `start` ends; `start` if there is none."""
+    """Find where the C++ function signature that begins at ``start`` ends; return ``start`` if there is none."""
     at = text.find("(", start)
     if at < 0:
         return start

@@ -17,13 +17,13 @@ from spa.errors import InvariantError, UnsupportedError
 from spa.model.graph import Graph, Node
 from spa.running.runtime import load_session, run
 
-MEMORY = 1 << 30
+MEMORY = 1 << 30  # bytes of live tensors that may stay in memory
 Feeds = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias that a node is given.
+    """A bias to give to a node.
 
     Attributes:
         shape: its shape.
@@ -37,7 +37,7 @@ class Bias:
 
 
 class Stream:
-    """A network and the live tensors of all calibration batches at one place of its node order.
+    """A network and the live tensors of all calibration batches at one point of its node order.
 
     Args:
         model: the network; its message is edited where weights are replaced.
@@ -84,22 +84,22 @@ class Stream:
         self._run(node.index + 1, (*node.inputs, *node.outputs))
 
     def finish(self) -> list[dict[str, np.ndarray]]:
-        """Run the rest; the outputs of each batch."""
+        """Run the rest and return the outputs of each batch."""
         self._run(len(self.graph.nodes))
         return [{n: b[n] for n in self.graph.outputs} for b in self.live]
 
     def fork(self) -> Stream:
-        """A stream of the same network that goes on from here by itself."""
+        """Return a stream of the same network that goes on from here by itself."""
         ahead = copy(self)
         ahead.live = [dict(b) for b in self.live]
         return ahead
 
     def value(self, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """A constant, or a tensor that a batch holds."""
+        """Return a constant, or a tensor that a batch holds."""
         return self.graph.array(name) if name in self.graph.constants else batch[name]
 
     def probe(self, node: Node, output: int) -> list[np.ndarray]:
-        """One output of a node whose inputs are held, for each batch, whether or not the network asks for it."""
+        """Compute an output of a node whose inputs are held, for each batch, even if the network lacks that output."""
         proto = NodeProto()
         proto.CopyFrom(node.proto)
         proto.output[output] = name = proto.output[output] or "spa_probe"
@@ -127,7 +127,7 @@ class Stream:
                 del batch[name]
 
     def stored(self, value: np.ndarray) -> np.ndarray:
-        """The value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
+        """Return the value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
         if not isinstance(value, np.ndarray):
             raise UnsupportedError("a sequence or an optional passes through the network. Use --criterion l2, say.")
         held = sum(v.nbytes for b in self.live for v in b.values() if not isinstance(v, np.memmap))
@@ -147,9 +147,13 @@ class Stream:
         self._last[name] = max(self._last.get(name, -1), node.index + 1)
 
     def session(self, nodes: Sequence[Node], source: str, output: str, like: np.ndarray) -> InferenceSession:
-        """Some nodes by themselves, from one tensor (of the type and rank of an array) to another.
+        """Open some nodes by themselves, from one tensor to another.
 
-        What else they read must be made of constants (a transposed matrix, say).
+        Args:
+            nodes: what else they read must be made of constants (a transposed matrix, say).
+            source: the tensor to feed.
+            output: the tensor to compute.
+            like: an array of the type and rank of ``source``.
         """
         graph, found = self.graph, {n.index: n for n in nodes}
         todo = list(nodes)  # not by networkx: the search stops at tensors, of which a node may make several
@@ -189,7 +193,7 @@ class Stream:
         self.graph.forget(name)
 
     def add_bias(self, node: Node, bias: Bias) -> str:
-        """Give a node that has no bias one of zeros; its name."""
+        """Give a node that has no bias one of zeros, and return its name."""
         output = next(o for o in node.outputs if o)
         name = f"{output}_bias"
         while name in self.graph.users or name in self.graph.constants or name in self.graph.producer:
@@ -205,19 +209,21 @@ class Stream:
         return name
 
     def repeat(self, other: Stream) -> None:
-        """Make the same edits to this network as were made to a twin of it, which differs only in constants."""
+        """Make the same edits to this network as were made to another, which differs from it in constants alone."""
         producer = self.graph.producer
         for output, bias in other.biases.items():
             name = other.graph.producer[output].inputs[bias.operand]
             if self.add_bias(producer[output], bias) != name:
-                raise InvariantError(f"the twin of {producer[output].label} has another bias.")
+                raise InvariantError(
+                    f"{producer[output].label} was given biases of two names in two copies of the network."
+                )
         for name, change in other.edits.items():
             old = self.graph.array(name)
             self.replace(name, (old + change).astype(old.dtype))
 
 
 def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:
-    """A dense tensor's part that the pruned network has; axes may hold the batch beside pruned channels."""
+    """Cut out of a dense tensor what the pruned network has of it; axes may hold the batch beside channels."""
     for axis, expr in enumerate(axes or ()):
         if kept.size(expr) == expr.size:
             continue

@@ -1,4 +1,4 @@
-"""How far apart are two models: the same interface, and the same outputs on the same inputs?"""
+"""The comparison of two models: their interfaces, and their outputs on the same inputs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class OutputDifference:
     """One output of two models, over all seeds.
 
     Attributes:
-        name: The output's name.
-        shape_a: Its shape in the first model, at the first seed where the shapes differ, else at the first
+        name: the output's name.
+        shape_a: its shape in the first model, at the first seed where the shapes differ, else at the first
             seed.
-        shape_b: Its shape in the second model.
-        dtype_a: Its numpy type in the first model.
-        dtype_b: Its numpy type in the second model.
-        max_abs_diff: The largest ``|a - b|``; infinite where one is NaN or infinite and the other is not
+        shape_b: its shape in the second model.
+        dtype_a: its numpy type in the first model.
+        dtype_b: its numpy type in the second model.
+        max_abs_diff: the largest ``|a - b|``; infinite where one is NaN or infinite and the other is not
             that; None if the shapes differ or the elements are strings.
         relative_l2: ``‖a - b‖ / ‖a‖`` over the finite elements, infinite as above; None as above.
         cosine: ``a·b / (‖a‖ ‖b‖)`` over the finite elements, 1 if both are zero there; None as above.
         nan_a: NaNs in the first model's output.
         nan_b: NaNs in the second model's output.
-        equal: Whether ``|a - b| <= atol + rtol·|a|`` everywhere, with the same shape and type; NaN equals
+        equal: whether ``|a - b| <= atol + rtol·|a|`` everywhere, with the same shape and type; NaN equals
             NaN. None if no tolerance was given.
     """
 
@@ -60,18 +60,18 @@ class OutputDifference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """The findings of ``verify``.
 
     Attributes:
-        same_interface: Whether inputs and outputs agree in names, order, types and shapes.
-        interface: Where they do not, one sentence each; `a` is the first model and `b` the second.
-        outputs: One entry per output that both have; empty if the second cannot take the first's inputs.
-        equal: Whether the interface is the same and every output is equal under the tolerances; None if none
+        same_interface: whether inputs and outputs agree in names, order, types and shapes.
+        interface: where they do not, one sentence each; ``a`` is the first model and ``b`` the second.
+        outputs: one entry per output that both have; empty if the second cannot take the first's inputs.
+        equal: whether the interface is the same and every output is equal under the tolerances; None if none
             was given.
-        seeds: The seeds of the inputs.
-        inputs: The shapes of the inputs that were fed.
-        atol: The absolute tolerance, if one was given.
-        rtol: The relative tolerance, if one was given.
+        seeds: the seeds of the inputs.
+        inputs: the shapes of the inputs that were fed.
+        atol: the absolute tolerance, if one was given.
+        rtol: the relative tolerance, if one was given.
     """
 
     same_interface: bool
@@ -89,10 +89,10 @@ class VerifyReport:
         return max((o.max_abs_diff for o in self.outputs if o.max_abs_diff is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data for `json.dumps`.
+        """Convert the report to plain data for ``json.dumps``.
 
         Returns:
-            A dictionary; numbers that JSON lacks are the strings "Infinity" and "NaN", which Python's `float`
+            A dictionary; numbers that JSON lacks are the strings "Infinity" and "NaN", which Python's ``float``
             reads and which no comparison mistakes for a small number.
         """
         return _plain({**asdict(self), "max_abs_diff": self.max_abs_diff})
@@ -123,25 +123,25 @@ def verify(
     one model has dynamic gets the other's size. One session is open at a time, unless the outputs are large.
 
     Args:
-        a: The reference: a path, the bytes of a file, or a parsed model.
-        b: What is compared with it.
-        atol: Absolute tolerance. With `rtol` alone it is 0; with neither, nothing is called equal or not.
-        rtol: Tolerance relative to the first model's elements.
-        threads: Threads of onnxruntime.
-        **inputs: What is fed: `seeds`, how many inputs to try (3); `seed`, the first seed, which the others
-            follow (0); `sizes` of dynamic axes, by the axis' name or by ``input[axis]``; `batch`, the size of
-            dynamic batch axes; `feeds`, inputs to use in place of seeded ones, the others are then ignored.
+        a: the reference: a path, the bytes of a file, or a parsed model.
+        b: what is compared with it.
+        atol: absolute tolerance. With ``rtol`` alone it is 0; with neither, nothing is called equal or not.
+        rtol: tolerance relative to the first model's elements.
+        threads: threads of onnxruntime.
+        **inputs: what is fed: ``seeds``, how many inputs to try (3); ``seed``, the first seed, which the others
+            follow (0); ``sizes`` of dynamic axes, by the axis' name or by ``input[axis]``; ``batch``, the size of
+            dynamic batch axes; ``feeds``, inputs to use in place of seeded ones, the others are then ignored.
 
     Returns:
         The interface's differences and each output's distances.
 
     Raises:
-        ModelError: A model cannot be loaded, or does not run on any inputs tried.
-        UnsupportedError: An input is of a type for which no values can be made up, or an output is no tensor.
-        PlanError: `sizes` names no dynamic axis.
+        ModelError: a model cannot be loaded, or does not run on any inputs tried.
+        UnsupportedError: an input is of a type for which no values can be made up, or an output is no tensor.
+        PlanError: ``sizes`` names no dynamic axis.
     """
-    given = _Inputs(**inputs)
-    reference = _Reference(a, model_name(a, "the first model"), threads, given)
+    options = _Inputs(**inputs)
+    reference = _Reference(a, model_name(a, "the first model"), threads, options)
     name_b = model_name(b, "the second model")
     session = load_session(b, threads=threads, name=name_b)
     inputs_b, outputs_b = input_specs(session), output_specs(session)
@@ -151,8 +151,8 @@ def verify(
     used: Mapping[str, np.ndarray] = {}
     if _takes(reference.inputs, inputs_b):
         narrowed = _narrow(reference.inputs, inputs_b)
-        if given.feeds is None and narrowed != reference.inputs:
-            reference = _Reference(a, reference.name, threads, given, narrowed)
+        if options.feeds is None and narrowed != reference.inputs:
+            reference = _Reference(a, reference.name, threads, options, narrowed)
         used = reference.makers[0]()
         outputs = _compare_runs(reference, session, name_b, tolerance)
     interface += _compare_shapes(outputs)
@@ -161,7 +161,7 @@ def verify(
         interface=tuple(interface),
         outputs=outputs,
         equal=None if tolerance is None else not interface and bool(outputs) and all(o.equal for o in outputs),
-        seeds=given.taken,
+        seeds=options.all_seeds,
         inputs={name: tuple(array.shape) for name, array in used.items()},
         atol=atol,
         rtol=rtol,
@@ -173,7 +173,7 @@ def verify(
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What is fed; see :func:`verify`."""
+    """The inputs to feed; see :func:`verify`."""
 
     seeds: int = 3
     seed: int = 0
@@ -186,7 +186,7 @@ class _Inputs:
             raise ValueError(f"seeds is {self.seeds}, must be at least 1")
 
     @property
-    def taken(self) -> tuple[int, ...]:
+    def all_seeds(self) -> tuple[int, ...]:
         """The seeds of the inputs; none if inputs were given."""
         return tuple(range(self.seed, self.seed + self.seeds)) if self.feeds is None else ()
 
@@ -199,25 +199,25 @@ class _Reference:
     """
 
     def __init__(
-        self, model: Model, name: str, threads: int, given: _Inputs, specs: Sequence[TensorSpec] | None = None
+        self, model: Model, name: str, threads: int, options: _Inputs, specs: Sequence[TensorSpec] | None = None
     ) -> None:
         session = load_session(model, threads=threads, name=name)
         self.name = name
         self.inputs, self.outputs = input_specs(session), output_specs(session)
         self.makers: list[Callable[[], Mapping[str, np.ndarray]]]
-        if given.feeds is None:
+        if options.feeds is None:
             recipe, first = first_run(
                 session,
-                seed=given.taken[0],
-                batch=given.batch,
-                sizes=given.sizes,
+                seed=options.all_seeds[0],
+                batch=options.batch,
+                sizes=options.sizes,
                 ranges=ranges_for(model, self.inputs),
                 name=name,
                 specs=specs,
             )
-            self.makers = [partial(recipe.feeds, seed) for seed in given.taken]
+            self.makers = [partial(recipe.feeds, seed) for seed in options.all_seeds]
         else:
-            self.makers = [partial(dict, arrays) for arrays in given.feeds]
+            self.makers = [partial(dict, arrays) for arrays in options.feeds]
             first = run(session, self.makers[0](), name=name)
         self._session: ort.InferenceSession | None = session
         self._kept: list[list[Any]] = []
@@ -226,7 +226,7 @@ class _Reference:
             self._session = None
 
     def answers(self) -> Iterator[tuple[Mapping[str, np.ndarray], list[Any]]]:
-        """Each run's inputs and outputs."""
+        """Yield each run's inputs and outputs."""
         for at, make in enumerate(self.makers):
             arrays = make()
             yield (
@@ -317,7 +317,7 @@ def _say(size: int | str | None) -> str:
 
 
 def _takes(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> bool:
-    """Whether the second model can be fed what the first is fed; an input that it lacks is left out."""
+    """Return whether the second model can be fed what the first is fed, but for inputs that it lacks."""
     return {spec.name for spec in b} <= {spec.name for spec in a} and all(
         one.type == other.type
         and len(one.shape) == len(other.shape)
@@ -331,7 +331,7 @@ def _takes(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> bool:
 
 
 def _narrow(a: Sequence[TensorSpec], b: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The first model's inputs, with the sizes that the second fixes; a named axis is fixed everywhere."""
+    """Narrow the first model's inputs to the sizes that the second fixes; a named axis is fixed everywhere."""
     fixed: dict[int | str, int] = {}
     shapes = {spec.name: list(spec.shape) for spec in a}
     for one, other in _pairs(a, b):
@@ -407,7 +407,7 @@ class _Difference:
             self.within &= bool(np.all(difference <= atol + rtol * np.abs(x)))
 
     def result(self) -> OutputDifference:
-        """The distances, over all that was added."""
+        """Compute the distances over all that was added."""
         shape_a, shape_b = self.shapes or ((), ())
         return OutputDifference(
             name=self.name,
@@ -436,7 +436,7 @@ class _Difference:
 
 
 def _leaves(value: Any) -> list[np.ndarray]:
-    """The arrays of an output: one, or a sequence's, or none of an absent optional."""
+    """List the arrays of an output: one, or a sequence's, or none of an absent optional."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -447,7 +447,7 @@ def _leaves(value: Any) -> list[np.ndarray]:
 
 
 def _shape(value: Any, leaves: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """An array's shape; a sequence's is its length."""
+    """Return an array's shape; a sequence's is its length."""
     return (len(leaves),) if isinstance(value, list) else tuple(leaves[0].shape) if leaves else ()
 
 

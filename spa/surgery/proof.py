@@ -30,7 +30,7 @@ _HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 @dataclass(frozen=True)
 class Proof:
-    """What running both sides of the equation found.
+    """The outcome of running both sides of the equation.
 
     Attributes:
         error: the largest max|pruned − masked| / max|masked| over outputs and inputs.
@@ -53,7 +53,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether both sides are equal within the tolerance."""
+        """True if both sides are equal within the tolerance."""
         return self.error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:

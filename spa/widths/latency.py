@@ -70,7 +70,7 @@ class LatencyModel:
 
 
 def _parts(analysis: Analysis) -> list[list[Node]]:
-    """The operators that are executed: each that multiplies and accumulates, with what follows it.
+    """Split the operators that are executed into parts: each that multiplies and accumulates, with what follows it.
 
     An operator with several inputs goes with the last of them that is computed, as in a residual addition, which
     onnxruntime fuses into the convolution before it. The first part is what comes before all of these.
@@ -93,7 +93,7 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
 
 
 def _constants(graph: Graph) -> set[str]:
-    """The tensors that are computed from constants alone; onnxruntime computes them once."""
+    """Return the tensors that are computed from constants alone; onnxruntime computes them once."""
     known = set(graph.constants)
     for node in graph.nodes:
         if node.inputs and known.issuperset(graph.reads(node)):
@@ -102,7 +102,7 @@ def _constants(graph: Graph) -> set[str]:
 
 
 def _features(analysis: Analysis, nodes: Sequence[Node]) -> Features:
-    """Axes whose sizes' products are what a part's latency depends on; the unit, MACs, activations and weights."""
+    """Return the axes whose sizes' products a part's latency depends on, by feature: 1, MACs, activations, weights."""
     made = {o for n in nodes for o in n.outputs}
     macs: list[Axes] = []
     moved: list[Axes] = []
@@ -126,7 +126,7 @@ class _Network:
         self.constant = _constants(self.graph)
 
     def cut(self, nodes: Sequence[Node]) -> _Cut:
-        """The part that makes the same tensors as these nodes of the dense network do."""
+        """Cut out the part that makes the same tensors as these nodes of the dense network do."""
         graph = self.graph
         own = {p.index: p for n in nodes for o in n.outputs if (p := graph.producer.get(o))}
         todo, inputs, weights = list(own.values()), dict[str, None](), dict[str, None]()
@@ -161,7 +161,7 @@ class _Cut:
     outputs: list[str]
 
     def key(self, context: str) -> str:
-        """Equal for parts that take equally long: the same operators, attributes, shapes, types and small values."""
+        """Hash what the time of a part depends on: operators, attributes, shapes, types and small values."""
         walk, numbers = self.network.walk, dict[str, int]()
 
         def number(names: Iterable[str]) -> list[int]:
@@ -174,12 +174,12 @@ class _Cut:
         for name in (*self.inputs, *self.weights):
             value = walk.value.get(name)
             matters = value is not None and (value.size == 1 or value.dtype.kind in "iub")
-            told = value.tobytes() if value is not None and matters else b""
-            content.append((number([name]), walk.dtype.get(name), walk.shape.get(name), told))
+            value_bytes = value.tobytes() if value is not None and matters else b""
+            content.append((number([name]), walk.dtype.get(name), walk.shape.get(name), value_bytes))
         return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
     def model(self) -> ModelProto:
-        """The part as a network of its own, with fixed shapes."""
+        """Return the part as a network of its own, with fixed shapes."""
         graph, walk = self.network.graph, self.network.walk
         weights = [
             graph.inlined(n) if n in graph.constants else numpy_helper.from_array(np.asarray(walk.value[n]), n)
@@ -193,7 +193,7 @@ class _Cut:
         return model
 
     def feeds(self) -> dict[str, np.ndarray]:
-        """Normal floats; integers are one, which indexes and divides."""
+        """Draw normal floats; set integers to one, which indexes and divides."""
         rng, walk = np.random.default_rng(0), self.network.walk
         feeds = {}
         for name in self.inputs:
@@ -203,7 +203,7 @@ class _Cut:
         return feeds
 
     def time(self, stopwatch: Stopwatch, cache: Cache) -> float | None:
-        """Milliseconds, measured or remembered; None where the part cannot be timed alone."""
+        """Return milliseconds, measured or remembered; None where the part cannot be timed alone."""
         if not self.outputs or any(n not in self.network.walk.shape for n in self.inputs):
             return None
         key = self.key(stopwatch.context)
@@ -236,7 +236,7 @@ def measure(
         budget: says which widths they may have.
         stopwatch: what times.
         cache: times that are known already; those that are new are added.
-        progress: called with the stage and the share of it that is done.
+        progress: called with the stage and the fraction of it that is done.
 
     Raises:
         ModelError: onnxruntime cannot run the network.
@@ -267,8 +267,8 @@ def measure(
     block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
     found = [
         (ms, axes)
-        for part, given in zip(features, coefficients, strict=True)
-        for feature, ms in zip(part, given, strict=True)
+        for part, per_feature in zip(features, coefficients, strict=True)
+        for feature, ms in zip(part, per_feature, strict=True)
         for axes in feature
         if ms > 0
     ]
@@ -280,7 +280,7 @@ def measure(
 
 
 def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list[list[int]]:
-    """Widths of all groups at each point: the dense network, and others in which the groups shrink unlike each other.
+    """Choose the widths of all groups at each point: the dense ones, and others that shrink unlike each other.
 
     The points are a lattice: in point k group g is (k m_g mod p) / (p - 1) of the way down, p being the number of
     points, a prime; m stays below p / 2, as m and p - m are mirror images. Groups of one structure and size share m and
@@ -303,7 +303,7 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
 
 
 def _narrowed(analysis: Analysis, groups: Sequence[Group], widths: Sequence[int]) -> Plan:
-    """The plan that keeps the first channels of every group."""
+    """Make the plan that keeps the first channels of every group."""
     return make_plan(analysis, {g.name: np.arange(w) for g, w in zip(groups, widths, strict=True)})
 
 
@@ -313,7 +313,7 @@ def _fit(
     kinds: Sequence[str],
     sizes: Sequence[Mapping[int, Sequence[int]]],
 ) -> tuple[int, list[np.ndarray]]:
-    """The block and each part's milliseconds per element of its features, by least relative squared error.
+    """Fit the block and each part's milliseconds per element of its features, by least relative squared error.
 
     Parts that are equal in the dense network share their coefficients.
 
@@ -322,6 +322,9 @@ def _fit(
         times: by part and point; a part that nothing changes has the first alone.
         kinds: by part what is equal for equal parts.
         sizes: by point and block the sizes of axes.
+
+    Returns:
+        The block, and by part an array (features,).
     """
     best: tuple[float, int, dict[str, np.ndarray]] = np.inf, 1, {}
     for block in BLOCKS:
@@ -371,11 +374,11 @@ def choose(
     Args:
         analysis: the dense network.
         groups: the groups that may be pruned.
-        budget: the share to remove, where ``ms`` is None, and which widths groups may have.
+        budget: the fraction to remove, where ``ms`` is None, and which widths groups may have.
         ms: the latency to arrive at, in milliseconds.
         pick: makes a choice for a budget in estimated latency, and something of its own.
         stopwatch: what times networks and their operators.
-        progress: called with the stage and the share of it that is done.
+        progress: called with the stage and the fraction of it that is done.
 
     Returns:
         The choice; what ``pick`` gave with it; milliseconds asked for (``goal``), ``estimated``, ``measured`` and
@@ -425,7 +428,7 @@ class _Attempt(Generic[Picked]):
 
     @property
     def miss(self) -> float:
-        """The distance from the goal, as a share of it."""
+        """The distance from the goal, relative to it."""
         return abs(self.measured / self.goal - 1)
 
     def report(self, choices: int, threads: int, model: LatencyModel) -> dict[str, Any]:
@@ -443,7 +446,7 @@ class _Attempt(Generic[Picked]):
 
 
 def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: float, model: LatencyModel) -> float:
-    """The share to remove so that so many milliseconds are left."""
+    """Return the fraction to remove so that so many milliseconds are left."""
     if not ms < model.dense_ms:
         raise PlanError(f"the network takes {model.dense_ms:.3g} ms, not more than the {ms:g} asked for. Ask for less.")
     ladders = budget.ladders(analysis, groups)

@@ -12,7 +12,7 @@ from spa.errors import PlanError
 
 @dataclass(frozen=True)
 class Selection:
-    """Which groups may be pruned.
+    """The choice of the groups that may be pruned.
 
     Attributes:
         groups: those that may.

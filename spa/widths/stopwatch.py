@@ -24,7 +24,7 @@ from spa.running.runtime import ORT_ERRORS, load_session, to_ort
 
 @dataclass
 class Stopwatch:
-    """Times operators and networks in onnxruntime on this machine.
+    """A timer of operators and networks in onnxruntime on this machine.
 
     Attributes:
         threads: of onnxruntime.
@@ -46,14 +46,14 @@ class Stopwatch:
 
     @property
     def context(self) -> str:
-        """What the times of operators depend on, besides the operators."""
+        """The conditions that the times of operators depend on: onnxruntime, processor and threads."""
         return f"onnxruntime {ort.__version__}, {cpu_name()}, {self.threads} threads"
 
     def networks(self, models: Sequence[ModelProto]) -> tuple[list[float], Mapping[str, tuple[int, ...]]]:
-        """Milliseconds of models that take turns, and the shapes that the first was fed.
+        """Time models that take turns; return their milliseconds, and the shapes that the first was fed.
 
-        The first's are the median; the others' follow from the median of the ratios run by run, which is steadier on a
-        busy machine.
+        The first's time is the median; those of the others follow from the median of the ratios run by run, which is
+        steadier on a busy machine.
 
         Raises:
             ModelError: onnxruntime cannot run one.
@@ -69,7 +69,7 @@ class Stopwatch:
         return [found.models[0].median_ms / m.speedup for m in found.models], found.inputs[0]
 
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
-        """The least milliseconds that a part's operators take in a run, by onnxruntime's own profile.
+        """Time a part: return the least milliseconds of its operators in a run, by onnxruntime's own profile.
 
         Conversions to and from its blocked layout are left out: inside a network there are none between parts.
 
@@ -99,7 +99,7 @@ class Stopwatch:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return the processor's name for itself."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -135,7 +135,7 @@ class Cache:
         return known if valid else {}
 
     def get(self, key: str) -> float | None:
-        """What was stored under a key, or None."""
+        """Return the time stored under a key, or None."""
         return self._new.get(key, self._known.get(key))
 
     def put(self, key: str, ms: float) -> None:

@@ -1,4 +1,4 @@
-"""What each ONNX operator computes, in PyTorch: one function per operator, one file per family.
+"""The ONNX operators in PyTorch: one function per operator, one file per family.
 
 A function takes the node and the values of its operands (None for those left out) and returns the value of the node's
 output, or a tuple of them. Values are of two kinds: tensors, and numpy arrays, which hold what is known on the host
@@ -30,7 +30,7 @@ MS = "com.microsoft::"
 
 @dataclass(frozen=True)
 class Operator:
-    """How a node is computed.
+    """The computation of a node.
 
     Attributes:
         function: (node, operands ...) → output or outputs.
