@@ -408,15 +408,6 @@ def default_of(about: Field[Any]) -> str:
     return "" if about.default in (None, (), MISSING) else str(about.default)
 
 
-def options_table() -> str:
-    """Return the options of the command line as a Markdown table."""
-    rows = ["| option of `prune` | meaning | default |", "| --- | --- | --- |"]
-    for _, about in options():
-        if about.metadata["kind"] != PYTHON:
-            rows.append(f"| `{flag_of(about)}` | {about.metadata['help']} | {default_of(about)} |")
-    return "\n".join(rows) + "\n"
-
-
 def _check(about: Field[Any], value: Any) -> None:
     choices, least = about.metadata["choices"], about.metadata["least"]
     if choices is not None and isinstance(value, str) and value not in choices():

@@ -13,7 +13,8 @@ import pytest
 
 import spa
 from spa.report.schema import report_schema, request_schema
-from spa.request import PYTHON, Request, default_of, flag_of, options, options_table
+from spa.report.tables import criteria_table, options_table
+from spa.request import PYTHON, Request, default_of, flag_of, options
 
 ROOT = Path(__file__).parent.parent
 RESNET = ROOT / "models" / "digits_resnet.onnx"
@@ -142,8 +143,10 @@ def test_the_signature_and_the_docstring_of_prune_are_the_requests() -> None:
         assert f"{about.name}: {about.metadata['help']}" in (spa.prune.__doc__ or "")
 
 
-def test_readme_shows_the_options_as_they_are() -> None:
-    assert options_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_readme_shows_the_options_and_criteria_as_they_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert options_table() in text
+    assert criteria_table() in text
 
 
 def test_each_help_text_is_a_phrase_and_fits_two_lines() -> None:
