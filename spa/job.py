@@ -173,6 +173,13 @@ class Job:
             return accuracy(model, self.analysis.graph.base, self.calibration, self.request.timing.threads)
 
     @property
+    def goal_notes(self) -> tuple[str, ...]:
+        """Return the ratio that the weights suggest, where that is the goal."""
+        if self.request.goal.kind != "auto":
+            return ()
+        return (f"the weights suggest to remove {self.budget.ratio:.1%} of the {self.budget.of}",)
+
+    @property
     def input_notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs."""
         return () if self.calibration is None else self.calibration.notes
@@ -187,7 +194,8 @@ class Job:
         given = self.calibration
         if given is None:
             return None
-        report: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
+        report: dict[str, Any] = {"source": given.source, "samples": given.samples, "reconstruct": self.reconstruct}
+        report |= outcome.changes
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
