@@ -87,7 +87,9 @@ def score(
     context = Context(analysis, groups, norm, agg, seed, inputs, given)
     answer = chosen.score(context)
     if isinstance(answer, Removal):
-        raise PlanError(f"criterion {chosen.name!r} gives no scores: it says at once what goes. Choose another one.")
+        raise PlanError(
+            f"criterion {chosen.name!r} gives no scores: it names the channels to remove. Choose another one."
+        )
     if isinstance(answer, Curves):
         return {name: curve.scores() for name, curve in answer.candidates[0].items()}
     return dict(answer)

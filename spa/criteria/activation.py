@@ -249,7 +249,7 @@ def _spread(inputs: Array, shape: tuple[int, ...], axis: int) -> Array:
 def _finite(found: Signal, label: str) -> Signal:
     """Return what was found; raise ModelError if it is not finite."""
     if not np.isfinite(found.square).all():
-        raise ModelError(f"{label}: what goes into it is not finite. Give other inputs with --data.")
+        raise ModelError(f"{label}: its input is not finite. Give other inputs with --data.")
     return found
 
 

@@ -82,5 +82,5 @@ class Context:
     def required_inputs(self) -> Inputs:
         """Return the inputs; raise PlanError if there are none."""
         if self.inputs is None:
-            raise PlanError("the criterion runs the model, but there are no inputs. Give it some.")
+            raise PlanError("the criterion runs the model, but there are no inputs. Give some.")
         return self.inputs

@@ -74,7 +74,9 @@ def estimate_gates(
         ModelError: onnxruntime cannot run the model on the inputs, or gives values that are not finite.
     """
     if probes < 2 or not batches:
-        raise PlanError(f"gates need 2 probes and 1 batch of inputs, not {probes} and {len(batches)}. Give more.")
+        raise PlanError(
+            f"gates need at least 2 probes and 1 batch of inputs, not {probes} and {len(batches)}. Give more."
+        )
     gated = Gated(analysis, groups, threads)
     rng = np.random.default_rng(seed)
     signs = rng.choice([-1.0, 1.0], (probes, gated.count))

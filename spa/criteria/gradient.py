@@ -162,7 +162,7 @@ def checked(parameters: Sequence[Parameter], name: str, derivatives: Mapping[str
                 f"the {noun} of {n!r} has shape {arrays[n].shape}, expected {shape}. Give it in that order."
             )
         if arrays[n].dtype.kind not in "fiu" or not np.isfinite(arrays[n]).all():
-            raise PlanError(f"the {noun} of {n!r} is not finite numbers. Compute it on other inputs.")
+            raise PlanError(f"the {noun} of {n!r} has values that are not finite numbers. Compute it on other inputs.")
     return arrays
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from spa.errors import ModelError
 
@@ -285,6 +285,27 @@ class Graph:
         for tensor in model.graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
                 tensor.CopyFrom(self.inlined(tensor.name))
+        return model
+
+    def part(
+        self,
+        nodes: Sequence[Node],
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[str],
+        constants: Sequence[TensorProto],
+    ) -> ModelProto:
+        """Make a network of some nodes alone, in this one's versions and with its functions.
+
+        Args:
+            nodes: in the order in which they run.
+            inputs: the tensors to feed, with types.
+            outputs: the tensors to compute.
+            constants: the weights that the nodes read.
+        """
+        results = [helper.make_empty_tensor_value_info(name) for name in outputs]
+        graph = helper.make_graph([n.proto for n in nodes], "part", inputs, results, constants)
+        model = helper.make_model(graph, opset_imports=self.model.opset_import, functions=self.model.functions)
+        model.ir_version = self.model.ir_version
         return model
 
     def forget(self, name: str) -> None:

@@ -42,7 +42,7 @@ def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for key in keys:
             if key in _RULES or key in _UNSUPPORTED:
-                raise ValueError(f"{key} has a rule already")
+                raise ValueError(f"operator {key!r} has a rule already. Remove one of them.")
             _RULES[key] = function
             if (notation := getattr(function, "notation", None)) and _needs_shapes(key):
                 register_notation(key, partial(output_shapes, notation))
@@ -51,7 +51,7 @@ def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
     line = keys[-1] if keys and not _KEY.fullmatch(keys[-1]) else None
     keys = keys if line is None else keys[:-1]
     if not keys:
-        raise ValueError("no operator is named: give 'domain::Op' before the line")
+        raise ValueError("no operator is named. Give 'domain::Op' before the line.")
     if line is not None:
         register(rule_of(line, doc=doc))
     return register
@@ -70,7 +70,7 @@ def unsupported(key: str, reason: str) -> None:
         ValueError: the operator has a rule already.
     """
     if key in _RULES or key in _UNSUPPORTED:
-        raise ValueError(f"{key} has a rule already")
+        raise ValueError(f"operator {key!r} has a rule already. Remove one of them.")
     _UNSUPPORTED[key] = reason
 
 

@@ -165,7 +165,7 @@ def bench(
     named = _named(models)
     for option, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
         if value is not None and value < least:
-            raise ValueError(f"{option} is {value}, must be at least {least}")
+            raise ValueError(f"{option} is {value}. Give at least {least}.")
     # Memory first: a model on which onnxruntime crashes then takes down the other process, and is named.
     recipes = _recipes(named, threads, options)
     feeds = [recipe.feeds(options.seed) for recipe in recipes]
@@ -195,7 +195,7 @@ def _named(models: Model | Sequence[Model]) -> list[tuple[Model, str]]:
     if isinstance(models, str | os.PathLike | bytes | onnx.ModelProto):
         models = [models]
     if not models:
-        raise ValueError("models is empty, must have at least one")
+        raise ValueError("models is empty. Give at least one.")
     return [(model, model_name(model, f"model {at}")) for at, model in enumerate(models, 1)]
 
 
@@ -365,7 +365,7 @@ def _peak_memory(model: Model, name: str, feeds: Mapping[str, np.ndarray], threa
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         cause = signal.Signals(-done.returncode).name
-        raise ModelError(f"onnxruntime crashes on {name} with its optimisations on ({cause}). Leave it out.")
+        raise ModelError(f"onnxruntime crashes on {name} with its optimisations on ({cause}). Leave this model out.")
     if done.returncode > 0:
         raise InvariantError(f"The process that measures the memory of {name} failed: {done.stderr.strip()}")
     answer = json.loads(done.stdout)

@@ -99,7 +99,7 @@ class Recipe:
             name, shape = spec.name, shapes[spec.name]
             if spec.dtype is None:
                 raise UnsupportedError(
-                    f"Input '{name}': no values can be made up for type {spec.type}. Pass feeds of your own."
+                    f"Input '{name}': no values can be made up for type {spec.type}. Give feeds of your own."
                 )
             # crc32 rather than hash(), which differs from one process to the next.
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -333,9 +333,9 @@ def _check_sizes(sizes: Mapping[str, int], dynamic: Sequence[tuple[TensorSpec, i
     for name, size in sizes.items():
         if name not in known:
             listed = ", ".join(sorted(named | {f"{s.name}[{i}]" for s, i, dim in dynamic if not dim}))
-            raise PlanError(f"sizes: '{name}' is no dynamic axis. Dynamic are: {listed or 'none'}.")
+            raise PlanError(f"sizes: '{name}' is not a dynamic axis. Choose from: {listed or 'none'}.")
         if size < 1:
-            raise PlanError(f"sizes: '{name}' is {size}, must be at least 1.")
+            raise PlanError(f"sizes: '{name}' is {size}. Give at least 1.")
 
 
 def _names(expression: str) -> list[str]:

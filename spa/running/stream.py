@@ -129,7 +129,10 @@ class Stream:
     def stored(self, value: np.ndarray) -> np.ndarray:
         """Return the value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
         if not isinstance(value, np.ndarray):
-            raise UnsupportedError("a sequence or an optional passes through the network. Use --criterion l2, say.")
+            raise UnsupportedError(
+                "a sequence or an optional passes through the network, which calibration cannot hold. "
+                "Use a criterion of weights alone, such as --criterion l2."
+            )
         held = sum(v.nbytes for b in self.live for v in b.values() if not isinstance(v, np.memmap))
         if not value.nbytes or held + value.nbytes <= self.memory:
             return value
@@ -176,11 +179,7 @@ class Stream:
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(like[n].dtype), [None] * like[n].ndim)
             for n in inputs
         ]
-        results = [helper.make_empty_tensor_value_info(n) for n in outputs]
-        part = helper.make_graph([n.proto for n in nodes], "part", infos, results, weights)
-        model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
-        model.ir_version = graph.model.ir_version
-        return model
+        return graph.part(nodes, infos, outputs, weights)
 
     def replace(self, name: str, value: np.ndarray) -> None:
         """Give a constant another value, here and in the message."""

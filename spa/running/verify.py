@@ -183,7 +183,7 @@ class _Inputs:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}, must be at least 1")
+            raise ValueError(f"seeds is {self.seeds}. Give at least 1.")
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

@@ -186,11 +186,7 @@ class _Cut:
             for n in self.weights
         ]
         inputs = [helper.make_tensor_value_info(n, walk.dtype[n], walk.shape[n]) for n in self.inputs]
-        outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
-        part = helper.make_graph([n.proto for n in self.nodes], "part", inputs, outputs, weights)
-        model = helper.make_model(part, opset_imports=graph.model.opset_import, functions=graph.model.functions)
-        model.ir_version = graph.model.ir_version
-        return model
+        return graph.part(self.nodes, inputs, self.outputs, weights)
 
     def feeds(self) -> dict[str, np.ndarray]:
         """Draw normal floats; set integers to one, which indexes and divides."""
@@ -448,7 +444,9 @@ class _Attempt(Generic[Picked]):
 def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: float, model: LatencyModel) -> float:
     """Return the fraction to remove so that so many milliseconds are left."""
     if not ms < model.dense_ms:
-        raise PlanError(f"the network takes {model.dense_ms:.3g} ms, not more than the {ms:g} asked for. Ask for less.")
+        raise PlanError(
+            f"the network takes {model.dense_ms:.3g} ms already, and {ms:g} ms are asked for. Ask for fewer."
+        )
     ladders = budget.ladders(analysis, groups)
     narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
     least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)

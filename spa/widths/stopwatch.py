@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from spa.errors import ModelError
 from spa.running.bench import bench
-from spa.running.runtime import ORT_ERRORS, load_session, to_ort
+from spa.running.runtime import ORT_ERRORS, clean_reason, load_session, to_ort
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Stopwatch:
                     session.run_with_ort_values(None, values)
                     runs += 1
             except ORT_ERRORS as error:
-                raise ModelError(f"onnxruntime cannot run a part: {error}") from error
+                raise ModelError(f"onnxruntime cannot run a part: {clean_reason(error)}") from error
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         totals = [0.0]
         for event in events:

@@ -222,7 +222,7 @@ def test_statistics_are_exact_over_uneven_batches_and_take_integers_about_their_
 def test_inputs_that_are_not_finite_are_refused() -> None:
     model, feeds = attention()
     feeds["x"][0, 0, 0] = np.inf
-    with pytest.raises(ModelError, match="what goes into it is not finite"):
+    with pytest.raises(ModelError, match="its input is not finite"):
         scored(model, "q[", "wanda", [feeds])
     with pytest.raises(PlanError, match="the criterion runs the model, but there are no inputs"):
         criteria.score(couple(Graph(model)), [], "wanda")

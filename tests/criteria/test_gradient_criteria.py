@@ -243,10 +243,13 @@ def test_which_derivatives_a_criterion_multiplies_with() -> None:
             lambda g: g | {"mid.weight": g["mid.weight"].T},
             r"the gradient of 'mid.weight' has shape \(20, 7\), expected \(7, 20\)",
         ),
-        (lambda g: g | {"mid.weight": g["mid.weight"] * np.nan}, "the gradient of 'mid.weight' is not finite numbers"),
+        (
+            lambda g: g | {"mid.weight": g["mid.weight"] * np.nan},
+            "the gradient of 'mid.weight' has values that are not finite numbers",
+        ),
         (
             lambda g: g | {"mid.weight": g["mid.weight"].astype(str)},
-            "the gradient of 'mid.weight' is not finite numbers",
+            "the gradient of 'mid.weight' has values that are not finite numbers",
         ),
     ],
 )
@@ -405,8 +408,8 @@ def test_attention_gates_scale_heads_and_dimensions_together() -> None:
 @pytest.mark.parametrize(
     ("probes", "inputs", "labels", "message"),
     [
-        (1, True, None, "gates need 2 probes and 1 batch of inputs, not 1 and 2"),
-        (4, False, None, "gates need 2 probes and 1 batch of inputs, not 4 and 0"),
+        (1, True, None, "gates need at least 2 probes and 1 batch of inputs, not 1 and 2"),
+        (4, False, None, "gates need at least 2 probes and 1 batch of inputs, not 4 and 0"),
         (
             4,
             True,

@@ -112,11 +112,11 @@ def test_an_unknown_operator_has_a_reason() -> None:
 
 
 def test_a_second_rule_for_an_operator_is_refused() -> None:
-    with pytest.raises(ValueError, match="Conv has a rule already"):
+    with pytest.raises(ValueError, match="'Conv' has a rule already"):
         rules.rule("Conv")(lambda op: None)
-    with pytest.raises(ValueError, match="Conv has a rule already"):
+    with pytest.raises(ValueError, match="'Conv' has a rule already"):
         rules.unsupported("Conv", "a second opinion")
-    with pytest.raises(ValueError, match="NonZero has a rule already"):
+    with pytest.raises(ValueError, match="'NonZero' has a rule already"):
         rules.rule("NonZero")(lambda op: None)
 
 

@@ -224,17 +224,17 @@ def test_sizes_concern_the_models_that_have_them():
         each.type.tensor_type.shape.dim[0].dim_param = "rows"
     report = quick([wide(8), tall], sizes={"rows": 7})
     assert report.inputs == ({"x": (1, 8)}, {"x": (7, 8)})
-    with pytest.raises(PlanError, match=r"^sizes: 'depth' is no dynamic axis\. Dynamic are: batch\.$"):
+    with pytest.raises(PlanError, match=r"^sizes: 'depth' is not a dynamic axis\. Choose from: batch\.$"):
         quick([wide(8), tall], sizes={"depth": 7})
 
 
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [
-        ([], {}, "models is empty, must have at least one"),
-        ([b""], {"runs": 0}, "runs is 0, must be at least 1"),
-        ([b""], {"warmup": -1}, "warmup is -1, must be at least 0"),
-        ([b""], {"threads": 0}, "threads is 0, must be at least 1"),
+        ([], {}, "models is empty. Give at least one."),
+        ([b""], {"runs": 0}, "runs is 0. Give at least 1."),
+        ([b""], {"warmup": -1}, "warmup is -1. Give at least 0."),
+        ([b""], {"threads": 0}, "threads is 0. Give at least 1."),
     ],
 )
 def test_impossible_options_are_refused(models, options, message):

@@ -160,9 +160,9 @@ def test_batch_and_sizes_override_the_guesses():
 
 def test_a_size_for_an_axis_that_is_not_dynamic_is_refused_with_the_list():
     specs = input_specs(only_inputs(value("x", F, ["batch", 3, None])))
-    with pytest.raises(PlanError, match=r"^sizes: 'hieght' is no dynamic axis\. Dynamic are: batch, x\[2\]\.$"):
+    with pytest.raises(PlanError, match=r"^sizes: 'hieght' is not a dynamic axis\. Choose from: batch, x\[2\]\.$"):
         resolve_sizes(specs, sizes={"hieght": 3})
-    with pytest.raises(PlanError, match=r"^sizes: 'batch' is 0, must be at least 1\.$"):
+    with pytest.raises(PlanError, match=r"^sizes: 'batch' is 0\. Give at least 1\.$"):
         resolve_sizes(specs, sizes={"batch": 0})
 
 
