@@ -149,7 +149,7 @@ def _annotation(about: Field[Any]) -> Any:
     bounds = {"min": least} if kind is int and least is not None else {}
     names = (flag_of(about),)  # one name alone: a switch without its opposite
     shown = default_of(about)
-    help_text = text[0].upper() + text[1:] + "." + (f" [default: {shown}]" if shown else "")
+    help_text = text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else "")
     metavar = {RATIO: "FLOAT|auto", SIZES: SIZES}.get(kind) if isinstance(kind, str) else None
     option = typer.Option(*names, help=help_text, show_default=False, metavar=metavar, **bounds)
     return Annotated[types.get(kind, str) | None, option]
