@@ -414,7 +414,7 @@ def test_linear_algebra_uses_no_more_threads_than_asked_for() -> None:
 
 INTERRUPTED = """
 import contextlib, sys
-from spa import cli
+from spa.cli import commands
 
 at = sys.argv.pop()
 
@@ -427,8 +427,8 @@ def progress(shown):
             raise KeyboardInterrupt
     yield show
 
-cli._progress = progress
-cli.main()
+commands.progress_bars = progress
+commands.main()
 """
 
 
