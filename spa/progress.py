@@ -1,4 +1,4 @@
-"""The way in which long work reports its progress."""
+"""The callback by which long work reports how far it has come."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Progress = Callable[[str, float], None]
 
 
 def silent(stage: str, fraction: float) -> None:
-    """Display no progress."""
+    """Report nothing."""
