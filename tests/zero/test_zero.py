@@ -22,7 +22,7 @@ from spa.surgery.apply import apply
 from spa.surgery.masking import masked
 from spa.zero.compaction import Compaction, lossless
 from spa.zero.facts import Facts
-from spa.zero.laws import LAWS
+from spa.zero.transfer import TRANSFERS
 from tests.oracle import Net, distance, random_keeps
 from tests.test_zoo import PRUNABLE, SHIPPED
 from tests.zoo import built
@@ -504,7 +504,7 @@ def test_zeros_anywhere_leave_the_outputs_as_they_were(name: str) -> None:
 def test_what_is_said_to_be_known_is_so(name: str) -> None:
     model = sparse(built(name), 2)
     graph = Graph(model)
-    facts = Facts(couple(graph), LAWS)
+    facts = Facts(couple(graph), TRANSFERS)
     computed = [o for n in graph.nodes for o in n.outputs if o and o not in graph.constants]
     known = {n: k for n in computed if (k := facts.of(n)) is not None and k.value.dtype.kind == "f"}
     exposed = ModelProto()
