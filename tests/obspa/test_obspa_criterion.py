@@ -12,7 +12,7 @@ from spa.criteria import Context, Curve, Inputs
 from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.obspa import criterion as obspa
-from spa.obspa.curves import Reader
+from spa.obspa.curves import MomentReader
 from spa.obspa.score import discounted
 from tests.obspa.test_obspa import network, residual_net
 
@@ -25,7 +25,7 @@ def test_a_channels_score_is_its_weights_squared_over_the_inverse_hessian() -> N
     expected = []
     for c in range(5):
         expected.append(sum(float(w[o, c]) ** 2 / float(inverse[c, c]) for o in range(3)))  # Hassibi et al., equation 5
-    state = Reader(h[None], w[None], np.arange(5)[:, None]).state(1e-12)
+    state = MomentReader(h[None], w[None], np.arange(5)[:, None]).state(1e-12)
     np.testing.assert_allclose(state.scores(np.arange(5)), expected, rtol=1e-6)  # of the damping that is left
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
-from spa.obspa.curves import Reader
+from spa.obspa.curves import MomentReader
 from spa.obspa.readers import products
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
@@ -102,19 +102,19 @@ def test_a_products_second_moments_are_those_of_its_terms() -> None:
     node = analysis.graph.producer["logits"]
     stream = Stream(model, None, [{"x": rng.standard_normal((3, 5, 6)).astype(np.float32)} for _ in range(2)])
     stream.after(stream.graph.nodes[node.index])
-    (seen,) = products.ActivationProduct().observe(
+    (observation,) = products.ActivationProduct().observe(
         analysis, stream, stream.graph.nodes[node.index], np.random.default_rng(0)
     )
-    reader = seen.of(np.arange(7)[:, None])
-    assert isinstance(reader, Reader)
+    reader = observation.make_reader(np.arange(7)[:, None])
+    assert isinstance(reader, MomentReader)
     q, k = (np.concatenate([b[n] for b in stream.live]).astype(np.float64) for n in ("qs", "kt"))
     k = k - k.mean(axis=-1, keepdims=True)  # the softmax does not see it
     terms = np.einsum("bhmj,bhjn->jbhmn", q, k).reshape(7, -1)
     np.testing.assert_allclose(reader.h[0], terms @ terms.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        np.square(terms.sum(axis=0)).sum() * reader.w[0, 0, 0] ** 2, products.SOFTENED, rtol=1e-4
+        np.square(terms.sum(axis=0)).sum() * reader.w[0, 0, 0] ** 2, products.SOFTMAX_WEIGHT, rtol=1e-4
     )
-    assert seen.columns(next(g.dim for g in analysis.free if node.index in g.readers), 7) is not None
+    assert observation.columns(next(g.dim for g in analysis.free if node.index in g.readers), 7) is not None
 
 
 def test_conjugate_gradients_find_the_best_mixture() -> None:
@@ -123,7 +123,7 @@ def test_conjugate_gradients_find_the_best_mixture() -> None:
     q2, k2 = q[..., :3], k[:, :, :3]
     s, t = q2.swapaxes(2, 3) @ q2, k2 @ k2.swapaxes(2, 3)
     c = (q2.swapaxes(2, 3) @ q) @ (k @ k2.swapaxes(2, 3))
-    found = products.mixing(s, t, c, 1e-9)
+    found = products.solve_mixing(s, t, c, 1e-9)
     for h in range(2):
         design = np.concatenate([np.kron(q2[n, h], k2[n, h].T) for n in range(6)])  # rows of vec(Q A Kᵀ)
         wanted = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])

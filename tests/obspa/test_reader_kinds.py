@@ -10,7 +10,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph, Node
 from spa.obspa import readers
-from spa.obspa.curves import Seen
+from spa.obspa.curves import Observation
 from spa.obspa.linear import linear, uses
 from spa.obspa.readers import KINDS, kind_of
 from spa.obspa.readers.base import ReaderKind, Reconstruction
@@ -68,23 +68,23 @@ class _Noted(ReaderKind):
     def matches(self, graph: Graph, node: Node) -> bool:
         return node.op == "MatMul"
 
-    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
         assert all(n in stream.live[0] for n in (node.inputs[0], node.outputs[0]))
         self.asked.append(("observe", node.inputs[1]))
         return []
 
-    def may_refit(self, at: Reconstruction, node: Node, twin: Node) -> bool:
+    def may_refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> bool:
         self.asked.append(("may_refit", node.inputs[1]))
         return node.inputs[1] != "u"
 
-    def prepare(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        assert at.dense.at == at.small.at == 0
+    def prepare(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        assert reconstruction.dense.at == reconstruction.pruned.at == 0
         self.asked.append(("prepare", node.inputs[1]))
 
-    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        assert {node.inputs[0], node.outputs[0]} <= at.dense.live[0].keys()
-        assert twin.inputs[0] in at.small.live[0]
-        assert at.small.at == twin.index
+    def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        assert {node.inputs[0], node.outputs[0]} <= reconstruction.dense.live[0].keys()
+        assert pruned_node.inputs[0] in reconstruction.pruned.live[0]
+        assert reconstruction.pruned.at == pruned_node.index
         self.asked.append(("refit", node.inputs[1]))
 
 
