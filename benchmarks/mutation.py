@@ -279,7 +279,8 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# Mutants of the modules that everything rests on",
         "",
-        "By `benchmarks/mutation.py`; its docstring says what is tried and how. The tried are a random sample.",
+        "By `benchmarks/mutation.py`; its docstring says what is tried and how. The tried are a sample, as large",
+        "as a minute or two for each module allowed. What has been done about a survivor since is in its word.",
         "",
         "| module | mutants | tried | killed | survived | seed |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -90,21 +90,38 @@ def cli() -> str:
 
 
 def options() -> str:
-    """The options of `spa prune` alone, which are also keyword arguments of `spa.prune`."""
-    prune = _program().commands["prune"]
-    keywords = _python_names()
-    rows = []
-    for parameter in prune.params:
-        if parameter.param_type_name != "option":
-            continue
-        python = f"`{parameter.name}`" if parameter.name in keywords else ""
-        rows.append((_spelling(parameter), python, _text(parameter.help), _default(parameter)))
-    return (
-        "# Options of prune\n\n"
-        "The same options exist on the command line, `spa prune MODEL --option value`, and in Python, "
-        "`spa.prune(model, option=value)`. Those without a Python name concern files and the terminal.\n\n"
-        + _table(("option", "in Python", "meaning", "default"), rows)
-    )
+    """Return the options of `spa prune`: the fields of a request, then what concerns files and the terminal alone."""
+    from spa.request import PYTHON, default_of, flag_of
+    from spa.request import options as fields
+
+    parts = [
+        "# Options of prune",
+        "An option is a flag of `spa prune`, a keyword of `spa.prune`, and a key in a file for `--config`, under the heading of "
+        "its table: `[goal]`, `[scoring]` and so on. `spa.Request` holds them all.",
+    ]
+    sections: dict[str, list[tuple[str, str, str, str]]] = {}
+    for section, about in fields():
+        flag = "" if about.metadata["kind"] == PYTHON else f"`{flag_of(about)}`"
+        default = default_of(about)
+        default = f"`{default}`" if default and "`" not in default else default
+        row = (flag, f"`{about.name}`", _cell(about.metadata["help"]), default)
+        sections.setdefault(section, []).append(row)
+    known = {about.name for _, about in fields()}
+    for section, rows in sections.items():
+        parts += [f"## {section}", _table(("option", "in Python", "meaning", "default"), rows)]
+    command = _program().commands["prune"]
+    own = [p for p in command.params if p.param_type_name == "option" and p.name not in known]
+    rows = [(_spelling(p), _text(p.help), _default(p)) for p in own]
+    parts += ["## On the command line alone", _table(("option", "meaning", "default"), rows)]
+    return "\n\n".join(parts)
+
+
+def criteria() -> str:
+    """Return the table of criteria, then the room's own documentation."""
+    from spa.report.tables import criteria_table
+
+    first, _, rest = room("spa.criteria").partition("\n\n")
+    return f"{first}\n\n{criteria_table()}\n{rest}"
 
 
 def exit_codes() -> str:
@@ -250,6 +267,6 @@ PAGES = {
     "operators": operators,
     "algebra": lambda: room("spa.algebra"),
     "coupling": lambda: room("spa.coupling"),
-    "criteria": lambda: room("spa.criteria"),
+    "criteria": criteria,
     "decisions": decisions,
 }

@@ -38,7 +38,7 @@ _HOMES = {
     "apply": "spa.steps",
     "bench": "spa.running.bench",
     "convert": "spa.doors",
-    "criterion": "spa.job",  # where obspa and zero are registered, so that no other can take their names
+    "criterion": "spa.steps",  # behind which obspa and zero are registered, so that no other can take their names
     "export": "spa.exporting",
     "plan": "spa.steps",
     "prove": "spa.api",

@@ -15,6 +15,7 @@ from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
 from spa.frameworks.kinds import kind_of
+from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
 from spa.model.graph import Graph
 from spa.model.io import Source, load
@@ -203,7 +204,7 @@ def prune(
     clock("analyse")
     framework = None if framework_model is None else framework_model.kind
     job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
-    outcome = job.run()
+    outcome = reach(job)
     report = _report(job, outcome, source, framework_model)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
@@ -267,6 +268,7 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         skipped=job.selection.skipped,
         barriers=tuple(analysis.barriers.items()),
         notes=(
+            *job.goal_notes,
             *job.input_notes,
             *(() if framework_model is None else framework_model.imported.notes),
             *outcome.notes,

@@ -1,4 +1,4 @@
-"""What can go wrong, in four classes.
+"""Errors, in four classes.
 
 Every message has one grammar: the object, the fact, the remedy, as in
 ``Conv 'layer1.0': W has 3 axes, expected 4. Check the exporter.``

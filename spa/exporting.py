@@ -1,4 +1,4 @@
-"""Models to the files of other runtimes, by name of the target."""
+"""Export models to the files of other runtimes, by the name of the target."""
 
 from __future__ import annotations
 

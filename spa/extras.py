@@ -1,4 +1,4 @@
-"""Packages that only some uses need."""
+"""Optional packages, which only some uses need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spa.errors import UnsupportedError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import packages of an extra in this context: where one is missing, the error says how to get it.
+    """Import packages of an extra in this context; where one is missing, say how to get it.
 
     Raises:
         UnsupportedError: one is missing, or cannot be imported.

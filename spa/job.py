@@ -1,4 +1,4 @@
-"""One pruning of one model: what its steps share, and the ways to arrive at a goal."""
+"""One pruning of one model: its steps (score, choose, cut, repair), and what they share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
 from spa.coupling.analysis import Analysis
-from spa.coupling.plan import Plan, make_plan
+from spa.coupling.plan import Plan
 from spa.criteria.answers import Answer, Curves, Removal
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
-from spa.errors import ModelError, OutOfReachError, PlanError
+from spa.errors import ModelError, PlanError
 from spa.extras import extra
 from spa.frameworks.kinds import ONE_HEAD_SIZE
 from spa.progress import Progress, silent
@@ -40,19 +39,21 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
-ATTEMPTS = 8  # networks that are tried to meet a tolerated distortion
-NEAR = 0.9  # of the tolerated distortion, from which on an attempt is as good as any
 
 
 class Clock:
-    """Seconds by stage."""
+    """A stopwatch for the stages of a pruning.
+
+    Attributes:
+        seconds: by stage.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def __call__(self, stage: str) -> None:
-        """What has passed since the last call belongs to this stage."""
+        """Add the time since the last call to a stage."""
         now = time.perf_counter()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 4)
         self._last = now
@@ -144,25 +145,6 @@ class Job:
         self.clock("calibrate")
         return self.calibrated
 
-    def run(self) -> Outcome:
-        """Prune as the goal says, then train for a while where that is asked for."""
-        if self.needs_inputs:
-            self.calibrate()
-        goal = self.request.goal
-        if goal.kind == "plan":
-            plan = goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan))
-            outcome = self.cut(plan)
-        elif isinstance(removal := self.answer, Removal):
-            outcome = self.cut(removal.plan, notes=removal.notes, fold=removal.fold)
-        elif goal.max_distortion is not None:
-            outcome = self.to_distortion(self.budget, goal.max_distortion)
-        elif goal.unit == "latency":
-            outcome = self.to_latency(self.budget, goal.latency_ms)
-        else:
-            outcome = self.to_budget(self.budget)
-        epochs = self.request.repair.recover
-        return self.recovered(outcome, epochs) if epochs else outcome
-
     def accuracy(self, model: ModelProto) -> float | None:
         """Return a model's top-1 accuracy on the inputs in percent; None where there are no labels."""
         if self.calibration is None or self.calibration.labels is None:
@@ -171,6 +153,13 @@ class Job:
 
         with running():
             return accuracy(model, self.analysis.graph.base, self.calibration, self.request.timing.threads)
+
+    @property
+    def goal_notes(self) -> tuple[str, ...]:
+        """Return the ratio that the weights suggest, where that is the goal."""
+        if self.request.goal.kind != "auto":
+            return ()
+        return (f"the weights suggest to remove {self.budget.ratio:.1%} of the {self.budget.of}",)
 
     @property
     def input_notes(self) -> tuple[str, ...]:
@@ -187,7 +176,8 @@ class Job:
         given = self.calibration
         if given is None:
             return None
-        report: dict[str, Any] = {"source": given.source, "samples": given.samples, **outcome.changes}
+        report: dict[str, Any] = {"source": given.source, "samples": given.samples, "reconstruct": self.reconstruct}
+        report |= outcome.changes
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
@@ -270,7 +260,7 @@ class Job:
             The choice, and the estimated loss of each group where the criterion estimates one.
         """
         answer = self.answer if answer is None else answer
-        assert not isinstance(answer, Removal)  # `run` takes it as it is
+        assert not isinstance(answer, Removal)  # `spa.goals.reach` takes it as it is
         if not isinstance(answer, Curves):
             return choose(self.analysis, self.selection.groups, answer, budget, latency), {}
         from spa.widths.allocation import allocate
@@ -291,7 +281,14 @@ class Job:
         notes: tuple[str, ...] = (),
         fold: Callable[[ModelProto, Path | None], None] | None = None,
     ) -> Outcome:
-        """Apply a plan, fold in what it leaves behind, and reconstruct."""
+        """Apply a plan, fold in what it leaves behind, and repair the result.
+
+        Args:
+            plan: the channels to keep.
+            losses: the estimated loss of each group, for the report.
+            notes: for the report.
+            fold: changes the pruned model in place, given the folder of its external data.
+        """
         model = apply(self.analysis, plan)
         if fold is not None:
             fold(model, self.analysis.graph.base)
@@ -309,14 +306,14 @@ class Job:
         return Outcome(plan, model, losses or {}, notes, changes)
 
     def recovered(self, outcome: Outcome, epochs: int) -> Outcome:
-        """Train the pruned model for a while towards the dense one's outputs on the same inputs, without labels.
+        """Train the pruned model towards the dense model's outputs on the same inputs, without labels.
 
         Raises:
             UnsupportedError: PyTorch is not installed, or an operator has no counterpart in it.
         """
         from spa.exporters.pytorch import graph_module, recover, store
 
-        assert self.calibrated is not None  # `prune` makes inputs for it
+        assert self.calibrated is not None  # `spa.goals.reach` makes inputs for it
         graph = self.analysis.graph
         student, teacher = graph_module(outcome.model, graph.base), graph_module(graph.model, graph.base)
         recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.request.timing.seed)
@@ -326,93 +323,10 @@ class Job:
         self.clock("measure")
         return replace(outcome, model=model, changes=changes)
 
-    def to_budget(self, budget: Budget, trials: bool = True) -> Outcome:
-        """Remove what a budget asks for; of several choices that are worth a trial, what changes the outputs least."""
-        trials = trials and self.reconstruct == "full" and isinstance(self.answer, Curves)
-        candidates = len(self.answer.candidates) if trials and isinstance(self.answer, Curves) else 1
-        outcomes: list[Outcome] = []
-        for candidate in range(candidates):
-            choice, losses = self.choose(budget, candidate=candidate)
-            plan = make_plan(self.analysis, choice.kept)
-            self.clock("choose")
-            if all(plan != o.plan for o in outcomes):
-                outcomes.append(self.cut(plan, losses, choice.notes))
-        return min(outcomes, key=_change)
-
-    def to_latency(self, budget: Budget, ms: float | None) -> Outcome:
-        """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
-        from spa.widths import latency, stopwatch
-
-        timing = self.request.timing
-        watch = stopwatch.Stopwatch(timing.threads, timing.batch, timing.sizes or {})
-        progress = silent if self.calibrated is None else self.progress
-        choice, losses, timed, notes = latency.choose(
-            self.analysis, self.selection.groups, budget, ms, self.choose, watch, progress
-        )
-        self.clock("choose")
-        return replace(self.cut(make_plan(self.analysis, choice.kept), losses, notes), latency=timed)
-
-    def to_distortion(self, budget: Budget, most: float) -> Outcome:
-        """Remove as much as changes the outputs by no more than a tolerated share of their variance.
-
-        The change grows about exponentially with the ratio, so a bracket is narrowed by interpolating its logarithm,
-        or halved where the same end moved twice.
-
-        Raises:
-            PlanError: even the least that can go changes the outputs more, or they are no floats.
-        """
-        low, high = (0.0, most / 100), (1.0, max(1.0, 10 * most))  # ratio and change: met, and not met
-        best: Outcome | None = None
-        refused = PlanError("nothing can go under these constraints. Lower --round-to or --min-width.")
-        ratio = 0.5
-        ends: list[bool] = []  # whether each attempt was met
-        for _ in range(ATTEMPTS):
-            try:
-                outcome = self.to_budget(replace(budget, ratio=ratio), trials=False)
-            except OutOfReachError as error:
-                refused, high = error, (ratio, high[1])
-            else:
-                change = outcome.changes["after"]
-                if change is None:
-                    raise PlanError("the model has no float output that could be compared. Give a ratio.")
-                if change <= most:
-                    low = (ratio, max(change, most / 100))
-                    if outcome.plan.removes:
-                        best = replace(outcome, notes=())
-                    if change >= NEAR * most:
-                        break
-                else:
-                    refused, high = _too_much(outcome, ratio, budget.of, most), (ratio, change)
-            if high[0] - low[0] < 0.01:
-                break
-            ends.append(low[0] == ratio)
-            ratio = (low[0] + high[0]) / 2 if ends[-2:] in ([True] * 2, [False] * 2) else _between(low, high, most)
-        if best is None:
-            raise refused
-        return best
-
-
-def _change(outcome: Outcome) -> float:
-    """The outputs' change; all are alike where it is not known."""
-    return outcome.changes.get("after") or 0.0
-
-
-def _too_much(outcome: Outcome, ratio: float, of: str, most: float) -> PlanError:
-    return PlanError(
-        f"removing {ratio:.1%} of the {of} changes the outputs by {outcome.changes['after']:.3g} of their variance, "
-        f"more than {most:g}. Tolerate more, or leave sensitive layers alone with --ignore."
-    )
-
-
-def _between(low: tuple[float, float], high: tuple[float, float], goal: float) -> float:
-    """Where a straight line in the logarithm meets the goal, kept away from the ends."""
-    share = log(goal / low[1]) / max(log(high[1] / low[1]), 1e-9)
-    return low[0] + float(np.clip(share, 0.15, 0.85)) * (high[0] - low[0])
-
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Say, with each refusal of a model that does not run, what needs no run."""
+    """Add to each refusal of a model that does not run which criteria need no run."""
     try:
         yield
     except ModelError as error:

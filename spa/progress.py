@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""The callback by which long work reports how far it has come."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Progress = Callable[[str, float], None]
 
 
 def silent(stage: str, share: float) -> None:
-    """No progress display."""
+    """Report nothing."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from spa.errors import PlanError
 
 if TYPE_CHECKING:
     from spa.coupling.plan import Plan
+    from spa.criteria import Criterion, ParameterScore
 
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
 DEFAULT_RATIO = 0.5
@@ -151,7 +152,7 @@ class Goal:
 class Scoring:
     """How channels are scored and compared."""
 
-    criterion: str | Callable[..., Any] = option(
+    criterion: str | Criterion | ParameterScore = option(
         "obspa",
         "how channels are scored; see the table of criteria",
         kind=str,
@@ -408,24 +409,14 @@ def default_of(about: Field[Any]) -> str:
     return "" if about.default in (None, (), MISSING) else str(about.default)
 
 
-def options_table() -> str:
-    """Return the options of the command line as a Markdown table."""
-    rows = ["| option of `prune` | meaning | default |", "| --- | --- | --- |"]
-    for _, about in options():
-        if about.metadata["kind"] != PYTHON:
-            rows.append(f"| `{flag_of(about)}` | {about.metadata['help']} | {default_of(about)} |")
-    return "\n".join(rows) + "\n"
-
-
 def _check(about: Field[Any], value: Any) -> None:
     choices, least = about.metadata["choices"], about.metadata["least"]
-    if choices is not None and isinstance(value, str) and value not in choices():
-        known = choices()
-        near = get_close_matches(value, known, 1)
+    if about.name == "criterion":
+        _criteria().get(value)  # a name, a criterion or a function of a parameter
+    elif choices is not None and value not in choices():
+        near = get_close_matches(str(value), choices(), 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise PlanError(f"unknown {about.name} {value!r}. Choose one of {', '.join(known)}.{hint}")
-    if choices is not None and not isinstance(value, str) and not callable(value):
-        raise PlanError(f"{about.name} is {value!r}. Choose one of {', '.join(choices())}.")
+        raise PlanError(f"unknown {about.name} {value!r}.{hint} Choose one of {', '.join(choices())}.")
     if least is not None and (not isinstance(value, int | float) or value < least):
         raise PlanError(f"{about.name} is {value}. Choose {least:g} or more.")
 
@@ -443,6 +434,5 @@ def _plain(value: Any) -> Any:
         return {str(k): v if isinstance(v, int | float | str) else type(v).__name__ for k, v in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
-    if is_dataclass(value):
-        return f"a {type(value).__name__}"
-    return getattr(value, "__name__", None) or f"a {type(value).__name__}"
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    return name if isinstance(name, str) else f"a {type(value).__name__}"

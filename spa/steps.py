@@ -23,6 +23,7 @@ from onnx import ModelProto
 
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, make_plan
+from spa.criteria import criterion
 from spa.criteria.answers import Answer, Curves, Removal
 from spa.errors import PlanError
 from spa.job import prepare
@@ -30,7 +31,7 @@ from spa.progress import Progress, silent
 from spa.request import Request
 from spa.surgery.apply import apply
 
-__all__ = ["apply", "plan", "repair", "score"]
+__all__ = ["apply", "criterion", "plan", "repair", "score"]
 
 
 def score(analysis: Analysis, *, request: Request | None = None, progress: Progress = silent, **options: Any) -> Answer:

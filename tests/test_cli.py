@@ -106,7 +106,7 @@ def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its
         if about.metadata["kind"] != PYTHON:
             assert flag_of(about) in text
             if default := default_of(about).replace("`", ""):
-                assert f"[default: {default}]" in text, about.name
+                assert f"Default: {default}." in text, about.name
     assert "One of: auto, full, bias, none." in text
     report = json.loads(spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2", "--json").stdout)
     assert report["requested"] == Request.of(criterion="l2").to_dict()
@@ -353,9 +353,9 @@ def test_importing_spa_and_all_that_it_offers_imports_no_framework() -> None:
 
 def test_threads_of_openblas_are_told_to_rest_before_numpy_reads_it() -> None:
     code = (
-        "import os, sys, spa.cli\n"
+        "import os, sys, spa.cli.commands\n"
         "print('numpy' in sys.modules)\n"
-        "spa.cli.app = lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
+        "spa.cli.commands.app = lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
         "spa.cli.main()"
     )
     for given, found in (({}, "20"), ({"OPENBLAS_THREAD_TIMEOUT": "26"}, "26")):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import spa
+from spa.criteria import Parameter, get
 from spa.report.schema import report_schema, request_schema
-from spa.request import PYTHON, Request, default_of, flag_of, options, options_table
+from spa.report.tables import criteria_table, options_table
+from spa.request import PYTHON, Request, default_of, flag_of, options
 
 ROOT = Path(__file__).parent.parent
 RESNET = ROOT / "models" / "digits_resnet.onnx"
@@ -63,8 +65,17 @@ def test_a_file_holds_what_differs_from_the_defaults() -> None:
     )
 
 
+def l2_like(parameter: Parameter) -> np.ndarray:
+    return (parameter.rows() ** 2).sum(axis=1)
+
+
+def test_a_criterion_of_ones_own_is_named_in_the_report() -> None:
+    assert Request.of(criterion=l2_like).to_dict()["scoring"]["criterion"] == "l2_like"
+    assert Request.of(criterion=get("lamp")).to_dict()["scoring"]["criterion"] == "lamp"
+
+
 def test_what_no_file_can_hold_is_refused_by_name() -> None:
-    for name, value in (("data", iter(())), ("gradients", {"w": np.ones(3)}), ("criterion", max)):
+    for name, value in (("data", iter(())), ("gradients", {"w": np.ones(3)}), ("criterion", l2_like)):
         with pytest.raises(spa.PlanError, match=f"{name} is an object, which no file can hold"):
             Request.of(**{name: value}).to_toml()
 
@@ -99,7 +110,7 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
     [
         ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, channels, latency"),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, channels, latency."),
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
@@ -142,8 +153,10 @@ def test_the_signature_and_the_docstring_of_prune_are_the_requests() -> None:
         assert f"{about.name}: {about.metadata['help']}" in (spa.prune.__doc__ or "")
 
 
-def test_readme_shows_the_options_as_they_are() -> None:
-    assert options_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_readme_shows_the_options_and_criteria_as_they_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert options_table() in text
+    assert criteria_table() in text
 
 
 def test_each_help_text_is_a_phrase_and_fits_two_lines() -> None:

@@ -1,7 +1,7 @@
-"""The command line: commands in :mod:`spa.cli.app`, what their options are made of in :mod:`spa.cli.options`."""
+"""The command line: commands in :mod:`spa.cli.commands`, what their options are made of in :mod:`spa.cli.options`."""
 
 from __future__ import annotations
 
-from spa.cli.app import app, main
+from spa.cli.commands import app, main
 
 __all__ = ["app", "main"]

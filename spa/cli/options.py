@@ -128,9 +128,13 @@ def _request_parameters() -> list[inspect.Parameter]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     config = typer.Option(help="A TOML file with such options; those on the command line win.")
     return [
-        *(inspect.Parameter(f.name, keyword, default=None, annotation=_annotation(f)) for f in _flags()),
+        *(inspect.Parameter(f.name, keyword, default=_absent(f), annotation=_annotation(f)) for f in _flags()),
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
     ]
+
+
+def _absent(about: Field[Any]) -> bool | None:
+    return False if about.metadata["kind"] is bool else None
 
 
 def _taken_request(values: dict[str, Any]) -> Request:
@@ -142,22 +146,22 @@ def _taken_request(values: dict[str, Any]) -> Request:
 
 
 def _annotation(about: Field[Any]) -> Any:
-    """Return the type that typer parses an option as; None stands for an option that is not given."""
+    """Return the type that typer parses an option as; None, or False of a switch, stands for one that is not given."""
     kind, least = about.metadata["kind"], about.metadata["least"]
     types = {float: float, int: int, bool: bool, list[str]: list[str], FILE: Path, SIZES: list[str]}
-    text = about.metadata["help"].replace("`", "")
+    text = about.metadata["help"].replace("`", "").replace("[", r"\[")  # which rich would read as markup
     bounds = {"min": least} if kind is int and least is not None else {}
     names = (flag_of(about),)  # one name alone: a switch without its opposite
-    shown = default_of(about)
-    help_text = text[0].upper() + text[1:] + "." + (f" [default: {shown}]" if shown else "")
+    shown = default_of(about).replace("`", "")
+    help_text = text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else "")
     metavar = {RATIO: "FLOAT|auto", SIZES: SIZES}.get(kind) if isinstance(kind, str) else None
     option = typer.Option(*names, help=help_text, show_default=False, metavar=metavar, **bounds)
-    return Annotated[types.get(kind, str) | None, option]
+    return Annotated[bool if kind is bool else types.get(kind, str) | None, option]
 
 
 def _parsed(about: Field[Any], value: Any) -> Any:
     """Return an option's value from what typer made of it; None where it was not given."""
-    if value is None or value == []:
+    if value is None or value is False or value == []:
         return None
     kind = about.metadata["kind"]
     if kind == RATIO:

@@ -15,7 +15,7 @@ from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.model.traits import INDICES, Trait, traits
 from spa.model.two_points import TwoPoints, two_points
-from spa.rules import find, load
+from spa.rules import find, load, unreviewed
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -184,7 +184,7 @@ class Analysis:
         node = op.node
         if any(name and inputs[i] is None for i, name in enumerate(node.inputs)):
             raise Barrier("the shape of an operand is not known")
-        rule = find(node.key)
+        rule = unreviewed(node) or find(node.key)
         if isinstance(rule, str):
             raise Barrier(rule)
         rule(op)

@@ -38,7 +38,7 @@ class Report:
     Attributes:
         before: cost of the dense model.
         after: cost of the pruned model.
-        requested: what was asked for, by option name.
+        requested: what was asked for, by section and option (see :class:`spa.Request`).
         reached: the fraction of the requested unit that was removed.
         groups: every group that could be pruned under the request.
         frozen: (group, channels, reason) of groups that cannot be pruned.
@@ -46,9 +46,9 @@ class Report:
         barriers: (operator, reason) where coupling could not be traced.
         notes: what the user should know.
         seconds: time by stage.
-        calibration: the inputs' ``source`` and number of ``samples``; the outputs' mean squared change over their
-            variance on these inputs ``before`` and ``after`` reconstruction; the ``accuracy`` in percent on them of the
-            dense and the pruned model, where labels were given.
+        calibration: the inputs' ``source`` and number of ``samples``; which repair was made (``reconstruct``); the
+            outputs' mean squared change over their variance on these inputs ``before`` and ``after`` it; the
+            ``accuracy`` in percent on them of the dense and the pruned model, where labels were given.
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.

@@ -451,7 +451,7 @@ def depth_to_space(op: Op) -> None:
 
 @rule("SpaceToDepth")
 def space_to_depth(op: Op) -> None:
-    """Turn the pixels of a block into channels: (b b c).
+    """Turn the pixels of a block into channels; `DCR`: (b b c), `CRD` (since opset 28): (c b b).
 
     Spec: https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html.
     """
@@ -461,7 +461,8 @@ def space_to_depth(op: Op) -> None:
     small = [op.dim(e.size // block) for e in (height, width)]
     op.unify(height, product(small[0], rows))
     op.unify(width, product(small[1], columns))
-    op.set(0, (n, product(rows, columns, depth), *small))
+    crd = op.attr("mode", "DCR") == "CRD"
+    op.set(0, (n, product(depth, rows, columns) if crd else product(rows, columns, depth), *small))
 
 
 @rule("Resize", "Upsample")

@@ -46,7 +46,7 @@ def test_an_axis_whose_size_depends_on_data_is_frozen_with_the_reason() -> None:
     model = net.model(net.gemm(net.node("Relu", hidden), 11, 3))
     analysis = couple(Graph(model))
     (size,) = analysis.axes[ones]
-    assert analysis.space.reason(size) == "its size depends on data, in ConstantOfShape 'filling'"
+    assert analysis.space.reason(size) == "ConstantOfShape 'filling' gives it a size that depends on data"
     x = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
     check(model, feeds={"x": x, "count": np.array([13])})
 

@@ -12,7 +12,9 @@ from onnx import ModelProto, numpy_helper
 
 from spa.coupling.analysis import TIED, Analysis, couple
 from spa.coupling.plan import make_plan
+from spa.criteria import Context
 from spa.model.graph import Graph
+from spa.obspa import criterion
 from spa.obspa.pipeline import Calibrated
 from spa.surgery.apply import apply
 from tests.oracle import Net
@@ -224,7 +226,11 @@ def chain(readers: int) -> ModelProto:
 def losses(model: ModelProto, fading: float | None, synthetic: bool = False) -> dict[str, Array]:
     analysis = couple(Graph(model))
     calibrated = Calibrated(analysis, [{"x": samples(ROWS, 5)}], synthetic)
-    found = calibrated.curves(analysis.free, fading)
+    context = Context(analysis, analysis.free, inputs=calibrated.inputs())
+    with pytest.MonkeyPatch.context() as patch:
+        if fading is not None:
+            patch.setattr(criterion, "refit_discounts", lambda context, inputs: (fading,))
+        found = criterion.loss_curves(context).candidates[0]
     return {name: found[group(analysis, name)].loss for name in ("a", "b")}
 
 

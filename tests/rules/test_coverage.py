@@ -13,10 +13,11 @@ from typing import Any
 import onnx
 import pytest
 
+import spa
 from spa import rules
 from spa.algebra.grammar import ANY, parse
 from spa.rules import barriers, find, supported
-from tests.oracle import is_clause, is_reason
+from tests.oracle import Net, is_clause, is_reason
 
 OLDEST = 7
 _OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -194,3 +195,21 @@ def test_a_line_without_an_operator_is_refused() -> None:
 def test_a_line_without_an_arrow_is_no_operators_name() -> None:
     with pytest.raises(ValueError, match="there is no '->'"):
         rules.rule("my.domain::Odd", "X[n] Y[n]")
+
+
+def test_every_version_of_an_operator_that_onnx_knows_was_reviewed() -> None:
+    """A new opset fails here first: compare its operators with their rules, then raise REVIEWED_OPSET."""
+    newest = {s.name: s.since_version for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    later = {name: since for name, since in newest.items() if since > rules.REVIEWED_OPSET}
+    assert later == {}
+
+
+def test_a_version_that_was_not_reviewed_is_a_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(opset=18)
+    x = net.conv(net.input("x", ["n", 3, 8, 8]), 3, 5)
+    model = net.model(net.conv(net.node("Split", x, num_outputs=1, axis=1), 5, 2))  # Split-18 brought num_outputs
+    assert [g.size for g in spa.analyze(model).free] == [5]
+    monkeypatch.setattr(rules, "REVIEWED_OPSET", 17)
+    analysis = spa.analyze(model)
+    assert analysis.free == ()
+    assert "has not been reviewed for version 18" in next(iter(analysis.barriers.values()))

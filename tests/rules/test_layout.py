@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from spa.algebra.axes import leaves
 from spa.coupling.analysis import couple
 from spa.model.graph import Graph
+from spa.model.versions import newest_opset
 from tests.oracle import Data, Indices, Net, check, freedom, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
@@ -200,6 +201,11 @@ CASES: Cases = {
         lambda: wrap("DepthToSpace", Data(2, 12, 3, 5), blocksize=2, mode="CRD"),
     ),
 }
+if newest_opset() >= 28:  # the lowest versions of onnx and onnxruntime do not know it
+    CASES["s2d CRD op28"] = (
+        "2 3 (2 2!) (3 2!) | 2 (3 2! 2!) 2 3",
+        lambda: wrap("SpaceToDepth", Data(2, 3, 4, 6), blocksize=2, mode="CRD", opset=28),
+    )
 
 RESHAPES: dict[str, tuple[tuple[int, ...], list[int], str]] = {
     "two axes merge": ((2, 3, 5), [2, 15], "2 3 5 | 2 (3 5)"),

@@ -104,12 +104,14 @@ def test_of_a_product_the_innermost_factor_that_can_shrink_bears_the_multiple(
     assert alignment(analysis, groups, multiple) == [steps[0], steps[1], steps[1]]
 
 
-def test_each_part_of_a_sum_and_each_step_of_a_group_keeps_the_multiple() -> None:
-    """A group that lies on two axes takes the steps of both."""
+def test_each_part_of_a_sum_keeps_the_multiple() -> None:
+    """Both parts lie on one axis of each weight, behind each other."""
     net = Net()
-    x = net.input("x", ["n", 3])
-    parts = net.node("Concat", net.matmul(x, 3, 16, name="a"), net.matmul(x, 3, 40, name="b"), axis=1)
-    analysis = couple(Graph(net.model(net.matmul(net.node("Sigmoid", parts), 56, 2))))
+    hidden = net.matmul(net.input("x", ["n", 3]), 3, 56, bias=False)
+    left, right = net.node("Split", hidden, net.constant(np.array([16, 40])), axis=1, outputs=2)
+    parts = net.node("Concat", net.node("Sigmoid", left), net.node("Tanh", right), axis=1)
+    analysis = couple(Graph(net.model(net.matmul(parts, 56, 2))))
+    assert [g.size for g in analysis.free] == [16, 40]
     assert alignment(analysis, analysis.free, 4) == [4, 4]
     assert alignment(analysis, analysis.free[:1], 4) == [4]
 

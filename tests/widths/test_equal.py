@@ -135,8 +135,8 @@ def test_sets_by_pattern_are_equally_wide_in_all_layers() -> None:
     pattern = "layer.*.intermediate.weight*"
     result = spa.prune(exported("bert"), **request, equal=["heads", pattern])
     assert fractions(result, frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"})) == {0.5}
-    assert result.report.requested["equal"] == ["heads", pattern]
-    assert "equal" not in spa.prune(exported("bert"), **request).report.requested
+    assert result.report.requested["constraints"]["equal"] == ["heads", pattern]
+    assert spa.prune(exported("bert"), **request).report.requested["constraints"]["equal"] is None
 
 
 def test_nothing_goes_of_a_set_of_which_one_may_not_be_pruned() -> None:

@@ -342,8 +342,8 @@ def test_milliseconds_can_be_asked_for(fake: None) -> None:
     assert report.latency is not None
     assert report.latency["goal"] == goal
     assert report.latency["measured"] == pytest.approx(goal, rel=latency.TOLERANCE)
-    assert report.requested["latency_ms"] == goal
-    assert "ratio" not in report.requested
+    assert report.requested["goal"]["latency_ms"] == goal
+    assert report.requested["goal"]["ratio"] is None
 
 
 def test_milliseconds_out_of_reach_are_refused_with_the_least(fake: None) -> None:

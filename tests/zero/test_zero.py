@@ -328,6 +328,29 @@ def test_a_bias_that_others_read_is_copied_first() -> None:
     assert len({n.input[2] for n in pruned.graph.node if n.op_type == "Gemm" and n.input[2] != "a.bias"}) == 2
 
 
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_constant_that_is_also_an_output_is_copied_first(op: str) -> None:
+    """The bias of a Gemm, or what is added behind a MatMul, takes constants over; what the network shows stays."""
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
+    shown = net.weight(3, name="shown")
+    if op == "Gemm":
+        y = net.node("Gemm", h, net.weight(7, 3), shown)
+    else:
+        y = net.node("Add", net.matmul(h, 7, 3, bias=False), shown)
+    model = zeroed(net.model(net.node("Relu", y), shown), ("a", 0, [1, 4]))
+    found, _ = compact(model)
+    assert removed(found) == {"a[0]": [1, 4]}
+
+
+def test_what_a_slice_leaves_out_goes() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
+    part = net.node("Slice", h, net.constant(np.array([1])), net.constant(np.array([5])), net.constant(np.array([1])))
+    found, _ = compact(net.model(net.gemm(part, 4, 2)))
+    assert sorted(k for kept in removed(found).values() for k in kept) == [1]  # of the two behind it one stays
+
+
 def test_a_sum_written_as_einsum_takes_constants_too() -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))

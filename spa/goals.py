@@ -1,0 +1,141 @@
+"""From a job to its goal: a plan, a ratio, a latency, or a tolerated change of the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+
+import numpy as np
+
+from spa.coupling.plan import Plan, make_plan
+from spa.criteria.answers import Curves, Removal
+from spa.errors import OutOfReachError, PlanError
+from spa.job import Job, Outcome
+from spa.progress import silent
+from spa.widths.budget import Budget
+
+ATTEMPTS = 8  # networks that are tried to meet a tolerated change
+NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
+Point = tuple[float, float]  # a ratio and the change of the outputs there
+
+
+def reach(job: Job) -> Outcome:
+    """Prune as the goal of a job's request says, then train for a while where that is asked for.
+
+    Raises:
+        PlanError: the goal is out of reach.
+        ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
+    """
+    if job.needs_inputs:
+        job.calibrate()
+    goal = job.request.goal
+    if goal.kind == "plan":
+        outcome = job.cut(goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan)))
+    elif isinstance(removal := job.answer, Removal):
+        outcome = job.cut(removal.plan, notes=removal.notes, fold=removal.fold)
+    elif goal.max_distortion is not None:
+        outcome = to_distortion(job, goal.max_distortion)
+    elif goal.unit == "latency":
+        outcome = to_latency(job, goal.latency_ms)
+    else:
+        outcome = to_budget(job, job.budget)
+    epochs = job.request.repair.recover
+    return job.recovered(outcome, epochs) if epochs else outcome
+
+
+def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
+    """Remove what a budget asks for.
+
+    Args:
+        job: the pruning.
+        budget: what to remove.
+        trials: whether to cut and repair each choice that the criterion thinks worth a trial, and to keep the one that
+            changes the outputs least.
+    """
+    trials = trials and job.reconstruct == "full" and isinstance(job.answer, Curves)
+    candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
+    outcomes: list[Outcome] = []
+    for candidate in range(candidates):
+        choice, losses = job.choose(budget, candidate=candidate)
+        plan = make_plan(job.analysis, choice.kept)
+        job.clock("choose")
+        if all(plan != o.plan for o in outcomes):
+            outcomes.append(job.cut(plan, losses, choice.notes))
+    return min(outcomes, key=lambda o: o.changes.get("after") or 0.0)
+
+
+def to_latency(job: Job, milliseconds: float | None) -> Outcome:
+    """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
+    from spa.widths import latency, stopwatch
+
+    timing = job.request.timing
+    watch = stopwatch.Stopwatch(timing.threads, timing.batch, timing.sizes or {})
+    progress = silent if job.calibrated is None else job.progress
+    choice, losses, timed, notes = latency.choose(
+        job.analysis, job.selection.groups, job.budget, milliseconds, job.choose, watch, progress
+    )
+    job.clock("choose")
+    return replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed)
+
+
+def to_distortion(job: Job, most: float) -> Outcome:
+    """Remove as much as changes the outputs by no more than a tolerated fraction of their variance.
+
+    The change grows about exponentially with the ratio, so a bracket is narrowed by interpolating its logarithm,
+    or halved where the same end moved twice.
+
+    Args:
+        job: the pruning, with inputs.
+        most: mean squared change of the outputs over their variance.
+
+    Raises:
+        PlanError: even the least that can go changes the outputs more, or they are no floats.
+    """
+    low, high = (0.0, most / 100), (1.0, max(1.0, 10 * most))  # a ratio that meets the goal, and one that does not
+    best: Outcome | None = None
+    refusal = PlanError("nothing can go under these constraints. Lower --round-to or --min-width.")
+    ratio = 0.5
+    met: list[bool] = []  # by attempt
+    for _ in range(ATTEMPTS):
+        try:
+            outcome = to_budget(job, replace(job.budget, ratio=ratio), trials=False)
+        except OutOfReachError as error:
+            refusal, high = error, (ratio, high[1])
+        else:
+            change = _known_change(outcome)
+            if change <= most:
+                low = (ratio, max(change, most / 100))
+                if outcome.plan.removes:
+                    best = replace(outcome, notes=())
+                if change >= NEAR * most:
+                    break
+            else:
+                refusal, high = _too_much(job.budget.of, ratio, change, most), (ratio, change)
+        if high[0] - low[0] < 0.01:
+            break
+        met.append(low[0] == ratio)
+        same_end = met[-2:] in ([True] * 2, [False] * 2)
+        ratio = (low[0] + high[0]) / 2 if same_end else _interpolated(low, high, most)
+    if best is None:
+        raise refusal
+    return best
+
+
+def _known_change(outcome: Outcome) -> float:
+    change = outcome.changes["after"]
+    if change is None:
+        raise PlanError("the model has no float output that could be compared. Give a ratio.")
+    return change
+
+
+def _too_much(unit: str, ratio: float, change: float, most: float) -> PlanError:
+    return PlanError(
+        f"removing {ratio:.1%} of the {unit} changes the outputs by {change:.3g} of their variance, "
+        f"more than {most:g}. Tolerate more, or leave sensitive layers alone with --ignore."
+    )
+
+
+def _interpolated(low: Point, high: Point, change: float) -> float:
+    """Return the ratio where a straight line in the logarithm meets a change, kept away from both ends."""
+    fraction = log(change / low[1]) / max(log(high[1] / low[1]), 1e-9)
+    return low[0] + float(np.clip(fraction, 0.15, 0.85)) * (high[0] - low[0])
