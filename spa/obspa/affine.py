@@ -92,7 +92,8 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
         else:
             break
         name, first = user.outputs[0], False
-    return _before_later_transposes(graph, Tail(scale, addend, mean, bias, order), node.index)
+    tail = Tail(scale=scale, addend=addend, mean=mean, bias=bias, order=order)
+    return _before_later_transposes(graph, tail, node.index)
 
 
 def _before_later_transposes(graph: Graph, tail: Tail, index: int) -> Tail:

@@ -96,7 +96,7 @@ def _carrier(analysis: Analysis, node: Node) -> int | None:
 
 
 def _through(analysis: Analysis, node: Node, value: Array) -> dict[str, Array]:
-    """Return a node's outputs, by name, for a value of its first operand; the others are constants of the graph."""
+    """Return a node's outputs, by name, for a value of its first operand; the others keep theirs."""
     if node.op not in _LAYOUT:
         return {node.outputs[0]: value}
     known = analysis.points.first.value

@@ -102,7 +102,7 @@ def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts
     site = Site(facts, law.node)
     if law.node.op not in ("Conv", "Gemm", "MatMul", "Einsum") or law.node.domain or law.barrier:
         return
-    for operand, axes in enumerate(law.inputs[:2]):  # one of the two is constant
+    for operand, axes in enumerate(law.inputs[:2]):  # one of them is constant
         removed = _removed_constants(site, operand, axes, kept) if site.value(operand) is None else None
         if removed is None:
             continue

@@ -24,7 +24,7 @@ Transfer = Callable[["Site"], "Sequence[Known | None] | None"]
 
 
 class Facts:
-    """What is known of the tensors of a model, from its weights alone."""
+    """The known elements of the tensors of a model, from its weights alone."""
 
     def __init__(self, analysis: Analysis, transfers: Mapping[str, Transfer]) -> None:
         self.analysis, self.graph = analysis, analysis.graph

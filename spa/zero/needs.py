@@ -63,7 +63,7 @@ class Needs:
             for axis, expr in enumerate(axes) if through else ():
                 for dim in self._dims([expr]):
                     _merge(wanted, {dim: self._needed_along(law, (operand, axis), dim, needs, masks)})
-            if self._any_needed_terms(wanted, axes) and (law.node.key, operand) not in _UNREAD:
+            if self._any_needed(wanted, axes) and (law.node.key, operand) not in _UNREAD:
                 self._observe(name, wanted, axes)
 
     def _needed_along(
@@ -113,9 +113,9 @@ class Needs:
             for axis, expr in enumerate(axes or ()):
                 for dim in self._dims([expr]):
                     masks[dim] = masks[dim] & self._any_index(~known.along(axis, expr.size), expr, dim)
-        return masks if self._any_needed_terms(masks, axes) else None
+        return masks if self._any_needed(masks, axes) else None
 
-    def _any_needed_terms(self, masks: Masks, axes: Axes | None) -> bool:
+    def _any_needed(self, masks: Masks, axes: Axes | None) -> bool:
         kept = self.analysis.kept(masks)
         return all(kept.size(e) for e in axes or ())
 

@@ -209,9 +209,9 @@ def test_the_tail_of_a_convolution_is_its_scale_and_the_skip_path() -> None:
     model = residual_net(np.random.default_rng(6))
     graph = Graph(model)
     node = graph.producer["c0"]
-    found = find_tail(graph, node, 6, 1)
-    np.testing.assert_allclose(found.scale, graph.array("g0") / np.sqrt(graph.array("v0") + 1e-5), rtol=1e-6)
-    assert (found.addend, found.mean, found.bias) == ("s0", "m0", None)
+    tail = find_tail(graph, node, 6, 1)
+    np.testing.assert_allclose(tail.scale, graph.array("g0") / np.sqrt(graph.array("v0") + 1e-5), rtol=1e-6)
+    assert (tail.addend, tail.mean, tail.bias) == ("s0", "m0", None)
     assert find_tail(graph, graph.producer["h0"], 11, 1).addend is None
 
 
@@ -225,9 +225,9 @@ def test_the_tail_of_a_matrix_has_the_normalisation_behind_it() -> None:
     weights = {"w": rng.standard_normal((5, 7)), "u": rng.standard_normal((7, 3))}
     weights |= {n: rng.uniform(0.5, 1.5, 7) for n in ("g", "be", "m", "v")}
     graph = Graph(network(nodes, weights, ["n", 5], 2))
-    found = find_tail(graph, graph.nodes[0], 7, -1)
-    np.testing.assert_allclose(found.scale, graph.array("g") / np.sqrt(graph.array("v") + 1e-5), rtol=1e-6)
-    assert found.mean == "m"
+    tail = find_tail(graph, graph.nodes[0], 7, -1)
+    np.testing.assert_allclose(tail.scale, graph.array("g") / np.sqrt(graph.array("v") + 1e-5), rtol=1e-6)
+    assert tail.mean == "m"
 
 
 def channels_last(model: ModelProto, early: bool) -> ModelProto:
@@ -262,9 +262,9 @@ def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool
     x = rng.standard_normal((40, 3, 9, 7)).astype(np.float32)
     np.testing.assert_allclose(outputs(other, x), outputs(model, x), atol=1e-5)
     graph = Graph(other)
-    found = find_tail(graph, graph.producer["c1"], 6, 1)
-    assert found.mean == "m1"
-    assert (found.addend, found.order) == (("s1_of_s2", (0, 2, 3, 1)) if early else ("s1", (0, 1, 2, 3)))
+    tail = find_tail(graph, graph.producer["c1"], 6, 1)
+    assert tail.mean == "m1"
+    assert (tail.addend, tail.order) == (("s1_of_s2", (0, 2, 3, 1)) if early else ("s1", (0, 1, 2, 3)))
     curves, results = [], []
     for each in (model, other):
         analysis = couple(Graph(each))
@@ -339,9 +339,9 @@ def test_synthetic_inputs_change_weights_and_biases_but_no_variance() -> None:
     model = residual_net(rng)
     analysis = couple(Graph(model))
     calibrated = Calibrated(analysis, [{"x": rng.standard_normal((64, 3, 9, 7)).astype(np.float32)}], synthetic=True)
-    found = loss_curves(Context(analysis, analysis.free, inputs=calibrated.inputs())).candidates[0]
-    assert set(found) == {g.name for g in analysis.free}
-    choice = allocate(analysis, analysis.free, found, Budget(0.4, round_to=1))
+    losses = loss_curves(Context(analysis, analysis.free, inputs=calibrated.inputs())).candidates[0]
+    assert set(losses) == {g.name for g in analysis.free}
+    choice = allocate(analysis, analysis.free, losses, Budget(0.4, round_to=1))
     plan = make_plan(analysis, choice.kept)
     pruned = apply(analysis, plan)
     before = calibrated.distortion(pruned)

@@ -56,9 +56,9 @@ def test_losses_count_less_the_more_readers_lie_behind() -> None:
     analysis = couple(Graph(residual_net(np.random.default_rng(0))))
     inner = [g for g in analysis.free if g.size == 11]  # each with one reader, one behind the other
     curves = {g.name: Curve(np.arange(11), np.linspace(0, 3, 12)) for g in inner}
-    found = discounted(curves, inner, 0.3)
+    scaled = discounted(curves, inner, 0.3)
     for behind, group in enumerate(sorted(inner, key=lambda g: -g.readers[0])):
-        np.testing.assert_allclose(found[group.name].loss, curves[group.name].loss * (1 + behind) ** -0.3)
+        np.testing.assert_allclose(scaled[group.name].loss, curves[group.name].loss * (1 + behind) ** -0.3)
 
 
 @pytest.mark.parametrize(

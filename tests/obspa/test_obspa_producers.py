@@ -162,7 +162,7 @@ def test_an_activation_of_several_operators_is_crossed(dtype: type) -> None:
     assert {t.data_type for t in small.graph.initializer} == {code}
 
 
-def found(model: ModelProto, reader: str) -> bool:
+def has_pair(model: ModelProto, reader: str) -> bool:
     graph = Graph(model)
     lin = linear(graph, graph.producer[reader])
     assert lin is not None
@@ -171,18 +171,18 @@ def found(model: ModelProto, reader: str) -> bool:
 
 def test_a_pair_is_two_layers_that_nobody_else_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gelu_net(np.random.default_rng(4))
-    assert found(model, "gc")
-    assert not found(model, "xa")  # nobody makes its inputs
+    assert has_pair(model, "gc")
+    assert not has_pair(model, "xa")  # nobody makes its inputs
     seen = helper.make_tensor_value_info("hr", TensorProto.FLOAT, [None] * 3)
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.graph.output.append(seen)
-    assert not found(other, "gc")
+    assert not has_pair(other, "gc")
     residual = residual_net(np.random.default_rng(4))
-    assert found(residual, "c0") and found(residual, "c1")
-    assert not found(residual, "h1")  # it reads a sum
+    assert has_pair(residual, "c0") and has_pair(residual, "c1")
+    assert not has_pair(residual, "h1")  # it reads a sum
     monkeypatch.setattr(producers, "MAX_INPUTS", 50)  # of the first layer's 6 times 9
-    assert not found(residual, "c0")
+    assert not has_pair(residual, "c0")
 
 
 def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:

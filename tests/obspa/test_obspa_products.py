@@ -80,10 +80,10 @@ def attention(form: str, rng: np.random.Generator, redundant: bool = False) -> M
         helper.make_node("Reshape", ["zt", "rows"], ["zr"]),
         helper.make_node("MatMul", ["zr", "o"], ["y"]),
     ]
-    found = network(nodes, weights, ["n", 5, 6], 3)
+    model = network(nodes, weights, ["n", 5, 6], 3)
     for name, value in integers.items():
-        found.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
-    return onnx.shape_inference.infer_shapes(found)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
+    return onnx.shape_inference.infer_shapes(model)
 
 
 FORMS = ["separate", "split", "gather"]
@@ -123,12 +123,12 @@ def test_conjugate_gradients_find_the_best_mixture() -> None:
     q2, k2 = q[..., :3], k[:, :, :3]
     s, t = q2.swapaxes(2, 3) @ q2, k2 @ k2.swapaxes(2, 3)
     c = (q2.swapaxes(2, 3) @ q) @ (k @ k2.swapaxes(2, 3))
-    found = products.solve_mixing(s, t, c, 1e-9)
+    mixing = products.solve_mixing(s, t, c, 1e-9)
     for h in range(2):
         design = np.concatenate([np.kron(q2[n, h], k2[n, h].T) for n in range(6)])  # rows of vec(Q A Kᵀ)
-        wanted = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])
-        best = np.linalg.lstsq(design, wanted, rcond=None)[0].reshape(3, 3)
-        np.testing.assert_allclose(found[h], best, atol=1e-5)
+        target = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])
+        best = np.linalg.lstsq(design, target, rcond=None)[0].reshape(3, 3)
+        np.testing.assert_allclose(mixing[h], best, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,7 +167,7 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     analysis = couple(Graph(model))
     heads = next(g for g in analysis.free if g.size == 2)
     x = rng.standard_normal((80, 5, 6)).astype(np.float32)
-    found = curves(analysis, analysis.free, [{"x": x}])
+    losses = curves(analysis, analysis.free, [{"x": x}])
     stream = Stream(model, None, [{"x": x}])
     stream.after(stream.graph.producer["y"])
     rows = stream.live[0]["zr"].reshape(-1, 2, 7).astype(np.float64)
@@ -179,7 +179,7 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     for h in range(2):  # what is left of head h after the best fit from the other one
         fit = np.linalg.lstsq(rows[:, 1 - h], whole @ projection.reshape(14, 3), rcond=None)[0]
         left.append(np.square(whole @ projection.reshape(14, 3) - rows[:, 1 - h] @ fit).sum())
-    assert found[heads.name].order[0] == np.argmin(left)
-    np.testing.assert_allclose(found[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
+    assert losses[heads.name].order[0] == np.argmin(left)
+    np.testing.assert_allclose(losses[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
     _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
     assert error(after, want) < error(before, want)

@@ -56,9 +56,9 @@ def check_reader(
     _, want, before, after = rebuilt(model, name, few, x, 1e-3, batch_axis)
     assert error(after, want) < error(before, want)
     analysis = couple(Graph(model))
-    found = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
-    assert found.loss[1] < 1e-2 * found.loss[-1]
-    assert found.order[0] in (gone, PARTNER)
+    curve = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
+    assert curve.loss[1] < 1e-2 * curve.loss[-1]
+    assert curve.order[0] in (gone, PARTNER)
 
 
 PARTNER = 2  # of the channel that is redundant
@@ -364,10 +364,10 @@ def test_rows_give_the_curve_and_the_fit_that_moments_give() -> None:
     columns = rng.permutation(90).reshape(30, 3)
     columns[4, 2] = columns[11, 1] = -1
     centred = rows.centred()[0]
-    found = greedy([dual.RowReader(centred, single, columns, rounds=30)], 30, damping=0.1)
+    curve = greedy([dual.RowReader(centred, single, columns, rounds=30)], 30, damping=0.1)
     expected_curve = greedy([MomentReader(moments.xx, w, columns, rows=60)], 30, damping=0.1)
-    np.testing.assert_array_equal(found.order, expected_curve.order)
-    np.testing.assert_allclose(found.loss, expected_curve.loss, rtol=1e-4)
+    np.testing.assert_array_equal(curve.order, expected_curve.order)
+    np.testing.assert_allclose(curve.loss, expected_curve.loss, rtol=1e-4)
 
 
 def test_mixed_outputs_estimate_the_loss_of_all() -> None:

@@ -21,18 +21,18 @@ def linear(graph: Graph, node: Node) -> Linear | None:
         return None
     match node.op:
         case "Conv" | "ConvTranspose":
-            found = _convolution(graph, node)
+            lin = _convolution(graph, node)
         case "Gemm":
-            found = _gemm(graph, node)
+            lin = _gemm(graph, node)
         case "MatMul":
-            found = _matmul(graph, node)
+            lin = _matmul(graph, node)
         case "Einsum":
-            found = _einsum(graph, node)
+            lin = _einsum(graph, node)
         case _:
             return None
-    if found is None or graph.constants[found.weight].data_type not in FLOATS:
+    if lin is None or graph.constants[lin.weight].data_type not in FLOATS:
         return None
-    return None if found.weight in graph.outputs or found.source in graph.constants else found
+    return None if lin.weight in graph.outputs or lin.source in graph.constants else lin
 
 
 def _bias(node: Node) -> str | None:
@@ -43,7 +43,15 @@ def _convolution(graph: Graph, node: Node) -> Linear | None:
     if node.inputs[1] not in graph.constants:
         return None
     kind = Convolution if node.op == "Conv" else TransposedConvolution
-    return kind(node, node.inputs[0], node.inputs[1], _bias(node), node.attributes.get("group", 1), (1,), 1)
+    return kind(
+        node=node,
+        source=node.inputs[0],
+        weight=node.inputs[1],
+        bias=_bias(node),
+        blocks=node.attributes.get("group", 1),
+        input_axes=(1,),
+        channel_axis=1,
+    )
 
 
 def _gemm(graph: Graph, node: Node) -> Linear | None:
@@ -54,18 +62,47 @@ def _gemm(graph: Graph, node: Node) -> Linear | None:
         return None
     axes = (0, 1) if bool(a.get("transB", 0)) != transposed else (1, 0)
     contracted = (0,) if a.get("transA", 0) else (1,)
-    return Product(node, node.inputs[0], weight, _bias(node), 1, contracted, -1, alpha, beta, weight_axes=axes)
+    return Product(
+        node=node,
+        source=node.inputs[0],
+        weight=weight,
+        bias=_bias(node),
+        blocks=1,
+        input_axes=contracted,
+        channel_axis=-1,
+        scale=alpha,
+        bias_scale=beta,
+        weight_axes=axes,
+    )
 
 
 def _matmul(graph: Graph, node: Node) -> Linear | None:
     weight, transposed = _constant_matrix(graph, node.inputs[1])
     if weight is not None:
-        return Product(node, node.inputs[0], weight, None, 1, (-1,), -1, weight_axes=(0, 1) if transposed else (1, 0))
+        return Product(
+            node=node,
+            source=node.inputs[0],
+            weight=weight,
+            bias=None,
+            blocks=1,
+            input_axes=(-1,),
+            channel_axis=-1,
+            weight_axes=(0, 1) if transposed else (1, 0),
+        )
     weight, transposed = _constant_matrix(graph, node.inputs[0])
     if weight is None:
         return None
-    axes = (1, 0) if transposed else (0, 1)
-    return Product(node, node.inputs[1], weight, None, 1, (-2,), -2, output_axes=(-2,), weight_axes=axes)
+    return Product(
+        node=node,
+        source=node.inputs[1],
+        weight=weight,
+        bias=None,
+        blocks=1,
+        input_axes=(-2,),
+        channel_axis=-2,
+        output_axes=(-2,),
+        weight_axes=(1, 0) if transposed else (0, 1),
+    )
 
 
 def _constant_matrix(graph: Graph, name: str) -> tuple[str | None, bool]:
@@ -96,13 +133,13 @@ def _einsum(graph: Graph, node: Node) -> Linear | None:
     if not inputs or sorted(inputs + outputs) != sorted(w) or sorted(rows + inputs) != sorted(x):
         return None
     return Product(
-        node,
-        node.inputs[1 - constant[0]],
-        node.inputs[constant[0]],
-        None,
-        1,
-        tuple(x.index(c) for c in inputs),
-        y.index(outputs[0]) - len(y) if len(outputs) == 1 else None,
+        node=node,
+        source=node.inputs[1 - constant[0]],
+        weight=node.inputs[constant[0]],
+        bias=None,
+        blocks=1,
+        input_axes=tuple(x.index(c) for c in inputs),
+        channel_axis=y.index(outputs[0]) - len(y) if len(outputs) == 1 else None,
         output_axes=tuple(y.index(c) for c in outputs),
         weight_axes=tuple(w.index(c) for c in outputs + inputs),
         row_axes=tuple(y.index(c) for c in rows),
@@ -116,12 +153,12 @@ def uses(graph: Graph, lin: Linear) -> list[Linear] | None:
     """
     if any(lin.weight in names for names in graph.captured.values()):
         return None
-    found = []
+    products = []
     for user, _ in graph.users[lin.weight]:
         transposed = user.op == "Transpose" and not user.domain
         for node in [u for u, _ in graph.users.get(user.outputs[0], ())] if transposed else [user]:
             other = linear(graph, node)
             if other is None or other.weight != lin.weight or other.orientation != lin.orientation:
                 return None
-            found.append(other)
-    return found
+            products.append(other)
+    return products

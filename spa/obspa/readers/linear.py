@@ -25,7 +25,7 @@ from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
 Rows = Moments | dual.Rows
-ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
+MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
 def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
@@ -42,7 +42,7 @@ def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...]
         Flat indices of positions, sorted.
     """
     total = lin.positions(shape)
-    count = ceil((max(ROWS, 10 * inputs) if inputs <= dual.MAX_MOMENT_INPUTS else dual.MAX_ROWS) / max(samples, 1))
+    count = ceil((max(MAX_ROWS, 10 * inputs) if inputs <= dual.MAX_MOMENT_INPUTS else dual.MAX_ROWS) / max(samples, 1))
     if count >= total:
         return np.arange(total)
     return np.sort(rng.choice(total, count, replace=False))
@@ -80,7 +80,7 @@ class LinearLayer(ReaderKind):
         else:
             return []
         inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
-        return [Observation(make_reader, inputs, lin.blocks, lin.taps(graph))]
+        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph))]
 
     # -- refitting ---------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from spa.running.stream import Bias, Stream
 
 Array = np.ndarray
 W, R, B, INITIAL = 1, 2, 3, 5  # operands
-ROWS = 40_000  # the most rows (steps of a sample) that scores and fits learn from
+MAX_ROWS = 40_000  # the most rows (steps of a sample) that scores and fits learn from
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _rows(stream: Stream, cell: Cell, rng: np.random.Generator) -> Iterator[tupl
     """Yield for each batch rows of the input, the last states of the same steps, and the rows' indices."""
     node = cell.node
     has_initial = len(node.inputs) > INITIAL and node.inputs[INITIAL]
-    fraction = ROWS / sum(prod(b[node.inputs[0]].shape[:2]) for b in stream.live)
+    fraction = MAX_ROWS / sum(prod(b[node.inputs[0]].shape[:2]) for b in stream.live)
     for batch, y in zip(stream.live, stream.probe(node, 0), strict=True):
         x = cell.inputs(batch[node.inputs[0]])
         h = cell.states(y, stream.value(node.inputs[INITIAL], batch) if has_initial else None)
