@@ -123,7 +123,7 @@ def refine(
         pair: both layers.
         x: the producer's inputs.
         target: the reader's target outputs, up to a constant for each channel.
-        scale: the weight of each of the reader's output channels in the loss, (channels,).
+        scale: the factor of the error of each of the reader's output channels, (channels,).
         damping: added to the diagonal of A, as a fraction of its mean.
         constants: whether the producer's bias can change.
 
@@ -160,11 +160,11 @@ class _GaussNewton:
         return np.asarray(self.z0 + self.pair.producer.output_from_rows(rows[None], self.z0.shape), self.z0.dtype)
 
     def residual(self, z: Array) -> Array:
-        """Return the target less the reader's outputs, weighted and less its mean, for outputs z of the producer."""
-        lack = run(self.both, {self.name: z})[0] * -self.scale
-        lack += self.target
-        lack -= lack.mean(axis=self.others, keepdims=True)
-        return np.asarray(lack)
+        """Return the reader's scaled error about its mean, target less output, for outputs z of the producer."""
+        error = run(self.both, {self.name: z})[0] * -self.scale
+        error += self.target
+        error -= error.mean(axis=self.others, keepdims=True)
+        return np.asarray(error)
 
     def slope(self, z: Array) -> Array:
         """Return f' by central differences, for outputs z of the producer; its shape is that of the reader's input."""
@@ -181,10 +181,10 @@ class _GaussNewton:
     def direction(self, residual: Array, slope: Array, moments: Array, reading: Array) -> Array:
         """Return the damped Gauss-Newton step, G⁻¹ (gradient) A⁻¹, for G = reading ∘ E[f' f'ᵀ] and A = moments."""
         p = self.pair.producer
-        back = self.pair.reader.input_gradient(residual, self.w, slope.shape, self.graph)
-        back *= slope
+        backward = self.pair.reader.input_gradient(residual, self.w, slope.shape, self.graph)
+        backward *= slope
         every = np.arange(p.positions(slope.shape))
-        gradient = p.output_rows(back, every)[0].T @ self.x / len(self.x)
+        gradient = p.output_rows(backward, every)[0].T @ self.x / len(self.x)
         slopes = p.output_rows(slope, every)[0]
         curvature = reading * (slopes.T @ slopes / len(slopes))
         half = np.linalg.solve(damped(curvature[None], CURVATURE_DAMPING)[0][0], gradient.astype(np.float64))
