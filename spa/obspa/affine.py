@@ -59,6 +59,7 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
     bias: str | None = None
     addend: str | None = None
     order: tuple[int, ...] | None = None
+    # Channels are counted from the last axis, as broadcasting does.
     rank = len(graph.constants[node.inputs[1]].dims) if channel_axis == 1 else 2 if node.op == "Gemm" else None
     from_right = rank - 1 if channel_axis == 1 and rank is not None else -channel_axis
     name, first = node.outputs[0], True
@@ -73,8 +74,7 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
         if user.op == "BatchNormalization" and operand == 0 and rank is not None and from_right == rank - 1:
             if any(n not in graph.constants for n in user.inputs[1:]):
                 break
-            gamma, variance = (graph.array(user.inputs[i]).astype(np.float64) for i in (1, 4))
-            scale = scale * gamma / np.sqrt(variance + user.attributes.get("epsilon", 1e-5))
+            scale = _through_norm(graph, user, scale)
             if first and len(graph.users[user.inputs[3]]) == 1:
                 mean = user.inputs[3]
         elif user.op in ("Add", "Mul") and not user.domain:
@@ -94,6 +94,12 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
         name, first = user.outputs[0], False
     tail = Tail(scale=scale, addend=addend, mean=mean, bias=bias, order=order)
     return _before_later_transposes(graph, tail, node.index)
+
+
+def _through_norm(graph: Graph, norm: Node, scale: Array) -> Array:
+    """Return scales times γ / √(σ² + ε) of a BatchNormalization, (channels,)."""
+    gamma, variance = (graph.array(norm.inputs[i]).astype(np.float64) for i in (1, 4))
+    return np.asarray(scale * gamma / np.sqrt(variance + norm.attributes.get("epsilon", 1e-5)))
 
 
 def _before_later_transposes(graph: Graph, tail: Tail, index: int) -> Tail:
