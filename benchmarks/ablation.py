@@ -28,17 +28,17 @@ from spa.running.runtime import load_session, run
 # Network, by how much the MACs are divided, whether images are given.
 CASES = (("resnet56", 2.1, True), ("resnet56", 2.1, False), ("resnet20", 2.0, True), ("resnet20", 2.0, False))
 # What varies, with the names and values of the constants; the rest stays as it is.
-SHARES = ("PRUNED_INPUT_SHARE", "PRUNED_INPUT_SHARE_SYNTHETIC")
+FRACTIONS = ("PRUNED_INPUT_FRACTION", "PRUNED_INPUT_FRACTION_SYNTHETIC")
 VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] = (
     ("steps on the layer before a cut", producers, ("STEPS",), (0, 1, 6)),
-    ("share of the pruned network's inputs that fits see", pipeline, SHARES, (1.0, 0.85, 0.7)),
+    ("fraction of the pruned network's inputs that fits see", pipeline, FRACTIONS, (1.0, 0.85, 0.7)),
     (
         "exponent of the readers behind a group (made up: tried beside 0)",
         criterion,
         ("REFIT_DISCOUNT",),
         (0.0, 0.3, 0.6),
     ),
-    ("weight of groups with several readers", score, ("SHARED",), (1.0, 4.0)),
+    ("weight of groups with several readers", score, ("SHARED_GROUP_WEIGHT",), (1.0, 4.0)),
     ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )
 

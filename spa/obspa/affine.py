@@ -1,4 +1,8 @@
-"""What follows a linear node before its output meets another branch: constant scales, and the addend."""
+"""The affine operators between a linear node and the residual sum that its output goes into.
+
+A layer's error counts in units of that sum, so scores and refits need the constant scales on the way and the other
+addend.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Tail:
-    """What a linear node's output channels go through.
+    """The affine map of a linear node's output channels, up to the next residual sum.
 
     Attributes:
-        scale: what each output channel is multiplied with, (channels,).
+        scale: the factor of each output channel, (channels,).
         addend: the other operand of the residual sum that the output goes into, or None.
-        mean: the running mean of the BatchNormalization that follows at once, or None.
-        bias: the constant vector that is added at once, or None.
-        order: the addend's axes as those of the layer's output, where transpositions lie between the two; it is the
-            addend before transpositions that come after the layer.
+        mean: the name of the running mean of the BatchNormalization that follows immediately, or None.
+        bias: the name of the constant vector that is added immediately, or None.
+        order: the permutation that takes the axes of the layer's output to those of the addend; None if they agree.
     """
 
     scale: Array
@@ -31,20 +34,23 @@ class Tail:
     order: tuple[int, ...] | None = None
 
     def aligned(self, addend: Array) -> Array:
-        """The addend with its axes in the order of the layer's output."""
-        return (
-            addend if self.order is None or len(self.order) != addend.ndim else addend.transpose(np.argsort(self.order))
-        )
+        """Return the addend with its axes in the order of the layer's output."""
+        if self.order is None or len(self.order) != addend.ndim:
+            return addend
+        return addend.transpose(np.argsort(self.order))
 
 
-def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> Tail:
+def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> Tail:
     """Follow a node's output through constant scales and shifts to a residual sum.
 
     Args:
         graph: the network.
         node: a linear node.
-        channels: of its output.
-        channel_axis: where they are: 1, or counted from the end; None where they are spread over several axes.
+        channels: the number of its output channels.
+        channel_axis: their axis, 1 or a negative one; None if they are spread over several axes.
+
+    Returns:
+        The tail; of scales of one, without an addend, if nothing can be followed.
     """
     scale = np.ones(channels)
     if channel_axis is None:
@@ -53,6 +59,7 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> T
     bias: str | None = None
     addend: str | None = None
     order: tuple[int, ...] | None = None
+    # Channels are counted from the last axis, as broadcasting does.
     rank = len(graph.constants[node.inputs[1]].dims) if channel_axis == 1 else 2 if node.op == "Gemm" else None
     from_right = rank - 1 if channel_axis == 1 and rank is not None else -channel_axis
     name, first = node.outputs[0], True
@@ -67,8 +74,7 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> T
         if user.op == "BatchNormalization" and operand == 0 and rank is not None and from_right == rank - 1:
             if any(n not in graph.constants for n in user.inputs[1:]):
                 break
-            gamma, variance = (graph.array(user.inputs[i]).astype(np.float64) for i in (1, 4))
-            scale = scale * gamma / np.sqrt(variance + user.attributes.get("epsilon", 1e-5))
+            scale = _through_norm(graph, user, scale)
             if first and len(graph.users[user.inputs[3]]) == 1:
                 mean = user.inputs[3]
         elif user.op in ("Add", "Mul") and not user.domain:
@@ -86,33 +92,46 @@ def tail(graph: Graph, node: Node, channels: int, channel_axis: int | None) -> T
         else:
             break
         name, first = user.outputs[0], False
-    return _early(graph, Tail(scale, addend, mean, bias, order), node.index)
+    tail = Tail(scale=scale, addend=addend, mean=mean, bias=bias, order=order)
+    return _before_later_transposes(graph, tail, node.index)
 
 
-def _early(graph: Graph, found: Tail, index: int) -> Tail:
-    """The tail with its addend as it is before transpositions that come after a node: what is there by then."""
-    while (maker := graph.producer.get(found.addend or "")) is not None and maker.index > index:
+def _through_norm(graph: Graph, norm: Node, scale: Array) -> Array:
+    """Return scales times γ / √(σ² + ε) of a BatchNormalization, (channels,)."""
+    gamma, variance = (graph.array(norm.inputs[i]).astype(np.float64) for i in (1, 4))
+    return np.asarray(scale * gamma / np.sqrt(variance + norm.attributes.get("epsilon", 1e-5)))
+
+
+def _before_later_transposes(graph: Graph, tail: Tail, index: int) -> Tail:
+    """Return the tail with its addend replaced by what later transpositions make it from.
+
+    Streams hold what has been computed when a node has run: a transposition behind the node has not.
+    """
+    while (maker := graph.producer.get(tail.addend or "")) is not None and maker.index > index:
         if (perm := _permutation(maker)) is None:
             break
-        order = tuple((found.order or range(len(perm)))[i] for i in np.argsort(perm))
-        found = replace(found, addend=maker.inputs[0], order=order)
-    return found
+        order = tuple((tail.order or range(len(perm)))[i] for i in np.argsort(perm))
+        tail = replace(tail, addend=maker.inputs[0], order=order)
+    return tail
 
 
 def before_transpose(graph: Graph, name: str) -> str:
-    """What a tensor is a transposition of, or the tensor itself."""
+    """Return the name of the tensor that a tensor is a transposition of; its own name if it is none."""
     while (maker := graph.producer.get(name)) is not None and maker.op == "Transpose" and not maker.domain:
         name = maker.inputs[0]
     return name
 
 
 def _permutation(node: Node) -> list[int] | None:
-    """How a Transpose permutes axes; None for other nodes, and where it only turns them around."""
+    """Return the permutation of a Transpose; None for other nodes, and if the attribute is absent."""
     return node.attributes.get("perm") if node.op == "Transpose" and not node.domain else None
 
 
 def _per_channel(value: Array, channels: int, from_right: int) -> Array | None:
-    """A constant that broadcasts as one number per channel, as a vector; channels are counted from the last axis."""
+    """Return a constant that broadcasts as one number per channel as a vector, (channels,); None if it does not.
+
+    The channels lie along the axis ``-from_right``.
+    """
     if value.size == 1:
         return np.full(channels, float(value.reshape(-1)[0]))
     if value.size != channels or value.ndim < from_right or value.shape[-from_right] != channels:

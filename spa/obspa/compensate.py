@@ -1,8 +1,12 @@
-"""Bias compensation, the cheapest reconstruction: each layer after a cut gives the mean that it gave before."""
+"""Bias compensation, the cheapest repair: move the bias of each reader so that its mean output stays the same.
+
+FLAP (arXiv 2312.11983, section 4) adds W_:S E[x_S] for the removed inputs S. In the first readers behind removed
+channels the result here is the same; later ones also make up for how the means of their remaining inputs have changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import ModelProto
@@ -10,10 +14,11 @@ from onnx import ModelProto
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
 from spa.criteria.activation import signal
-from spa.obspa.affine import tail
+from spa.obspa.affine import find_tail
+from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import linear
 from spa.obspa.refit import layers
-from spa.obspa.shift import Shift
+from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream, sliced
 
 
@@ -23,43 +28,42 @@ def compensate(
     pruned: ModelProto,
     batches: Sequence[Feeds],
     threads: int = 2,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> Stream:
-    """Move the biases of a pruned model in place, by E[W x] of the dense network less E[W' x'] of the pruned one.
-
-    FLAP (arXiv 2312.11983, section 4) adds W_:S E[x_S] of the removed inputs S. The same comes out here in the first
-    layers after a cut; later ones make up for what the cut does to the means of the inputs that remain, too.
+    """Add E[W x] of the dense network less E[W' x'] of the pruned one to the biases of a pruned model, in place.
 
     Args:
         analysis: the dense model.
-        plan: what was pruned.
-        pruned: the model that surgery gave; its constants are replaced, and layers without a bias may get one.
-        batches: calibration inputs.
-        threads: of onnxruntime.
-        progress: called with a stage and the share that is done.
+        plan: the kept channels.
+        pruned: the model that surgery made; its constants are replaced, and layers without a bias may get one.
+        batches: the calibration inputs.
+        threads: the number of onnxruntime's threads.
+        progress: called with a stage and the fraction of it that is done.
 
     Returns:
-        The pruned network's stream, which knows every edit.
+        The pruned network's stream, which has recorded every edit.
     """
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
-    small = Stream(pruned, analysis.graph.base, batches, threads)
-    for node, twin in layers(analysis, kept, dense, small):
-        lin = linear(small.graph, twin)
+    pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
+    for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
+        lin = linear(pruned_stream.graph, pruned_node)
         if lin is None or lin.channel_axis is None:
             continue
         progress("reconstruct", node.index / len(dense.graph.nodes))
         dense.after(node)
-        small.after(twin)
-        name, axis = twin.outputs[0], lin.channel_axis
-        blocks, width, _ = lin.size(small.graph)
-        shift = Shift.place(small, lin, tail(small.graph, twin, blocks * width, axis), [lin])
-        if shift is None:
+        pruned_stream.after(pruned_node)
+        name, axis = pruned_node.outputs[0], lin.channel_axis
+        blocks, width, _ = lin.size(pruned_stream.graph)
+        slot = BiasSlot.find(
+            pruned_stream, lin, find_tail(pruned_stream.graph, pruned_node, blocks * width, axis), [lin]
+        )
+        if slot is None:
             continue
         before = signal((sliced(kept, analysis.axes.get(name), b[name]) for b in dense.live), axis)
-        change = before.mean - signal((b[name] for b in small.live), axis).mean
-        shift.move(change)
-        if shift.name in twin.inputs:  # the layer has run already
-            for batch in small.live:
+        change = before.mean - signal((b[name] for b in pruned_stream.live), axis).mean
+        slot.move(change)
+        if slot.name in pruned_node.inputs:  # the layer has run already, its output must follow
+            for batch in pruned_stream.live:
                 batch[name] += np.expand_dims(change, tuple(range(1, batch[name].ndim - axis % batch[name].ndim)))
-    return small
+    return pruned_stream

@@ -1,4 +1,4 @@
-"""The criterion ``obspa``: what a channel's removal costs after all other channels have made up for it."""
+"""The criterion ``obspa``: the loss of removing a channel after all other channels have made up for it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from spa.criteria.magnitude import l2
 from spa.criteria.registry import Criterion, criterion
 from spa.criteria.scores import by_parameter
 
-REFIT_DISCOUNT = (
-    0.3  # of losses by the refits behind them, see `discounted`; chosen as the constants of pipeline.py are
-)
-REFIT_DISCOUNT_SYNTHETIC = 0.0  # refits on made-up inputs repair too little to count on
-TRIALS = 1e11  # multiply-accumulates of all inputs, up to which both are tried where inputs were made up
+# The exponent of `discounted`: how much later refits repair. Chosen by the outputs of ResNet-20 and ResNet-56 on
+# held-out inputs (benchmarks/results/ablation.md).
+REFIT_DISCOUNT = 0.3
+REFIT_DISCOUNT_SYNTHETIC = 0.0  # with synthetic inputs: their refits repair too little to count on
+# MACs over all synthetic inputs up to which both discounts are tried: neither is always the better one
+# (benchmarks/results/trials.md).
+TRIALS = 1e11
 
 
 def loss_curves(context: Context) -> Curves:
-    """Compute loss curves of groups by optimal brain surgery; those of groups without a known reader by ``l2``.
+    """Compute loss curves by optimal brain surgery; by ``l2`` for groups without a reader of a known kind.
 
     Args:
-        context: with inputs. NORM and AGG are not used.
+        context: the groups and the inputs; the options ``norm`` and ``agg`` are not used.
 
     Returns:
-        The curves; with made-up inputs, where a trial costs little, also with another discount.
+        The curves, once for each discount of :func:`refit_discounts`.
     """
-    from spa.obspa.score import curves, discounted  # with onnxruntime, which not every use of the registry needs
+    from spa.obspa.score import curves, discounted  # imports onnxruntime, which not every use of the registry needs
 
     inputs = context.required_inputs()
-    found = curves(
+    losses = curves(
         inputs.analysis,
         inputs.counterparts(context.groups),
         inputs.batches,
@@ -39,13 +41,13 @@ def loss_curves(context: Context) -> Curves:
         context.seed,
         progress=inputs.progress,
     )
-    others = _by_weights(context, [g for g in context.groups if g.name not in found])
+    others = _by_weights(context, [g for g in context.groups if g.name not in losses])
     discounts = refit_discounts(context, inputs)
-    return Curves(tuple(discounted(found, context.groups, d) | others for d in discounts))
+    return Curves(tuple(discounted(losses, context.groups, d) | others for d in discounts))
 
 
 def refit_discounts(context: Context, inputs: Inputs) -> tuple[float, ...]:
-    """Return the discount of losses by later refits, and those that are worth a trial beside it."""
+    """Return the exponent that discounts losses by later refits, then the others that are worth a trial."""
     if not inputs.synthetic:
         return (REFIT_DISCOUNT,)
     macs = CostModel(context.analysis, []).evaluate([]).macs
@@ -54,7 +56,7 @@ def refit_discounts(context: Context, inputs: Inputs) -> tuple[float, ...]:
 
 
 def _by_weights(context: Context, groups: Sequence[Group]) -> dict[str, Curve]:
-    """Rank the channels of groups by their squared weights."""
+    """Rank the channels of groups by their squared weights, the mean over parameters."""
     scores = by_parameter(l2)(Context(context.analysis, groups, norm="mean", agg="mean"))
     return {name: Curve.of_scores(s) for name, s in scores.items()}
 
@@ -63,7 +65,7 @@ OBSPA = criterion(
     Criterion(
         name="obspa",
         score=loss_curves,
-        summary="What a removal costs after all other channels have made up for it.",
+        summary="The loss of a removal after all other channels have made up for it.",
         source="Structurally Prune Anything, arXiv 2403.18955, section 3.3; ZipLM, arXiv 2302.04089, equations 2 and 3",
         needs=frozenset({"weights", "inputs"}),
         reconstruct="full",

@@ -1,4 +1,12 @@
-"""Greedy optimal brain surgery on groups: in which order channels go, and what each prefix of the order costs."""
+"""Greedy optimal brain surgery on groups: find the order in which channels are removed, and the loss of each width.
+
+With the second moments H = E[x xᵀ] of a reader's inputs and its weights W (outputs, inputs), removing the inputs S has
+this loss after the best change of the remaining weights (ZipLM, arXiv 2302.04089, equations 2 and 3):
+
+    loss(S) = Σ_i W_iS ((H⁻¹)_SS)⁻¹ W_iSᵀ
+    W   ← W   − W_:S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S:
+    H⁻¹ ← H⁻¹ − (H⁻¹)_:S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S:
+"""
 
 from __future__ import annotations
 
@@ -11,43 +19,43 @@ import numpy as np
 from spa.algebra.axes import Dim, Expr
 from spa.coupling.places import channel_of
 from spa.criteria.answers import Curve
-from spa.obspa.moments import cautious, damped, motionless
+from spa.obspa.moments import damped, damping_for, unvarying
 
 Array = np.ndarray
-SPARSE = 0.8  # share of live inputs below which a reader's matrices are made smaller
+COMPACT_BELOW = 0.8  # fraction of remaining inputs below which removed ones are dropped from a reader's matrices
 
 
-class State(Protocol):
-    """A reader while channels go."""
+class ReaderState(Protocol):
+    """A reader while its channels are removed one after the other."""
 
     def scores(self, alive: Array) -> Array:
-        """What the removal of each of some channels would cost after compensation by the others."""
+        """Return the loss of removing each of the remaining channels ``alive`` alone, after compensation, (alive,)."""
 
-    def remove(self, gone: Array) -> float:
-        """Remove channels together; what that costs."""
+    def remove(self, removed: Array) -> float:
+        """Remove channels together; return the loss that this adds."""
 
 
-class AnyReader(Protocol):
+class Reader(Protocol):
     """One reader of a group, as optimal brain surgery sees it."""
 
     @property
     def rounds(self) -> int:
-        """How often it affords to be scored."""
+        """The number of times that its channels may be scored: scoring is the expensive part."""
 
-    def state(self, damping: float) -> State:
-        """Its state with every channel there; the damping is a fraction of the mean second moment of its inputs."""
+    def state(self, damping: float) -> ReaderState:
+        """Return its state before any removal; the damping is a fraction of the mean second moment of its inputs."""
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A reader that is known by the second moments of its inputs.
+class MomentReader:
+    """A reader, described by the second moments of its inputs.
 
     Attributes:
-        h: second moments of its inputs, (blocks, inputs, inputs).
-        w: its weights, rows scaled by what an output is worth, (blocks, outputs, inputs).
+        h: H, the second moments of its inputs, (blocks, inputs, inputs).
+        w: W, each row scaled by the weight of its output in the loss, (blocks, outputs, inputs).
         columns: the inputs of each channel, (channels, inputs of a channel); the same in each block; −1 pads.
-        rows: how many rows the moments were taken over; damping grows where they are few. None: damping stays.
-        rounds: how often it affords to be scored.
+        rows: the number of rows that H was averaged over; few rows raise the damping. None leaves it as it is.
+        rounds: the number of times that its channels may be scored.
     """
 
     h: Array
@@ -56,31 +64,36 @@ class Reader:
     rows: int | None = None
     rounds: int = 64
 
-    def state(self, damping: float) -> State:
-        """The reader with every channel there."""
-        return _State(self, damping)
+    def state(self, damping: float) -> ReaderState:
+        """Return the reader before any removal."""
+        return _MomentState(self, damping)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A reader before it is known which of its inputs belong to a group.
+class Observation:
+    """The statistics of a reader, before it is known which of its inputs belong to a group.
 
     Attributes:
-        of: the reader from the inputs of each channel.
-        inputs: the axis of the inputs, as an expression.
-        blocks: how many products share that axis between them.
-        taps: how many inputs of the matrix each index of the axis has.
+        make_reader: builds the reader from the inputs of each channel (see :meth:`columns`).
+        inputs: the expression of the axis of the inputs.
+        blocks: the number of independent products that the axis is divided among (the groups of a convolution).
+        taps: the number of matrix columns for each index of the axis (the size of a kernel).
     """
 
-    of: Callable[[Array], AnyReader]
+    make_reader: Callable[[Array], Reader]
     inputs: Expr
     blocks: int = 1
     taps: int = 1
 
     def columns(self, dim: Dim, size: int) -> Array | None:
-        """The inputs of each channel of a group, (channels, inputs of a channel), −1 pads; None where there are none.
+        """Return the inputs of each channel of a group.
 
-        They must be the same in each block.
+        Args:
+            dim: the group's dimension.
+            size: the number of its channels.
+
+        Returns:
+            (channels, inputs of a channel), −1 pads; None if no input belongs to the group, or if the blocks differ.
         """
         blocks = channel_of(self.inputs, dim).reshape(self.blocks, -1)
         channel = blocks[0]
@@ -95,18 +108,18 @@ class Seen:
         return np.where(columns[:, :, None] < 0, -1, spread).reshape(size, -1)
 
 
-def greedy(readers: Sequence[AnyReader], channels: int, damping: float = 1e-3) -> Curve:
-    """Remove the channels that cost least, after compensation by all others, and score again.
+def greedy(readers: Sequence[Reader], channels: int, damping: float = 1e-3) -> Curve:
+    """Remove the channels of the least loss, summed over the readers, then score the others again.
 
-    The loss of removing columns S is Σ W_S ((H⁻¹)_SS)⁻¹ W_Sᵀ, summed over the readers (ZipLM, arXiv 2302.04089,
-    equations 2 and 3). The last channel's loss is what the readers lose when nothing is left.
+    Each round removes an equal number of channels together, in as many rounds as the readers allow.
 
     Args:
         readers: the group's readers.
-        channels: how many there are.
-        damping: of H, as a fraction of its mean diagonal.
+        channels: the number of the group's channels.
+        damping: added to the diagonal of H, as a fraction of its mean.
 
-    Channels go in as many rounds as the readers afford; all that go in one round go together.
+    Returns:
+        The order of removal, and the loss of each prefix of it; the last is the loss if nothing is left.
     """
     states = [r.state(damping) for r in readers]
     rounds = min(r.rounds for r in readers)
@@ -117,39 +130,41 @@ def greedy(readers: Sequence[AnyReader], channels: int, damping: float = 1e-3) -
     while alive.size:
         scores = np.sum([s.scores(alive) for s in states], axis=0)
         ranked = np.argsort(scores, kind="stable")[:step]
-        gone = alive[ranked]
-        cost = sum(s.remove(gone) for s in states)
-        share = np.maximum(scores[ranked], 0)
-        total = share.sum()
-        parts = np.cumsum(share) / total if total > 0 else np.arange(1, gone.size + 1) / gone.size
-        loss.extend((loss[-1] + max(cost, 0.0) * parts).tolist())
-        order.append(gone)
+        removed = alive[ranked]
+        cost = sum(s.remove(removed) for s in states)
+        single = np.maximum(scores[ranked], 0)  # the joint loss is divided among the channels in proportion
+        total = single.sum()
+        fractions = np.cumsum(single) / total if total > 0 else np.arange(1, removed.size + 1) / removed.size
+        loss.extend((loss[-1] + max(cost, 0.0) * fractions).tolist())
+        order.append(removed)
         alive = np.delete(alive, ranked)
     return Curve(np.concatenate(order) if order else np.zeros(0, int), np.maximum.accumulate(loss))
 
 
-class _State:
-    """A reader's inverse and weights while channels go; what has gone is dropped from both now and then."""
+class _MomentState:
+    """H⁻¹ and W of a reader, updated with each removal; removed inputs are dropped from both now and then."""
 
-    def __init__(self, reader: Reader, damping: float) -> None:
+    def __init__(self, reader: MomentReader, damping: float) -> None:
         blocks, size, _ = reader.h.shape
-        pad = int((reader.columns < 0).any())  # one input that is never used stands for all paddings
+        pad = int((reader.columns < 0).any())  # one unused input stands for all paddings
         h = np.zeros((blocks, size + pad, size + pad))
         if reader.rows is not None:
-            damping = cautious(damping, size, reader.rows)
+            damping = damping_for(damping, size, reader.rows)
         h[:, :size, :size] = damped(reader.h, damping)[0]
         if pad:
             h[:, size, size] = 1.0
         self.inverse = np.linalg.inv(h)
-        moving = ~motionless(np.diagonal(reader.h, axis1=1, axis2=2))  # the others cost nothing
+        moving = ~unvarying(
+            np.diagonal(reader.h, axis1=1, axis2=2)
+        )  # inputs that never vary cost nothing: a bias takes them over
         w = np.where(moving[:, None], reader.w, 0.0)
         self.w = np.concatenate([w, np.zeros((*w.shape[:2], pad))], axis=2)
         self.columns = np.where(reader.columns < 0, size, reader.columns)
         self.live = np.ones(size + pad, bool)
         self.pad = pad
 
-    def _blocks(self, columns: Array) -> Array:
-        """The inverse's diagonal blocks, (blocks, channels, s, s)."""
+    def _diagonal_blocks(self, columns: Array) -> Array:
+        """Return (H⁻¹)_SS of each channel, (blocks, channels, s, s)."""
         part = self.inverse[:, columns[:, :, None], columns[:, None, :]]
         if self.pad:  # repeated paddings would be singular
             width = columns.shape[1]
@@ -160,12 +175,12 @@ class _State:
 
     def scores(self, alive: Array) -> Array:
         columns = self.columns[alive]
-        inner = np.linalg.inv(self._blocks(columns))
+        inner = np.linalg.inv(self._diagonal_blocks(columns))
         w = self.w[:, :, columns]
         return np.einsum("gons,gnst,gont->n", w, inner, w, optimize=True)
 
-    def remove(self, gone: Array) -> float:
-        s = np.unique(self.columns[gone])
+    def remove(self, removed: Array) -> float:
+        s = np.unique(self.columns[removed])
         s = s[s < self.inverse.shape[1] - self.pad]
         if not s.size:
             return 0.0
@@ -177,15 +192,15 @@ class _State:
         self.w -= w @ solved[:, :, :width]
         self.inverse -= rows.transpose(0, 2, 1) @ solved[:, :, :width]
         self.live[s] = False
-        if self.live.sum() < SPARSE * self.live.size:
+        if self.live.sum() < COMPACT_BELOW * self.live.size:
             self._compact()
         return cost
 
     def _compact(self) -> None:
-        """Drop the inputs that have gone."""
+        """Drop the removed inputs from the matrices."""
         live = np.flatnonzero(self.live)
         self.inverse, self.w = self.inverse[:, live[:, None], live], self.w[:, :, live]
-        place = np.full(self.live.size, -1)
-        place[live] = np.arange(live.size)
-        self.columns = place[self.columns]
+        position = np.full(self.live.size, -1)
+        position[live] = np.arange(live.size)
+        self.columns = position[self.columns]
         self.live = np.ones(live.size, bool)

@@ -1,6 +1,7 @@
-"""Products with more inputs than a matrix of second moments affords: everything through the rows themselves.
+"""Scoring and fitting from the input rows themselves, for products with too many inputs for a matrix of moments.
 
-With N rows X of n inputs, (XᵀX + λ)⁻¹ = (1 − Xᵀ(XXᵀ + λ)⁻¹X)/λ (Woodbury), so that a fit solves N equations, not n.
+With N rows X (rows, inputs) of n inputs, (XᵀX + λI)⁻¹ = (I − Xᵀ(XXᵀ + λI)⁻¹X) / λ (Woodbury's identity): a fit solves N
+equations instead of n.
 """
 
 from __future__ import annotations
@@ -10,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from spa.errors import InvariantError
-from spa.obspa.curves import State
-from spa.obspa.moments import NOT_FINITE, at_least_single, cautious, live_mean
+from spa.obspa.curves import ReaderState
+from spa.obspa.moments import NOT_FINITE, at_least_single, damping_for, mean_energy
 
 Array = np.ndarray
-LARGEST = 6144  # inputs of a product whose second moments are held: 300 MB in float64
-ROWS = 2048  # rows that are held of a larger one
-SKETCH = 256  # outputs that stand for all when removals are scored
+MAX_MOMENT_INPUTS = 6144  # the most inputs whose second moments are held: 300 MB in float64
+MAX_ROWS = 2048  # about as many rows are held of larger products: their Gram matrix is then 34 MB in float64
+SKETCH_OUTPUTS = 256  # random mixtures that stand for all outputs when removals are scored, see `sketch`
 
 
 class Rows:
     """Input rows x and target rows t, single precision.
 
     Args:
-        step: keep each row that is a multiple of this.
+        step: every step-th row is kept.
 
     Attributes:
-        count: how many rows there are.
+        count: the number of rows kept.
     """
 
     def __init__(self, step: int = 1) -> None:
@@ -41,7 +42,7 @@ class Rows:
         self.count += self._x[-1].shape[1]
 
     def centred(self, mean: bool = True) -> tuple[Array, Array]:
-        """Inputs (blocks, rows, inputs) and targets, about their means where these can go into a bias."""
+        """Return inputs (blocks, rows, inputs) and targets (blocks, rows, outputs); less their means if asked for."""
         x, t = np.concatenate(self._x, axis=1), np.concatenate(self._t, axis=1)
         if mean:
             x -= x.mean(axis=1, keepdims=True)
@@ -65,13 +66,13 @@ class Rows:
 
 
 def least_squares(rows: Rows, prior: Array, damping: float, mean: bool = True) -> Array:
-    """The matrix that :func:`spa.obspa.moments.least_squares` finds, from N equations.
+    """Compute what :func:`spa.obspa.moments.least_squares` does, from N equations.
 
     Args:
         rows: inputs and targets.
-        prior: (blocks, outputs, inputs), single precision.
+        prior: the weights to stay close to, (blocks, outputs, inputs), single precision.
         damping: λ as a fraction of the mean input variance.
-        mean: whether the fit is about the means.
+        mean: whether to fit about the means, which a bias takes over.
 
     Returns:
         W, (blocks, outputs, inputs), single precision.
@@ -86,23 +87,23 @@ def least_squares(rows: Rows, prior: Array, damping: float, mean: bool = True) -
 
 
 def _gram(x: Array, damping: float) -> tuple[Array, Array]:
-    """XXᵀ + λN of each block, and λN."""
+    """Return XXᵀ + λI of each block, (blocks, rows, rows), and λ, (blocks,); λ is relative to the mean energy."""
     energy = np.einsum("bni,bni->bi", x, x)
     if not np.isfinite(energy).all():
         raise InvariantError(NOT_FINITE)
-    added = damping * live_mean(energy).astype(np.float64)
+    added = damping * mean_energy(energy).astype(np.float64)
     return (x @ x.transpose(0, 2, 1)).astype(np.float64) + added[:, None, None] * np.eye(x.shape[1]), added
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """A reader that is known by rows of its inputs.
+    """A reader, described by rows of its inputs.
 
     Attributes:
-        x: its inputs about their mean, (1, rows, inputs); products in several blocks are not covered.
-        w: its weights, scaled as in :class:`spa.obspa.curves.Reader`, (1, outputs, inputs); see :func:`sketched`.
+        x: its inputs less their means, (1, rows, inputs); one block only.
+        w: its weights, scaled as in :class:`spa.obspa.curves.MomentReader`, (1, outputs, inputs); see :func:`sketch`.
         columns: the inputs of each channel, (channels, inputs of a channel); −1 pads.
-        rounds: how often it affords to be scored.
+        rounds: the number of times that its channels may be scored.
     """
 
     x: Array
@@ -110,47 +111,50 @@ class RowReader:
     columns: Array
     rounds: int = 16
 
-    def state(self, damping: float) -> State:
-        """The reader with every channel there."""
-        return _State(self, damping)
+    def state(self, damping: float) -> ReaderState:
+        """Return the reader before any removal."""
+        return _RowState(self, damping)
 
 
-def sketched(w: Array, unit: Array, rng: np.random.Generator) -> Array:
-    """At most 256 random mixtures of a matrix' outputs whose squares sum up to the same on average.
+def sketch(w: Array, unit: Array, rng: np.random.Generator) -> Array:
+    """Mix a matrix' outputs at random into at most 256 whose squares have the same sum on average.
 
     The loss of a removal is a quadratic form summed over the outputs. Its estimate has a relative standard error of at
-    most (2 / 256)^(1/2), 9 %, and much less where many outputs take part (Hutchinson 1989).
+    most (2 / 256)^(1/2) = 9 %, and much less if many outputs take part (Hutchinson 1989).
 
     Args:
-        w: (1, outputs, inputs).
-        unit: what each output is worth, (outputs,).
-        rng: where the mixtures come from.
+        w: the weights, (1, outputs, inputs).
+        unit: the weight of each output in the loss, its square root, (outputs,).
+        rng: draws the signs of the mixtures.
+
+    Returns:
+        The mixtures, (1, at most 256, inputs).
     """
     outputs = w.shape[1]
     unit = unit.astype(w.dtype)
-    if outputs <= SKETCH:
+    if outputs <= SKETCH_OUTPUTS:
         return w * unit[:, None]
-    mix = rng.choice(np.asarray([-1, 1], w.dtype), (SKETCH, outputs)) / np.sqrt(SKETCH, dtype=w.dtype)
+    mix = rng.choice(np.asarray([-1, 1], w.dtype), (SKETCH_OUTPUTS, outputs)) / np.sqrt(SKETCH_OUTPUTS, dtype=w.dtype)
     return np.asarray((mix * unit) @ w)
 
 
-class _State:
-    """Missing outputs and the Gram matrix of what remains, while channels go.
+class _RowState:
+    """The missing outputs and the Gram matrix of the remaining inputs, updated with each removal.
 
-    With the outputs R = X_S W_Sᵀ that went missing and G = X_P X_Pᵀ + λ, the loss after compensation is
-    λ tr(RᵀG⁻¹R) + λ|W_S|², and the compensated weights are W_P + RᵀG⁻¹X_P.
+    With the removed inputs S, the remaining ones P, the missing outputs R = X_S W_Sᵀ and G = X_P X_Pᵀ + λI, the loss
+    after compensation is λ tr(RᵀG⁻¹R) + λ|W_S|², and the compensated weights are W_P + RᵀG⁻¹X_P.
     """
 
     def __init__(self, reader: RowReader, damping: float) -> None:
         rows = reader.x.shape[1]
         x = reader.x[0] / np.sqrt(rows, dtype=reader.x.dtype)
-        gram, added = _gram(x[None], cautious(damping, x.shape[1], rows))
+        gram, added = _gram(x[None], damping_for(damping, x.shape[1], rows))
         self.gram, self.added = gram[0], float(added[0])
         self.x = np.concatenate([x, np.zeros_like(x[:, :1])], axis=1)  # the last input stands for all paddings
         self.w = np.concatenate([reader.w[0], np.zeros_like(reader.w[0, :, :1])], axis=1)
         self.columns = np.where(reader.columns < 0, x.shape[1], reader.columns)
         self.missing = np.zeros((rows, len(self.w)))
-        self.gone = self.loss = 0.0
+        self.own_loss = self.loss = 0.0
 
     def scores(self, alive: Array) -> Array:
         columns = self.columns[alive]
@@ -162,12 +166,12 @@ class _State:
         inner = (np.eye(columns.shape[1]) - x.transpose(0, 2, 1) @ solved) / self.added
         return np.einsum("nos,nso->n", w, np.linalg.solve(inner, w.transpose(0, 2, 1)))
 
-    def remove(self, gone: Array) -> float:
-        s = np.unique(self.columns[gone])
+    def remove(self, removed: Array) -> float:
+        s = np.unique(self.columns[removed])
         x, w = self.x[:, s], self.w[:, s]
         self.missing += x @ w.T
         self.gram -= x @ x.T
-        self.gone += self.added * float(np.square(w).sum())
+        self.own_loss += self.added * float(np.square(w).sum())
         before = self.loss
-        self.loss = self.gone + self.added * float((self.missing * np.linalg.solve(self.gram, self.missing)).sum())
+        self.loss = self.own_loss + self.added * float((self.missing * np.linalg.solve(self.gram, self.missing)).sum())
         return self.loss - before

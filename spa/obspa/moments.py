@@ -1,4 +1,4 @@
-"""First and second moments of inputs and targets, and the least squares that follow from them."""
+"""First and second moments of a layer's inputs x and targets t, and the damped least squares that they determine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NOT_FINITE = "the activation statistics cannot be factored: they hold values tha
 class Moments:
     """Centred moments of input rows x and target rows t, accumulated batch by batch in float64.
 
-    Products are taken in float32 (float64 where the rows are) about the first batch's mean, so that a large mean costs
+    Products are taken in float32 (in float64 if the rows are) about the first batch's mean, so that a large mean costs
     no digits.
 
     Args:
-        cross: whether products of targets and inputs are wanted.
+        cross: whether to accumulate products of targets and inputs.
 
     Attributes:
-        count: how many rows were seen.
+        count: the number of rows added.
     """
 
     def __init__(self, cross: bool = True) -> None:
@@ -70,7 +70,7 @@ class Moments:
         return self._tt / self.count - np.square(self._t / self.count)
 
     def without_mean(self) -> Moments:
-        """The same moments about zero, for fits that have no bias to move the mean into."""
+        """Return the same moments about zero, for fits that have no bias to move the mean into."""
         x, t = self.mean_x, self.mean_t
         raw = Moments()
         raw.count = self.count
@@ -79,63 +79,66 @@ class Moments:
 
     @staticmethod
     def about_own_means(parts: Sequence[Moments]) -> Moments:
-        """Moments of several sets of rows as one, each set about its own mean."""
+        """Return the moments of several sets of rows as one, each set about its own mean."""
         joint = Moments()
         joint.count = sum(p.count for p in parts)
-        share = [p.count / joint.count for p in parts]
+        fractions = [p.count / joint.count for p in parts]
         xx, tx, tt = (
-            sum(s * getattr(p, name) for s, p in zip(share, parts, strict=True)) for name in ("xx", "tx", "tt")
+            sum(s * getattr(p, name) for s, p in zip(fractions, parts, strict=True)) for name in ("xx", "tx", "tt")
         )
         joint._set(xx, tx, tt)
         return joint
 
     def _set(self, xx: Array, tx: Array, tt: Array) -> None:
-        """Take over second moments, with means of zero."""
+        """Set the second moments, with means of zero."""
         self._xx, self._tx, self._tt = xx * self.count, tx * self.count, tt * self.count
         self._x, self._t = np.zeros(xx.shape[:2]), np.zeros(tt.shape)
         self._shift_x, self._shift_t = self._x[:, None], self._t[:, None]
 
 
 def at_least_single(value: Array) -> Array:
-    """Half-precision values as float32, others as they are."""
+    """Return half-precision values as float32, others as they are."""
     return value if value.dtype in (np.float32, np.float64) else value.astype(np.float32)
 
 
-def cautious(damping: float, inputs: int, rows: int) -> float:
-    """A damping that grows with the ratio of unknowns to rows: fewer rows would fit noise."""
+def damping_for(damping: float, inputs: int, rows: int) -> float:
+    """Return a damping that grows with the ratio of unknowns to rows: fits to few rows learn noise."""
     return damping * (1 + 10 * inputs / max(rows, 1))
 
 
-def motionless(energy: Array) -> Array:
-    """Which inputs never move, from the second moment of each, (blocks, inputs)."""
+def unvarying(energy: Array) -> Array:
+    """Return which inputs never vary, from the second moment of each, (blocks, inputs)."""
     return np.asarray(energy <= 1e-12 * np.maximum(energy.max(axis=1, keepdims=True), 1e-30))
 
 
-def live_mean(energy: Array) -> Array:
-    """The mean second moment of the inputs that move, (blocks,); one where none does."""
-    moving = ~motionless(energy)
+def mean_energy(energy: Array) -> Array:
+    """Return the mean second moment of the inputs that vary, (blocks,); one if none does."""
+    moving = ~unvarying(energy)
     mean = np.where(moving, energy, 0.0).sum(axis=1) / np.maximum(moving.sum(axis=1), 1)
     return np.where(mean > 0, mean, 1.0)
 
 
 def damped(h: Array, damping: float) -> tuple[Array, Array]:
-    """A second-moment matrix made safe to factor.
+    """Add to the diagonal of a second-moment matrix until it can be factored.
 
-    Inputs that never move (zero on the diagonal) get a one there; the damping, a fraction of the mean diagonal, grows
-    tenfold until Cholesky succeeds.
+    Inputs that never vary get the mean there instead of zero; the damping, a fraction of the mean, grows tenfold until
+    Cholesky succeeds.
 
     Args:
         h: (blocks, n, n), symmetric.
         damping: the first fraction to try.
 
     Returns:
-        The damped matrix, and what was added to each block's diagonal, (blocks,).
+        The damped matrix, (blocks, n, n), and what was added to the diagonal of each block, (blocks,).
+
+    Raises:
+        InvariantError: the matrix holds values that are not finite.
     """
     eye = np.eye(h.shape[-1])
     diagonal = np.diagonal(h, axis1=1, axis2=2)
-    dead = motionless(diagonal)
-    scale = live_mean(diagonal)
-    base = h + np.where(dead, scale[:, None], 0.0)[:, :, None] * eye
+    constant = unvarying(diagonal)
+    scale = mean_energy(diagonal)
+    base = h + np.where(constant, scale[:, None], 0.0)[:, :, None] * eye
     for _ in range(12):
         matrix = base + (damping * scale)[:, None, None] * eye
         if _factors(matrix):
@@ -145,7 +148,7 @@ def damped(h: Array, damping: float) -> tuple[Array, Array]:
 
 
 def _factors(matrix: Array) -> bool:
-    """Whether Cholesky succeeds with pivots that are not all rounding."""
+    """Return whether Cholesky succeeds with pivots above rounding."""
     try:
         pivots = np.square(np.diagonal(np.linalg.cholesky(matrix), axis1=1, axis2=2))
     except np.linalg.LinAlgError:
@@ -154,11 +157,11 @@ def _factors(matrix: Array) -> bool:
 
 
 def least_squares(moments: Moments, prior: Array, damping: float) -> Array:
-    """The matrix W that minimises E|t − W x|² + λ|W − prior|², about the means.
+    """Find the matrix W that minimises E|t − W x|² + λ|W − prior|², about the means.
 
     Args:
-        moments: of inputs and targets.
-        prior: (blocks, outputs, inputs).
+        moments: the moments of inputs and targets.
+        prior: the weights to stay close to, (blocks, outputs, inputs).
         damping: λ as a fraction of the mean input variance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Where an activation's entries come from: which output channel of which product with weights each of them is."""
+"""Trace an activation's entries to the output channels of the product with weights that makes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spa.model.traits import Trait, operators, traits
 from spa.obspa.linear import Linear, linear
 
 Array = np.ndarray
-# Operators that move elements of their first operand, as far as their effect on channel numbers can be computed.
+# Operators that move elements of their first operand, and that can be run on channel numbers.
 _LAYOUT = FOLDERS.keys() & {
     "Identity",
     *operators(Trait.VIEW),
@@ -25,12 +25,12 @@ _LAYOUT = FOLDERS.keys() & {
 
 @dataclass(frozen=True)
 class Origin:
-    """The product whose output channels (on its last axis) an activation holds, unchanged but for scales of the whole.
+    """The product whose output channels (on its last axis) an activation holds, up to scalar factors.
 
     Attributes:
         lin: the product.
         bias: the name of the constant that is added to its channels, or None.
-        channels: the channel of each entry; axes along which the channels do not differ have one index.
+        channels: the channel of each entry; an axis along which the channels do not differ has one index.
     """
 
     lin: Linear
@@ -39,9 +39,14 @@ class Origin:
 
 
 def origin(analysis: Analysis, name: str) -> Origin | None:
-    """Follow an activation back to a product with constant weights, through nothing but layout, scales and a bias.
+    """Follow an activation back to a product with constant weights, through layout, scalar factors and a bias.
 
-    None where something else stands between, or where another node reads the channels on their way.
+    Args:
+        analysis: the network.
+        name: the activation.
+
+    Returns:
+        The origin; None if another operator lies between, or another node reads the channels on their way.
     """
     graph, shapes = analysis.graph, analysis.points.first.shape
     path: list[Node] = []
@@ -68,15 +73,15 @@ def origin(analysis: Analysis, name: str) -> Origin | None:
         values |= _through(analysis, node, values[source])
     if _read_elsewhere(analysis, path, carried, values):
         return None
-    found = values[name]
-    for i in range(found.ndim - 1):
-        if (found == found.take([0], axis=i)).all():
-            found = found.take([0], axis=i)
-    return Origin(lin, bias, found)
+    channels = values[name]
+    for i in range(channels.ndim - 1):
+        if (channels == channels.take([0], axis=i)).all():
+            channels = channels.take([0], axis=i)
+    return Origin(lin, bias, channels)
 
 
 def _carrier(analysis: Analysis, node: Node) -> int | None:
-    """The operand whose channels a node hands on as they are; None where it changes them."""
+    """Return the operand whose channels a node passes on; None if it changes them."""
     if node.op in _LAYOUT:
         return 0
     if node.op not in ("Add", "Mul", "Div"):
@@ -91,7 +96,7 @@ def _carrier(analysis: Analysis, node: Node) -> int | None:
 
 
 def _through(analysis: Analysis, node: Node, value: Array) -> dict[str, Array]:
-    """A node's outputs when its first operand is a value; the others are control values."""
+    """Return a node's outputs, by name, for a value of its first operand; the others keep theirs."""
     if node.op not in _LAYOUT:
         return {node.outputs[0]: value}
     known = analysis.points.first.value
@@ -100,7 +105,7 @@ def _through(analysis: Analysis, node: Node, value: Array) -> dict[str, Array]:
 
 
 def _read_elsewhere(analysis: Analysis, path: list[Node], carried: list[str], values: dict[str, Array]) -> bool:
-    """Whether channels that arrive are also read by nodes beside the path."""
+    """Return whether nodes beside the path read channels that the path carries to the activation."""
     graph = analysis.graph
     others = [v for n, v in values.items() if n not in carried]
     for name in carried[1:]:

@@ -1,4 +1,4 @@
-"""Calibration, reconstruction and the outputs' change, as one object that pruning holds."""
+"""Calibration, repair and the output error, as one object that a pruning job holds."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
 Array = np.ndarray
 P = ParamSpec("P")
 T = TypeVar("T")
-DAMPING = 0.03  # of refits; this and the next two were chosen by the outputs of ResNet-20 and 56 on inputs held out
-PRUNED_INPUT_SHARE = 0.85  # how much refits see of the pruned network's own inputs, see `reconstruct`
-PRUNED_INPUT_SHARE_SYNTHETIC = 0.7  # where inputs were made up
-MEASURED = 256  # samples on which outputs are compared
+# See FitSettings for the next three. They were chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs
+# (benchmarks/results/ablation.md).
+DAMPING = 0.03
+PRUNED_INPUT_FRACTION = 0.85
+PRUNED_INPUT_FRACTION_SYNTHETIC = 0.7  # with synthetic inputs, from which fits carry over less
+DISTORTION_SAMPLES = 256  # outputs are compared on about as many: an estimate, taken many times in one pruning
 
 
 def _bounded(
     method: Callable[Concatenate[Calibrated, P], T],
 ) -> Callable[Concatenate[Calibrated, P], T]:
-    """Run a method with at most its object's number of threads in linear algebra, too."""
+    """Limit linear algebra, too, to the object's number of threads while a method runs."""
 
     @wraps(method)
     def bounded(self: Calibrated, *args: P.args, **options: P.kwargs) -> T:
@@ -53,15 +55,15 @@ def _bounded(
 
 @dataclass
 class Calibrated:
-    """A model with inputs to learn from.
+    """A dense model with the inputs that criteria and repair learn from.
 
     Attributes:
         analysis: the dense model.
-        batches: the inputs.
-        synthetic: whether they were made up; BatchNormalizations then use their statistics while calibrating.
-        threads: of onnxruntime, and of linear algebra at most.
-        seed: of the places that refits see.
-        progress: called with a stage and the share of it that is done.
+        batches: the calibration inputs.
+        synthetic: whether they are synthetic; BatchNormalizations then use their statistics while calibrating.
+        threads: the number of onnxruntime's threads, and the most that linear algebra uses.
+        seed: the seed of the positions that refits learn from.
+        progress: called with a stage and the fraction of it that is done.
     """
 
     analysis: Analysis
@@ -80,10 +82,10 @@ class Calibrated:
         self._calibration_analysis = self.analysis if model is None else couple(Graph(model, graph.base))
 
     def inputs(self, labels: Array | None = None) -> Inputs:
-        """Return what criteria run.
+        """Return the inputs in the form that criteria take.
 
         Args:
-            labels: the class of each sample, (samples,), where there are any.
+            labels: the class of each sample, (samples,); None without labels.
         """
         return Inputs(
             analysis=self._calibration_analysis,
@@ -96,15 +98,23 @@ class Calibrated:
 
     @_bounded
     def reconstruct(self, plan: Plan, pruned: ModelProto, extent: str = "full") -> None:
-        """Repair the pruned model in place: ``full`` refits its layers, ``bias`` moves their means alone."""
-        own = self._calibration_analysis is self.analysis
-        calibrated = pruned if own else apply(self._calibration_analysis, plan)
+        """Repair the pruned model in place.
+
+        Args:
+            plan: the kept channels.
+            pruned: the model that surgery made.
+            extent: ``full`` refits the readers' weights and biases, ``bias`` moves biases alone.
+        """
+        same_model = self._calibration_analysis is self.analysis
+        calibrated = pruned if same_model else apply(self._calibration_analysis, plan)
         if extent == "bias":
-            learnt = compensate(self._calibration_analysis, plan, calibrated, self.batches, self.threads, self.progress)
+            edits = compensate(self._calibration_analysis, plan, calibrated, self.batches, self.threads, self.progress)
         else:
-            share = PRUNED_INPUT_SHARE_SYNTHETIC if self.synthetic else PRUNED_INPUT_SHARE
-            settings = FitSettings(damping=DAMPING, pruned_input_share=share, refit_producers=True, seed=self.seed)
-            learnt = reconstruct(
+            fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
+            settings = FitSettings(
+                damping=DAMPING, pruned_input_fraction=fraction, refit_producers=True, seed=self.seed
+            )
+            edits = reconstruct(
                 self._calibration_analysis,
                 plan,
                 calibrated,
@@ -113,43 +123,44 @@ class Calibrated:
                 self.threads,
                 progress=self.progress,
             )
-        if not own:
-            Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(learnt)
+        if not same_model:
+            Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edits)
 
     def notes(self) -> tuple[str, ...]:
-        """Say what keeps reconstruction from doing all that it could."""
+        """Return notes on what reconstruction cannot refit, one sentence each."""
         graph = self.analysis.graph
         layers = (linear(graph, node) for node in graph.nodes)
-        fixed = [x.node.label for x in layers if x is not None and x.bias is not None and x.bias not in graph.constants]
+        biased = (lin for lin in layers if lin is not None and lin.bias is not None)
+        fixed = [lin.node.label for lin in biased if lin.bias not in graph.constants]
         if not fixed:
             return ()
-        which = fixed[0] if len(fixed) == 1 else f"{fixed[0]} and {len(fixed) - 1} more"
+        labels = fixed[0] if len(fixed) == 1 else f"{fixed[0]} and {len(fixed) - 1} more"
         return (
-            f"the bias of {which} is computed in the graph and stays as it is; as an initializer it would be refitted",
+            f"the bias of {labels} is computed in the graph and stays as it is; as an initializer it would be refitted",
         )
 
     @_bounded
     def distortion(self, pruned: ModelProto) -> float | None:
-        """Return the mean squared change of the float outputs over their variance, on some inputs; None without any."""
+        """Return the output error: E|y − y'|² / Var[y], the mean over the float outputs; None if there are none."""
         graph = self.analysis.graph
         if self._outputs is None:
-            self._outputs = Stream(graph.model, graph.base, self._some(), self.threads).finish()
+            self._outputs = Stream(graph.model, graph.base, self._first_batches(), self.threads).finish()
         dense = self._outputs
-        small = Stream(pruned, graph.base, self._some(), self.threads).finish()
-        shares = [_relative(dense, small, n) for n in graph.outputs if dense[0][n].dtype.kind == "f"]
-        return float(np.mean(shares)) if shares else None
+        pruned_outputs = Stream(pruned, graph.base, self._first_batches(), self.threads).finish()
+        errors = [_relative_error(dense, pruned_outputs, n) for n in graph.outputs if dense[0][n].dtype.kind == "f"]
+        return float(np.mean(errors)) if errors else None
 
-    def _some(self) -> list[Feeds]:
-        """Return the first batches, as many as outputs are compared on."""
-        some: list[Feeds] = []
+    def _first_batches(self) -> list[Feeds]:
+        """Return the first batches that together have the samples on which outputs are compared."""
+        batches: list[Feeds] = []
         for batch in self.batches:
-            if sum(len(next(iter(b.values()))) for b in some) < MEASURED:
-                some.append(batch)
-        return some
+            if sum(len(next(iter(b.values()))) for b in batches) < DISTORTION_SAMPLES:
+                batches.append(batch)
+        return batches
 
 
 def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: int = 2) -> float:
-    """Return the top-1 accuracy in percent: the first output's highest entry along its last axis is the label.
+    """Return the top-1 accuracy in percent: the first output's highest entry along its last axis is the prediction.
 
     Raises:
         PlanError: the first output is not one row of scores per sample.
@@ -165,8 +176,11 @@ def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: i
     return float((scores.argmax(axis=1) == labels).mean() * 100)
 
 
-def _relative(dense: Sequence[Mapping[str, Array]], small: Sequence[Mapping[str, Array]], name: str) -> float:
-    error = sum(float(np.square(a[name].astype(np.float64) - b[name]).sum()) for a, b in zip(dense, small, strict=True))
+def _relative_error(dense: Sequence[Mapping[str, Array]], pruned: Sequence[Mapping[str, Array]], name: str) -> float:
+    """Return the squared error of an output over its variance; the squared error alone if it does not vary."""
+    error = sum(
+        float(np.square(a[name].astype(np.float64) - b[name]).sum()) for a, b in zip(dense, pruned, strict=True)
+    )
     count = sum(a[name].shape[0] for a in dense)
     mean = sum(a[name].astype(np.float64).sum(axis=0) for a in dense) / count
     energy = sum(float(np.square(a[name] - mean).sum()) for a in dense)

@@ -1,8 +1,9 @@
-"""Refits of the layer before a cut: what is left of it learns to give its reader what the reader needs.
+"""Refit the layer that feeds a pruned layer, so that its remaining channels preserve the consumer's output.
 
-A reader's least squares makes the most of channels as they are. Here the channels change, too: Gauss-Newton steps on
-the weights of the layer that makes them, through the activation between the two, with a curvature that is a Kronecker
-product of the moments of its inputs and of what the reader makes of its outputs (K-FAC, Martens and Grosse 2015).
+The reader's least squares makes the most of the remaining channels as they are; here the producer of the channels
+changes, too. For the reader's error |T − W f(V x)|² the producer's weights V take Gauss-Newton steps through the
+activation f between the two. The curvature is approximated by a Kronecker product A ⊗ G (K-FAC, Martens and Grosse,
+2015): A = E[x xᵀ], and G = (Wᵀ W) ∘ E[f' f'ᵀ].
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import numpy as np
 from spa.model.graph import Graph, Node
 from spa.model.traits import Trait, traits
 from spa.obspa.linear import Linear, linear, uses
-from spa.obspa.moments import at_least_single, cautious, damped
+from spa.obspa.moments import at_least_single, damped, damping_for
 from spa.running.runtime import run
 from spa.running.stream import Stream
 
 Array = np.ndarray
-ROWS = 40_000  # outputs of the reader that steps look at, at most
-INPUTS = 3072  # of either layer, at most: the moments of more take seconds a layer
-VALUES = 20_000_000  # numbers in a matrix of either layer's inputs or outputs, at most
-STEPS = 6
-GAIN = 0.02  # a step that takes away less of the loss is the last
-CURVATURE = 0.1  # damping of what the reader makes of the channels, a fraction of the mean
+MAX_ROWS = 40_000  # the most rows of the reader's output that steps learn from, or ten per unknown if that is more
+MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments take seconds per layer
+MAX_VALUES = 20_000_000  # the most values in a matrix of either layer's rows: 80 MB in float32
+STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
+MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last
+CURVATURE_DAMPING = 0.1  # added to the diagonal of G, a fraction of its mean
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A linear layer whose outputs only one other linear layer reads, through elementwise operators.
+class LayerPair:
+    """A linear layer whose outputs only one other linear layer reads, through element-wise operators.
 
     Attributes:
         producer: the first layer.
-        chain: the operators between the two, in order.
+        chain: the operators between the pair, in order.
         reader: the second layer.
     """
 
@@ -41,35 +42,51 @@ class Pair:
     chain: tuple[Node, ...]
     reader: Linear
 
-    def by_sample(self, graph: Graph, x: Array, between: Array, shape: tuple[int, ...]) -> bool:
-        """Whether samples lie along the first axis all the way, and no constant is different for each."""
+    def samples_first(self, graph: Graph, x: Array, between: Array, shape: tuple[int, ...]) -> bool:
+        """Return whether samples lie along the first axis throughout, and no constant between differs by sample.
+
+        Args:
+            graph: the network.
+            x: the producer's input.
+            between: the reader's input.
+            shape: the shape of the reader's output.
+        """
         vectors = [graph.constants[c].dims for node in self.chain for c in node.inputs if c in graph.constants]
         return (
             len(x) == len(between) == shape[0]
-            and self.producer.by_sample(x.ndim, between.ndim)
-            and self.reader.by_sample(between.ndim, len(shape))
+            and self.producer.samples_first(x.ndim, between.ndim)
+            and self.reader.samples_first(between.ndim, len(shape))
             and not any(len(dims) >= between.ndim and dims[0] > 1 for dims in vectors)
         )
 
-    def share(self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """The share of the samples that steps look at, from the shapes of the reader's input and output."""
-        rows, held = ROWS, []
-        for lin, seen in ((self.producer, before), (self.reader, after)):
+    def sample_fraction(self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """Return the fraction of the samples that steps learn from.
+
+        Args:
+            graph: the network.
+            samples: the number of all samples.
+            before: the shape of the reader's input.
+            after: the shape of the reader's output.
+        """
+        rows, held = MAX_ROWS, []
+        for lin, shape in ((self.producer, before), (self.reader, after)):
             _, outputs, columns = lin.size(graph)
-            held.append(samples * lin.places(seen) * max(outputs, columns))
+            held.append(samples * lin.positions(shape) * max(outputs, columns))
             rows = max(rows, 10 * columns)
-        return min(1.0, rows / (samples * self.reader.places(after)), VALUES / max(held))
+        return min(1.0, rows / (samples * self.reader.positions(after)), MAX_VALUES / max(held))
 
 
-def pair(graph: Graph, reader: Linear) -> Pair | None:
-    """The layer whose outputs a reader's inputs are made of alone; None where there is none, or others read them."""
+def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
+    """Find the only layer that a reader's inputs are computed from; None if there is none, or if others read it."""
     if reader.blocks != 1 or len(reader.input_axes) != 1 or reader.channel_axis is None:
         return None
     if len(uses(graph, reader) or ()) != 1:
         return None
     region: dict[int, Node] = {}
     makers: dict[int, Linear] = {}
-    todo = [reader.source]  # not by networkx: the search stops at layers, and ends at the first node that is in the way
+    todo = [
+        reader.source
+    ]  # no networkx: the search stops at layers, and fails at the first other node that is not smooth
     while todo:
         node = graph.producer.get(todo.pop())
         if node is None:
@@ -87,50 +104,49 @@ def pair(graph: Graph, reader: Linear) -> Pair | None:
     producer = next(iter(makers.values()))
     if producer.blocks != 1 or producer.channel_axis is None or len(uses(graph, producer) or ()) != 1:
         return None
-    if max(producer.size(graph)[2], reader.size(graph)[2]) > INPUTS:
+    if max(producer.size(graph)[2], reader.size(graph)[2]) > MAX_INPUTS:
         return None
     inside = {*region, reader.node.index}
     for name in (o for node in (producer.node, *region.values()) for o in node.outputs if o):
         if name in graph.outputs or any(user.index not in inside for user, _ in graph.users.get(name, ())):
             return None
-    return Pair(producer, tuple(region[i] for i in sorted(region)), reader)
+    return LayerPair(producer, tuple(region[i] for i in sorted(region)), reader)
 
 
 def refine(
-    small: Stream, two: Pair, x: Array, target: Array, scale: Array, damping: float, constants: bool
+    pruned: Stream, pair: LayerPair, x: Array, target: Array, scale: Array, damping: float, constants: bool
 ) -> tuple[Array, Array] | None:
-    """Steps on a producer's weights that bring its reader nearer to a target, the reader's weights being what they are.
+    """Take Gauss-Newton steps on a producer's weights towards its reader's target; the reader's weights stay.
 
     Args:
-        small: the pruned network.
-        two: the layers.
+        pruned: the pruned network.
+        pair: both layers.
         x: the producer's inputs.
-        target: what the reader is to give, up to a constant for each channel.
-        scale: what a unit of each of the reader's outputs is worth.
-        damping: of the moments of the producer's inputs, as a fraction of their mean.
-        constants: whether the producer's constants can change.
+        target: the reader's target outputs, up to a constant for each channel.
+        scale: the factor of the error of each of the reader's output channels, (channels,).
+        damping: added to the diagonal of A, as a fraction of its mean.
+        constants: whether the producer's bias can change.
 
     Returns:
-        The change of the producer's matrix (outputs, inputs), and of its constants (outputs,); None where no step
-        helps.
+        The change of the producer's matrix, (outputs, inputs), and of its bias, (outputs,); None if no step helps.
     """
-    steps = _Steps(small, two, x, target, scale, constants)
+    steps = _GaussNewton(pruned, pair, x, target, scale, constants)
     change = steps.take(damping)
     if change is None:
         return None
     return (change[:, :-1], change[:, -1]) if constants else (change, np.zeros(len(change)))
 
 
-class _Steps:
-    """Both layers on some samples."""
+class _GaussNewton:
+    """Gauss-Newton steps of a producer on some samples; notation as at the top of the module."""
 
-    def __init__(self, small: Stream, two: Pair, x: Array, target: Array, scale: Array, constants: bool) -> None:
-        graph, p, reader = small.graph, two.producer, two.reader
-        self.graph, self.two, self.name = graph, two, p.node.outputs[0]
-        self.z0 = run(small.session([p.node], p.source, self.name, x), {p.source: x})[0]
-        self.chain = small.session(two.chain, self.name, reader.source, self.z0) if two.chain else None
-        self.both = small.session([*two.chain, reader.node], self.name, reader.node.outputs[0], self.z0)
-        self.x = at_least_single(p.inputs(x, self.z0.shape, graph, np.arange(p.places(self.z0.shape)))[0])
+    def __init__(self, pruned: Stream, pair: LayerPair, x: Array, target: Array, scale: Array, constants: bool) -> None:
+        graph, p, reader = pruned.graph, pair.producer, pair.reader
+        self.graph, self.pair, self.name = graph, pair, p.node.outputs[0]
+        self.z0 = run(pruned.session([p.node], p.source, self.name, x), {p.source: x})[0]
+        self.chain = pruned.session(pair.chain, self.name, reader.source, self.z0) if pair.chain else None
+        self.both = pruned.session([*pair.chain, reader.node], self.name, reader.node.outputs[0], self.z0)
+        self.x = at_least_single(p.input_rows(x, self.z0.shape, graph, np.arange(p.positions(self.z0.shape)))[0])
         if constants:
             self.x = np.concatenate([self.x, np.ones_like(self.x[:, :1])], axis=1)
         self.others = reader.other_axes(target.ndim)
@@ -138,20 +154,20 @@ class _Steps:
         self.target = target * self.scale
         self.w = reader.matrix(graph, self.x.dtype) * np.abs(scale).astype(self.x.dtype)[:, None]
 
-    def before(self, change: Array) -> Array:
-        """The producer's outputs."""
+    def producer_outputs(self, change: Array) -> Array:
+        """Return the producer's outputs for a change of its weights."""
         rows = (change.astype(self.x.dtype) @ self.x.T).T
-        return np.asarray(self.z0 + self.two.producer.spread(rows[None], self.z0.shape), self.z0.dtype)
+        return np.asarray(self.z0 + self.pair.producer.output_from_rows(rows[None], self.z0.shape), self.z0.dtype)
 
     def residual(self, z: Array) -> Array:
-        """What the reader's outputs lack, by what a unit of each is worth, about the mean."""
-        lack = run(self.both, {self.name: z})[0] * -self.scale
-        lack += self.target
-        lack -= lack.mean(axis=self.others, keepdims=True)
-        return np.asarray(lack)
+        """Return the reader's scaled error about its mean, target less output, for outputs z of the producer."""
+        error = run(self.both, {self.name: z})[0] * -self.scale
+        error += self.target
+        error -= error.mean(axis=self.others, keepdims=True)
+        return np.asarray(error)
 
     def slope(self, z: Array) -> Array:
-        """The derivative of each of the reader's inputs by the producer's output that it is made of."""
+        """Return f' by central differences, for outputs z of the producer; its shape is that of the reader's input."""
         if self.chain is None:
             return np.ones_like(at_least_single(z))
         e = 1e-2 * (float(z.std(dtype=np.float64)) or 1.0)
@@ -163,41 +179,45 @@ class _Steps:
         return up
 
     def direction(self, residual: Array, slope: Array, moments: Array, reading: Array) -> Array:
-        """The damped Gauss-Newton step."""
-        p = self.two.producer
-        back = self.two.reader.back(residual, self.w, slope.shape, self.graph)
-        back *= slope
-        every = np.arange(p.places(slope.shape))
-        gradient = p.outputs(back, every)[0].T @ self.x / len(self.x)
-        slopes = p.outputs(slope, every)[0]
-        seen = reading * (slopes.T @ slopes / len(slopes))
-        half = np.linalg.solve(damped(seen[None], CURVATURE)[0][0], gradient.astype(np.float64))
+        """Return the damped Gauss-Newton step, G⁻¹ (gradient) A⁻¹, for G = reading ∘ E[f' f'ᵀ] and A = moments."""
+        p = self.pair.producer
+        backward = self.pair.reader.input_gradient(residual, self.w, slope.shape, self.graph)
+        backward *= slope
+        every = np.arange(p.positions(slope.shape))
+        gradient = p.output_rows(backward, every)[0].T @ self.x / len(self.x)
+        slopes = p.output_rows(slope, every)[0]
+        curvature = reading * (slopes.T @ slopes / len(slopes))
+        half = np.linalg.solve(damped(curvature[None], CURVATURE_DAMPING)[0][0], gradient.astype(np.float64))
         return np.asarray(np.linalg.solve(moments, half.T).T)
 
     def take(self, damping: float) -> Array | None:
-        """Steps as long as they help; none where a constant between the layers brings axes of its own."""
+        """Take steps as long as they help; none if a constant between the layers brings axes of its own.
+
+        Returns:
+            The change of the weights, (outputs, inputs); None if no step helps.
+        """
         slope = self.slope(self.z0)
         if slope.shape != self.z0.shape:
             return None
         moments = (self.x.T @ self.x / len(self.x)).astype(np.float64)
-        moments = damped(moments[None], cautious(damping, len(moments), len(self.x)))[0][0]
-        w = self.w[0].reshape(self.w.shape[1], -1, self.two.reader.kernel_places(self.graph)).astype(np.float64)
+        moments = damped(moments[None], damping_for(damping, len(moments), len(self.x)))[0][0]
+        w = self.w[0].reshape(self.w.shape[1], -1, self.pair.reader.taps(self.graph)).astype(np.float64)
         reading = np.einsum("oct,odt->cd", w, w, optimize=True)
-        change = np.zeros((self.two.producer.size(self.graph)[1], self.x.shape[1]))
+        change = np.zeros((self.pair.producer.size(self.graph)[1], self.x.shape[1]))
         residual = self.residual(self.z0)
         loss = first = np.vdot(residual, residual)
         for _ in range(STEPS):
             step = self.direction(residual, slope, moments, reading)
-            gone = residual - self.residual(self.before(change + step))
-            size = np.vdot(gone, gone)
-            rate = np.vdot(gone, residual) / size if size > 0 else 0.0
-            z = self.before(change + rate * step)
+            removed = residual - self.residual(self.producer_outputs(change + step))
+            size = np.vdot(removed, removed)
+            rate = np.vdot(removed, residual) / size if size > 0 else 0.0
+            z = self.producer_outputs(change + rate * step)
             residual = self.residual(z)
             new = np.vdot(residual, residual)
             if not new < loss:
                 break
-            change, loss, old = change + rate * step, new, loss
-            if new > (1 - GAIN) * old:
+            change, loss, previous = change + rate * step, new, loss
+            if new > (1 - MIN_GAIN) * previous:
                 break
             slope = self.slope(z)
         return change if loss < first else None

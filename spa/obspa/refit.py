@@ -1,14 +1,17 @@
-"""Reconstruction: every linear layer after a cut is refitted so that it does what it did in the dense network.
+"""Reconstruction: refit every reader behind removed channels, so that it gives what it gave in the dense network.
 
-Layer by layer in topological order. The target is what the layer gives in the dense network, the inputs are what the
-network pruned and refitted so far gives it (asymmetric), and at a residual sum the target includes what the other
-branch has lost. Each fit is a closed-form least squares with the mean moved into the bias. The layer before a cut is
-refitted with its reader, see `spa.obspa.producers`.
+Layers are refitted one by one in topological order. The targets are the layer's outputs in the dense network; the
+inputs are those that the pruned and so far refitted network gives it (asymmetric). At a residual sum the target
+includes what the other branch has lost. Each fit is a damped least squares in closed form,
+
+    Ŵ = (Cov(T, X') + λ W) (Cov(X', X') + λ I)⁻¹,   b̂ = E[T] − Ŵ E[X'].
+
+The producer of removed channels is refitted together with their reader, see :mod:`spa.obspa.producers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 from onnx import ModelProto
@@ -19,6 +22,7 @@ from spa.coupling.plan import Plan
 from spa.model.graph import Node
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
+from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream
 
 
@@ -30,61 +34,68 @@ def reconstruct(
     settings: FitSettings = DEFAULT_SETTINGS,
     threads: int = 2,
     nodes: Set[int] | None = None,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> Stream:
     """Refit the readers of a pruned model in place.
 
     Args:
         analysis: the dense model.
-        plan: what was pruned.
-        pruned: the model that surgery gave; its weights are replaced.
-        batches: calibration inputs.
-        settings: how fits are made.
-        threads: of onnxruntime.
-        nodes: the only nodes (by index in the dense network) to refit; all by default.
-        progress: called with a stage and the share that is done.
+        plan: the kept channels.
+        pruned: the model that surgery made; its weights are replaced.
+        batches: the calibration inputs.
+        settings: the options of the fits.
+        threads: the number of onnxruntime's threads.
+        nodes: indices (in the dense network) of the nodes to refit; all by default.
+        progress: called with a stage and the fraction of it that is done.
 
     Returns:
-        The pruned network's stream, which knows every edit.
+        The pruned network's stream, which has recorded every edit.
     """
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
-    small = Stream(pruned, analysis.graph.base, batches, threads)
-    at = Reconstruction(analysis, kept, dense, small, np.random.default_rng(settings.seed), settings)
+    pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
+    reconstruction = Reconstruction(
+        analysis=analysis,
+        kept=kept,
+        dense=dense,
+        pruned=pruned_stream,
+        rng=np.random.default_rng(settings.seed),
+        settings=settings,
+    )
     changed = []
-    for node, twin in layers(analysis, kept, dense, small):
-        kind = kind_of(small.graph, twin)
-        if kind is not None and kind.may_refit(at, node, twin):
-            kind.prepare(at, node, twin)
-            changed.append((kind, node, twin))
-    for kind, node, twin in changed:
+    for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
+        kind = kind_of(pruned_stream.graph, pruned_node)
+        if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
+            kind.prepare(reconstruction, node, pruned_node)
+            changed.append((kind, node, pruned_node))
+    for kind, node, pruned_node in changed:
         if nodes is not None and node.index not in nodes:
             continue
         progress("reconstruct", node.index / len(dense.graph.nodes))
         dense.after(node)
-        small.before(twin)
-        kind.refit(at, node, twin)
-    return small
+        pruned_stream.before(pruned_node)
+        kind.refit(reconstruction, node, pruned_node)
+    return pruned_stream
 
 
-def layers(analysis: Analysis, kept: Kept, dense: Stream, small: Stream) -> Iterator[tuple[Node, Node]]:
-    """Yield the nodes that read what pruning has changed, in the dense and in the pruned network."""
+def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:
+    """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network."""
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
-        twin = small.graph.producer.get(next(o for o in node.outputs if o))
-        if twin is not None:
-            yield node, twin
+        pruned_node = pruned_stream.graph.producer.get(next(o for o in node.outputs if o))
+        if pruned_node is not None:
+            yield node, pruned_node
 
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
-    """Return nodes with weights that read something which pruning has changed."""
+    """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
     changed: set[str] = set()
-    found = []
+    readers = []
     for index in sorted(analysis.laws):
         law = analysis.laws[index]
         cut = any(kept.size(r.expr) != r.expr.size for r in law.reads)
         if cut or changed.intersection(law.node.inputs):
             changed.update(law.node.outputs)
             if law.reads:
-                found.append(index)
-    return found
+                readers.append(index)
+    return readers

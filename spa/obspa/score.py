@@ -1,22 +1,24 @@
-"""Optimal brain surgery scores of whole groups, from one pass of the dense network over the calibration inputs."""
+"""Loss curves of groups by optimal brain surgery, from one pass of the dense network over the calibration inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.criteria.answers import Curve
 from spa.model.graph import Node
-from spa.obspa.curves import AnyReader, Seen, greedy
+from spa.obspa.curves import Observation, Reader, greedy
 from spa.obspa.readers import kind_of
+from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
-# Removing channels of a stream that many layers read harms more than the sum of its readers' own losses says: their
-# errors add up along the depth. Found by measuring the outputs of ResNet-20 and ResNet-56 (benchmarks/accuracy.py).
-SHARED = 4.0
+# The factor of the losses of a group with several readers. Their errors add up along the depth of the network, so that
+# the harm is more than the sum of the losses. Chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs
+# (benchmarks/results/ablation.md).
+SHARED_GROUP_WEIGHT = 4.0
 
 
 def curves(
@@ -26,56 +28,67 @@ def curves(
     threads: int = 2,
     seed: int = 0,
     damping: float = 1e-3,
-    progress: Callable[[str, float], None] = lambda stage, share: None,
+    progress: Progress = silent,
 ) -> dict[str, Curve]:
-    """Find for each group the order in which channels go, and the relative output error of each prefix.
+    """Find for each group the order in which channels are removed, and the relative output error of each width.
 
-    Losses are measured in what the reader's output becomes (after the scale of a following BatchNormalization),
-    divided by the energy of the sum that it goes into, so that they compare across the network.
+    A loss is the squared error of the reader's output, after the scale of a following BatchNormalization, divided by
+    the energy of the residual sum that the output goes into, so that losses compare across the network.
+
+    Args:
+        analysis: the dense network.
+        groups: the groups to score.
+        batches: the calibration inputs.
+        threads: the number of onnxruntime's threads.
+        seed: the seed of the positions that readers are observed at.
+        damping: see :func:`spa.obspa.curves.greedy`.
+        progress: called with a stage and the fraction of it that is done.
 
     Returns:
-        By group name; groups none of whose readers is understood (see :func:`observe`) are missing.
+        The curves by group name; groups without a reader of a known kind (see :func:`observe`) are missing.
     """
-    wanted: dict[int, list[Group]] = {}
+    groups_of_reader: dict[int, list[Group]] = {}
     for group in groups:
         for index in group.readers:
-            wanted.setdefault(index, []).append(group)
+            groups_of_reader.setdefault(index, []).append(group)
     graph = analysis.graph
     stream = Stream(graph.model, graph.base, batches, threads)
     rng = np.random.default_rng(seed)
-    last = {g.name: max((i for i in g.readers), default=-1) for g in groups}
-    pending: dict[str, list[AnyReader]] = {g.name: [] for g in groups}
+    last = {g.name: max(g.readers, default=-1) for g in groups}
+    pending: dict[str, list[Reader]] = {g.name: [] for g in groups}
     result: dict[str, Curve] = {}
-    for index in sorted(wanted):
+    for index in sorted(groups_of_reader):
         progress("score", index / len(graph.nodes))
-        for seen in observe(analysis, stream, stream.graph.nodes[index], rng):
-            for group in wanted[index]:
-                columns = seen.columns(group.dim, group.size)
+        for observation in observe(analysis, stream, stream.graph.nodes[index], rng):
+            for group in groups_of_reader[index]:
+                columns = observation.columns(group.dim, group.size)
                 if columns is not None:
-                    pending[group.name].append(seen.of(columns))
-        for group in wanted[index]:
+                    pending[group.name].append(observation.make_reader(columns))
+        for group in groups_of_reader[index]:
             if last[group.name] == index and pending[group.name]:
+                weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
                 curve = greedy(pending.pop(group.name), group.size, damping=damping)
-                result[group.name] = Curve(curve.order, curve.loss * (SHARED if len(group.readers) > 1 else 1.0))
+                result[group.name] = Curve(curve.order, curve.loss * weight)
     return result
 
 
 def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: float) -> dict[str, Curve]:
-    """Scale loss curves to what the outputs see of them: later refits repair part of what goes wrong.
+    """Scale loss curves by ``(1 + n) ** -exponent``, with n readers (of any of the groups) behind a group's own.
 
-    With n readers (of any of the groups) behind it a loss counts ``(1 + n) ** -exponent``.
+    Each later refit repairs part of the error, so that the network's outputs see less of an early loss. Where a group
+    has several readers, the mean of their factors counts.
     """
     readers = sorted({i for g in groups for i in g.readers})
 
-    def share(group: Group) -> float:
+    def factor(group: Group) -> float:
         behind = len(readers) - 1 - np.searchsorted(readers, sorted(group.readers))
         return float(np.mean((1.0 + behind) ** -exponent))
 
-    return {g.name: Curve(c.order, c.loss * share(g)) for g in groups if (c := curves.get(g.name)) is not None}
+    return {g.name: Curve(c.order, c.loss * factor(g)) for g in groups if (c := curves.get(g.name)) is not None}
 
 
-def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
-    """Return what a node reads, with the statistics of its inputs; nothing where it is no reader that is understood."""
+def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
+    """Run the network up to a node and return the statistics of its inputs; none if it is no reader of a known kind."""
     kind = kind_of(stream.graph, node)
     if kind is None:
         return []

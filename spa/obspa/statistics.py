@@ -1,4 +1,4 @@
-"""Batch statistics: the dense network as it would normalise synthetic inputs."""
+"""Batch statistics: let the dense network normalise synthetic inputs by their own mean and variance."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from spa.running.stream import Feeds, Stream
 
 
 def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> ModelProto | None:
-    """A copy of a network whose BatchNormalizations carry the statistics of some inputs.
+    """Copy a network and replace the running statistics of its BatchNormalizations by those of some inputs.
 
-    Inputs that are made up drive activations far from where real ones lie. Normalised by their own statistics they
-    leave each BatchNormalization with the mean and variance that real inputs had there.
+    Synthetic inputs drive activations far from where real ones lie. Normalised by their own statistics, they leave each
+    BatchNormalization with the mean and variance that real inputs have there.
+
+    Args:
+        graph: the network; not changed.
+        batches: the inputs.
+        threads: the number of onnxruntime's threads.
 
     Returns:
-        The copy, or None where the network has no BatchNormalization with constants of its own.
+        The copy; None if the network has no BatchNormalization with statistics of its own.
     """
     copy = ModelProto()
     copy.CopyFrom(graph.model)
     stream = Stream(copy, graph.base, batches, threads)
-    found = False
+    replaced = False
     for node in stream.graph.nodes:
         if node.op != "BatchNormalization" or node.domain or len(node.inputs) < 5:
             continue
@@ -44,5 +49,5 @@ def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int =
             continue
         for name, value in zip(names, (mean, variance), strict=True):
             stream.replace(name, value.astype(stream.graph.array(name).dtype))
-        found = True
-    return copy if found else None
+        replaced = True
+    return copy if replaced else None

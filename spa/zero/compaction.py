@@ -1,16 +1,16 @@
-"""Lossless compaction: channels that are always zero, always the same, or read by nobody are removed, precisely these.
+"""Lossless compaction: remove the channels that are always zero, always the same, or not read, and no others.
 
 Networks trained with structured sparsity (group lasso, OTO, masks, gates) have many. From the weights alone:
 
-1. *Forward* (:mod:`spa.zero.facts`): which elements of which tensors are the same for every input. Zero rows of weights
-   leave the bias, a zero scale of a BatchNormalization leaves its shift, a gate of zero leaves zero; functions of
-   constants are constants.
-2. *Backward* (:mod:`spa.zero.needs`): which elements matter to any output. What is constant does not, nor what meets
-   zero weights alone in the rows that matter themselves; so whole chains come to nothing at once.
-3. A channel of a group goes if no node needs it. Where a constant other than zero goes, what its readers made of it
-   goes into their biases.
+1. *Forward* (:mod:`spa.zero.facts`): find which elements of which tensors are the same for every input. Zero rows of
+   weights leave the bias, a zero scale of a BatchNormalization leaves its shift, a gate of zero leaves zero; functions
+   of constants are constants.
+2. *Backward* (:mod:`spa.zero.needs`): find which elements matter to any output. Constants do not, nor does what is
+   multiplied by zero weights alone in the rows that matter; so whole chains of layers vanish in one pass.
+3. A channel of a group is removed if no node needs it. If it is a constant other than zero, its contribution moves into
+   the biases of its readers.
 
-The outputs stay the same but for the rounding of sums, for every finite input.
+The outputs stay the same, up to the rounding of sums, for every finite input.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from spa.coupling.plan import Plan, make_plan
 from spa.model.graph import Graph, Node
 from spa.zero.facts import Facts, Site
 from spa.zero.known import Known, constant
-from spa.zero.laws import LAWS, product, usable
 from spa.zero.needs import Needs
+from spa.zero.transfer import TRANSFERS
+from spa.zero.transfer.products import foldable, sum_of_products
 
 Array = np.ndarray
 __all__ = ["Compaction", "lossless"]
@@ -37,13 +38,12 @@ __all__ = ["Compaction", "lossless"]
 
 @dataclass(frozen=True)
 class Compaction:
-    """What can go without a trace.
+    """A plan that changes nothing, and the constants that readers take over.
 
     Attributes:
-        plan: the kept channels, for :func:`spa.surgery.apply.apply`; empty where nothing can go.
-        biases: the whole bias of a Conv or Gemm that takes over constants, by its output; (channels,) or, of a Gemm,
-            whatever broadcasts to its output.
-        shifts: what is to be added to the output of a node without a bias, by its name; broadcasts to it.
+        plan: the kept channels, for :func:`spa.surgery.apply.apply`; empty if nothing can be removed.
+        biases: by a node's output, the new bias of a Conv (channels,) or of a Gemm (broadcasts to its output).
+        shifts: by a node's output, what is to be added to it; for nodes without a bias that could take it over.
     """
 
     plan: Plan
@@ -51,21 +51,21 @@ class Compaction:
     shifts: Mapping[str, Array]
 
     def fold(self, pruned: ModelProto, base: Path | None = None) -> None:
-        """Put the constants in the place of the channels that went.
+        """Add the contributions of the removed constants to the biases of their readers.
 
         Args:
-            pruned: what surgery made by the plan; changed in place.
+            pruned: the model that surgery made by the plan; changed in place.
             base: the folder of its external data.
         """
         graph = Graph(pruned, base)
         for output, bias in self.biases.items():
             if output in graph.producer:
                 _set_bias(graph, graph.producer[output], bias)
-        made = []
+        additions = []
         for output, shift in self.shifts.items():
             if output in graph.producer and not _move_addend(graph, output, shift):
-                made.append((graph.producer[output], shift))
-        for node, shift in sorted(made, key=lambda m: -m[0].index):
+                additions.append((graph.producer[output], shift))
+        for node, shift in sorted(additions, key=lambda a: -a[0].index):
             _add_after(graph, node, shift)
 
 
@@ -74,13 +74,13 @@ def lossless(analysis: Analysis, groups: Sequence[Group] | None = None) -> Compa
 
     Args:
         analysis: the model.
-        groups: those that may lose channels, all by default. Groups that are frozen or cross a normalisation lose
-            none; where all channels of a group could go, the first stays, for there are no empty tensors.
+        groups: the groups that may lose channels; all by default. Groups that are frozen or cross a normalisation
+            lose none. If all channels of a group could go, the first stays: tensors cannot be empty.
 
     Returns:
         The plan, and the constants to fold into the model that surgery makes by it.
     """
-    facts = Facts(analysis, LAWS)
+    facts = Facts(analysis, TRANSFERS)
     needs = Needs(facts).read
     kept = {}
     for group in analysis.groups if groups is None else groups:
@@ -97,53 +97,54 @@ def lossless(analysis: Analysis, groups: Sequence[Group] | None = None) -> Compa
 
 
 def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts: dict[str, Array]) -> None:
-    """What a node made of the constants that go."""
+    """Add the contribution of removed constants to a node's output, to ``biases`` or ``shifts``."""
     law = facts.analysis.laws[index]
     site = Site(facts, law.node)
     if law.node.op not in ("Conv", "Gemm", "MatMul", "Einsum") or law.node.domain or law.barrier:
         return
-    for operand, axes in enumerate(law.inputs[:2]):  # of which one is constant
-        lost = _lost(site, operand, axes, kept) if site.value(operand) is None else None
-        if lost is None:
+    for operand, axes in enumerate(law.inputs[:2]):  # one of them is constant
+        removed = _removed_constants(site, operand, axes, kept) if site.value(operand) is None else None
+        if removed is None:
             continue
         operands = [site.known(0), site.known(1)]
-        operands[operand] = lost
-        made = product(site, *operands)
+        operands[operand] = removed
+        contribution = sum_of_products(site, *operands)
         output, out_axes = law.node.outputs[0], law.outputs[0] or ()
         bias = site.known(2) if site.has(2) else constant(np.zeros(()))
         beta = site.attr("beta", 1.0)
         if law.node.op in ("MatMul", "Einsum") or not bias.mask.all() or not beta:
-            shifts[output] = _sliced(made.value, out_axes, kept).astype(lost.value.dtype)
+            shifts[output] = _sliced(contribution.value, out_axes, kept).astype(removed.value.dtype)
         elif law.node.op == "Conv":
-            total = np.broadcast_to(bias.value + made.value.reshape(-1), made.value.size)
-            biases[output] = _sliced(total, out_axes[1:2], kept).astype(lost.value.dtype)
+            total = np.broadcast_to(bias.value + contribution.value.reshape(-1), contribution.value.size)
+            biases[output] = _sliced(total, out_axes[1:2], kept).astype(removed.value.dtype)
         else:
-            biases[output] = _sliced(bias.value + made.value / beta, out_axes, kept).astype(lost.value.dtype)
+            biases[output] = _sliced(bias.value + contribution.value / beta, out_axes, kept).astype(removed.value.dtype)
 
 
-def _lost(site: Site, operand: int, axes: Axes | None, kept: Kept) -> Known | None:
-    """The constants among the channels that go, zeros elsewhere; None where all are zero."""
-    known = usable(site, operand)
-    gone = np.zeros((1,) * known.value.ndim, bool)
+def _removed_constants(site: Site, operand: int, axes: Axes | None, kept: Kept) -> Known | None:
+    """Return the constants among the removed channels, with zeros elsewhere; None if all are zero."""
+    known = foldable(site, operand)
+    removed = np.zeros((1,) * known.value.ndim, bool)
     for axis, expr in enumerate(axes or ()):
         if kept.size(expr) != expr.size:
-            gone = gone | ~np.expand_dims(kept.mask(expr), tuple(i for i in range(known.value.ndim) if i != axis))
-    gone = gone & known.other
-    return Known(np.where(gone, known.value, 0), np.ones_like(gone)) if gone.any() else None
+            removed = removed | ~np.expand_dims(kept.mask(expr), tuple(i for i in range(known.value.ndim) if i != axis))
+    removed = removed & known.nonzero
+    return Known(np.where(removed, known.value, 0), np.ones_like(removed)) if removed.any() else None
 
 
 def _sliced(value: Array, axes: Axes, kept: Kept) -> Array:
-    """The part of what broadcasts to a tensor that the pruned tensor has."""
+    """Slice a value that broadcasts to a tensor as surgery slices the tensor."""
     for axis, expr in enumerate(axes[::-1], 1):
         if axis <= value.ndim and value.shape[-axis] == expr.size != kept.size(expr):
             value = np.compress(kept.mask(expr), value, axis=value.ndim - axis)
     return value
 
 
-# -- the model that surgery made ---------------------------------------------------------------------------------------
+# -- editing the pruned model ------------------------------------------------------------------------------------------
 
 
 def _set_bias(graph: Graph, node: Node, bias: Array) -> None:
+    """Replace a node's bias, or give it one of its own if others read the old one."""
     if len(node.inputs) > 2 and _replace(graph, node.inputs[2], bias):
         return
     bias = bias.reshape(bias.shape[-1:]) if bias.size == bias.shape[-1] else bias
@@ -155,7 +156,7 @@ def _set_bias(graph: Graph, node: Node, bias: Array) -> None:
 
 
 def _move_addend(graph: Graph, output: str, shift: Array) -> bool:
-    """Change the constant that is added next, where it is nobody else's."""
+    """Add to the constant that the next node adds; return False if there is none, or others read it."""
     users = graph.users.get(output, ())
     if len(users) != 1 or users[0][0].op != "Add" or users[0][0].domain or output in graph.outputs:
         return False
@@ -165,6 +166,7 @@ def _move_addend(graph: Graph, output: str, shift: Array) -> bool:
 
 
 def _add_after(graph: Graph, node: Node, shift: Array) -> None:
+    """Insert an Add behind a node."""
     output = node.outputs[0]
     before, name = _fresh(graph, f"{output}_unshifted"), _fresh(graph, f"{output}_shift")
     graph.model.graph.initializer.append(numpy_helper.from_array(shift, name))
@@ -174,7 +176,7 @@ def _add_after(graph: Graph, node: Node, shift: Array) -> None:
 
 
 def _replace(graph: Graph, name: str, value: Array) -> bool:
-    """Give a constant another value of its size, where one node reads it and nobody else."""
+    """Give a constant another value of its size; return False if anything but one node reads it."""
     captured = any(name in names for names in graph.captured.values())
     if name not in graph.constants or len(graph.users[name]) != 1 or name in graph.outputs or captured:
         return False
@@ -187,6 +189,7 @@ def _replace(graph: Graph, name: str, value: Array) -> bool:
 
 
 def _fresh(graph: Graph, name: str) -> str:
+    """Return a name that the graph does not use yet."""
     taken = graph.users.keys() | graph.constants.keys() | graph.producer.keys()
     while name in taken:
         name += "_"

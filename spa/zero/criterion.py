@@ -1,4 +1,4 @@
-"""The criterion ``zero``: what changes nothing goes, whatever the budget."""
+"""The criterion ``zero``: remove the channels whose removal changes nothing, whatever the budget."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from spa.criteria.registry import Criterion, criterion
 
 def _remove(context: Context) -> Removal:
     """Find the channels whose removal changes nothing."""
-    from spa.zero.compaction import lossless  # with onnxruntime, which not every use of the registry needs
+    from spa.zero.compaction import lossless  # imports onnxruntime, which not every use of the registry needs
 
-    found = lossless(context.analysis, context.groups)
-    notes = () if found.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
-    return Removal(found.plan, found.fold, notes)
+    compaction = lossless(context.analysis, context.groups)
+    notes = () if compaction.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
+    return Removal(compaction.plan, compaction.fold, notes)
 
 
 ZERO = criterion(

@@ -1,4 +1,4 @@
-"""What is known of a tensor's elements: a value, or that it varies."""
+"""The values of a tensor's elements that are the same for every input."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Array = np.ndarray
 class Known:
     """The elements of a tensor that have the same value for every input.
 
-    Both arrays have the tensor's rank; an axis of one index stands for an axis of any size along which all is alike.
+    Both arrays have the tensor's rank; an axis of one index stands for any size if all elements along it are
+    alike.
 
     Attributes:
-        value: of the elements, where ``mask`` says that they have one; anything elsewhere.
+        value: the elements' values where ``mask`` is True; anything elsewhere.
         mask: True where an element is known.
     """
 
@@ -26,36 +27,41 @@ class Known:
 
     @property
     def zero(self) -> Array:
-        """True where an element is known to be zero."""
+        """A mask of the elements that are known to be zero."""
         return self.mask & (self.value == 0)
 
     @property
-    def other(self) -> Array:
-        """True where an element is known not to be zero."""
+    def nonzero(self) -> Array:
+        """A mask of the elements that are known not to be zero."""
         return self.mask & (self.value != 0)
 
-    def only(self, mask: Array) -> Known:
-        """The same, but nothing is known where ``mask`` is False."""
+    def restricted_to(self, mask: Array) -> Known:
+        """Return the same values, with nothing known where ``mask`` is False."""
         return Known(self.value, self.mask & mask)
 
-    def axis(self, axis: int, size: int) -> Array:
-        """Of an axis' indices, whether all elements are known, (size,)."""
-        return flat(self.mask, axis, size)
+    def along(self, axis: int, size: int) -> Array:
+        """Return for each index of an axis whether all its elements are known, (size,)."""
+        return all_along(self.mask, axis, size)
 
 
 def constant(value: Array) -> Known:
-    """All of a tensor is known."""
+    """Return a tensor of which every element is known."""
     return Known(value, np.ones((1,) * value.ndim, dtype=bool))
 
 
-def flat(mask: Array, axis: int, size: int) -> Array:
-    """Of an axis' indices, whether the mask is True all over, (size,)."""
+def along_channels(vector: Array, rank: int) -> Array:
+    """Return a vector of channels as a tensor of a rank, with the channels along axis 1."""
+    return vector.reshape(1, -1, *[1] * (rank - 2))
+
+
+def all_along(mask: Array, axis: int, size: int) -> Array:
+    """Return for each index of an axis whether all its entries of the mask are True, (size,)."""
     others = tuple(i for i in range(mask.ndim) if i != axis % mask.ndim)
     return np.broadcast_to(mask.all(axis=others), (size,))
 
 
-def uniform(known: Known, axes: Iterable[int]) -> Known:
-    """What is known, and the same all along some axes; these have one index then."""
+def uniform_along(known: Known, axes: Iterable[int]) -> Known:
+    """Keep what is known and the same all along some axes, and give these axes one index."""
     value, mask = np.broadcast_arrays(known.value, known.mask)
     long = tuple(a % value.ndim for a in axes if value.shape[a] > 1)
     if not long:
@@ -64,8 +70,8 @@ def uniform(known: Known, axes: Iterable[int]) -> Known:
     return Known(first, (mask & (value == first)).all(axis=long, keepdims=True))
 
 
-def shrunk(known: Known) -> Known:
-    """The same in the least room: axes along which nothing changes have one index."""
+def compressed(known: Known) -> Known:
+    """Return the same in less memory: axes along which nothing changes get one index."""
     value, mask = np.broadcast_arrays(known.value, known.mask)
     for axis in range(value.ndim):
         first = (slice(None),) * axis + (slice(0, 1),)

@@ -12,9 +12,9 @@ from spa.coupling.plan import make_plan
 from spa.criteria import Context, Curve
 from spa.errors import InvariantError, PlanError
 from spa.model.graph import Graph
-from spa.obspa.affine import tail
+from spa.obspa.affine import find_tail
 from spa.obspa.criterion import loss_curves
-from spa.obspa.curves import Reader, greedy
+from spa.obspa.curves import MomentReader, greedy
 from spa.obspa.linear import linear
 from spa.obspa.moments import Moments, damped, least_squares
 from spa.obspa.pipeline import Calibrated
@@ -83,7 +83,7 @@ def test_the_greedy_loss_is_what_least_squares_leaves(seed: int) -> None:
     h = np.matmul(x.transpose(0, 2, 1), x) / 400
     w = rng.standard_normal((2, 7, 12))
     columns = rng.permutation(12).reshape(6, 2)
-    curve = greedy([Reader(h, w, columns)], 6, damping=1e-9)
+    curve = greedy([MomentReader(h, w, columns)], 6, damping=1e-9)
     assert sorted(curve.order) == list(range(6))
     for gone in range(1, 6):
         kept = np.setdiff1d(np.arange(12), columns[curve.order[:gone]])
@@ -100,8 +100,8 @@ def test_paddings_of_channels_with_fewer_inputs_cost_nothing() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 5))
     h, w = (x.T @ x / 300)[None], rng.standard_normal((1, 3, 5))
-    ragged = greedy([Reader(h, w, np.array([[0, 1], [2, -1], [3, 4]]))], 3)
-    alone = greedy([Reader(h, w, np.array([[2]]))], 1)
+    ragged = greedy([MomentReader(h, w, np.array([[0, 1], [2, -1], [3, 4]]))], 3)
+    alone = greedy([MomentReader(h, w, np.array([[2]]))], 1)
     assert np.isfinite(ragged.loss).all()
     at = list(ragged.order).index(1)
     if at == 0:
@@ -114,7 +114,7 @@ def test_a_channel_that_others_can_replace_goes_first_and_for_nothing() -> None:
     x = rng.standard_normal((500, 7))
     x[:, 4] = x[:, [0, 2]] @ [0.7, -1.3]
     curve = greedy(
-        [Reader((x.T @ x / 500)[None], rng.standard_normal((1, 5, 7)), np.arange(7)[:, None])], 7, damping=1e-9
+        [MomentReader((x.T @ x / 500)[None], rng.standard_normal((1, 5, 7)), np.arange(7)[:, None])], 7, damping=1e-9
     )
     assert curve.order[0] in (0, 2, 4)
     assert curve.loss[1] < 1e-5 * curve.loss[2]
@@ -166,10 +166,10 @@ def test_unfolded_inputs_times_the_matrix_are_the_convolution(
     graph = Graph(model)
     lin = linear(graph, graph.nodes[0])
     assert lin is not None
-    chosen = rng.permutation(lin.places(y.shape))[:5]
-    rows = lin.inputs(x, y.shape, graph, chosen)
+    chosen = rng.permutation(lin.positions(y.shape))[:5]
+    rows = lin.input_rows(x, y.shape, graph, chosen)
     expected = np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1)) + graph.array("b").reshape(groups, 1, -1)
-    np.testing.assert_allclose(lin.outputs(y, chosen), expected, atol=1e-5)
+    np.testing.assert_allclose(lin.output_rows(y, chosen), expected, atol=1e-5)
     np.testing.assert_array_equal(lin.weights_from(lin.matrix(graph), graph), graph.array("w"))
 
 
@@ -186,8 +186,8 @@ def test_every_form_of_a_matrix_product_is_read_and_written_back(op: str, turned
     graph = Graph(model)
     lin = linear(graph, graph.nodes[-1])
     assert lin is not None
-    rows = lin.inputs(x, (4, 5), graph, np.arange(1))
-    expected = lin.outputs(outputs(model, x), np.arange(1))
+    rows = lin.input_rows(x, (4, 5), graph, np.arange(1))
+    expected = lin.output_rows(outputs(model, x), np.arange(1))
     np.testing.assert_allclose(np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1)), expected, atol=1e-5)
     np.testing.assert_array_equal(lin.weights_from(lin.matrix(graph), graph), w)
 
@@ -209,10 +209,10 @@ def test_the_tail_of_a_convolution_is_its_scale_and_the_skip_path() -> None:
     model = residual_net(np.random.default_rng(6))
     graph = Graph(model)
     node = graph.producer["c0"]
-    found = tail(graph, node, 6, 1)
-    np.testing.assert_allclose(found.scale, graph.array("g0") / np.sqrt(graph.array("v0") + 1e-5), rtol=1e-6)
-    assert (found.addend, found.mean, found.bias) == ("s0", "m0", None)
-    assert tail(graph, graph.producer["h0"], 11, 1).addend is None
+    tail = find_tail(graph, node, 6, 1)
+    np.testing.assert_allclose(tail.scale, graph.array("g0") / np.sqrt(graph.array("v0") + 1e-5), rtol=1e-6)
+    assert (tail.addend, tail.mean, tail.bias) == ("s0", "m0", None)
+    assert find_tail(graph, graph.producer["h0"], 11, 1).addend is None
 
 
 def test_the_tail_of_a_matrix_has_the_normalisation_behind_it() -> None:
@@ -225,9 +225,9 @@ def test_the_tail_of_a_matrix_has_the_normalisation_behind_it() -> None:
     weights = {"w": rng.standard_normal((5, 7)), "u": rng.standard_normal((7, 3))}
     weights |= {n: rng.uniform(0.5, 1.5, 7) for n in ("g", "be", "m", "v")}
     graph = Graph(network(nodes, weights, ["n", 5], 2))
-    found = tail(graph, graph.nodes[0], 7, -1)
-    np.testing.assert_allclose(found.scale, graph.array("g") / np.sqrt(graph.array("v") + 1e-5), rtol=1e-6)
-    assert found.mean == "m"
+    tail = find_tail(graph, graph.nodes[0], 7, -1)
+    np.testing.assert_allclose(tail.scale, graph.array("g") / np.sqrt(graph.array("v") + 1e-5), rtol=1e-6)
+    assert tail.mean == "m"
 
 
 def channels_last(model: ModelProto, early: bool) -> ModelProto:
@@ -262,9 +262,9 @@ def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool
     x = rng.standard_normal((40, 3, 9, 7)).astype(np.float32)
     np.testing.assert_allclose(outputs(other, x), outputs(model, x), atol=1e-5)
     graph = Graph(other)
-    found = tail(graph, graph.producer["c1"], 6, 1)
-    assert found.mean == "m1"
-    assert (found.addend, found.order) == (("s1_of_s2", (0, 2, 3, 1)) if early else ("s1", (0, 1, 2, 3)))
+    tail = find_tail(graph, graph.producer["c1"], 6, 1)
+    assert tail.mean == "m1"
+    assert (tail.addend, tail.order) == (("s1_of_s2", (0, 2, 3, 1)) if early else ("s1", (0, 1, 2, 3)))
     curves, results = [], []
     for each in (model, other):
         analysis = couple(Graph(each))
@@ -339,9 +339,9 @@ def test_synthetic_inputs_change_weights_and_biases_but_no_variance() -> None:
     model = residual_net(rng)
     analysis = couple(Graph(model))
     calibrated = Calibrated(analysis, [{"x": rng.standard_normal((64, 3, 9, 7)).astype(np.float32)}], synthetic=True)
-    found = loss_curves(Context(analysis, analysis.free, inputs=calibrated.inputs())).candidates[0]
-    assert set(found) == {g.name for g in analysis.free}
-    choice = allocate(analysis, analysis.free, found, Budget(0.4, round_to=1))
+    losses = loss_curves(Context(analysis, analysis.free, inputs=calibrated.inputs())).candidates[0]
+    assert set(losses) == {g.name for g in analysis.free}
+    choice = allocate(analysis, analysis.free, losses, Budget(0.4, round_to=1))
     plan = make_plan(analysis, choice.kept)
     pruned = apply(analysis, plan)
     before = calibrated.distortion(pruned)

@@ -12,7 +12,7 @@ from spa.criteria import Context, Curve, Inputs
 from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.obspa import criterion as obspa
-from spa.obspa.curves import Reader
+from spa.obspa.curves import MomentReader
 from spa.obspa.score import discounted
 from tests.obspa.test_obspa import network, residual_net
 
@@ -25,7 +25,7 @@ def test_a_channels_score_is_its_weights_squared_over_the_inverse_hessian() -> N
     expected = []
     for c in range(5):
         expected.append(sum(float(w[o, c]) ** 2 / float(inverse[c, c]) for o in range(3)))  # Hassibi et al., equation 5
-    state = Reader(h[None], w[None], np.arange(5)[:, None]).state(1e-12)
+    state = MomentReader(h[None], w[None], np.arange(5)[:, None]).state(1e-12)
     np.testing.assert_allclose(state.scores(np.arange(5)), expected, rtol=1e-6)  # of the damping that is left
 
 
@@ -56,9 +56,9 @@ def test_losses_count_less_the_more_readers_lie_behind() -> None:
     analysis = couple(Graph(residual_net(np.random.default_rng(0))))
     inner = [g for g in analysis.free if g.size == 11]  # each with one reader, one behind the other
     curves = {g.name: Curve(np.arange(11), np.linspace(0, 3, 12)) for g in inner}
-    found = discounted(curves, inner, 0.3)
+    scaled = discounted(curves, inner, 0.3)
     for behind, group in enumerate(sorted(inner, key=lambda g: -g.readers[0])):
-        np.testing.assert_allclose(found[group.name].loss, curves[group.name].loss * (1 + behind) ** -0.3)
+        np.testing.assert_allclose(scaled[group.name].loss, curves[group.name].loss * (1 + behind) ** -0.3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
 from spa.obspa import producers
 from spa.obspa.linear import linear
-from spa.obspa.producers import pair
+from spa.obspa.producers import find_pair
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.surgery.apply import apply
@@ -22,13 +22,19 @@ from tests.obspa.test_obspa_readers import of_type
 Array = np.ndarray
 
 
-def refitted(model: ModelProto, name: str, kept: Array, x: Array, before: bool, trust: float = 1.0) -> ModelProto:
+def refitted(
+    model: ModelProto, name: str, kept: Array, x: Array, before: bool, pruned_fraction: float = 1.0
+) -> ModelProto:
     analysis = couple(Graph(model))
     plan = make_plan(analysis, {group(analysis, name): kept})
     pruned = apply(analysis, plan)
     halves = [{"x": part} for part in np.array_split(x, 2)]
     reconstruct(
-        analysis, plan, pruned, halves, FitSettings(damping=1e-6, pruned_input_share=trust, refit_producers=before)
+        analysis,
+        plan,
+        pruned,
+        halves,
+        FitSettings(damping=1e-6, pruned_input_fraction=pruned_fraction, refit_producers=before),
     )
     onnx.checker.check_model(pruned)
     return pruned
@@ -63,16 +69,18 @@ def test_spreading_inverts_and_back_transposes(
     graph = Graph(model)
     lin = linear(graph, graph.nodes[0])
     assert lin is not None
-    every = np.arange(lin.places(y.shape))
-    np.testing.assert_array_equal(lin.spread(lin.outputs(y, every), y.shape), y)
-    rows = lin.inputs(value, y.shape, graph, every)
-    np.testing.assert_allclose(lin.outputs(y, every), rows @ lin.matrix(graph).transpose(0, 2, 1), rtol=1e-4, atol=1e-4)
-    last = lin.inputs(value, y.shape, graph, every[-1:])
+    every = np.arange(lin.positions(y.shape))
+    np.testing.assert_array_equal(lin.output_from_rows(lin.output_rows(y, every), y.shape), y)
+    rows = lin.input_rows(value, y.shape, graph, every)
+    np.testing.assert_allclose(
+        lin.output_rows(y, every), rows @ lin.matrix(graph).transpose(0, 2, 1), rtol=1e-4, atol=1e-4
+    )
+    last = lin.input_rows(value, y.shape, graph, every[-1:])
     np.testing.assert_array_equal(last, rows[:, len(every) - 1 :: len(every)])
     other = rng.standard_normal(y.shape)
-    back = lin.back(other, lin.matrix(graph), value.shape, graph)
-    assert back.shape == value.shape
-    assert (back * value).sum() == pytest.approx((y * other).sum(), rel=1e-4)
+    gradient = lin.input_gradient(other, lin.matrix(graph), value.shape, graph)
+    assert gradient.shape == value.shape
+    assert (gradient * value).sum() == pytest.approx((y * other).sum(), rel=1e-4)
 
 
 def two_layers(form: str, rng: np.random.Generator) -> tuple[ModelProto, Array]:
@@ -91,29 +99,29 @@ def two_layers(form: str, rng: np.random.Generator) -> tuple[ModelProto, Array]:
     return network(nodes, {"a": a, "c": c}, shape, len(shape)), x.astype(np.float32)
 
 
-@pytest.mark.parametrize("trust", [1.0, 0.8])
+@pytest.mark.parametrize("pruned_fraction", [1.0, 0.8])
 @pytest.mark.parametrize("form", ["conv", "matmul"])
-def test_two_channels_are_enough_for_an_output_of_rank_two(form: str, trust: float) -> None:
+def test_two_channels_are_enough_for_an_output_of_rank_two(form: str, pruned_fraction: float) -> None:
     model, x = two_layers(form, np.random.default_rng(1))
     kept = np.array([2, 5])
-    without = error(model, refitted(model, "a", kept, x, False, trust), x)
+    without = error(model, refitted(model, "a", kept, x, False, pruned_fraction), x)
     assert without > 0.05
-    assert error(model, refitted(model, "a", kept, x, True, trust), x) < 0.01 * without
+    assert error(model, refitted(model, "a", kept, x, True, pruned_fraction), x) < 0.01 * without
 
 
 @pytest.mark.parametrize(("bias", "norm"), [(True, True), (False, False)])
-@pytest.mark.parametrize(("trust", "rows"), [(1.0, 40_000), (0.8, 40_000), (0.8, 3_000)])
+@pytest.mark.parametrize(("pruned_fraction", "rows"), [(1.0, 40_000), (0.8, 40_000), (0.8, 3_000)])
 def test_it_brings_a_network_nearer_on_inputs_not_seen(
-    bias: bool, norm: bool, trust: float, rows: int, monkeypatch: pytest.MonkeyPatch
+    bias: bool, norm: bool, pruned_fraction: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producers, "ROWS", rows)  # 3,000: half of the samples
+    monkeypatch.setattr(producers, "MAX_ROWS", rows)  # 3,000: half of the samples
     rng = np.random.default_rng(2)
     model = residual_net(rng, bias, norm)
     x = rng.standard_normal((96, 3, 9, 7)).astype(np.float32)
     unseen = rng.standard_normal((96, 3, 9, 7)).astype(np.float32)
     kept = np.arange(0, 11, 2)
-    without = error(model, refitted(model, "a0", kept, x, False, trust), unseen)
-    assert error(model, refitted(model, "a0", kept, x, True, trust), unseen) < 0.95 * without
+    without = error(model, refitted(model, "a0", kept, x, False, pruned_fraction), unseen)
+    assert error(model, refitted(model, "a0", kept, x, True, pruned_fraction), unseen) < 0.95 * without
 
 
 def gelu_net(rng: np.random.Generator) -> ModelProto:
@@ -154,27 +162,27 @@ def test_an_activation_of_several_operators_is_crossed(dtype: type) -> None:
     assert {t.data_type for t in small.graph.initializer} == {code}
 
 
-def found(model: ModelProto, reader: str) -> bool:
+def has_pair(model: ModelProto, reader: str) -> bool:
     graph = Graph(model)
     lin = linear(graph, graph.producer[reader])
     assert lin is not None
-    return pair(graph, lin) is not None
+    return find_pair(graph, lin) is not None
 
 
 def test_a_pair_is_two_layers_that_nobody_else_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gelu_net(np.random.default_rng(4))
-    assert found(model, "gc")
-    assert not found(model, "xa")  # nobody makes its inputs
+    assert has_pair(model, "gc")
+    assert not has_pair(model, "xa")  # nobody makes its inputs
     seen = helper.make_tensor_value_info("hr", TensorProto.FLOAT, [None] * 3)
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.graph.output.append(seen)
-    assert not found(other, "gc")
+    assert not has_pair(other, "gc")
     residual = residual_net(np.random.default_rng(4))
-    assert found(residual, "c0") and found(residual, "c1")
-    assert not found(residual, "h1")  # it reads a sum
-    monkeypatch.setattr(producers, "INPUTS", 50)  # of the first layer's 6 times 9
-    assert not found(residual, "c0")
+    assert has_pair(residual, "c0") and has_pair(residual, "c1")
+    assert not has_pair(residual, "h1")  # it reads a sum
+    monkeypatch.setattr(producers, "MAX_INPUTS", 50)  # of the first layer's 6 times 9
+    assert not has_pair(residual, "c0")
 
 
 def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:
@@ -216,7 +224,7 @@ def test_a_slope_that_is_not_finite_is_none() -> None:
     graph = Graph(model)
     x, unseen = (rng.standard_normal((400, 5, 6)).astype(np.float32) for _ in range(2))
     lin = linear(graph, graph.producer["z"])
-    assert lin is not None and pair(graph, lin) is not None
+    assert lin is not None and find_pair(graph, lin) is not None
     kept = np.arange(0, 9, 2)
     without = error(model, refitted(model, "a[", kept, x, False), unseen)
     assert error(model, refitted(model, "a[", kept, x, True), unseen) < without

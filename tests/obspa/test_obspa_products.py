@@ -10,7 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
-from spa.obspa.curves import Reader
+from spa.obspa.curves import MomentReader
 from spa.obspa.readers import products
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
@@ -80,10 +80,10 @@ def attention(form: str, rng: np.random.Generator, redundant: bool = False) -> M
         helper.make_node("Reshape", ["zt", "rows"], ["zr"]),
         helper.make_node("MatMul", ["zr", "o"], ["y"]),
     ]
-    found = network(nodes, weights, ["n", 5, 6], 3)
+    model = network(nodes, weights, ["n", 5, 6], 3)
     for name, value in integers.items():
-        found.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
-    return onnx.shape_inference.infer_shapes(found)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
+    return onnx.shape_inference.infer_shapes(model)
 
 
 FORMS = ["separate", "split", "gather"]
@@ -102,19 +102,19 @@ def test_a_products_second_moments_are_those_of_its_terms() -> None:
     node = analysis.graph.producer["logits"]
     stream = Stream(model, None, [{"x": rng.standard_normal((3, 5, 6)).astype(np.float32)} for _ in range(2)])
     stream.after(stream.graph.nodes[node.index])
-    (seen,) = products.ActivationProduct().observe(
+    (observation,) = products.ActivationProduct().observe(
         analysis, stream, stream.graph.nodes[node.index], np.random.default_rng(0)
     )
-    reader = seen.of(np.arange(7)[:, None])
-    assert isinstance(reader, Reader)
+    reader = observation.make_reader(np.arange(7)[:, None])
+    assert isinstance(reader, MomentReader)
     q, k = (np.concatenate([b[n] for b in stream.live]).astype(np.float64) for n in ("qs", "kt"))
     k = k - k.mean(axis=-1, keepdims=True)  # the softmax does not see it
     terms = np.einsum("bhmj,bhjn->jbhmn", q, k).reshape(7, -1)
     np.testing.assert_allclose(reader.h[0], terms @ terms.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        np.square(terms.sum(axis=0)).sum() * reader.w[0, 0, 0] ** 2, products.SOFTENED, rtol=1e-4
+        np.square(terms.sum(axis=0)).sum() * reader.w[0, 0, 0] ** 2, products.SOFTMAX_WEIGHT, rtol=1e-4
     )
-    assert seen.columns(next(g.dim for g in analysis.free if node.index in g.readers), 7) is not None
+    assert observation.columns(next(g.dim for g in analysis.free if node.index in g.readers), 7) is not None
 
 
 def test_conjugate_gradients_find_the_best_mixture() -> None:
@@ -123,12 +123,12 @@ def test_conjugate_gradients_find_the_best_mixture() -> None:
     q2, k2 = q[..., :3], k[:, :, :3]
     s, t = q2.swapaxes(2, 3) @ q2, k2 @ k2.swapaxes(2, 3)
     c = (q2.swapaxes(2, 3) @ q) @ (k @ k2.swapaxes(2, 3))
-    found = products.mixing(s, t, c, 1e-9)
+    mixing = products.solve_mixing(s, t, c, 1e-9)
     for h in range(2):
         design = np.concatenate([np.kron(q2[n, h], k2[n, h].T) for n in range(6)])  # rows of vec(Q A Kᵀ)
-        wanted = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])
-        best = np.linalg.lstsq(design, wanted, rcond=None)[0].reshape(3, 3)
-        np.testing.assert_allclose(found[h], best, atol=1e-5)
+        target = np.concatenate([(q[n, h] @ k[n, h]).reshape(-1) for n in range(6)])
+        best = np.linalg.lstsq(design, target, rcond=None)[0].reshape(3, 3)
+        np.testing.assert_allclose(mixing[h], best, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,7 +167,7 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     analysis = couple(Graph(model))
     heads = next(g for g in analysis.free if g.size == 2)
     x = rng.standard_normal((80, 5, 6)).astype(np.float32)
-    found = curves(analysis, analysis.free, [{"x": x}])
+    losses = curves(analysis, analysis.free, [{"x": x}])
     stream = Stream(model, None, [{"x": x}])
     stream.after(stream.graph.producer["y"])
     rows = stream.live[0]["zr"].reshape(-1, 2, 7).astype(np.float64)
@@ -179,7 +179,7 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     for h in range(2):  # what is left of head h after the best fit from the other one
         fit = np.linalg.lstsq(rows[:, 1 - h], whole @ projection.reshape(14, 3), rcond=None)[0]
         left.append(np.square(whole @ projection.reshape(14, 3) - rows[:, 1 - h] @ fit).sum())
-    assert found[heads.name].order[0] == np.argmin(left)
-    np.testing.assert_allclose(found[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
+    assert losses[heads.name].order[0] == np.argmin(left)
+    np.testing.assert_allclose(losses[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
     _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
     assert error(after, want) < error(before, want)

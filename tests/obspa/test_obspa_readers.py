@@ -12,7 +12,7 @@ from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
 from spa.obspa import dual
-from spa.obspa.curves import Reader, greedy
+from spa.obspa.curves import MomentReader, greedy
 from spa.obspa.linear import linear, uses
 from spa.obspa.moments import Moments, least_squares
 from spa.obspa.readers.base import FitSettings
@@ -56,9 +56,9 @@ def check_reader(
     _, want, before, after = rebuilt(model, name, few, x, 1e-3, batch_axis)
     assert error(after, want) < error(before, want)
     analysis = couple(Graph(model))
-    found = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
-    assert found.loss[1] < 1e-2 * found.loss[-1]
-    assert found.order[0] in (gone, PARTNER)
+    curve = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
+    assert curve.loss[1] < 1e-2 * curve.loss[-1]
+    assert curve.order[0] in (gone, PARTNER)
 
 
 PARTNER = 2  # of the channel that is redundant
@@ -160,11 +160,11 @@ def test_rows_times_the_matrix_are_the_products_output(
     lin = linear(graph, graph.nodes[0])
     assert lin is not None
     assert lin.size(graph) == lin.matrix(graph).shape
-    chosen = rng.permutation(lin.places(y))[:3]
-    rows = lin.inputs(value, y, graph, chosen)
+    chosen = rng.permutation(lin.positions(y))[:3]
+    rows = lin.input_rows(value, y, graph, chosen)
     assert rows.shape[1] == lin.samples(y) * len(chosen)
     expected = np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1))
-    np.testing.assert_allclose(lin.outputs(result, chosen), expected, atol=1e-5)
+    np.testing.assert_allclose(lin.output_rows(result, chosen), expected, atol=1e-5)
     np.testing.assert_allclose(lin.weights_from(lin.matrix(graph), graph), graph.array("w"), rtol=1e-6)
 
 
@@ -202,10 +202,10 @@ def test_gathered_inputs_times_the_matrix_are_the_transposed_convolution(
     lin = linear(graph, graph.nodes[0])
     assert lin is not None
     assert lin.size(graph) == lin.matrix(graph).shape
-    chosen = rng.permutation(lin.places(y.shape))[:11]
-    rows = lin.inputs(x, y.shape, graph, chosen)
+    chosen = rng.permutation(lin.positions(y.shape))[:11]
+    rows = lin.input_rows(x, y.shape, graph, chosen)
     expected = np.matmul(rows, lin.matrix(graph).transpose(0, 2, 1)) + graph.array("b").reshape(groups, 1, -1)
-    np.testing.assert_allclose(lin.outputs(y, chosen), expected, atol=1e-5)
+    np.testing.assert_allclose(lin.output_rows(y, chosen), expected, atol=1e-5)
     np.testing.assert_array_equal(lin.weights_from(lin.matrix(graph), graph), graph.array("w"))
 
 
@@ -364,25 +364,25 @@ def test_rows_give_the_curve_and_the_fit_that_moments_give() -> None:
     columns = rng.permutation(90).reshape(30, 3)
     columns[4, 2] = columns[11, 1] = -1
     centred = rows.centred()[0]
-    found = greedy([dual.RowReader(centred, single, columns, rounds=30)], 30, damping=0.1)
-    expected_curve = greedy([Reader(moments.xx, w, columns, rows=60)], 30, damping=0.1)
-    np.testing.assert_array_equal(found.order, expected_curve.order)
-    np.testing.assert_allclose(found.loss, expected_curve.loss, rtol=1e-4)
+    curve = greedy([dual.RowReader(centred, single, columns, rounds=30)], 30, damping=0.1)
+    expected_curve = greedy([MomentReader(moments.xx, w, columns, rows=60)], 30, damping=0.1)
+    np.testing.assert_array_equal(curve.order, expected_curve.order)
+    np.testing.assert_allclose(curve.loss, expected_curve.loss, rtol=1e-4)
 
 
 def test_mixed_outputs_estimate_the_loss_of_all() -> None:
     rng = np.random.default_rng(13)
     w, unit = rng.standard_normal((1, 900, 20)).astype(np.float32), rng.uniform(0.5, 2, 900)
-    mixed = dual.sketched(w, unit, rng)
-    assert mixed.shape == (1, dual.SKETCH, 20)
+    mixed = dual.sketch(w, unit, rng)
+    assert mixed.shape == (1, dual.SKETCH_OUTPUTS, 20)
     exact = np.square(w * unit[:, None]).sum(axis=(0, 1))
     np.testing.assert_allclose(np.square(mixed).sum(axis=(0, 1)), exact, rtol=0.35)  # four standard errors of 9 %
     few = w[:, :7]
-    np.testing.assert_allclose(dual.sketched(few, unit[:7], rng), few * unit[:7, None], rtol=1e-6)
+    np.testing.assert_allclose(dual.sketch(few, unit[:7], rng), few * unit[:7, None], rtol=1e-6)
 
 
 def test_a_product_with_very_many_inputs_is_scored_and_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual, "LARGEST", 100)
+    monkeypatch.setattr(dual, "MAX_MOMENT_INPUTS", 100)
     rng = np.random.default_rng(14)
     weights = {
         "a": producer(rng, 11, 3 * 9, 5).reshape(11, 3, 3, 3),
@@ -408,7 +408,7 @@ def test_a_channel_that_never_moves_goes_first_and_costs_nothing() -> None:
     x[:, 4] = 0
     w = rng.standard_normal((1, 3, 6))
     columns = np.arange(6)[:, None]
-    by_moments = greedy([Reader((x.T @ x / 300)[None], w, columns)], 6)
+    by_moments = greedy([MomentReader((x.T @ x / 300)[None], w, columns)], 6)
     by_rows = greedy([dual.RowReader(x[None].astype(np.float32), w.astype(np.float32), columns)], 6)
     for curve in (by_moments, by_rows):
         assert curve.order[0] == 4

@@ -11,7 +11,7 @@ from onnx import ModelProto, helper
 from spa.coupling.analysis import couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph
-from spa.obspa.readers.recurrent import cell
+from spa.obspa.readers.recurrent import recurrent_cell
 from spa.obspa.refit import reconstruct
 from spa.running.stream import Stream
 from spa.surgery.apply import apply
@@ -89,19 +89,19 @@ def test_the_rows_of_a_cell_make_its_next_states() -> None:
     x = rng.standard_normal((7, 5, 3)).astype(np.float32)
     y = outputs(model, x)
     graph = Graph(model)
-    found = cell(graph, graph.nodes[0])
-    assert found is not None
+    cell = recurrent_cell(graph, graph.nodes[0])
+    assert cell is not None
     w, r, h = (graph.array(n) for n in "wrh")
-    states = found.states(y, h)
-    sums = found.inputs(x) @ w.swapaxes(1, 2) + states @ r.swapaxes(1, 2)
+    states = cell.states(y, h)
+    sums = cell.inputs(x) @ w.swapaxes(1, 2) + states @ r.swapaxes(1, 2)
     expected = y.transpose(1, 0, 2, 3).reshape(2, -1, 4)
     np.testing.assert_allclose(np.tanh(sums), expected, atol=1e-5)
-    other = replace(found, batch_first=True)  # onnxruntime has no such kernel
-    np.testing.assert_array_equal(other.inputs(x.swapaxes(0, 1)), found.inputs(x))
+    other = replace(cell, batch_first=True)  # onnxruntime has no such kernel
+    np.testing.assert_array_equal(other.inputs(x.swapaxes(0, 1)), cell.inputs(x))
     np.testing.assert_array_equal(other.states(y.transpose(2, 0, 1, 3), h.swapaxes(0, 1)), states)
 
 
-def test_edits_of_a_cell_are_repeated_on_a_twin() -> None:
+def test_edits_of_a_cell_are_repeated_on_another_model() -> None:
     rng = np.random.default_rng(21)
     model = cell_network("LSTM", rng, bias=False, last=True)
     analysis = couple(Graph(model))

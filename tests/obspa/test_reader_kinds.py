@@ -10,7 +10,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import make_plan
 from spa.model.graph import Graph, Node
 from spa.obspa import readers
-from spa.obspa.curves import Seen
+from spa.obspa.curves import Observation
 from spa.obspa.linear import linear, uses
 from spa.obspa.readers import KINDS, kind_of
 from spa.obspa.readers.base import ReaderKind, Reconstruction
@@ -26,15 +26,15 @@ def model(nodes: list[tuple[str, list[str], str]], weights: dict[str, tuple[int,
     """x [n 6] through some nodes to y."""
     rng = np.random.default_rng(0)
     constants = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in weights.items()]
-    made = [helper.make_node(op, inputs, [output]) for op, inputs, output in nodes]
+    protos = [helper.make_node(op, inputs, [output]) for op, inputs, output in nodes]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(made, "g", [x], [y], constants)
+    graph = helper.make_graph(protos, "g", [x], [y], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def kinds(made: ModelProto) -> list[str]:
-    graph = Graph(made)
+def kinds(network: ModelProto) -> list[str]:
+    graph = Graph(network)
     return [type(kind_of(graph, node)).__name__ for node in graph.nodes]
 
 
@@ -68,32 +68,32 @@ class _Noted(ReaderKind):
     def matches(self, graph: Graph, node: Node) -> bool:
         return node.op == "MatMul"
 
-    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
         assert all(n in stream.live[0] for n in (node.inputs[0], node.outputs[0]))
         self.asked.append(("observe", node.inputs[1]))
         return []
 
-    def may_refit(self, at: Reconstruction, node: Node, twin: Node) -> bool:
+    def may_refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> bool:
         self.asked.append(("may_refit", node.inputs[1]))
         return node.inputs[1] != "u"
 
-    def prepare(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        assert at.dense.at == at.small.at == 0
+    def prepare(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        assert reconstruction.dense.at == reconstruction.pruned.at == 0
         self.asked.append(("prepare", node.inputs[1]))
 
-    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        assert {node.inputs[0], node.outputs[0]} <= at.dense.live[0].keys()
-        assert twin.inputs[0] in at.small.live[0]
-        assert at.small.at == twin.index
+    def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        assert {node.inputs[0], node.outputs[0]} <= reconstruction.dense.live[0].keys()
+        assert pruned_node.inputs[0] in reconstruction.pruned.live[0]
+        assert reconstruction.pruned.at == pruned_node.index
         self.asked.append(("refit", node.inputs[1]))
 
 
 def test_a_new_kind_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [("MatMul", ["x", "w"], "h"), ("Relu", ["h"], "r"), ("MatMul", ["r", "v"], "s"), ("Relu", ["s"], "t")]
-    made = model([*nodes, ("MatMul", ["t", "u"], "y")], {"w": (6, 9), "v": (9, 7), "u": (7, 4)})
+    network = model([*nodes, ("MatMul", ["t", "u"], "y")], {"w": (6, 9), "v": (9, 7), "u": (7, 4)})
     kind = _Noted()
     monkeypatch.setattr(readers, "KINDS", (kind,))
-    analysis = couple(Graph(made))
+    analysis = couple(Graph(network))
     x = np.random.default_rng(1).standard_normal((10, 6)).astype(np.float32)
     assert curves(analysis, analysis.free, [{"x": x}]) == {}
     assert kind.asked == [("observe", "v"), ("observe", "u")]
@@ -110,8 +110,8 @@ def test_weights_that_are_also_read_transposed_are_not_fitted_to_both() -> None:
         ("Transpose", ["w"], "wt"),
         ("MatMul", ["s", "wt"], "t"),
     ]
-    made = model([*nodes, ("MatMul", ["t", "b"], "y")], {"a": (6, 9), "w": (9, 7), "b": (9, 4)})
-    graph = Graph(made)
+    network = model([*nodes, ("MatMul", ["t", "b"], "y")], {"a": (6, 9), "w": (9, 7), "b": (9, 4)})
+    graph = Graph(network)
     first, last = (linear(graph, graph.producer[n]) for n in ("s", "t"))
     assert first is not None
     assert last is not None

@@ -22,7 +22,7 @@ from tests.oracle import Net
 Array = np.ndarray
 ROWS = 331
 DAMPING = 0.03
-OWN_INPUTS = 0.85  # the share of the pruned network's own inputs in what a fit sees; of made-up inputs, the next
+OWN_INPUTS = 0.85  # the fraction of the pruned network's own inputs in what a fit sees; of synthetic inputs, the next
 OWN_INPUTS_SYNTHETIC = 0.7
 FADING = 0.3
 SHARED = 4.0
@@ -89,7 +89,7 @@ KEPT = [0, 2, 3, 6, 7, 8, 11]
 def test_a_chain_of_refits_is_that_of_damped_least_squares_on_mixed_inputs(synthetic: bool) -> None:
     """Of the dense network's input nothing is lost, so that p and q see it whichever share is asked for."""
     model, x = branches(), samples(ROWS, 5)
-    if synthetic:  # made-up inputs bring their own statistics: make the stored ones just these
+    if synthetic:  # synthetic inputs bring their own statistics: make the stored ones just these
         stored = arrays(model)
         hidden = np.tanh(relu(x @ stored["a"].T + stored["a.bias"]) @ stored["p"].T + stored["p.bias"])
         d = hidden @ stored["d"].T + stored["d.bias"]
@@ -150,12 +150,12 @@ def test_a_weight_with_two_uses_is_fitted_to_both_about_the_means_that_biases_ca
         targets.append(h @ old["w"].T)
     if bias == "two":
         inputs, targets = ([part - part.mean(axis=0) for part in parts] for parts in (inputs, targets))
-    rows, wanted = np.concatenate(inputs), np.concatenate(targets)
+    rows, target = np.concatenate(inputs), np.concatenate(targets)
     if bias == "one":
-        rows, wanted = rows - rows.mean(axis=0), wanted - wanted.mean(axis=0)
+        rows, target = rows - rows.mean(axis=0), target - target.mean(axis=0)
     covariance, prior = rows.T @ rows / len(rows), old["w"][:, KEPT]
     strength = DAMPING * (1 + 10 * len(KEPT) / len(rows)) * np.diag(covariance).mean()
-    right = wanted.T @ rows / len(rows) + strength * prior
+    right = target.T @ rows / len(rows) + strength * prior
     expected = np.linalg.solve(covariance + strength * np.eye(len(KEPT)), right.T).T
     np.testing.assert_allclose(new["w"], expected, atol=1e-4)
 
@@ -191,18 +191,18 @@ def test_the_layer_before_a_cut_learns_what_the_other_branch_has_lost() -> None:
         if tensor.name == "d":
             tensor.CopyFrom(numpy_helper.from_array(0.05 * numpy_helper.to_array(tensor), "d"))
 
-    given = samples(ROWS, 5)
-    old, new = arrays(model), refitted(model, {"a": [4, 9], "p": [1, 2]}, given)
+    x = samples(ROWS, 5)
+    old, new = arrays(model), refitted(model, {"a": [4, 9], "p": [1, 2]}, x)
 
     def parts(w: dict[str, Array]) -> tuple[Array, Array]:
-        d = (given @ w["p"].T + w["p.bias"]) @ w["d"].T + w["d.bias"]
+        d = (x @ w["p"].T + w["p.bias"]) @ w["d"].T + w["d.bias"]
         normed = (d - w["mean"]) * w["gamma"] / np.sqrt(w["variance"] + EPSILON) + w["beta"]
-        return normed, relu(given @ w["a"].T + w["a.bias"]) @ w["q"].T + w["q.bias"]
+        return normed, relu(x @ w["a"].T + w["a.bias"]) @ w["q"].T + w["q.bias"]
 
     (normed, skip), (own_normed, own_skip) = parts(old), parts(new)
     target = normed + skip - own_skip
     target = target - target.mean(axis=0)
-    rows = given - given.mean(axis=0)
+    rows = x - x.mean(axis=0)
     fitted = rows @ np.linalg.lstsq(rows, target, rcond=None)[0]
     left, size, right = np.linalg.svd(fitted, full_matrices=False)
     best = np.square(target - (left[:, :2] * size[:2]) @ right[:2]).sum()
@@ -230,8 +230,8 @@ def losses(model: ModelProto, fading: float | None, synthetic: bool = False) -> 
     with pytest.MonkeyPatch.context() as patch:
         if fading is not None:
             patch.setattr(criterion, "refit_discounts", lambda context, inputs: (fading,))
-        found = criterion.loss_curves(context).candidates[0]
-    return {name: found[group(analysis, name)].loss for name in ("a", "b")}
+        curves = criterion.loss_curves(context).candidates[0]
+    return {name: curves[group(analysis, name)].loss for name in ("a", "b")}
 
 
 def test_a_group_that_several_layers_read_counts_four_times_their_losses() -> None:
@@ -251,7 +251,7 @@ def test_a_loss_fades_with_the_readers_behind_it(fading: float) -> None:
 
 @pytest.mark.parametrize(("synthetic", "fading"), [(False, FADING), (True, 0.0)])
 def test_losses_fade_by_themselves_on_given_inputs_alone(synthetic: bool, fading: float) -> None:
-    unsaid, said = losses(chain(1), None, synthetic), losses(chain(1), fading, synthetic)
+    default, explicit = losses(chain(1), None, synthetic), losses(chain(1), fading, synthetic)
     for name in ("a", "b"):
-        np.testing.assert_array_equal(unsaid[name], said[name])
-    assert losses(chain(1), fading + 0.1, synthetic)["a"][-1] != said["a"][-1]
+        np.testing.assert_array_equal(default[name], explicit[name])
+    assert losses(chain(1), fading + 0.1, synthetic)["a"][-1] != explicit["a"][-1]

@@ -22,7 +22,7 @@ from spa.surgery.apply import apply
 from spa.surgery.masking import masked
 from spa.zero.compaction import Compaction, lossless
 from spa.zero.facts import Facts
-from spa.zero.laws import LAWS
+from spa.zero.transfer import TRANSFERS
 from tests.oracle import Net, distance, random_keeps
 from tests.test_zoo import PRUNABLE, SHIPPED
 from tests.zoo import built
@@ -43,20 +43,20 @@ def compact(model: ModelProto, feeds: Sequence[Mapping[str, Array]] | None = Non
     """Compact a model, and require the same outputs as before, to float noise."""
     before = model.SerializeToString(deterministic=True)
     analysis = couple(Graph(model))
-    found = lossless(analysis)
-    pruned = apply(analysis, found.plan)
-    found.fold(pruned)
+    compaction = lossless(analysis)
+    pruned = apply(analysis, compaction.plan)
+    compaction.fold(pruned)
     assert model.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(pruned)
     dense, small = load_session(model), load_session(pruned)
     for given_ in feeds or [working_feeds(dense, seed=seed, batch=2 + seed) for seed in range(2)]:
         for a, b in zip(run(small, given_), run(dense, given_), strict=True):
             assert distance(a, b) < 1e-5
-    return found, pruned
+    return compaction, pruned
 
 
-def removed(found: Compaction) -> Removed:
-    return {n: sorted({*range(found.plan.sizes[n])} - {*k}) for n, k in found.plan.kept.items()}
+def removed(compaction: Compaction) -> Removed:
+    return {n: sorted({*range(compaction.plan.sizes[n])} - {*k}) for n, k in compaction.plan.kept.items()}
 
 
 def edited(model: ModelProto, **values: Array) -> ModelProto:
@@ -96,10 +96,10 @@ def two_convolutions(pads: int, activation: str = "Sigmoid", norm: bool = True, 
 @pytest.mark.parametrize("bias", [True, False])
 def test_constant_channels_go_and_their_readers_take_over_the_constant(activation: str, norm: bool, bias: bool) -> None:
     model = zeroed(two_convolutions(0, activation, norm, bias), ("a", 0, [1, 4, 8]))
-    found, pruned = compact(model)
-    assert removed(found) == {"a[0]": [1, 4, 8]}
+    compaction, pruned = compact(model)
+    assert removed(compaction) == {"a[0]": [1, 4, 8]}
     constant = bias or norm or activation in ("Sigmoid", "Softplus")  # of zero
-    assert len(found.biases) == constant
+    assert len(compaction.biases) == constant
     assert len(pruned.graph.node[-2].input) == 2 + (bias or constant)
 
 
@@ -154,9 +154,9 @@ def test_a_mask_that_the_graph_multiplies_weights_with_counts() -> None:
     weight = net.node("Mul", net.weight(7, 3, 3, 3, name="a"), net.constant(mask))
     h = net.node("Sigmoid", net.node("Conv", net.input("x", ["n", 3, 5, 5]), weight, net.weight(7)))
     masked_columns = net.node("Mul", net.weight(2, 7, 1, 1), net.constant(np.ones((2, 1, 1, 1))))
-    found, _ = compact(net.model(net.node("Conv", h, masked_columns)))
-    assert list(removed(found).values()) == [[0, 6]]
-    assert len(found.biases) == 1
+    compaction, _ = compact(net.model(net.node("Conv", h, masked_columns)))
+    assert list(removed(compaction).values()) == [[0, 6]]
+    assert len(compaction.biases) == 1
 
 
 def test_weights_that_the_graph_multiplies_from_factors_lose_what_is_zero_in_either() -> None:
@@ -177,8 +177,8 @@ def test_a_squeeze_and_excitation_gate_of_zero_needs_its_channel_for_the_other_g
         gate = net.node("HardSigmoid", net.conv(squeezed, 4, 6, (1, 1), name="up"))
         y = net.conv(net.node("Mul", h, gate), 6, 2, name="head")
         bias = np.array([0, 0, -9, 0, -9, 0])  # of which HardSigmoid makes zero
-        found = edited(zeroed(net.model(y), ("up", 0, [2, 4])), **{"up.bias": bias})
-        return found if read else zeroed(found, ("down", 1, [2, 4]))
+        model = edited(zeroed(net.model(y), ("up", 0, [2, 4])), **{"up.bias": bias})
+        return model if read else zeroed(model, ("down", 1, [2, 4]))
 
     assert removed(compact(model(read=True))[0]) == {}
     assert removed(compact(model(read=False))[0]) == {"a[0]": [2, 4]}
@@ -191,9 +191,9 @@ def test_depthwise_convolutions_pass_constants_on_where_borders_do_not_show(cons
     h = net.node("Relu", net.conv(h, 6, 6, group=6, name="depthwise"))
     model = zeroed(net.model(net.conv(h, 6, 2, (1, 1))), ("a", 0, [1, 4]))
     bias = np.array([1.0, 0.5, 1, 1, 0.5, 1]) * constant
-    found, _ = compact(edited(model, **{"a.bias": bias}))
-    assert removed(found) == ({} if constant else {"a[0]": [1, 4]})
-    assert len(found.biases) == (not constant)  # the depthwise bias remains to be folded
+    compaction, _ = compact(edited(model, **{"a.bias": bias}))
+    assert removed(compaction) == ({} if constant else {"a[0]": [1, 4]})
+    assert len(compaction.biases) == (not constant)  # the depthwise bias remains to be folded
 
 
 def test_grouped_convolutions_lose_a_place_in_every_group() -> None:
@@ -262,8 +262,8 @@ def test_a_branch_that_ends_in_a_scale_of_zero_shrinks_to_nothing() -> None:
     branch = net.batch_norm(net.conv(branch, 7, 4, name="outer"), 4)
     model = net.model(net.conv(net.node("Add", s, branch), 4, 2, name="head"))
     scale = next(n for n in model.graph.node if n.op_type == "BatchNormalization").input[1]
-    found, _ = compact(edited(model, **{scale: np.zeros(4)}))
-    assert removed(found) == {"inner[0]": [*range(1, 7)]}
+    compaction, _ = compact(edited(model, **{scale: np.zeros(4)}))
+    assert removed(compaction) == {"inner[0]": [*range(1, 7)]}
 
 
 @settings(max_examples=60, deadline=None)
@@ -300,8 +300,8 @@ def test_a_product_without_bias_gets_an_addition() -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
     model = net.model(net.matmul(h, 7, 2, bias=False, name="b"))
-    found, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
-    assert removed(found) == {"a[1]": [0, 5]}
+    compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
+    assert removed(compaction) == {"a[1]": [0, 5]}
     assert [n.op_type for n in pruned.graph.node] == ["MatMul", "Add", "Sigmoid", "MatMul", "Add"]
 
 
@@ -309,10 +309,10 @@ def test_the_constant_that_is_added_next_takes_the_constants() -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
     model = net.model(net.node("Relu", net.matmul(h, 7, 5, name="b")))
-    found, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
+    compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
     assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in model.graph.node]
     assert [t.name for t in pruned.graph.initializer] == [t.name for t in model.graph.initializer]
-    assert len(found.shifts) == 1
+    assert len(compaction.shifts) == 1
 
 
 def test_a_bias_that_others_read_is_copied_first() -> None:
@@ -322,9 +322,9 @@ def test_a_bias_that_others_read_is_copied_first() -> None:
     one = net.node("Gemm", h, net.weight(2, 7, name="b"), bias, transB=1, alpha=0.5, beta=2.0)
     two = net.node("Gemm", net.node("Relu", h), net.weight(7, 2, name="c"), bias)
     model = zeroed(net.model(net.node("Concat", one, two, axis=1)), ("a", 0, [2, 3]))
-    found, pruned = compact(model)
-    assert removed(found) == {"a[0]": [2, 3]}
-    assert sorted(found.biases) == sorted([one, two])
+    compaction, pruned = compact(model)
+    assert removed(compaction) == {"a[0]": [2, 3]}
+    assert sorted(compaction.biases) == sorted([one, two])
     assert len({n.input[2] for n in pruned.graph.node if n.op_type == "Gemm" and n.input[2] != "a.bias"}) == 2
 
 
@@ -339,25 +339,25 @@ def test_a_constant_that_is_also_an_output_is_copied_first(op: str) -> None:
     else:
         y = net.node("Add", net.matmul(h, 7, 3, bias=False), shown)
     model = zeroed(net.model(net.node("Relu", y), shown), ("a", 0, [1, 4]))
-    found, _ = compact(model)
-    assert removed(found) == {"a[0]": [1, 4]}
+    compaction, _ = compact(model)
+    assert removed(compaction) == {"a[0]": [1, 4]}
 
 
 def test_what_a_slice_leaves_out_goes() -> None:
     net = Net()
     h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
     part = net.node("Slice", h, net.constant(np.array([1])), net.constant(np.array([5])), net.constant(np.array([1])))
-    found, _ = compact(net.model(net.gemm(part, 4, 2)))
-    assert sorted(k for kept in removed(found).values() for k in kept) == [1]  # of the two behind it one stays
+    compaction, _ = compact(net.model(net.gemm(part, 4, 2)))
+    assert sorted(k for kept in removed(compaction).values() for k in kept) == [1]  # of the two behind it one stays
 
 
 def test_a_sum_written_as_einsum_takes_constants_too() -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
     h = net.node("Einsum", h, net.weight(7, 5, name="b"), equation="nsi,io->nos")
-    found, _ = compact(zeroed(net.model(net.node("Relu", h)), ("a", 1, [0, 5])))
-    assert removed(found) == {"a[1]": [0, 5]}
-    assert len(found.shifts) == 1
+    compaction, _ = compact(zeroed(net.model(net.node("Relu", h)), ("a", 1, [0, 5])))
+    assert removed(compaction) == {"a[1]": [0, 5]}
+    assert len(compaction.shifts) == 1
 
 
 def test_constants_of_single_positions_are_folded_as_they_are() -> None:
@@ -365,15 +365,15 @@ def test_constants_of_single_positions_are_folded_as_they_are() -> None:
     h = net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a")
     h = net.node("Add", h, net.weight(1, 4, 7, name="positions"))
     model = net.model(net.matmul(net.node("Tanh", h), 7, 2, name="b"))
-    found, _ = compact(zeroed(model, ("a", 1, [1, 6])))
-    assert removed(found) == {"a[1]": [1, 6]}
-    assert [s.shape for s in found.shifts.values()] == [(1, 4, 2)]
+    compaction, _ = compact(zeroed(model, ("a", 1, [1, 6])))
+    assert removed(compaction) == {"a[1]": [1, 6]}
+    assert [s.shape for s in compaction.shifts.values()] == [(1, 4, 2)]
 
 
 def test_an_empty_plan_folds_nothing() -> None:
     model = chain(3, 5, 2)
-    found, pruned = compact(model)
-    assert found.plan.kept == found.biases == found.shifts == {}
+    compaction, pruned = compact(model)
+    assert compaction.plan.kept == compaction.biases == compaction.shifts == {}
     assert pruned.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
@@ -412,9 +412,9 @@ def attention(values_bias: bool = True) -> ModelProto:
 
 
 def test_a_head_whose_values_are_constant_goes_for_softmax_takes_their_mean() -> None:
-    found, _ = compact(zeroed(attention(), ("v", 1, [4, 5, 6, 7])))
-    assert list(removed(found).values()) == [[1]]
-    assert len(found.shifts) == 1
+    compaction, _ = compact(zeroed(attention(), ("v", 1, [4, 5, 6, 7])))
+    assert list(removed(compaction).values()) == [[1]]
+    assert len(compaction.shifts) == 1
 
 
 def test_a_dimension_of_queries_that_are_zero_goes() -> None:
@@ -427,8 +427,8 @@ def test_a_dimension_of_constant_queries_stays() -> None:
 
 
 def test_dead_and_constant_channels_of_an_mlp_go() -> None:
-    found, _ = compact(zeroed(attention(), ("up", 1, [0, 3]), ("down", 0, [7])))
-    assert list(removed(found).values()) == [[0, 3, 7]]
+    compaction, _ = compact(zeroed(attention(), ("up", 1, [0, 3]), ("down", 0, [7])))
+    assert list(removed(compaction).values()) == [[0, 3, 7]]
 
 
 def recurrent(op: str, gates: int, start: bool = False) -> ModelProto:
@@ -490,14 +490,14 @@ def test_a_dense_network_loses_nothing_and_a_masked_one_what_every_reader_masks(
         assert lossless(analysis).plan.kept == {}
     plan = make_plan(analysis, random_keeps([g for g in analysis.free if g.size > 1]))
     again = couple(Graph(masked(analysis, plan)))
-    found = lossless(again)
-    assert _channels(again, found.plan.masks(again)) == _channels(analysis, plan.masks(analysis))
+    compaction = lossless(again)
+    assert _channels(again, compaction.plan.masks(again)) == _channels(analysis, plan.masks(analysis))
 
 
 def _channels(analysis: Analysis, masks: Mapping[object, Array]) -> list[tuple[int, tuple[int, ...]]]:
     """Sizes and removed channels of groups in their order, for masks change the names of groups."""
-    found = [masks.get(g.dim, np.ones(g.size, bool)) for g in analysis.free]
-    return sorted((m.size, tuple(np.flatnonzero(~m).tolist())) for m in found if not m.all())
+    needed = [masks.get(g.dim, np.ones(g.size, bool)) for g in analysis.free]
+    return sorted((m.size, tuple(np.flatnonzero(~m).tolist())) for m in needed if not m.all())
 
 
 def sparse(model: ModelProto, seed: int) -> ModelProto:
@@ -518,8 +518,8 @@ def sparse(model: ModelProto, seed: int) -> ModelProto:
 def test_zeros_anywhere_leave_the_outputs_as_they_were(name: str) -> None:
     lost = 0
     for seed in range(2):
-        found, _ = compact(sparse(built(name), seed))
-        lost += sum(map(len, removed(found).values()))
+        compaction, _ = compact(sparse(built(name), seed))
+        lost += sum(map(len, removed(compaction).values()))
     assert lost or name == "bilstm"
 
 
@@ -527,7 +527,7 @@ def test_zeros_anywhere_leave_the_outputs_as_they_were(name: str) -> None:
 def test_what_is_said_to_be_known_is_so(name: str) -> None:
     model = sparse(built(name), 2)
     graph = Graph(model)
-    facts = Facts(couple(graph), LAWS)
+    facts = Facts(couple(graph), TRANSFERS)
     computed = [o for n in graph.nodes for o in n.outputs if o and o not in graph.constants]
     known = {n: k for n in computed if (k := facts.of(n)) is not None and k.value.dtype.kind == "f"}
     exposed = ModelProto()

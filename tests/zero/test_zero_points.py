@@ -26,8 +26,8 @@ def integer_product(gone: list[int], zero_points: list[int]) -> ModelProto:
 
 @pytest.mark.parametrize("zero_points", [[0], [3], [3, -2, 5]])
 def test_rows_of_zero_points_read_nothing(zero_points: list[int]) -> None:
-    found, _ = compact(integer_product([2, 4], zero_points))
-    assert list(removed(found).values()) == [[2, 4]]
+    compaction, _ = compact(integer_product([2, 4], zero_points))
+    assert list(removed(compaction).values()) == [[2, 4]]
 
 
 def test_rows_of_zeros_read_something_where_zero_is_another_number() -> None:

@@ -1,4 +1,4 @@
-"""Kinds of readers that can be scored and refitted, one file each; see docs/guides/add-a-reader-kind.md."""
+"""The kinds of readers that can be scored and refitted, one file each; see docs/guides/add-a-reader-kind.md."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from spa.obspa.readers.recurrent import RecurrentCell
 from spa.obspa.readers.tied import TiedLayer
 
 KINDS: tuple[ReaderKind, ...] = (TiedLayer(), LinearLayer(), RecurrentCell(), ActivationProduct())
-"""All kinds; the first that matches a node is asked, so a special case stands before the general one."""
+"""All kinds. The first that matches a node serves it, so a special case stands before the general one."""
 
 
 def kind_of(graph: Graph, node: Node) -> ReaderKind | None:
-    """Return the kind of reader that a node is, or None where it is none that is understood."""
+    """Return the kind of reader that a node is; None if it is of none of them."""
     return next((kind for kind in KINDS if kind.matches(graph, node)), None)

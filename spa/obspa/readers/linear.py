@@ -1,4 +1,4 @@
-"""Linear layers: matrix products with constant weights of their own, and the layers before them."""
+"""Linear layers as readers: matrix products with constant weights; and the refit of their producers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,44 @@ from spa.coupling.analysis import Analysis
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.obspa import dual
-from spa.obspa.affine import Tail, before_transpose, tail
-from spa.obspa.curves import AnyReader, Reader, Seen
+from spa.obspa.affine import Tail, before_transpose, find_tail
+from spa.obspa.bias_slot import BiasSlot
+from spa.obspa.curves import MomentReader, Observation, Reader
 from spa.obspa.linear import Linear, linear
-from spa.obspa.moments import Moments, cautious, least_squares
-from spa.obspa.producers import Pair, pair, refine
+from spa.obspa.moments import Moments, damping_for, least_squares
+from spa.obspa.producers import LayerPair, find_pair, refine
 from spa.obspa.readers.base import ReaderKind, Reconstruction
-from spa.obspa.shift import Shift
 from spa.running.runtime import run
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
 Rows = Moments | dual.Rows
-ROWS = 40_000  # rows that a least-squares fit sees at most, or ten per unknown where that is more
+MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
-def places(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
-    """Draw output places of each sample to learn from, without replacement."""
-    total = lin.places(shape)
-    wanted = ceil((max(ROWS, 10 * inputs) if inputs <= dual.LARGEST else dual.ROWS) / max(samples, 1))
-    if wanted >= total:
+def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
+    """Draw the positions of each sample that a fit learns from, without replacement.
+
+    Args:
+        rng: draws; not used if all positions are taken.
+        lin: the layer.
+        shape: the shape of its output.
+        samples: the number of samples of all batches.
+        inputs: the number of matrix columns.
+
+    Returns:
+        Flat indices of positions, sorted.
+    """
+    total = lin.positions(shape)
+    count = ceil((max(MAX_ROWS, 10 * inputs) if inputs <= dual.MAX_MOMENT_INPUTS else dual.MAX_ROWS) / max(samples, 1))
+    if count >= total:
         return np.arange(total)
-    return np.sort(rng.choice(total, wanted, replace=False))
+    return np.sort(rng.choice(total, count, replace=False))
 
 
-def gatherer(inputs: int, samples: int, cross: bool = True) -> Rows:
-    """Return what gathers rows of a product: their moments or, where these would be too large, some of the rows."""
-    return Moments(cross) if inputs <= dual.LARGEST else dual.Rows(ceil(samples / dual.ROWS))
+def accumulator(inputs: int, samples: int, cross: bool = True) -> Rows:
+    """Return an accumulator of a layer's rows: their moments or, if these would be too large, some of the rows."""
+    return Moments(cross) if inputs <= dual.MAX_MOMENT_INPUTS else dual.Rows(ceil(samples / dual.MAX_ROWS))
 
 
 class LinearLayer(ReaderKind):
@@ -51,7 +62,7 @@ class LinearLayer(ReaderKind):
 
     # -- scoring -----------------------------------------------------------------------------------------------
 
-    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
         """Observe the layer as a reader of its input, through the moments of its rows or the rows themselves."""
         graph = stream.graph
         lin = linear(graph, node)
@@ -61,110 +72,115 @@ class LinearLayer(ReaderKind):
         rows, unit = _observed_rows(stream, lin, rng)
         if isinstance(rows, Moments):
             w = lin.matrix(graph) * unit[:, :, None]
-            of: Callable[[Array], AnyReader] = partial(Reader, rows.xx, w, rows=rows.count)
+            make_reader: Callable[[Array], Reader] = partial(MomentReader, rows.xx, w, rows=rows.count)
         elif lin.blocks == 1:
-            of = partial(dual.RowReader, rows.centred()[0], dual.sketched(lin.matrix(graph, np.float32), unit[0], rng))
+            make_reader = partial(
+                dual.RowReader, rows.centred()[0], dual.sketch(lin.matrix(graph, np.float32), unit[0], rng)
+            )
         else:
             return []
         inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
-        return [Seen(of, inputs, lin.blocks, lin.kernel_places(graph))]
+        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph))]
 
     # -- refitting ---------------------------------------------------------------------------------------------
 
-    def may_refit(self, at: Reconstruction, node: Node, twin: Node) -> bool:
+    def may_refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> bool:
         """Return whether the node is linear in the dense network, too."""
-        return linear(at.dense.graph, node) is not None
+        return linear(reconstruction.dense.graph, node) is not None
 
-    def prepare(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        """Hold the inputs of the layer before the cut, if that is to be refitted, too."""
-        two = self._pair(at, node, twin)
-        if two is not None:
-            at.small.hold(two.producer.source, twin)
-            at.dense.hold(_in_dense(at, two.producer).source, node)
+    def prepare(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        """Hold the inputs of the layer's producer, if that is refitted, too."""
+        pair = self._pair(reconstruction, node, pruned_node)
+        if pair is not None:
+            reconstruction.pruned.hold(pair.producer.source, pruned_node)
+            reconstruction.dense.hold(_in_dense(reconstruction, pair.producer).source, node)
 
-    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
-        """Fit the layer by least squares, then the layer before it by the reader's error, then the layer once more."""
-        target, lin = linear(at.dense.graph, node), linear(at.small.graph, twin)
+    def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
+        """Fit the layer by least squares, then its producer by the layer's error, then the layer once more."""
+        target, lin = linear(reconstruction.dense.graph, node), linear(reconstruction.pruned.graph, pruned_node)
         if target is None or lin is None:
             return
-        two = self._pair(at, node, twin)
-        shift = self._fit(at, target, lin)
-        if two is not None and (inputs := _refit_producer(at, target, two)):
-            self._fit(at, target, lin, inputs, shift)
+        pair = self._pair(reconstruction, node, pruned_node)
+        slot = self._fit(reconstruction, target, lin)
+        if pair is not None and (inputs := _refit_producer(reconstruction, target, pair)):
+            self._fit(reconstruction, target, lin, inputs, slot)
 
-    def sharing(self, graph: Graph, lin: Linear) -> list[Linear]:
+    def served_by_fit(self, graph: Graph, lin: Linear) -> list[Linear]:
         """Return the layers that one fit of the weights serves."""
         return [lin]
 
-    def fitted(self, at: Reconstruction, lin: Linear, rows: Rows, matrix: Array, shift: Shift | None) -> Array:
+    def fit_weights(
+        self, reconstruction: Reconstruction, lin: Linear, rows: Rows, matrix: Array, slot: BiasSlot | None
+    ) -> Array:
         """Fit and store the weights.
 
         Args:
-            at: both networks.
+            reconstruction: both networks.
             lin: the layer in the pruned network.
-            rows: its inputs and what it is to give.
+            rows: its inputs and targets.
             matrix: its weights so far, (blocks, outputs, inputs).
-            shift: where its constant goes, or None.
+            slot: the vector that takes over its mean, or None.
 
         Returns:
-            The weights from now on, of the same shape.
+            The new weights, of the same shape.
         """
-        fitted = least_squares_of(rows, matrix, at.settings.damping, shift is not None)
-        store(at.small, lin, fitted)
+        fitted = least_squares_of(rows, matrix, reconstruction.settings.damping, slot is not None)
+        store(reconstruction.pruned, lin, fitted)
         return fitted
 
     def _fit(
         self,
-        at: Reconstruction,
+        reconstruction: Reconstruction,
         target: Linear,
         lin: Linear,
         inputs: Callable[[int], Array] | None = None,
-        shift: Shift | None = None,
-    ) -> Shift | None:
-        """Fit a layer; return where its constant went.
+        slot: BiasSlot | None = None,
+    ) -> BiasSlot | None:
+        """Fit a layer's weights and bias; return the vector that took over the mean.
 
         Args:
-            at: both networks.
+            reconstruction: both networks.
             target: the layer in the dense network.
             lin: the layer in the pruned network.
-            inputs: what it learns from, by the number of a batch; what the streams hold by default.
-            shift: where its constant goes, of an earlier fit.
+            inputs: returns the inputs to learn from, by the number of a batch; those of the streams by default.
+            slot: the vector that takes over its mean, of an earlier fit.
         """
-        graph = at.small.graph
+        graph = reconstruction.pruned.graph
         blocks, channels, columns = lin.size(graph)
-        matrix = lin.matrix(graph, np.float64 if columns <= dual.LARGEST else np.float32)
-        after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
-        rows = _rows(at, target, lin, after, inputs)
-        shift = shift or Shift.place(at.small, lin, after, self.sharing(graph, lin))
-        fitted = self.fitted(at, lin, rows, matrix, shift)
-        if shift is not None:
+        matrix = lin.matrix(graph, np.float64 if columns <= dual.MAX_MOMENT_INPUTS else np.float32)
+        after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
+        rows = _rows(reconstruction, target, lin, after, inputs)
+        slot = slot or BiasSlot.find(reconstruction.pruned, lin, after, self.served_by_fit(graph, lin))
+        fitted = self.fit_weights(reconstruction, lin, rows, matrix, slot)
+        if slot is not None:
             constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
-            shift.set(constant.reshape(-1))
-        return shift
+            slot.set(constant.reshape(-1))
+        return slot
 
-    def _pair(self, at: Reconstruction, node: Node, twin: Node) -> Pair | None:
-        """Return a cut layer with the one that makes its inputs, in the pruned network, if both are to be refitted."""
-        lin = linear(at.small.graph, twin) if at.settings.refit_producers else None
-        cut = any(at.kept.size(r.expr) != r.expr.size for r in at.analysis.laws[node.index].reads)
-        return pair(at.small.graph, lin) if lin is not None and cut else None
+    def _pair(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> LayerPair | None:
+        """Return a reader of removed channels with its producer, in the pruned network, if both are refitted."""
+        lin = linear(reconstruction.pruned.graph, pruned_node) if reconstruction.settings.refit_producers else None
+        kept, reads = reconstruction.kept, reconstruction.analysis.laws[node.index].reads
+        pruned = any(kept.size(read.expr) != read.expr.size for read in reads)
+        return find_pair(reconstruction.pruned.graph, lin) if lin is not None and pruned else None
 
 
 def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Rows, Array]:
-    """Return rows of a reader, and what one unit of each output is worth (the root of it), (blocks, outputs)."""
+    """Return rows of a reader, and the square root of each output's weight in the loss, (blocks, outputs)."""
     graph, name = stream.graph, lin.node.outputs[0]
     samples = sum(lin.samples(b[name].shape) for b in stream.live)
     blocks, channels, size = lin.size(graph)
-    after = tail(graph, lin.node, blocks * channels, lin.channel_axis)
-    # A loss is relative to the residual sum where the block adds to what it reads. Branches side by side, as in the
+    after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
+    # A loss is relative to the residual sum if the block adds to what it reads. Branches side by side, as in the
     # first block of a stage, are each measured alone, whichever is computed first.
     skip = after.addend if after.addend and graph.depends(lin.source, before_transpose(graph, after.addend)) else ""
-    rows, addend = gatherer(size, samples, cross=False), Moments(cross=False)
+    rows, addend = accumulator(size, samples, cross=False), Moments(cross=False)
     for batch in stream.live:
         x, y = batch[lin.source], batch[name]
-        chosen = places(rng, lin, y.shape, samples, size)
-        rows.add(lin.inputs(x, y.shape, graph, chosen), lin.outputs(y, chosen))
+        chosen = draw_positions(rng, lin, y.shape, samples, size)
+        rows.add(lin.input_rows(x, y.shape, graph, chosen), lin.output_rows(y, chosen))
         if skip in batch and (addition := after.aligned(batch[skip])).shape == y.shape:
-            s = lin.outputs(addition, chosen)
+            s = lin.output_rows(addition, chosen)
             addend.add(s[:, :, :1], s)
     energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
     if addend.count:
@@ -172,49 +188,56 @@ def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tup
     return rows, after.scale.reshape(blocks, channels) / np.sqrt(energy if energy > 0 else 1.0)
 
 
-def _rows(at: Reconstruction, target: Linear, lin: Linear, after: Tail, inputs: Callable[[int], Array] | None) -> Rows:
-    """Gather what a layer of the pruned network reads, and what it is to give; arguments as in :meth:`_fit`."""
-    graph, name = at.small.graph, target.node.outputs[0]
+def _rows(
+    reconstruction: Reconstruction, target: Linear, lin: Linear, after: Tail, inputs: Callable[[int], Array] | None
+) -> Rows:
+    """Gather the inputs and the targets of a layer of the pruned network; arguments as in :meth:`_fit`."""
+    graph, name = reconstruction.pruned.graph, target.node.outputs[0]
     columns = lin.size(graph)[2]
-    rows = gatherer(columns, at.samples(target))
-    for number in range(len(at.dense.live)):
-        big, little = at.dense.live[number], at.small.live[number]
-        y = at.wanted(name, big)
-        chosen = places(at.rng, lin, y.shape, at.samples(target), columns)
-        t = lin.outputs(y, chosen)
-        lost = _lost(at, after, big, little, y.shape)
+    rows = accumulator(columns, reconstruction.samples(target))
+    for number in range(len(reconstruction.dense.live)):
+        dense_batch, pruned_batch = reconstruction.dense.live[number], reconstruction.pruned.live[number]
+        y = reconstruction.kept_part(name, dense_batch)
+        chosen = draw_positions(reconstruction.rng, lin, y.shape, reconstruction.samples(target), columns)
+        t = lin.output_rows(y, chosen)
+        lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, y.shape)
         if lost is not None:
-            t = t + lin.outputs(lost, chosen) * _inverse(after).reshape(lin.blocks, 1, -1)
-        x = at.between(target.source, lin.source, big, little) if inputs is None else inputs(number)
-        rows.add(lin.inputs(x, y.shape, graph, chosen), t)
+            t = t + lin.output_rows(lost, chosen) * _inverse_scale(after).reshape(lin.blocks, 1, -1)
+        if inputs is None:
+            x = reconstruction.blended(target.source, lin.source, dense_batch, pruned_batch)
+        else:
+            x = inputs(number)
+        rows.add(lin.input_rows(x, y.shape, graph, chosen), t)
     return rows
 
 
-def _lost(at: Reconstruction, after: Tail, big: Feeds, little: Feeds, shape: tuple[int, ...]) -> Array | None:
-    """Return what the other branch of the residual sum has lost; None where there is none of the layer's shape."""
-    if after.addend is None or after.addend not in big or after.addend not in little:
+def _branch_loss(
+    reconstruction: Reconstruction, after: Tail, dense_batch: Feeds, pruned_batch: Feeds, shape: tuple[int, ...]
+) -> Array | None:
+    """Return what the other branch of the residual sum has lost; None if there is none of the layer's shape."""
+    if after.addend is None or after.addend not in dense_batch or after.addend not in pruned_batch:
         return None
-    lost = after.aligned(at.wanted(after.addend, big) - little[after.addend])
+    lost = after.aligned(reconstruction.kept_part(after.addend, dense_batch) - pruned_batch[after.addend])
     return lost if lost.shape == shape else None
 
 
-def _inverse(after: Tail) -> Array:
-    """Return what undoes the scales of the layer's outputs; zero where hardly anything gets through."""
+def _inverse_scale(after: Tail) -> Array:
+    """Return the inverse of the scales of a layer's outputs; zero for scales below 1 % of the median."""
     size = np.abs(after.scale)
     usable = size > 1e-2 * np.median(size)
     return np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
 
 
 def least_squares_of(rows: Rows, prior: Array, damping: float, mean: bool) -> Array:
-    """Fit what was gathered, about the means where these can go into a bias."""
-    damping = cautious(damping, prior.shape[2], rows.count)
+    """Fit accumulated rows by damped least squares, about the means if ``mean`` is set: a bias takes them over."""
+    damping = damping_for(damping, prior.shape[2], rows.count)
     if isinstance(rows, dual.Rows):
         return dual.least_squares(rows, prior, damping, mean)
     return least_squares(rows if mean else rows.without_mean(), prior, damping)
 
 
 def store(stream: Stream, lin: Linear, fitted: Array) -> None:
-    """Replace a layer's weights, and what a Transpose has made of them already."""
+    """Replace a layer's weights, and their transposes if they have been computed already."""
     weights = lin.weights_from(fitted, stream.graph)
     stream.replace(lin.weight, weights)
     for user, _ in stream.graph.users[lin.weight]:
@@ -224,75 +247,88 @@ def store(stream: Stream, lin: Linear, fitted: Array) -> None:
                     batch[user.outputs[0]] = weights.T
 
 
-# -- the layer before a cut ----------------------------------------------------------------------------------------
+# -- the producer of removed channels ------------------------------------------------------------------------------
 
 
-def _in_dense(at: Reconstruction, lin: Linear) -> Linear:
-    """Return a layer of the pruned network in the dense one."""
-    found = linear(at.dense.graph, at.dense.graph.producer[lin.node.outputs[0]])
-    if found is None:
+def _in_dense(reconstruction: Reconstruction, lin: Linear) -> Linear:
+    """Return the counterpart of a layer of the pruned network in the dense one."""
+    graph = reconstruction.dense.graph
+    counterpart = linear(graph, graph.producer[lin.node.outputs[0]])
+    if counterpart is None:
         raise InvariantError(f"{lin.node.label} is linear in the pruned network alone.")
-    return found
+    return counterpart
 
 
-def _refit_producer(at: Reconstruction, target: Linear, two: Pair) -> Callable[[int], Array] | None:
-    """Refit the layer before one; return the latter's inputs from then on, None where they stay as they are."""
-    small = at.small
-    p = linear(small.graph, two.producer.node)
-    first = small.live[0]
-    shape = at.wanted(target.node.outputs[0], at.dense.live[0]).shape
-    if p is None or not two.by_sample(small.graph, first[p.source], first[two.reader.source], shape):
+def _refit_producer(reconstruction: Reconstruction, target: Linear, pair: LayerPair) -> Callable[[int], Array] | None:
+    """Refit the producer of a reader.
+
+    Args:
+        reconstruction: both networks.
+        target: the reader in the dense network.
+        pair: both layers in the pruned network.
+
+    Returns:
+        A function that returns the reader's new inputs, by the number of a batch; None if nothing has changed.
+    """
+    pruned = reconstruction.pruned
+    p = linear(pruned.graph, pair.producer.node)
+    first = pruned.live[0]
+    shape = reconstruction.kept_part(target.node.outputs[0], reconstruction.dense.live[0]).shape
+    if p is None or not pair.samples_first(pruned.graph, first[p.source], first[pair.reader.source], shape):
         return None
-    source = _in_dense(at, p).source
-    blocks, channels, _ = two.reader.size(small.graph)
-    after = tail(small.graph, two.reader.node, blocks * channels, two.reader.channel_axis)
-    x, t = _some_samples(at, target, two, p, source, after)
-    before = tail(small.graph, p.node, p.size(small.graph)[1], p.channel_axis)
-    place = Shift.place(small, p, before, [p])
-    found = refine(small, two, x, t, after.scale, at.settings.damping, place is not None)
-    if found is None:
+    source = _in_dense(reconstruction, p).source
+    blocks, channels, _ = pair.reader.size(pruned.graph)
+    after = find_tail(pruned.graph, pair.reader.node, blocks * channels, pair.reader.channel_axis)
+    x, t = _step_samples(reconstruction, target, pair, p, source, after)
+    before = find_tail(pruned.graph, p.node, p.size(pruned.graph)[1], p.channel_axis)
+    slot = BiasSlot.find(pruned, p, before, [p])
+    changes = refine(pruned, pair, x, t, after.scale, reconstruction.settings.damping, slot is not None)
+    if changes is None:
         return None
-    store(small, p, p.matrix(small.graph) + found[0][None])
-    if place is not None:
-        place.move(found[1])
-    again = small.session([p.node, *two.chain], p.source, two.reader.source, x)
-    for batch in small.live:
-        batch[two.reader.source] = small.stored(run(again, {p.source: batch[p.source]})[0])
+    matrix_change, bias_change = changes
+    store(pruned, p, p.matrix(pruned.graph) + matrix_change[None])
+    if slot is not None:
+        slot.move(bias_change)
+    session = pruned.session([p.node, *pair.chain], p.source, pair.reader.source, x)
+    for batch in pruned.live:
+        batch[pair.reader.source] = pruned.stored(run(session, {p.source: batch[p.source]})[0])
 
     def inputs(number: int) -> Array:
-        x = at.between(source, p.source, at.dense.live[number], small.live[number])
-        return np.asarray(run(again, {p.source: x})[0])
+        x = reconstruction.blended(source, p.source, reconstruction.dense.live[number], pruned.live[number])
+        return np.asarray(run(session, {p.source: x})[0])
 
     return inputs
 
 
-def _some_samples(
-    at: Reconstruction, target: Linear, two: Pair, p: Linear, source: str, after: Tail
+def _step_samples(
+    reconstruction: Reconstruction, target: Linear, pair: LayerPair, p: Linear, source: str, after: Tail
 ) -> tuple[Array, Array]:
-    """Return the inputs of a producer, and what its reader is to give, on the samples that steps look at.
+    """Return the inputs of a producer and the targets of its reader, on the samples that steps learn from.
 
     Args:
-        at: both networks.
+        reconstruction: both networks.
         target: the reader in the dense network.
-        two: both layers in the pruned network.
+        pair: both layers in the pruned network.
         p: the producer there.
         source: the name of the producer's inputs in the dense network.
         after: what follows the reader.
     """
-    small, reader, output = at.small, two.reader, target.node.outputs[0]
-    first = small.live[0]
-    shape = at.wanted(output, at.dense.live[0]).shape
-    used = two.share(small.graph, at.samples(target), first[reader.source].shape, shape)
+    pruned, reader, output = reconstruction.pruned, pair.reader, target.node.outputs[0]
+    first = pruned.live[0]
+    shape = reconstruction.kept_part(output, reconstruction.dense.live[0]).shape
+    fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first[reader.source].shape, shape)
     xs, ts = [], []
-    for everything in zip(at.dense.live, small.live, strict=True):
-        samples = len(everything[1][p.source])
-        some = np.linspace(0, samples, max(1, round(used * samples)), endpoint=False).astype(int)
-        seen = {source, output, p.source, after.addend}
-        big, little = ({n: v[some] for n, v in b.items() if n in seen and len(v) == samples} for b in everything)
-        t = at.wanted(output, big)
-        lost = _lost(at, after, big, little, t.shape)
+    for batches in zip(reconstruction.dense.live, pruned.live, strict=True):
+        samples = len(batches[1][p.source])
+        chosen = np.linspace(0, samples, max(1, round(fraction * samples)), endpoint=False).astype(int)
+        needed = {source, output, p.source, after.addend}
+        dense_batch, pruned_batch = (
+            {n: v[chosen] for n, v in b.items() if n in needed and len(v) == samples} for b in batches
+        )
+        t = reconstruction.kept_part(output, dense_batch)
+        lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, t.shape)
         if lost is not None:
-            t = t + lost * np.expand_dims(_inverse(after), reader.other_axes(t.ndim))
-        xs.append(at.between(source, p.source, big, little))
+            t = t + lost * np.expand_dims(_inverse_scale(after), reader.other_axes(t.ndim))
+        xs.append(reconstruction.blended(source, p.source, dense_batch, pruned_batch))
         ts.append(t)
     return np.concatenate(xs), np.concatenate(ts)

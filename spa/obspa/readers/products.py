@@ -1,4 +1,8 @@
-"""Products of two activations as readers: the query and the key of an attention."""
+"""Products of two activations as readers: the queries and the keys of an attention.
+
+Both operands shrink along the axis that the product sums over. There are no weights to refit in the product itself; a
+matrix that mixes the remaining dimensions of each head moves into the layer that makes the queries.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 from spa.algebra.axes import Axes, Kept
 from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph, Node
-from spa.obspa.curves import Reader, Seen
+from spa.obspa.curves import MomentReader, Observation
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import at_least_single, damped
 from spa.obspa.origin import Origin, origin
@@ -19,17 +23,17 @@ from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.running.stream import Stream, sliced
 
 Array = np.ndarray
-# What a relative error before a softmax weighs: the softmax and the residual sum behind it soften it. Found by
-# measuring the outputs of the digits' vision transformer with 70 % of its MACs gone: a distortion of 0.010 to 0.012
-# with 0.03 to 0.1, of 0.020 to 0.024 with 0.3 and more.
-SOFTENED = 0.05
-ELEMENTS = 1 << 24  # of second moments that are held, sample by sample
-STEPS = 40  # of the conjugate gradients at most
-TOLERANCE = 1e-8  # of their residual
+# The weight of a relative error before a softmax, which softens it, as does the residual sum behind. Chosen by the
+# outputs of the digits' vision transformer with 70 % of its MACs removed: their error is 0.010 to 0.012 with weights
+# of 0.03 to 0.1, and 0.020 to 0.024 with 0.3 and more.
+SOFTMAX_WEIGHT = 0.05
+MAX_ELEMENTS = 1 << 24  # the most values of second moments that are held (134 MB in float64), sample by sample
+STEPS = 40  # the most steps of conjugate gradients
+TOLERANCE = 1e-8  # of their residual, relative to the first; rounding is not far below
 
 
-def pair(graph: Graph, node: Node) -> tuple[str, str] | None:
-    """Return the two activations that a MatMul multiplies, or None where the node is something else."""
+def activation_operands(graph: Graph, node: Node) -> tuple[str, str] | None:
+    """Return the two activations that a MatMul multiplies, or None if the node is something else."""
     if node.op != "MatMul" or node.domain or any(n in graph.constants for n in node.inputs):
         return None
     return node.inputs[0], node.inputs[1]
@@ -40,87 +44,91 @@ class ActivationProduct(ReaderKind):
 
     def matches(self, graph: Graph, node: Node) -> bool:
         """Return whether a node multiplies two activations."""
-        return pair(graph, node) is not None
+        return activation_operands(graph, node) is not None
 
-    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Seen]:
+    def observe(self, analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
         """Observe the product as a reader of the axis that it sums over.
 
-        Index j adds q_j k_jᵀ to the product. With a weight of one for each index, the second moments of these terms are
-        the elementwise product of QᵀQ and KᵀK, summed over samples and heads. The loss is relative to the product's
-        energy, and counts for less where a softmax follows.
+        Index j adds q_j k_jᵀ to the product Q Kᵀ. With a weight of one for each index, the second moments of these
+        terms are QᵀQ ∘ KᵀK, summed over samples and heads. The loss is relative to the product's energy, and counts
+        less if a softmax follows.
         """
         axes = analysis.axes.get(node.inputs[0])
         if axes is None or len(axes) < 2 or len(analysis.axes.get(node.inputs[1], ())) < 2:
             return []
         h = np.zeros((axes[-1].size, axes[-1].size))
-        softened = _into_softmax(analysis, node)
-        for q, k in _operands(stream, node, softened):
+        into_softmax = _into_softmax(analysis, node)
+        for q, k in _operands(stream, node, into_softmax):
             both = (q.swapaxes(-1, -2) @ q) * (k @ k.swapaxes(-1, -2))
             h += both.sum(axis=tuple(range(both.ndim - 2)), dtype=np.float64)
         energy = float(h.sum())
-        worth = (SOFTENED if softened else 1.0) / (energy if energy > 0 else 1.0)
-        w = np.full((1, 1, len(h)), np.sqrt(worth))
-        return [Seen(partial(Reader, h[None], w), analysis.space.resolve(axes[-1]))]
+        weight = (SOFTMAX_WEIGHT if into_softmax else 1.0) / (energy if energy > 0 else 1.0)
+        w = np.full((1, 1, len(h)), np.sqrt(weight))
+        return [Observation(partial(MomentReader, h[None], w), analysis.space.resolve(axes[-1]))]
 
-    def may_refit(self, at: Reconstruction, node: Node, twin: Node) -> bool:
+    def may_refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> bool:
         """Return whether pruning has removed indices that the product sums over."""
-        axes = at.analysis.axes.get(node.inputs[0])
-        return axes is not None and at.kept.touches(axes[-1:])
+        axes = reconstruction.analysis.axes.get(node.inputs[0])
+        return axes is not None and reconstruction.kept.touches(axes[-1:])
 
-    def refit(self, at: Reconstruction, node: Node, twin: Node) -> None:
+    def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
         """Mix the remaining dimensions of a pruned product's query so that the product is nearest to the dense one.
 
-        For each head the matrix A minimises Σ|Q Kᵀ − Q' A K'ᵀ|² over the samples; it goes into the weights that make
-        the query. Nothing is done where the query is not the plain output of a product with weights of its own. The
-        damping pulls towards A = 1, as a fraction of the fit's mean diagonal.
+        For each head the matrix A minimises Σ|Q Kᵀ − Q' A K'ᵀ|² over the samples; it moves into the weights that make
+        the query. Nothing is done if the query is not the plain output of a product with weights of its own. The
+        damping pulls towards A = I.
         """
-        analysis, small = at.analysis, at.small
+        analysis, pruned = reconstruction.analysis, reconstruction.pruned
         axes = analysis.axes[node.inputs[0]]
         source = origin(analysis, node.inputs[0])
-        lin = None if source is None else linear(small.graph, small.graph.producer[source.lin.node.outputs[0]])
-        if source is None or lin is None or not _owns(small.graph, lin, source.bias):
+        lin = None if source is None else linear(pruned.graph, pruned.graph.producer[source.lin.node.outputs[0]])
+        if source is None or lin is None or not _owns(pruned.graph, lin, source.bias):
             return
-        channels = _pruned_channels(analysis, at.kept, source, axes)
+        channels = _pruned_channels(analysis, reconstruction.kept, source, axes)
         if channels.shape[-2] != 1 or np.unique(channels).size != channels.size:
             return
         heads = [i for i, n in enumerate(channels.shape[:-2]) if n > 1]
         centre = _into_softmax(analysis, node)
-        elements = sum(prod(b[twin.inputs[0]].shape[:-2]) for b in small.live) * channels.shape[-1] ** 2
-        step = ceil(elements / ELEMENTS)
-        seen = _moments(_operands(at.dense, node, centre), _operands(small, twin, centre), heads, step)
-        if seen is None:
+        elements = sum(prod(b[pruned_node.inputs[0]].shape[:-2]) for b in pruned.live) * channels.shape[-1] ** 2
+        step = ceil(elements / MAX_ELEMENTS)
+        moments = _moments(
+            _operands(reconstruction.dense, node, centre), _operands(pruned, pruned_node, centre), heads, step
+        )
+        if moments is None:
             return
-        mix = mixing(*seen, at.settings.damping).reshape(*channels.shape[:-2], channels.shape[-1], -1)
-        _mix_query(small, lin, source.bias, channels[..., 0, :], mix)
-        for batch in small.live:  # the query has been computed already
-            q = batch[twin.inputs[0]]
-            batch[twin.inputs[0]] = (q @ mix).astype(q.dtype)
+        mix = solve_mixing(*moments, reconstruction.settings.damping).reshape(
+            *channels.shape[:-2], channels.shape[-1], -1
+        )
+        _mix_query(pruned, lin, source.bias, channels[..., 0, :], mix)
+        for batch in pruned.live:  # the query has been computed already
+            q = batch[pruned_node.inputs[0]]
+            batch[pruned_node.inputs[0]] = (q @ mix).astype(q.dtype)
 
 
-def _mix_query(small: Stream, lin: Linear, bias: str | None, rows: Array, mix: Array) -> None:
+def _mix_query(pruned: Stream, lin: Linear, bias: str | None, rows: Array, mix: Array) -> None:
     """Multiply the weights and the bias that make a query by the matrix of each head.
 
     Args:
-        small: the pruned network.
+        pruned: the pruned network.
         lin: the layer that makes the query.
         bias: the name of the constant that is added to it, or None.
-        rows: the channels of each head, (..., d), as numpy.matmul counts heads.
+        rows: the channels of each head, (..., d), with the heads along the leading axes.
         mix: A, (..., d, d).
     """
-    matrix = lin.matrix(small.graph).reshape(-1, lin.size(small.graph)[2]).copy()
+    matrix = lin.matrix(pruned.graph).reshape(-1, lin.size(pruned.graph)[2]).copy()
     matrix[rows] = mix.swapaxes(-1, -2) @ matrix[rows]
-    small.replace(lin.weight, lin.weights_from(matrix.reshape(lin.size(small.graph)), small.graph))
+    pruned.replace(lin.weight, lin.weights_from(matrix.reshape(lin.size(pruned.graph)), pruned.graph))
     if bias is not None:
-        value = small.graph.array(bias).copy()
+        value = pruned.graph.array(bias).copy()
         flat = value.reshape(-1)
         flat[rows] = (flat[rows][..., None, :].astype(np.float64) @ mix)[..., 0, :]
-        small.replace(bias, value)
+        pruned.replace(bias, value)
 
 
 def _owns(graph: Graph, lin: Linear, bias: str | None) -> bool:
-    """Whether nothing else reads a product's weights and bias."""
-    alone = [lin.weight, *([bias] if bias else [])]
-    if any(n not in graph.constants or len(graph.users[n]) != 1 for n in alone):
+    """Return whether nothing else reads a product's weights and bias, and the bias is a vector of its channels."""
+    names = [lin.weight, *([bias] if bias else [])]
+    if any(n not in graph.constants or len(graph.users[n]) != 1 for n in names):
         return False
     width = lin.size(graph)[1]
     dims = [width] if bias is None else list(graph.constants[bias].dims)
@@ -128,41 +136,41 @@ def _owns(graph: Graph, lin: Linear, bias: str | None) -> bool:
 
 
 def _pruned_channels(analysis: Analysis, kept: Kept, source: Origin, axes: Axes) -> Array:
-    """The channel of each of the query's entries, counted in the pruned network."""
+    """Return the channel of each of the query's entries, numbered as in the pruned network."""
     number = np.cumsum(kept.mask(analysis.axes[source.lin.node.outputs[0]][-1])) - 1
     return np.asarray(number[sliced(kept, axes, source.channels)])
 
 
 def _moments(
-    dense: Iterator[tuple[Array, Array]], small: Iterator[tuple[Array, Array]], heads: list[int], step: int
+    dense: Iterator[tuple[Array, Array]], pruned: Iterator[tuple[Array, Array]], heads: list[int], step: int
 ) -> tuple[Array, Array, Array] | None:
-    """Q'ᵀQ', K'ᵀK' and Q'ᵀQ KᵀK', each (samples, heads, d, d), of each sample that is a multiple of the step."""
-    found: tuple[list[Array], ...] = ([], [], [])
-    for (q, k), (q2, k2) in zip(dense, small, strict=True):
+    """Return Q'ᵀQ', K'ᵀK' and Q'ᵀQ KᵀK' of every step-th sample, each (samples, heads, d, d); None if shapes differ."""
+    collected: tuple[list[Array], ...] = ([], [], [])
+    for (q, k), (q2, k2) in zip(dense, pruned, strict=True):
         if q.shape[:-2] != k.shape[:-2] or q2.shape[:-2] != q.shape[:-2]:
             return None
         q, k, q2, k2 = (_by_heads(a, heads)[::step].astype(np.float64) for a in (q, k, q2, k2))
         q2t, k2t = q2.swapaxes(-1, -2), k2.swapaxes(-1, -2)
-        for parts, value in zip(found, (q2t @ q2, k2 @ k2t, (q2t @ q) @ (k @ k2t)), strict=True):
+        for parts, value in zip(collected, (q2t @ q2, k2 @ k2t, (q2t @ q) @ (k @ k2t)), strict=True):
             parts.append(value)
-    s, t, c = (np.concatenate(parts) for parts in found)
+    s, t, c = (np.concatenate(parts) for parts in collected)
     return s, t, c
 
 
 def _by_heads(value: Array, heads: list[int]) -> Array:
-    """Leading axes as two: those that count samples, and those that count heads."""
+    """Reshape (..., m, n) to (samples, heads, m, n), given the leading axes that count heads."""
     value = np.moveaxis(value, heads, range(value.ndim - 2 - len(heads), value.ndim - 2))
     return value.reshape(-1, prod(value.shape[-2 - len(heads) : -2]), *value.shape[-2:])
 
 
-def mixing(s: Array, t: Array, c: Array, damping: float) -> Array:
-    """The matrix A of each head that solves Σ S_n A T_n + λA = Σ C_n + λ, by conjugate gradients from A = 1.
+def solve_mixing(s: Array, t: Array, c: Array, damping: float) -> Array:
+    """Solve Σ S_n A T_n + λA = Σ C_n + λI for the matrix A of each head, by conjugate gradients from A = I.
 
     The preconditioner is the inverse of S A T with the means of S_n and T_n.
 
     Args:
         s: (samples, heads, d, d), symmetric.
-        t: likewise.
+        t: (samples, heads, d, d), symmetric.
         c: (samples, heads, d, d).
         damping: λ as a fraction of the mean of Σ S_ii T_jj.
 
@@ -198,9 +206,9 @@ def mixing(s: Array, t: Array, c: Array, damping: float) -> Array:
 
 
 def _operands(stream: Stream, node: Node, centre: bool) -> Iterator[tuple[Array, Array]]:
-    """Queries (..., m, d) and keys (..., d, n) of each batch.
+    """Yield the queries (..., m, d) and the keys (..., d, n) of each batch.
 
-    A softmax over the keys does not see what all of them have in common: their mean is then to be taken out.
+    A softmax over the keys does not depend on what all of them have in common: ``centre`` subtracts their mean.
     """
     for batch in stream.live:
         q, k = (at_least_single(batch[n]) for n in node.inputs)
@@ -208,7 +216,7 @@ def _operands(stream: Stream, node: Node, centre: bool) -> Iterator[tuple[Array,
 
 
 def _into_softmax(analysis: Analysis, node: Node) -> bool:
-    """Whether a product goes into a softmax over its last axis, with nothing but scales, masks and sums between."""
+    """Return whether a product goes into a softmax over its last axis, through scales, sums (masks) and casts alone."""
     graph, name = analysis.graph, node.outputs[0]
     shapes = analysis.points.first.shape
     while len(users := graph.users.get(name, [])) == 1 and name not in graph.outputs:

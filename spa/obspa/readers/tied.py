@@ -1,4 +1,4 @@
-"""Tied layers: weights that several products share get one fit to all of them."""
+"""Tied layers: fit weights that several products share to all of them at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from spa.model.graph import Graph, Node
+from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Moments
 from spa.obspa.readers.base import Reconstruction
-from spa.obspa.readers.linear import LinearLayer, Rows, least_squares_of, places, store
-from spa.obspa.shift import Shift
+from spa.obspa.readers.linear import LinearLayer, Rows, draw_positions, least_squares_of, store
 from spa.running.stream import sliced
 
 Array = np.ndarray
@@ -20,61 +20,65 @@ Array = np.ndarray
 class TiedLayer(LinearLayer):
     """A linear layer whose weights others read, too.
 
-    The first of the products fits the weights, to all of them. The others, and all where something else reads the
-    weights, have their means put right alone.
+    The first of the products fits the weights, to all of them. The others have only their biases refitted; so have all
+    of them if anything but products reads the weights.
     """
 
     def matches(self, graph: Graph, node: Node) -> bool:
-        """Return whether a node is a linear layer whose weights are not its own."""
+        """Return whether a node is a linear layer whose weights others read, too."""
         lin = linear(graph, node)
         return lin is not None and len(uses(graph, lin) or ()) != 1
 
-    def sharing(self, graph: Graph, lin: Linear) -> list[Linear]:
-        """Return all products of the weights for the first of them, else the layer alone."""
-        everyone = uses(graph, lin) or []
-        first = bool(everyone) and lin.node.index == min(u.node.index for u in everyone)
-        return everyone if first else [lin]
+    def served_by_fit(self, graph: Graph, lin: Linear) -> list[Linear]:
+        """Return all products with the weights if the layer is the first of them; else the layer alone."""
+        products = uses(graph, lin) or []
+        first = bool(products) and lin.node.index == min(u.node.index for u in products)
+        return products if first else [lin]
 
-    def fitted(self, at: Reconstruction, lin: Linear, rows: Rows, matrix: Array, shift: Shift | None) -> Array:
-        """Fit and store the weights if the layer is the first of the products; see :meth:`LinearLayer.fitted`."""
-        graph = at.small.graph
-        others = [u for u in self.sharing(graph, lin) if u.node is not lin.node]
+    def fit_weights(
+        self, reconstruction: Reconstruction, lin: Linear, rows: Rows, matrix: Array, slot: BiasSlot | None
+    ) -> Array:
+        """Fit and store the weights if the layer is the first of the products; see :meth:`LinearLayer.fit_weights`."""
+        graph = reconstruction.pruned.graph
+        others = [u for u in self.served_by_fit(graph, lin) if u.node is not lin.node]
         if not others:
             return matrix
-        one_mean = shift is None or (lin.bias is not None and len(graph.users[lin.bias]) > 1)
-        used = joint(at, rows, others, one_mean) if isinstance(rows, Moments) else rows
-        fitted = least_squares_of(used, matrix, at.settings.damping, shift is not None)
-        store(at.small, lin, fitted)
+        shared_mean = slot is None or (lin.bias is not None and len(graph.users[lin.bias]) > 1)
+        used = joint_moments(reconstruction, rows, others, shared_mean) if isinstance(rows, Moments) else rows
+        fitted = least_squares_of(used, matrix, reconstruction.settings.damping, slot is not None)
+        store(reconstruction.pruned, lin, fitted)
         return fitted
 
 
-def joint(at: Reconstruction, first: Moments, others: Sequence[Linear], one_mean: bool) -> Moments:
+def joint_moments(
+    reconstruction: Reconstruction, first: Moments, others: Sequence[Linear], shared_mean: bool
+) -> Moments:
     """Return the moments of all products that share their weights.
 
-    Those behind the first learn from the dense network's own inputs, as far as these are kept: what the pruned network
-    gives there depends on the fit.
+    The products behind the first learn from the kept part of the dense network's inputs: the pruned network's own
+    depend on the fit.
 
     Args:
-        at: both networks, at the first product.
+        reconstruction: both networks, at the first product.
         first: the moments of the first product.
         others: the other products, in the pruned network.
-        one_mean: whether one bias, or none, has to do for all of them; else each has its own.
+        shared_mean: whether the products share one bias or have none; otherwise each has its own.
     """
-    analysis, kept, dense = at.analysis, at.kept, at.dense
+    analysis, kept, dense = reconstruction.analysis, reconstruction.kept, reconstruction.dense
     ahead = dense.fork()
     parts = [first]
     for lin in sorted(others, key=lambda o: o.node.index):
-        twin = linear(ahead.graph, ahead.graph.producer[lin.node.outputs[0]])
-        if twin is None:
+        dense_lin = linear(ahead.graph, ahead.graph.producer[lin.node.outputs[0]])
+        if dense_lin is None:
             continue
-        ahead.after(twin.node)
-        name = twin.node.outputs[0]
-        samples = sum(twin.samples(b[name].shape) for b in ahead.live)
-        rows = first if one_mean else Moments()
+        ahead.after(dense_lin.node)
+        name = dense_lin.node.outputs[0]
+        samples = sum(dense_lin.samples(b[name].shape) for b in ahead.live)
+        rows = first if shared_mean else Moments()
         for batch in ahead.live:
             y = sliced(kept, analysis.axes.get(name), batch[name])
-            x = sliced(kept, analysis.axes.get(twin.source), batch[twin.source])
-            chosen = places(at.rng, lin, y.shape, samples, first.mean_x.shape[1])
-            rows.add(lin.inputs(x, y.shape, dense.graph, chosen), lin.outputs(y, chosen))
+            x = sliced(kept, analysis.axes.get(dense_lin.source), batch[dense_lin.source])
+            chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, first.mean_x.shape[1])
+            rows.add(lin.input_rows(x, y.shape, dense.graph, chosen), lin.output_rows(y, chosen))
         parts.append(rows)
-    return first if one_mean else Moments.about_own_means(parts)
+    return first if shared_mean else Moments.about_own_means(parts)
