@@ -59,7 +59,7 @@ class Result:
         return self.to(kind if kind in ("torch", "keras", "jax") else "onnx")
 
     def to(self, target: str) -> Any:
-        """The pruned model for a framework, compared with the ONNX model.
+        """Convert the pruned model for a framework, and compare it with the ONNX model.
 
         Args:
             target: ``onnx`` (a ModelProto), ``graphsurgeon``, ``torch`` (the class of the module that was given with
@@ -91,7 +91,7 @@ class Result:
         write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:
-        """The pruned model as an onnx-graphsurgeon graph."""
+        """Return the pruned model as an onnx-graphsurgeon graph."""
         import onnx_graphsurgeon as gs
 
         return gs.import_onnx(self.model)

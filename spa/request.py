@@ -78,7 +78,7 @@ def option(
 
 @dataclass(frozen=True)
 class Goal:
-    """How much is removed: one of a ratio, a tolerated change, milliseconds, or a plan's own channels."""
+    """The goal: a ratio, a tolerated change of the outputs, milliseconds, or the channels of a plan."""
 
     ratio: float | str | None = option(
         None,
@@ -150,7 +150,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How channels are scored and compared."""
+    """The scoring and comparison of channels."""
 
     criterion: str | Criterion | ParameterScore = option(
         "obspa",
@@ -190,7 +190,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What must hold for the widths."""
+    """The constraints on groups and widths."""
 
     ignore: tuple[str, ...] = option(
         (),
@@ -241,7 +241,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Repair:
-    """How what remains is made to do what was removed."""
+    """The repair of the network that remains."""
 
     reconstruct: str = option(
         "auto",
@@ -267,7 +267,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Timing:
-    """How models are run and timed."""
+    """The running and timing of models."""
 
     threads: int = option(2, "of onnxruntime and of linear algebra, while calibrating and timing", kind=int, least=1)
     batch: int = option(1, "the size of open batch axes while timing", kind=int, least=1)

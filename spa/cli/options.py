@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of a request, and what parses their values."""
+"""Command-line options made from the fields of a request, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What ``spa prune`` writes beside the model, and how it talks.
+    """The files that ``spa prune`` writes beside the model, and its way of reporting.
 
     Attributes:
         plan_out: where the plan goes.
