@@ -91,8 +91,8 @@ def cli() -> str:
 
 def options() -> str:
     """Return the options of `spa prune`: the fields of a request, then what concerns files and the terminal alone."""
-    from spa.request import PYTHON, default_of, flag_of
     from spa.request import options as fields
+    from spa.request.option import default_of, flag_of
 
     parts = [
         "# Options of prune",
@@ -101,7 +101,7 @@ def options() -> str:
     ]
     sections: dict[str, list[tuple[str, str, str, str]]] = {}
     for section, about in fields():
-        flag = "" if about.metadata["kind"] == PYTHON else f"`{flag_of(about)}`"
+        flag = f"`{flag_of(about)}`" if about.metadata["kind"].on_file else ""
         default = default_of(about)
         default = f"`{default}`" if default and "`" not in default else default
         row = (flag, f"`{about.name}`", _cell(about.metadata["help"]), default)

@@ -21,7 +21,8 @@ from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
-from spa.request import Request, default_of, options
+from spa.request import Request, options
+from spa.request.option import default_of
 from spa.running.memory import peak_resident
 from spa.surgery.proof import Proof
 from spa.surgery.proof import prove as prove_plan

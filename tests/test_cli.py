@@ -99,11 +99,12 @@ def test_a_config_file_holds_options_and_the_command_line_wins(model: Path, tmp_
 def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its_own(
     model: Path, tmp_path: Path
 ) -> None:
-    from spa.request import PYTHON, Request, default_of, flag_of, options
+    from spa.request import Request, options
+    from spa.request.option import default_of, flag_of
 
     text = " ".join(spa("prune", "--help").stdout.replace("│", " ").split())
     for _, about in options():
-        if about.metadata["kind"] != PYTHON:
+        if about.metadata["kind"].on_file:
             assert flag_of(about) in text
             if default := default_of(about).replace("`", ""):
                 assert f"Default: {default}." in text, about.name

@@ -15,7 +15,8 @@ import spa
 from spa.criteria import Parameter, get
 from spa.report.schema import report_schema, request_schema
 from spa.report.tables import criteria_table, options_table
-from spa.request import PYTHON, Request, default_of, flag_of, options
+from spa.request import Request, options
+from spa.request.option import default_of, flag_of
 
 ROOT = Path(__file__).parent.parent
 RESNET = ROOT / "models" / "digits_resnet.onnx"
@@ -32,7 +33,7 @@ REQUEST = {
     "round_to": 4,
     "min_width": 2,
     "cross_norm": True,
-    "data": "images",
+    "data": "/data/images",
     "samples": 64,
     "labels": "y",
     "mean": (0.5, 0.25, 0.125),
@@ -51,9 +52,9 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
     path = tmp_path / "request.toml"
     path.write_text(request.to_toml(), encoding="utf-8")
     assert Request.from_toml(path) == request
-    untested = {f.name for _, f in options() if f.metadata["kind"] != PYTHON} - REQUEST.keys()
+    untested = {f.name for _, f in options() if f.metadata["kind"].on_file} - REQUEST.keys()
     assert untested == {"max_distortion", "latency_ms", "plan"}  # goals, of which a request has one
-    for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "plan.json"}, {"ratio": "auto"}):
+    for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)
 
@@ -114,17 +115,60 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
-        ({"round_to": 0}, "round_to is 0. Choose 1 or more"),
-        ({"samples": 0}, "samples is 0. Choose 1 or more"),
-        ({"recover": -1}, "recover is -1. Choose 0 or more"),
-        ({"reconstruct": "half"}, "unknown reconstruction 'half'"),
+        ({"round_to": 0}, "round_to is 0. Give a whole number of 1 or more"),
+        ({"samples": 0}, "samples is 0. Give a whole number of 1 or more"),
+        ({"recover": -1}, "recover is -1. Give a whole number of 0 or more"),
+        ({"reconstruct": "half"}, "unknown reconstruct 'half'"),
         ({"latency_ms": 3, "of": "params"}, "asked for together"),
-        ({"latency_ms": float("inf")}, "Choose more than 0"),
+        ({"latency_ms": float("inf")}, "Give a number above 0"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused_before_any_work(given: dict[str, object], message: str) -> None:
     with pytest.raises(spa.PlanError, match=message):
         Request.of(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("ratio", [True, "0.5", [0.5], np.array([0.5]), {}, 1j, float("nan"), b"auto"], "a number between 0 and 1"),
+        ("round_to", [2.5, 8.0, True, "8", float("inf"), [8]], "a whole number of 1 or more"),
+        ("threads", [0, 1.5, 10**6], "a whole number from 1 to 1024"),
+        ("seed", [-1, 1.5, "a", 2**70], "a whole number from 0 to"),
+        ("cross_norm", ["no", 1], "True or False"),
+        ("ignore", [1, [1], [""], [Path("a")]], "a shell pattern, or a list of them"),
+        ("equal", [1, [1]], "a shell pattern, or a list of them"),
+        ("sizes", ["batch=1", {"a": "b"}, {"a": -1}, {1: 2}, {"a": 1.5}], "a mapping from names to whole numbers"),
+        ("mean", ["0.5", ["a"], [True]], "a number, or one for each channel"),
+        ("labels", [1, ["a"]], "a string"),
+        ("data", [3, b"", ""], "a path"),
+        ("gradients", [3, []], "a mapping from initializer names to arrays"),
+        ("max_distortion", ["a", True, float("nan")], "a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(name: str, values: list[object], expected: str) -> None:
+    for value in values:
+        with pytest.raises(spa.PlanError, match=f"^{name} is .*Give {expected}"):
+            Request.of(**{name: value})
+
+
+def test_values_of_numpy_and_single_ones_become_pythons_own() -> None:
+    request = Request.of(
+        ratio=np.float32(0.5), round_to=np.int64(4), cross_norm=np.bool_(True), ignore="head.*", mean=np.array([0.5])
+    )
+    assert json.dumps(request.to_dict())
+    assert (request.goal.ratio, request.constraints.round_to, request.constraints.cross_norm) == (0.5, 4, True)
+    assert (request.constraints.ignore, request.inputs.mean) == (("head.*",), (0.5,))
+    assert Request.of(round_to=None, ignore=None) == Request()  # None stands for the default
+
+
+def test_paths_in_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "request.toml"
+    path.write_text('\ufeff[inputs]\ndata = "images"\n', encoding="utf-8")
+    assert Request.from_toml(path).inputs.data == str(tmp_path / "images")
+    path.write_text('[constraints]\nround_to = "8"\n', encoding="utf-8")
+    with pytest.raises(spa.PlanError, match=r"request\.toml': round_to is '8'\. Give a whole number"):
+        Request.from_toml(path)
 
 
 def test_the_words_and_the_switches_of_reconstruction_mean_the_same() -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from spa.request import FILE, PYTHON, RATIO, SIZES, Request, default_of, flag_of, options
+from spa.request import Request, criterion_names, options
+from spa.request.option import FILE, NUMBER, NUMBERS, PATTERNS, RATIO, SIZES, SWITCH, WHOLE, default_of, flag_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +72,7 @@ class RequestCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help text."""
         choices = {about.name: about.metadata["choices"] for _, about in options()}
+        choices["criterion"] = criterion_names
         for parameter in self.params:
             known = choices.get(parameter.name or "")
             if known is not None:
@@ -121,7 +123,7 @@ def _fields_of(kind: Any) -> list[inspect.Parameter]:
 
 
 def _flags() -> list[Field[Any]]:
-    return [about for _, about in options() if about.metadata["kind"] != PYTHON]
+    return [about for _, about in options() if about.metadata["kind"].on_file]
 
 
 def _request_parameters() -> list[inspect.Parameter]:
@@ -134,7 +136,7 @@ def _request_parameters() -> list[inspect.Parameter]:
 
 
 def _absent(about: Field[Any]) -> bool | None:
-    return False if about.metadata["kind"] is bool else None
+    return False if about.metadata["kind"] is SWITCH else None
 
 
 def _taken_request(values: dict[str, Any]) -> Request:
@@ -147,16 +149,19 @@ def _taken_request(values: dict[str, Any]) -> Request:
 
 def _annotation(about: Field[Any]) -> Any:
     """Return the type that typer parses an option as; None, or False of a switch, stands for one that is not given."""
-    kind, least = about.metadata["kind"], about.metadata["least"]
-    types = {float: float, int: int, bool: bool, list[str]: list[str], FILE: Path, SIZES: list[str]}
+    kind, (least, most) = about.metadata["kind"], about.metadata["bounds"] or (None, None)
+    types = {NUMBER: float, WHOLE: int, PATTERNS: list[str], FILE: Path, SIZES: list[str]}
     text = about.metadata["help"].replace("`", "").replace("[", r"\[")  # which rich would read as markup
-    bounds = {"min": least} if kind is int and least is not None else {}
-    names = (flag_of(about),)  # one name alone: a switch without its opposite
     shown = default_of(about).replace("`", "")
-    help_text = text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else "")
-    metavar = {RATIO: "FLOAT|auto", SIZES: SIZES}.get(kind) if isinstance(kind, str) else None
-    option = typer.Option(*names, help=help_text, show_default=False, metavar=metavar, **bounds)
-    return Annotated[bool if kind is bool else types.get(kind, str) | None, option]
+    option = typer.Option(
+        flag_of(about),  # one name alone: a switch without its opposite
+        help=text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else ""),
+        show_default=False,
+        metavar={RATIO: "FLOAT|auto", SIZES: "NAME=N", NUMBERS: "FLOAT,..."}.get(kind),
+        min=least,
+        max=most,
+    )
+    return Annotated[bool if kind is SWITCH else types.get(kind, str) | None, option]
 
 
 def _parsed(about: Field[Any], value: Any) -> Any:
@@ -168,7 +173,7 @@ def _parsed(about: Field[Any], value: Any) -> Any:
         return parse_ratio(value)
     if kind == SIZES:
         return parse_sizes(value)
-    if kind == list[float]:
+    if kind == NUMBERS:
         return parse_numbers(value, flag_of(about))
     return value
 

@@ -8,16 +8,36 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from spa.report import Report
-from spa.request import FILE, RATIO, SIZES, options
+from spa.request import options
+from spa.request.option import (
+    ANYTHING,
+    ARRAYS,
+    FILE,
+    NUMBER,
+    NUMBERS,
+    PATTERNS,
+    RATIO,
+    SIZES,
+    SWITCH,
+    WHOLE,
+    WORD,
+    Kind,
+)
 
 _SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-_KINDS: dict[Any, dict[str, Any]] = {  # of an option's value
-    **{kind: {"type": word} for kind, word in _SIMPLE.items()},
-    RATIO: {"anyOf": [{"type": "number"}, {"const": "auto"}]},
+_NUMBER = {"type": "number"}
+_KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Python is written as its name
+    NUMBER: _NUMBER,
+    WHOLE: {"type": "integer"},
+    SWITCH: {"type": "boolean"},
+    WORD: {"type": "string"},
+    ANYTHING: {"type": "string"},
+    RATIO: {"anyOf": [_NUMBER, {"const": "auto"}]},
     FILE: {"type": "string"},
     SIZES: {"type": "object", "additionalProperties": {"type": "integer"}},
-    list[str]: {"type": "array", "items": {"type": "string"}},
-    list[float]: {"type": "array", "items": {"type": "number"}},
+    PATTERNS: {"type": "array", "items": {"type": "string"}},
+    NUMBERS: {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
+    ARRAYS: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
 
@@ -37,8 +57,8 @@ def request_schema() -> dict[str, Any]:
     """Return the JSON schema of a request, each option with its help text."""
     sections: dict[str, dict[str, Any]] = {}
     for section, about in options():
-        accepted = _KINDS.get(about.metadata["kind"], {})
-        schema = {"anyOf": [accepted, {"type": "null"}]} if about.default is None and accepted else accepted
+        accepted = _KINDS[about.metadata["kind"]]
+        schema = {"anyOf": [accepted, {"type": "null"}]} if about.default is None else accepted
         sections.setdefault(section, {})[about.name] = {**schema, "description": about.metadata["help"]}
     return _object({name: _object(properties) for name, properties in sections.items()})
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa.criteria import registered
-from spa.request import PYTHON, default_of, flag_of, options
+from spa.request import options
+from spa.request.option import default_of, flag_of
 
 
 def options_table() -> str:
@@ -16,7 +17,7 @@ def options_table() -> str:
     """
     rows = ["| option of `prune` | meaning | default |", "| --- | --- | --- |"]
     for _, about in options():
-        if about.metadata["kind"] != PYTHON:
+        if about.metadata["kind"].on_file:
             rows.append(f"| `{flag_of(about)}` | {about.metadata['help']} | {default_of(about)} |")
     return "\n".join(rows) + "\n"
 

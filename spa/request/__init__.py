@@ -16,13 +16,29 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa.errors import PlanError
+from spa.request.option import (
+    ANYTHING,
+    ARRAYS,
+    FILE,
+    NUMBER,
+    NUMBERS,
+    PATTERNS,
+    RATIO,
+    SIZES,
+    SWITCH,
+    WHOLE,
+    WORD,
+    Section,
+    option,
+    plain,
+)
 
 if TYPE_CHECKING:
     from spa.coupling.plan import Plan
@@ -30,10 +46,7 @@ if TYPE_CHECKING:
 
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
 DEFAULT_RATIO = 0.5
-FILE = "a path"  # kinds of values that no Python type tells
-SIZES = "NAME=N"
-RATIO = "a number or auto"
-PYTHON = "an object"  # neither on a command line nor in a file
+MOST_THREADS = 1024
 
 
 def _budget() -> Any:  # imported where choices are asked for, so that --help stays quick
@@ -50,34 +63,13 @@ def _criteria() -> Any:
     return criteria
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    kind: Any,
-    choices: Callable[[], tuple[str, ...]] | None = None,
-    least: float | None = None,
-    shown: str | None = None,
-    flag: str | None = None,
-) -> Any:
-    """Declare an option.
-
-    Args:
-        default: its value where it is not given.
-        help: what it means, in Markdown, for every place that shows it.
-        kind: the type of its value: ``float``, ``int``, ``bool``, ``str``, ``list[str]``, ``list[float]``, or one of
-            the kinds above.
-        choices: gives the words that it takes.
-        least: the smallest number that it takes.
-        shown: what stands for the default where that does not speak for itself.
-        flag: its name on the command line, if another one.
-    """
-    about = {"help": help, "kind": kind, "choices": choices, "least": least, "shown": shown, "flag": flag}
-    return field(default=default, metadata=about)
+def criterion_names() -> tuple[str, ...]:
+    """Return the names of all criteria that are registered."""
+    return tuple(_criteria().names())
 
 
 @dataclass(frozen=True)
-class Goal:
+class Goal(Section):
     """The goal: a ratio, a tolerated change of the outputs, milliseconds, or the channels of a plan."""
 
     ratio: float | str | None = option(
@@ -90,25 +82,24 @@ class Goal:
     of: str = option(
         "macs",
         "of what: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
-        kind=str,
+        kind=WORD,
         choices=lambda: _budget().UNITS,
     )
     max_distortion: float | None = option(
         None,
         "instead of a ratio: how far the outputs may change, as mean squared change over variance; 0.01 is hardly "
         "noticed",
-        kind=float,
+        kind=NUMBER,
     )
     latency_ms: float | None = option(
-        None, "instead of a ratio: the milliseconds that the pruned model may take", kind=float
+        None, "instead of a ratio: the milliseconds that the pruned model may take", kind=NUMBER
     )
     plan: Plan | str | os.PathLike[str] | None = option(
         None, "instead of a ratio: keep exactly the channels of this plan, a JSON file", kind=FILE
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, str) and self.ratio != "auto":
-            raise PlanError(f"ratio is {self.ratio!r}. Give a number between 0 and 1, or 'auto'.")
+        super().__post_init__()
         number = None if self.ratio == "auto" else self.ratio
         targets = {"ratio": number, "latency_ms": self.latency_ms, "max_distortion": self.max_distortion}
         requested = [f"{name}={value:g}" for name, value in targets.items() if value is not None]
@@ -117,7 +108,9 @@ class Goal:
         for name in ("latency_ms", "max_distortion"):
             value = targets[name]
             if value is not None and not 0 < float(value) < float("inf"):
-                raise PlanError(f"{name} is {value:g}. Choose more than 0.")
+                raise PlanError(f"{name} is {value:g}. Give a number above 0.")
+        if number is not None and not 0 < float(number) < 1:
+            raise PlanError(f"ratio is {number:g}, the fraction to remove. Choose one between 0 and 1, ends excluded.")
         if self.of == "latency" and (self.ratio == "auto" or self.max_distortion is not None):
             raise PlanError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
         if self.latency_ms is not None and (self.ratio == "auto" or self.of not in ("macs", "latency")):
@@ -149,73 +142,77 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Section):
     """The scoring and comparison of channels."""
 
     criterion: str | Criterion | ParameterScore = option(
         "obspa",
         "how channels are scored; see the table of criteria",
-        kind=str,
-        choices=lambda: tuple(_criteria().names()),
+        kind=ANYTHING,
+        choices=None,
     )
     ranking: str = option(
         "global",
         "`global` (all groups compared), `uniform` (the same ratio in every group) or `isomorphic` (compared among "
         "groups of one structure)",
-        kind=str,
+        kind=WORD,
         choices=lambda: _budget().RANKINGS,
     )
     norm: str = option(
         "mean",
         "how scores are normalised within a parameter: `none`, `sum`, `mean`, `max` or `standardise`",
-        kind=str,
+        kind=WORD,
         choices=lambda: tuple(_criteria().NORMS),
     )
     agg: str = option(
         "mean",
         "how the scores of a group's parameters are combined: `sum`, `mean`, `max`, `prod` or `l2`",
-        kind=str,
+        kind=WORD,
         choices=lambda: tuple(_criteria().AGGREGATES),
     )
     gradients: Mapping[str, Any] | None = option(
         None,
         "by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without them "
         "PyTorch differentiates the cross-entropy on labelled data",
-        kind=PYTHON,
+        kind=ARRAYS,
     )
     hessian_gradients: Mapping[str, Any] | None = option(
-        None, "the Hessian times the gradient, by initializer, for `crop` and `grasp`", kind=PYTHON
+        None, "the Hessian times the gradient, by initializer, for `crop` and `grasp`", kind=ARRAYS
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _criteria().get(self.criterion)  # refuses what is no criterion
 
 
 @dataclass(frozen=True)
-class Constraints:
+class Constraints(Section):
     """The constraints on groups and widths."""
 
     ignore: tuple[str, ...] = option(
         (),
         "leave groups alone where a parameter, a node or an operator matches this pattern; repeatable",
-        kind=list[str],
+        kind=PATTERNS,
     )
     equal: tuple[str, ...] | None = option(
         None,
         "groups in which this pattern matches an axis, `tensor[axis]`, keep the same share of their channels; `heads`: "
         "the head sizes of each attention, of which classes know one; repeatable",
-        kind=list[str],
+        kind=PATTERNS,
         shown="`heads` for PyTorch's and JAX's models",
     )
-    round_to: int = option(8, "widths become multiples of this, which runtimes like", kind=int, least=1)
-    min_width: int = option(1, "no group becomes narrower", kind=int, least=1)
+    round_to: int = option(8, "widths become multiples of this, which runtimes like", kind=WHOLE, bounds=(1, None))
+    min_width: int = option(1, "no group becomes narrower", kind=WHOLE, bounds=(1, None))
     cross_norm: bool = option(
         False,
         "prune groups over which a normalisation takes statistics, too (the residual width of transformers)",
-        kind=bool,
+        kind=SWITCH,
         shown="off",
     )
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Section):
     """The inputs that scores and repair learn from."""
 
     data: Any = option(
@@ -224,57 +221,60 @@ class Inputs:
         "also an iterable of feeds. Made up if not given",
         kind=FILE,
     )
-    samples: int = option(512, "how many inputs to use at most", kind=int, least=1)
+    samples: int = option(512, "how many inputs to use at most", kind=WHOLE, bounds=(1, None))
     labels: str | None = option(
         None,
         "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and "
         "criteria that need a loss use them",
-        kind=str,
+        kind=WORD,
     )
     mean: tuple[float, ...] | None = option(
-        None, "subtracted from images, per channel: `0.5,0.5,0.5`", kind=list[float], shown="ImageNet's"
+        None, "subtracted from images, per channel: `0.5,0.5,0.5`", kind=NUMBERS, shown="ImageNet's"
     )
     std: tuple[float, ...] | None = option(
-        None, "what images are then divided by, per channel", kind=list[float], shown="ImageNet's"
+        None, "what images are then divided by, per channel", kind=NUMBERS, shown="ImageNet's"
     )
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Section):
     """The repair of the network that remains."""
 
     reconstruct: str = option(
         "auto",
         "`full` refits all layers, `bias` moves their means alone, `none` leaves them; `auto`: what suits the "
         "criterion, `full` for obspa, `bias` for flap, else `none`",
-        kind=str,
+        kind=WORD,
         choices=lambda: RECONSTRUCTIONS,
     )
     recover: int = option(
         0,
         "epochs of training by the dense model's outputs on the same inputs, without labels (needs torch)",
-        kind=int,
-        least=0,
+        kind=WHOLE,
+        bounds=(0, None),
     )
 
     def __post_init__(self) -> None:
-        words = {None: "auto", True: "full", False: "none"}
-        if not isinstance(self.reconstruct, str) and self.reconstruct in words:
-            object.__setattr__(self, "reconstruct", words[self.reconstruct])
-        if self.reconstruct not in RECONSTRUCTIONS:
-            raise PlanError(f"unknown reconstruction {self.reconstruct!r}. Choose one of {', '.join(RECONSTRUCTIONS)}.")
+        if isinstance(self.reconstruct, bool):
+            object.__setattr__(self, "reconstruct", "full" if self.reconstruct else "none")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Section):
     """The running and timing of models."""
 
-    threads: int = option(2, "of onnxruntime and of linear algebra, while calibrating and timing", kind=int, least=1)
-    batch: int = option(1, "the size of open batch axes while timing", kind=int, least=1)
+    threads: int = option(
+        2,
+        "of onnxruntime and of linear algebra, while calibrating and timing",
+        kind=WHOLE,
+        bounds=(1, MOST_THREADS),
+    )
+    batch: int = option(1, "the size of open batch axes while timing", kind=WHOLE, bounds=(1, None))
     sizes: Mapping[str, int] | None = option(
         None, "of other open axes while timing; repeatable", kind=SIZES, flag="size"
     )
-    seed: int = option(0, "of everything random", kind=int)
+    seed: int = option(0, "of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
 
 
 @dataclass(frozen=True)
@@ -297,11 +297,6 @@ class Request:
     repair: Repair = field(default_factory=Repair)
     timing: Timing = field(default_factory=Timing)
 
-    def __post_init__(self) -> None:
-        for section, about in options():
-            value = getattr(getattr(self, section), about.name)
-            _check(about, value)
-
     @classmethod
     def of(cls, base: Request | None = None, /, **given: Any) -> Request:
         """Build a request from options by name.
@@ -322,36 +317,44 @@ class Request:
         base = base or cls()
         changed: dict[str, Any] = {}
         for section in {homes[name] for name in given}:
-            values = {n: _frozen(v) for n, v in given.items() if homes[n] == section}
+            values = {n: v for n, v in given.items() if homes[n] == section}
             changed[section] = replace(getattr(base, section), **values)
         return replace(base, **changed)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the request as plain data by section; objects that JSON lacks become the name of their type."""
         return {
-            section.name: {f.name: _plain(getattr(getattr(self, section.name), f.name)) for f in fields(kind)}
+            section.name: {f.name: plain(getattr(getattr(self, section.name), f.name)) for f in fields(kind)}
             for section, kind in _sections()
         }
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Request:
-        """Read a request from a TOML file with the sections as tables.
+        """Read a request from a TOML file with the sections as tables; paths in it are relative to its folder.
 
         Raises:
             PlanError: the file cannot be read, or holds what is no option.
         """
+        name = os.fspath(path)
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PlanError(f"cannot read the request {os.fspath(path)!r}: {error}.") from error
-        known = {section.name: {f.name for f in _on_file(kind)} for section, kind in _sections()}
+            raise PlanError(f"cannot read the request {name!r}: {error}.") from error
+        known = {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()}
+        given: dict[str, Any] = {}
         for section, values in content.items():
             if section not in known or not isinstance(values, dict):
-                raise PlanError(f"{os.fspath(path)!r}: there is no section [{section}]. Use {', '.join(known)}.")
-            for name in values:
-                if name not in known[section]:
-                    raise PlanError(f"{os.fspath(path)!r}: [{section}] has no option {name!r}. Leave it out.")
-        return cls.of(**{name: value for values in content.values() for name, value in values.items()})
+                raise PlanError(f"{name!r}: there is no section [{section}]. Use {', '.join(known)}.")
+            for key, value in values.items():
+                about = known[section].get(key)
+                if about is None or not about.metadata["kind"].on_file:
+                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. Leave it out.")
+                is_path = about.metadata["kind"] is FILE and isinstance(value, str)
+                given[key] = str(Path(path).parent / value) if is_path else value
+        try:
+            return cls.of(**given)
+        except PlanError as error:
+            raise PlanError(f"{name!r}: {error}") from error
 
     def to_toml(self) -> str:
         """Return the request as TOML, the options that differ from the defaults.
@@ -365,13 +368,14 @@ class Request:
         for section, kind in _sections():
             for about in fields(kind):
                 value = getattr(getattr(self, section.name), about.name)
-                if value is about.default or value == about.default:
+                if value is about.default:
                     continue
                 value = os.fspath(value) if isinstance(value, os.PathLike) else value
-                plain = list(value) if isinstance(value, tuple) else value
-                if about.metadata["kind"] == PYTHON or not isinstance(plain, str | int | float | list | dict):
+                value = list(value) if isinstance(value, tuple) else value
+                if not about.metadata["kind"].on_file or not isinstance(value, str | int | float | list | dict):
                     raise PlanError(f"{about.name} is an object, which no file can hold. Give a path or a name.")
-                content.setdefault(section.name, {})[about.name] = plain
+                if value != about.default:
+                    content.setdefault(section.name, {})[about.name] = value
         return tomli_w.dumps(content)
 
 
@@ -390,49 +394,3 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
     for section, kind in _sections():
         for about in fields(kind):
             yield section.name, about
-
-
-def _on_file(kind: Any) -> list[Field[Any]]:
-    return [f for f in fields(kind) if f.metadata["kind"] != PYTHON]
-
-
-def flag_of(about: Field[Any]) -> str:
-    """Return an option's name on the command line, such as ``--round-to``."""
-    return "--" + (about.metadata["flag"] or about.name).replace("_", "-")
-
-
-def default_of(about: Field[Any]) -> str:
-    """Return an option's default as readers see it; empty where it is nothing."""
-    shown = about.metadata["shown"]
-    if shown is not None:
-        return str(shown)
-    return "" if about.default in (None, (), MISSING) else str(about.default)
-
-
-def _check(about: Field[Any], value: Any) -> None:
-    choices, least = about.metadata["choices"], about.metadata["least"]
-    if about.name == "criterion":
-        _criteria().get(value)  # a name, a criterion or a function of a parameter
-    elif choices is not None and value not in choices():
-        near = get_close_matches(str(value), choices(), 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise PlanError(f"unknown {about.name} {value!r}.{hint} Choose one of {', '.join(choices())}.")
-    if least is not None and (not isinstance(value, int | float) or value < least):
-        raise PlanError(f"{about.name} is {value}. Choose {least:g} or more.")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, Mapping):
-        return {str(k): v if isinstance(v, int | float | str) else type(v).__name__ for k, v in value.items()}
-    if value is None or isinstance(value, str | int | float):
-        return value
-    name = getattr(value, "name", None) or getattr(value, "__name__", None)
-    return name if isinstance(name, str) else f"a {type(value).__name__}"
