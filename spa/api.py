@@ -14,6 +14,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
+from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
 from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
@@ -141,14 +142,14 @@ def analyze(model: Any, *, example_inputs: Any = None, convert_options: Mapping[
     return couple(Graph(source.model, source.base))
 
 
-def prove(model: Any, plan: Plan, **options: Any) -> Proof:
+def prove(model: Any, plan: Plan | str | os.PathLike[str], **options: Any) -> Proof:
     """Prove on random inputs that a plan's network computes what the masked original computes, before any repair.
 
     The equation is that of :mod:`spa.surgery.masking`, run by onnxruntime on your own network.
 
     Args:
         model: the dense model (see :func:`spa.analyze`).
-        plan: the channels that are kept.
+        plan: the channels that are kept, or the path of a plan.
         **options: ``seeds`` (3), ``seed`` (0), ``threads`` (2), ``sizes`` of open axes, ``tolerance`` (1e-5; 2e-3 for
             networks of half precision or with quantised operators).
 
@@ -161,7 +162,7 @@ def prove(model: Any, plan: Plan, **options: Any) -> Proof:
     >>> spa.prove("models/digits_vgg.onnx", result.plan).holds
     True
     """
-    return prove_plan(analyze(model), plan, **options)
+    return prove_plan(analyze(model), plan if isinstance(plan, Plan) else Plan.load(os.fspath(plan)), **options)
 
 
 def prune(
@@ -197,6 +198,8 @@ def prune(
     >>> 0.29 < result.report.reached < 0.31
     True
     """
+    if not isinstance(request, Request | None):
+        raise PlanError(f"request is a {type(request).__name__}. Give a spa.Request; Request.from_toml reads a file.")
     request = Request.of(request, **options)
     clock = Clock()
     source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)

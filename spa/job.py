@@ -353,6 +353,8 @@ def prepare(
     Raises:
         PlanError: no group can be pruned under the request.
     """
+    if not isinstance(analysis, Analysis):
+        raise PlanError(f"a {type(analysis).__name__} is no analysis. Give what spa.analyze returns.")
     criterion = criteria.get(request.scoring.criterion)
     planned = request.goal.kind == "plan"
     constraints = request.constraints

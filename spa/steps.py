@@ -125,16 +125,20 @@ def repair(
         A repaired copy.
 
     Raises:
-        PlanError: the data or the plan does not fit the model.
+        PlanError: the data, the plan or the pruned model does not fit the analysis.
         ModelError: onnxruntime cannot run the model.
     """
     request = Request.of(request, **options)
     how = "full" if request.repair.reconstruct == "auto" else request.repair.reconstruct
+    job = prepare(analysis, Request.of(request, plan=plan), progress=progress)
+    if not isinstance(pruned, ModelProto) or _shapes(pruned) != _shapes(apply(analysis, plan)):
+        raise PlanError(
+            "the pruned model is not what this plan makes of the analysed one. Give what spa.apply returns."
+        )
     copy = ModelProto()
     copy.CopyFrom(pruned)
     if how == "none":
         return copy
-    job = prepare(analysis, Request.of(request, plan=plan), progress=progress)
     job.calibrate().reconstruct(plan, copy, how)
     return copy
 
@@ -148,3 +152,7 @@ def _check_scores(groups: Any, scores: Mapping[str, Any] | Curves) -> None:
         shape = getattr(scores[group.name], "shape", None)
         if shape != (group.size,):
             raise PlanError(f"the scores of {group.name!r} have shape {shape}, expected {(group.size,)}.")
+
+
+def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -126,6 +126,38 @@ def test_prove_compares_the_pruned_network_with_the_masked_original(model: Path,
     refused(spa("prove", MODELS / "digits_vgg.onnx", plan), 3, "the plan names")
 
 
+@pytest.mark.parametrize("option", ["--report", "--plan-out"])
+def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, option: str) -> None:
+    before = model.read_bytes()
+    output, weights = tmp_path / "small.onnx", tmp_path / "model.onnx.data"
+    weights.write_bytes(bytes(range(256)))
+    for target in (model, output, weights, tmp_path, tmp_path / "none" / "x"):
+        result = spa("prune", model, "-o", output, "--criterion", "l2", option, target)
+        refused(result, 3, option, "Choose another file")
+    refused(spa("prune", model, "-o", output, "--report", tmp_path / "x", "--plan-out", tmp_path / "x"), 3, "is what")
+    assert model.read_bytes() == before
+    assert weights.read_bytes() == bytes(range(256))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    for _ in range(2):  # a text of ours is written anew
+        assert spa("prune", model, "-o", output, "--criterion", "l2", option, tmp_path / "text").returncode == 0
+
+
+def test_what_nobody_foresaw_is_a_bug_with_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spa.cli import commands
+
+    def broken() -> None:
+        raise KeyError("nobody foresaw")
+
+    monkeypatch.setattr(commands, "app", broken)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main()
+    assert stopped.value.code == 70
+
+
+def test_a_folder_without_a_model_is_no_model(tmp_path: Path) -> None:
+    refused(spa("inspect", tmp_path), 4, "directory")
+
+
 def test_the_html_report_names_both_files_and_every_group(model: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2", "--report", page).returncode == 0

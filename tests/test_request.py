@@ -84,9 +84,11 @@ def test_what_no_file_can_hold_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ratio = 0.3\n", r"no section \[ratio\]"),
-        ("[goals]\nratio = 0.3\n", r"no section \[goals\]. Use goal, scoring"),
-        ("[goal]\nratios = 0.3\n", r"\[goal\] has no option 'ratios'"),
+        ("ratio = 0.3\n", r"'ratio' is no section. Use \[goal\], \[scoring\]"),
+        ("[goals]\nratio = 0.3\n", r"'goals' is no section. Use \[goal\], \[scoring\]"),
+        ("[goal]\nratios = 0.3\n", r"\[goal\] has no option 'ratios'. Did you mean 'ratio' in \[goal\]"),
+        ("[goal]\nround_to = 8\n", r"has no option 'round_to'. It belongs to \[constraints\]"),
+        ("[timing]\nsize = {a = 1}\n", r"has no option 'size'. Did you mean 'sizes' in \[timing\]"),
         ("[scoring]\ngradients = 3\n", r"\[scoring\] has no option 'gradients'"),
         ("[goal\n", "cannot read the request"),
     ],
@@ -174,6 +176,18 @@ def test_paths_in_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
 def test_the_words_and_the_switches_of_reconstruction_mean_the_same() -> None:
     words = [Request.of(reconstruct=given).repair.reconstruct for given in (None, True, False, "full")]
     assert words == ["auto", "full", "none", "full"]
+
+
+@pytest.mark.parametrize("name", ["ratio", "max_distortion", "latency_ms", "plan"])
+def test_a_new_goal_replaces_the_old_one_and_two_at_once_are_refused(name: str) -> None:
+    goals = {"ratio": 0.3, "max_distortion": 0.1, "latency_ms": 2.0, "plan": "plan.json"}
+    for other, value in goals.items():
+        base = Request.of(**{other: value}, round_to=4)
+        changed = Request.of(base, **{name: goals[name]})
+        assert changed == Request.of(**{name: goals[name]}, round_to=4)
+        if other != name:
+            with pytest.raises(spa.PlanError, match="are asked for together"):
+                Request.of(**{name: goals[name], other: value})
 
 
 @pytest.mark.parametrize(

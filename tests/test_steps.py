@@ -93,3 +93,15 @@ def test_a_frameworks_model_is_analysed_like_a_file() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 3))
     analysis = spa.analyze(net, example_inputs=torch.randn(1, 3, 16, 16))
     assert [g.size for g in analysis.free] == [16]
+
+
+def test_what_is_no_analysis_or_no_pruned_model_of_it_is_refused() -> None:
+    analysis = spa.analyze(RESNET)
+    plan = spa.plan(analysis, spa.score(analysis, criterion="l2"), ratio=0.3)
+    with pytest.raises(spa.PlanError, match="a str is no analysis"):
+        spa.score(str(RESNET))  # type: ignore[arg-type] # what is tested
+    for model in (analysis.graph.model, str(RESNET)):
+        with pytest.raises(spa.PlanError, match="not what this plan makes"):
+            spa.repair(analysis, plan, model)
+    with pytest.raises(spa.PlanError, match="request is a dict"):
+        spa.prune(RESNET, request={"ratio": 0.3})  # type: ignore[arg-type] # what is tested

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from spa.cli.options import (
     parse_sizes,
     with_options,
 )
-from spa.errors import SpaError
+from spa.errors import InvariantError, PlanError, SpaError
 from spa.request import Request
 
 
@@ -73,6 +74,7 @@ def prune(
     """Remove channels from MODEL until the budget is met, and write the smaller network."""
     from spa import api
 
+    _check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune(model, request=request, progress=progress)
     result.save(output, force=outputs.force)
@@ -246,10 +248,43 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
+def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
+    """Refuse texts that could not be written, or would replace a model or each other, before any work.
+
+    Raises:
+        PlanError: says which option names what.
+    """
+    taken = {model.resolve(): "the model that is pruned"}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        place = path.resolve()
+        if option != "--output":
+            if place in taken:
+                raise PlanError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
+            if not place.parent.is_dir() or place.is_dir():
+                what = "is a folder" if place.is_dir() else "lies in a folder that does not exist"
+                raise PlanError(f"{option} {str(path)!r} {what}. Choose another file.")
+            if place.exists() and not _is_text(place):
+                raise PlanError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+        taken.setdefault(place, f"what {option} writes")
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether an existing file may be a plan or a page that is written anew; weights of a model are neither."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] in (b"", b"{", b"<")
+
+
 def _write_text(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise SpaError(f"cannot write {str(path)!r}: {error.strerror}. Choose another place.") from error
 
 
@@ -267,3 +302,7 @@ def main() -> None:
     except SpaError as error:
         sys.stderr.write(f"spa: error: {error}\n")
         sys.exit(error.exit_code)
+    except Exception:  # whatever nobody foresaw is a bug of ours, and has its own exit code
+        traceback.print_exc()
+        sys.stderr.write(f"spa: this is a bug in spa {__version__}. Please report it with the lines above.\n")
+        sys.exit(InvariantError.exit_code)

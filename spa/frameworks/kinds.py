@@ -44,7 +44,7 @@ def kind_of(source: Any, options: Mapping[str, Any] | None = None) -> str | None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
-            return "tensorflow"
+            return "tensorflow" if any(path.glob("saved_model.pb*")) else None
         return SUFFIXES.get(path.suffix.lower())
     roots = [base.__module__.partition(".")[0] for base in type(source).__mro__]
     framework = next((PACKAGES[r] for r in roots if r in PACKAGES), None)

@@ -164,6 +164,8 @@ def show_proof(found: Proof) -> None:
         )
     )
     console.print(Text(f"{len(found.seeds)} random inputs; {inputs}"))
+    if found.is_empty:
+        console.print(Text("note: masking moved no output on these inputs, so that equality says nothing."))
     if found.crossing:
         console.print(
             Text(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 RECONSTRUCTIONS = ("auto", "full", "bias", "none")
 DEFAULT_RATIO = 0.5
 MOST_THREADS = 1024
+TARGETS = ("ratio", "max_distortion", "latency_ms", "plan")  # of which a goal has one
 
 
 def _budget() -> Any:  # imported where choices are asked for, so that --help stays quick
@@ -103,6 +104,7 @@ class Goal(Section):
         number = None if self.ratio == "auto" else self.ratio
         targets = {"ratio": number, "latency_ms": self.latency_ms, "max_distortion": self.max_distortion}
         requested = [f"{name}={value:g}" for name, value in targets.items() if value is not None]
+        requested += ["a plan"] if self.plan is not None else []
         if len(requested) > 1:
             raise PlanError(f"{' and '.join(requested)} are asked for together. Choose one.")
         for name in ("latency_ms", "max_distortion"):
@@ -315,6 +317,8 @@ class Request:
                 hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(homes)}."
                 raise PlanError(f"unknown option {name!r}. {hint}")
         base = base or cls()
+        if any(given.get(name) is not None for name in TARGETS):  # a new goal replaces the old one
+            base = replace(base, goal=Goal(of=base.goal.of))
         changed: dict[str, Any] = {}
         for section in {homes[name] for name in given}:
             values = {n: v for n, v in given.items() if homes[n] == section}
@@ -344,11 +348,12 @@ class Request:
         given: dict[str, Any] = {}
         for section, values in content.items():
             if section not in known or not isinstance(values, dict):
-                raise PlanError(f"{name!r}: there is no section [{section}]. Use {', '.join(known)}.")
+                sections = ", ".join(f"[{known_section}]" for known_section in known)
+                raise PlanError(f"{name!r}: {section!r} is no section. Use {sections}.")
             for key, value in values.items():
                 about = known[section].get(key)
                 if about is None or not about.metadata["kind"].on_file:
-                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. Leave it out.")
+                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. {_where(key, section)}")
                 is_path = about.metadata["kind"] is FILE and isinstance(value, str)
                 given[key] = str(Path(path).parent / value) if is_path else value
         try:
@@ -394,3 +399,13 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
     for section, kind in _sections():
         for about in fields(kind):
             yield section.name, about
+
+
+def _where(name: str, section: str) -> str:
+    """Return what to do about an option that a section of a file does not have."""
+    homes = {about.name: home for home, about in options() if about.metadata["kind"].on_file}
+    if name in homes:
+        return f"It belongs to [{homes[name]}]."
+    flags = {about.metadata["flag"]: about.name for _, about in options() if about.metadata["flag"]}
+    near = flags.get(name) or next(iter(get_close_matches(name, homes, 1)), None)
+    return "Leave it out." if near is None else f"Did you mean {near!r} in [{homes[near]}]?"

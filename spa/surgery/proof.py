@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto
 
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
-from spa.errors import PlanError
+from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.model.graph import Graph
 from spa.running.feeds import first_run
 from spa.running.ranges import ranges_for
@@ -56,9 +56,14 @@ class Proof:
         """True if both sides are equal within the tolerance."""
         return self.error <= self.tolerance
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether equality says nothing, because masking itself moved no output on these inputs."""
+        return self.effect <= self.tolerance
+
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as plain data, ready for JSON."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "holds": self.holds, "is_empty": self.is_empty}
 
 
 def prove(
@@ -85,8 +90,11 @@ def prove(
 
     Raises:
         PlanError: the plan does not fit the model, or every group in it crosses a normalisation.
-        ModelError: onnxruntime cannot run the model.
+        ModelError: onnxruntime cannot run the model, or gives outputs that are not finite.
+        UnsupportedError: the model draws random numbers, so that no two runs of it agree.
     """
+    if seeds < 1:
+        raise PlanError(f"seeds is {seeds}. Give 1 or more.")
     groups = {g.name: g for g in analysis.groups}
     plan.masks(analysis)  # refuses a plan that does not fit
     pruned = [n for n, kept in plan.kept.items() if len(kept) < plan.sizes[n]]
@@ -102,6 +110,7 @@ def prove(
     plan = Plan({n: plan.kept[n] for n in covered}, {n: plan.sizes[n] for n in covered}, {})
     names = tuple(range(seed, seed + seeds))
     dense, recipe = _run_dense(analysis, names, threads, sizes)
+    _check_finite(dense)
     feeds = [recipe.feeds(s) for s in names]
     base = analysis.graph.base
     expected = _outputs(Graph(masked(analysis, plan), base).self_contained(), feeds, threads, "the masked model")
@@ -125,7 +134,18 @@ def _run_dense(
     session = load_session(model, threads=threads, name="the dense model")
     ranges = ranges_for(model, input_specs(session))
     recipe, first = first_run(session, seed=seeds[0], sizes=sizes, ranges=ranges)
+    if _largest([run(session, recipe.feeds(seeds[0]))], [first]) > 0:
+        raise UnsupportedError(
+            "the model gives other outputs when it is run again on the same inputs: it draws random numbers. "
+            "Export it for inference, or give its random operators a seed."
+        )
     return [first, *(run(session, recipe.feeds(s)) for s in seeds[1:])], recipe
+
+
+def _check_finite(outputs: Sequence[Sequence[Any]]) -> None:
+    for value in (np.asarray(v) for values in outputs for v in values):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError("the dense model's outputs are not finite, so nothing can be compared. Give other sizes.")
 
 
 def _outputs(model: ModelProto, feeds: Sequence[Mapping[str, Array]], threads: int, name: str) -> list[list[Any]]:

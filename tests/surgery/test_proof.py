@@ -14,7 +14,7 @@ from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, make_plan
 from spa.surgery import proof as module
 from spa.surgery.proof import COARSE_TOLERANCE, TOLERANCE, distance, prove
-from tests.oracle import random_keeps
+from tests.oracle import Net, random_keeps
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -95,3 +95,45 @@ def test_half_precision_and_quantised_networks_get_the_coarse_tolerance() -> Non
 )
 def test_the_distance_of_two_outputs(value: list[object], reference: list[object], expected: float) -> None:
     assert distance(value, reference) == expected
+
+
+def test_equality_that_says_nothing_is_called_empty() -> None:
+    net = Net()
+    h = net.node("Relu", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
+    model = net.model(net.gemm(h, 7, 3, name="b"))
+    analysis = spa.analyze(model)
+    plan = make_plan(analysis, random_keeps(analysis.free))
+    assert not prove(analysis, plan).is_empty
+    head = next(t for t in model.graph.initializer if t.name == "b")
+    head.CopyFrom(numpy_helper.from_array(np.zeros(tuple(head.dims), np.float32), "b"))
+    proof = prove(spa.analyze(model), plan)
+    assert proof.holds
+    assert proof.is_empty
+
+
+def test_a_model_that_draws_random_numbers_or_gives_no_numbers_is_refused() -> None:
+    def network(*operators: str) -> tuple[Analysis, Plan]:
+        net = Net()
+        h = net.gemm(net.input("x", ["n", 5]), 5, 7, name="a")
+        for operator in operators:
+            h = net.node(operator, h)
+        y = net.gemm(net.node("Relu", h), 7, 3, name="b")
+        noise = net.node("RandomNormalLike", y) if "noise" in names else None
+        analysis = spa.analyze(net.model(net.node("Add", y, noise) if noise else y))
+        return analysis, make_plan(analysis, random_keeps(analysis.free))
+
+    names = {"noise"}
+    with pytest.raises(spa.UnsupportedError, match="it draws random numbers"):
+        prove(*network())
+    names = set()
+    with pytest.raises(spa.ModelError, match="outputs are not finite"):
+        prove(*network("Log"))
+    with pytest.raises(spa.PlanError, match="seeds is 0"):
+        prove(*network(), seeds=0)
+
+
+def test_a_plan_is_proved_from_its_file_too(tmp_path: Path) -> None:
+    result = spa.prune(MODELS / "digits_vgg.onnx", ratio=0.3, criterion="l2")
+    path = tmp_path / "plan.json"
+    path.write_text(result.plan.to_json(), encoding="utf-8")
+    assert spa.prove(MODELS / "digits_vgg.onnx", path).groups == result.prove().groups
