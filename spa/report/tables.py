@@ -13,7 +13,7 @@ def options_table() -> str:
     """Return the options that the command line takes.
 
     >>> print(options_table().splitlines()[-1])
-    | `--seed` | of everything random | 0 |
+    | `--seed` | the seed of everything random | 0 |
     """
     rows = ["| option of `prune` | meaning | default |", "| --- | --- | --- |"]
     for _, about in options():

@@ -82,7 +82,7 @@ class Goal(Section):
     )
     of: str = option(
         "macs",
-        "of what: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
+        "the unit of the ratio: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -149,37 +149,37 @@ class Scoring(Section):
 
     criterion: str | Criterion | ParameterScore = option(
         "obspa",
-        "how channels are scored; see the table of criteria",
+        "the way to score channels; see the table of criteria",
         kind=ANYTHING,
         choices=None,
     )
     ranking: str = option(
         "global",
-        "`global` (all groups compared), `uniform` (the same ratio in every group) or `isomorphic` (compared among "
-        "groups of one structure)",
+        "which scores are compared: those of all groups (`global`), of none, so that each loses the same fraction "
+        "(`uniform`), or of groups of one structure (`isomorphic`)",
         kind=WORD,
         choices=lambda: _budget().RANKINGS,
     )
     norm: str = option(
         "mean",
-        "how scores are normalised within a parameter: `none`, `sum`, `mean`, `max` or `standardise`",
+        "the normalisation of scores within a parameter: `none`, `sum`, `mean`, `max` or `standardise`",
         kind=WORD,
         choices=lambda: tuple(_criteria().NORMS),
     )
     agg: str = option(
         "mean",
-        "how the scores of a group's parameters are combined: `sum`, `mean`, `max`, `prod` or `l2`",
+        "the combination of the scores of a group's parameters: `sum`, `mean`, `max`, `prod` or `l2`",
         kind=WORD,
         choices=lambda: tuple(_criteria().AGGREGATES),
     )
     gradients: Mapping[str, Any] | None = option(
         None,
-        "by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without them "
-        "PyTorch differentiates the cross-entropy on labelled data",
+        "gradients by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without "
+        "them PyTorch differentiates the cross-entropy on labelled data",
         kind=ARRAYS,
     )
     hessian_gradients: Mapping[str, Any] | None = option(
-        None, "the Hessian times the gradient, by initializer, for `crop` and `grasp`", kind=ARRAYS
+        None, "products of Hessian and gradient by initializer, for `crop` and `grasp`", kind=ARRAYS
     )
 
     def __post_init__(self) -> None:
@@ -193,21 +193,23 @@ class Constraints(Section):
 
     ignore: tuple[str, ...] = option(
         (),
-        "leave groups alone where a parameter, a node or an operator matches this pattern; repeatable",
+        "a pattern; groups stay whole in which a parameter, a node or an operator matches it; repeatable",
         kind=PATTERNS,
     )
     equal: tuple[str, ...] | None = option(
         None,
-        "groups in which this pattern matches an axis, `tensor[axis]`, keep the same share of their channels; `heads`: "
+        "a pattern of axes, `tensor[axis]`; groups in which it matches keep the same fraction of their channels; `heads`: "
         "the head sizes of each attention, of which classes know one; repeatable",
         kind=PATTERNS,
         shown="`heads` for PyTorch's and JAX's models",
     )
-    round_to: int = option(8, "widths become multiples of this, which runtimes like", kind=WHOLE, bounds=(1, None))
-    min_width: int = option(1, "no group becomes narrower", kind=WHOLE, bounds=(1, None))
+    round_to: int = option(
+        8, "the number that widths become multiples of, which runtimes like", kind=WHOLE, bounds=(1, None)
+    )
+    min_width: int = option(1, "the width that no group falls below", kind=WHOLE, bounds=(1, None))
     cross_norm: bool = option(
         False,
-        "prune groups over which a normalisation takes statistics, too (the residual width of transformers)",
+        "whether to prune groups over which a normalisation takes statistics, too (the residual width of transformers)",
         kind=SWITCH,
         shown="off",
     )
@@ -223,7 +225,7 @@ class Inputs(Section):
         "also an iterable of feeds. Made up if not given",
         kind=FILE,
     )
-    samples: int = option(512, "how many inputs to use at most", kind=WHOLE, bounds=(1, None))
+    samples: int = option(512, "the number of inputs to use at most", kind=WHOLE, bounds=(1, None))
     labels: str | None = option(
         None,
         "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and "
@@ -231,7 +233,7 @@ class Inputs(Section):
         kind=WORD,
     )
     mean: tuple[float, ...] | None = option(
-        None, "subtracted from images, per channel: `0.5,0.5,0.5`", kind=NUMBERS, shown="ImageNet's"
+        None, "what is subtracted from images, per channel: `0.5,0.5,0.5`", kind=NUMBERS, shown="ImageNet's"
     )
     std: tuple[float, ...] | None = option(
         None, "what images are then divided by, per channel", kind=NUMBERS, shown="ImageNet's"
@@ -268,15 +270,15 @@ class Timing(Section):
 
     threads: int = option(
         2,
-        "of onnxruntime and of linear algebra, while calibrating and timing",
+        "threads of onnxruntime and of linear algebra, while calibrating and timing",
         kind=WHOLE,
         bounds=(1, MOST_THREADS),
     )
-    batch: int = option(1, "the size of open batch axes while timing", kind=WHOLE, bounds=(1, None))
+    batch: int = option(1, "samples per run while timing", kind=WHOLE, bounds=(1, None))
     sizes: Mapping[str, int] | None = option(
-        None, "of other open axes while timing; repeatable", kind=SIZES, flag="size"
+        None, "the size of another open axis while timing, `NAME=N`; repeatable", kind=SIZES, flag="size"
     )
-    seed: int = option(0, "of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
+    seed: int = option(0, "the seed of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
 
 
 @dataclass(frozen=True)
