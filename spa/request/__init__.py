@@ -174,8 +174,8 @@ class Scoring(Section):
     )
     gradients: Mapping[str, Any] | None = option(
         None,
-        "gradients by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. Without "
-        "them PyTorch differentiates the cross-entropy on labelled data",
+        "gradients by initializer, from any framework, for `snip` and `taylor`; mean squared ones for `fisher`. "
+        "Without them PyTorch differentiates the cross-entropy on labelled data",
         kind=ARRAYS,
     )
     hessian_gradients: Mapping[str, Any] | None = option(
@@ -198,8 +198,8 @@ class Constraints(Section):
     )
     equal: tuple[str, ...] | None = option(
         None,
-        "a pattern of axes, `tensor[axis]`; groups in which it matches keep the same fraction of their channels; `heads`: "
-        "the head sizes of each attention, of which classes know one; repeatable",
+        "a pattern of axes, `tensor[axis]`; groups in which it matches keep the same fraction of their channels; "
+        "`heads`: the head sizes of each attention, of which classes know one; repeatable",
         kind=PATTERNS,
         shown="`heads` for PyTorch's and JAX's models",
     )
