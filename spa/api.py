@@ -25,11 +25,11 @@ from spa.report import GroupReport, Report
 from spa.request import Request, options
 from spa.request.option import default_of
 from spa.running.memory import peak_resident
-from spa.surgery.proof import Proof
-from spa.surgery.proof import prove as prove_plan
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+    from spa.surgery.proof import Proof
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Result:
         >>> proof.holds, proof.effect > 0.01
         (True, True)
         """
+        from spa.surgery.proof import prove as prove_plan
+
         return prove_plan(self.analysis, self.plan, **options)
 
 
@@ -162,6 +164,8 @@ def prove(model: Any, plan: Plan | str | os.PathLike[str], **options: Any) -> Pr
     >>> spa.prove("models/digits_vgg.onnx", result.plan).holds
     True
     """
+    from spa.surgery.proof import prove as prove_plan
+
     return prove_plan(analyze(model), plan if isinstance(plan, Plan) else Plan.load(os.fspath(plan)), **options)
 
 

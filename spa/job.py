@@ -29,9 +29,7 @@ from spa.request import Request
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice, choose
-from spa.widths.equal import HEADS, equal_sets
 from spa.widths.selection import Selection, select
-from spa.widths.sparsity import suggested_ratio
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
@@ -379,21 +377,33 @@ def prepare(
 def _budget(analysis: Analysis, selection: Selection, request: Request, framework: str | None) -> Budget:
     """Return the budget of a request; a ratio of ``auto`` becomes the one that the weights suggest."""
     goal, constraints = request.goal, request.constraints
-    patterns = constraints.equal
-    if patterns is None:
-        patterns = (HEADS,) if framework in ONE_HEAD_SIZE else ()
-    planned = goal.kind == "plan"
     budget = Budget(
         ratio=goal.number,
         of=goal.unit,
         ranking=request.scoring.ranking,
         round_to=constraints.round_to,
         min_width=constraints.min_width,
-        equal=() if planned else equal_sets(analysis, selection.groups, patterns),
+        equal=_equal_sets(analysis, selection, request, framework),
     )
     if goal.kind == "auto":
+        from spa.widths.sparsity import suggested_ratio
+
         budget = replace(budget, ratio=suggested_ratio(analysis, selection.groups, budget))
     return budget
+
+
+def _equal_sets(
+    analysis: Analysis, selection: Selection, request: Request, framework: str | None
+) -> tuple[frozenset[str], ...]:
+    """Return the sets of groups that keep the same fraction of their channels."""
+    patterns = request.constraints.equal
+    if patterns is None and framework not in ONE_HEAD_SIZE:
+        patterns = ()
+    if patterns == () or request.goal.kind == "plan":
+        return ()
+    from spa.widths.equal import HEADS, equal_sets
+
+    return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
 
 
 def _inputs(analysis: Analysis, request: Request) -> Calibration:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spa.report import Report
-from spa.running.bench import BenchReport
-from spa.running.verify import VerifyReport
-from spa.surgery.proof import Proof
+if TYPE_CHECKING:
+    from spa.report import Report
+    from spa.running.bench import BenchReport
+    from spa.running.verify import VerifyReport
+    from spa.surgery.proof import Proof
 
 COSTS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "channels": "channels"}
 

@@ -15,7 +15,6 @@ spa.errors.PlanError: ratio=0.3 and latency_ms=2 are asked for together. Choose 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -341,6 +340,8 @@ class Request:
         Raises:
             PlanError: the file cannot be read, or holds what is no option.
         """
+        import tomllib
+
         name = os.fspath(path)
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
