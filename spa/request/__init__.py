@@ -196,8 +196,8 @@ class Constraints(Section):
     )
     equal: tuple[str, ...] | None = option(
         None,
-        "groups in which this pattern matches an axis, `tensor[axis]`, keep the same share of their channels; `heads`: "
-        "the head sizes of each attention, of which classes know one; repeatable",
+        "groups in which this pattern matches an axis, `tensor[axis]`, keep the same fraction of their channels; "
+        "`heads`: the head sizes of each attention, of which classes know one; repeatable",
         kind=PATTERNS,
         shown="`heads` for PyTorch's and JAX's models",
     )
