@@ -21,7 +21,7 @@ OTHER_CODES = {
     130: ("Interrupted. No half-written file is left.", ""),
 }
 REMEDIES = {
-    1: "Choose another place for the output; for `spa verify`, look at the table it printed",
+    1: "Choose another place for the output; for `spa verify` and `spa prove`, look at what they printed",
     3: "Ask for less, or lift a constraint that the message names",
     4: "Check the file, or the inputs, that the message names",
     5: "See [Read a refusal](../guides/read-a-refusal.md)",
@@ -136,7 +136,11 @@ def exit_codes() -> str:
                 _text(inspect.getdoc(error) or "").split(". ")[0].rstrip(".") + f" (`spa.{name}`).",
                 "",
             )
-    codes[1] = ("The output cannot be written; from `spa verify`: the models differ (`spa.SpaError`).", "")
+    codes[1] = (
+        "The output cannot be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
+        "`--atol` or `--rtol`, where given. `spa prove`: pruned and masked network differ.",
+        "",
+    )
     rows = [
         (str(code), _sentence(text), remedy or REMEDIES.get(code, "")) for code, (text, remedy) in sorted(codes.items())
     ]

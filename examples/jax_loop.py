@@ -5,7 +5,7 @@
 A residual network (flax nnx) on scikit-learn's digits. `spa.prune(...).pruned` is an ordinary module of the same class
 with narrower layers: the same loop and optimiser train it, and it can be pruned again. Prints MACs and accuracy after
 each step, and of the same budget in one step. `torch_loop.py` and `keras_loop.py` do the same in PyTorch and Keras.
-Needs `pip install 'spa-onnx[jax]' scikit-learn`.
+Needs JAX, flax and scikit-learn; in a clone, `pip install -e '.[jax]' scikit-learn`.
 """
 
 from __future__ import annotations

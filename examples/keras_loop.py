@@ -5,7 +5,7 @@
 A residual network on scikit-learn's digits. `spa.prune(...).pruned` is an ordinary Keras model of the same layers,
 narrower: `compile` and `fit` train it, and it can be pruned again. Prints MACs and accuracy after each step, and of
 the same budget in one step. `torch_loop.py` and `jax_loop.py` do the same in PyTorch and flax.
-Needs `pip install 'spa-onnx[tensorflow]' scikit-learn`.
+Needs Keras, TensorFlow and scikit-learn; in a clone, `pip install -e '.[tensorflow]' scikit-learn`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A residual network on scikit-learn's digits. `spa.prune(...).pruned` is an ordinary module of the same class with
 narrower layers: the same loop trains it, and it can be pruned again. Prints MACs and accuracy after each step, and of
 the same budget in one step. `keras_loop.py` and `jax_loop.py` do the same in Keras and flax.
-Needs `pip install 'spa-onnx[torch]' scikit-learn`.
+Needs PyTorch and scikit-learn; in a clone, `pip install -e '.[test]'` has both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A small residual network in PyTorch on scikit-learn's digits. Each workflow gives and gets back the user's own module:
 `spa.prune(module, example_inputs=...).pruned` is an ordinary module of the same class with narrower layers, which
 trains with the same loop. Prints (and writes) top-1 accuracy on the test images by workflow and criterion.
-Takes about three minutes on two cores. Needs `pip install 'spa-onnx[torch]' scikit-learn`.
+Takes about three minutes on two cores. Needs PyTorch and scikit-learn; in a clone, `pip install -e '.[test]'` has both.
 """
 
 from __future__ import annotations

@@ -15,13 +15,24 @@ from spa import errors, rules
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gen_reference", DOCS / "gen_reference.py")
+def load(name: str) -> ModuleType:
+    """A module of the folder of the documentation, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    return load("gen_reference")
+
+
+@pytest.fixture(scope="module")
+def roles() -> ModuleType:
+    pytest.importorskip("griffe", reason="griffe comes with the extra docs")
+    return load("griffe_roles")
 
 
 def test_every_public_name_of_the_package_is_documented(reference: ModuleType) -> None:
@@ -59,3 +70,75 @@ def test_every_operator_is_listed_once(reference: ModuleType) -> None:
 def test_every_decision_record_is_in_the_list(reference: ModuleType) -> None:
     linked = re.findall(r"\(\.\./decisions/([^)]+)\)", reference.decisions())
     assert linked == sorted(p.name for p in (DOCS / "decisions").glob("*.md"))
+
+
+DOCSTRING = """Add one.
+
+>>> one = [
+...     1]
+>>> one
+[1]
+
+Args:
+    x: a number.
+
+        >>> x[0][1]
+        Traceback (most recent call last):
+        TypeError: [0][1]
+    y: another, `>>>` in text.
+
+```python
+>>> not_a_doctest
+
+>>> still
+```
+
+>>> last"""
+FENCED = """Add one.
+
+```pycon
+>>> one = [
+...     1]
+>>> one
+[1]
+```
+
+Args:
+    x: a number.
+
+        ```pycon
+        >>> x[0][1]
+        Traceback (most recent call last):
+        TypeError: [0][1]
+        ```
+    y: another, `>>>` in text.
+
+```python
+>>> not_a_doctest
+
+>>> still
+```
+
+```pycon
+>>> last
+```"""
+
+
+def test_doctests_become_fenced_blocks_where_they_stand(roles: ModuleType) -> None:
+    assert roles.fence_doctests(DOCSTRING) == FENCED
+    assert roles.fence_doctests(FENCED) == FENCED
+
+
+def test_every_example_of_the_reference_is_a_block_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build the site strictly, as CI does, and read its pages."""
+    pytest.importorskip("mkdocstrings", reason="MkDocs comes with the extra docs")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    monkeypatch.chdir(DOCS.parent)
+    build(load_config("mkdocs.yml", strict=True, site_dir=str(tmp_path)))
+    for page in ("api", "algebra", "coupling", "criteria"):
+        html = (tmp_path / "reference" / page / "index.html").read_text(encoding="utf-8")
+        assert "<blockquote>" not in html
+        assert "&gt;&gt;&gt;" not in re.sub(r"<pre.*?</pre>", "", html, flags=re.S)
+        assert '<span class="gp">&gt;&gt;&gt;' in html
