@@ -17,7 +17,7 @@ import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
-from spa.criteria.answers import Answer, Curves, Removal
+from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored_groups
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
@@ -184,7 +184,7 @@ class Job:
 
     @property
     def answer(self) -> Answer:
-        """Return what the criterion says of the groups; it is asked once."""
+        """Return what the criterion says of the groups; it is asked once. Groups without scores keep everything."""
         if self._answer is None:
             scoring = self.request.scoring
             context = Context(
@@ -198,7 +198,11 @@ class Job:
             )
             bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
             with running(), bounds:
-                self._answer = self.criterion.score(context)
+                answer = self.criterion.score(context)
+            self._answer = checked_answer(answer, self.selection.groups, self.criterion.name)
+            if not isinstance(self._answer, Removal):
+                scored = scored_groups(self._answer, self.selection.groups, self.criterion.name)
+                self.selection = replace(self.selection, groups=scored)
         return self._answer
 
     @property

@@ -3,6 +3,9 @@
 An arrow is an import, wherever it stands: a lazy one inside a function, or a module's name in a string, couples two
 rooms as much as one at the top of a file. A package that loads its own files with ``iter_modules`` is their registry;
 these arrows are not drawn.
+
+The sources are read, not run. What only running them would tell is not seen: a module's or an attribute's name that is
+computed (``import_module(name)``, ``getattr(io, "_" + name)``), and code in a string (``exec``).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {"spa": "spa", "importers": "spa.importers", "exporters": "spa.exporters"}
 FRAMEWORKS = {"torch", "tensorflow", "tf2onnx", "keras", "jax", "jaxlib", "jax2onnx", "flax", "equinox", "openvino"}
 FACADE = "spa"
+LAZY_NODES = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 # From the ground up: a room imports rooms of the lines above its own. Modules that are named nowhere are the top.
 LEVELS = [
@@ -104,6 +108,18 @@ def read(root: Path) -> dict[str, Module]:
     return modules
 
 
+def unpackaged(root: Path) -> list[str]:
+    """The folders of sources without ``__init__.py``: Python would import them as packages that nothing here reads."""
+    folders = {file.parent for folder in PACKAGES for file in (root / folder).rglob("*.py")}
+    bare = {f for f in folders if not (f / "__init__.py").exists()}
+    return sorted(f.relative_to(root).as_posix() for f in bare)
+
+
+def is_types_only(node: ast.AST) -> bool:
+    """Whether a statement's body is for the type checker alone: ``if TYPE_CHECKING:`` and nothing more or less."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
 def statements(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
     """All nodes of a tree, and whether each is for the type checker alone."""
     waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
@@ -111,16 +127,41 @@ def statements(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
         node, types_only = waiting.pop()
         yield node, types_only
         for field, value in ast.iter_fields(node):
-            guard = isinstance(node, ast.If) and field == "body" and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            guard = field == "body" and is_types_only(node)
             children = value if isinstance(value, list) else [value]
             waiting += [(child, types_only or guard) for child in children if isinstance(child, ast.AST)]
 
 
-def docstrings(tree: ast.Module) -> set[ast.AST]:
-    """The strings that stand alone: docstrings, of attributes, too."""
+def called(node: ast.AST) -> str:
+    """The last name of what a call calls, ``import_module`` of ``importlib.import_module(...)``; else nothing."""
+    return ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+
+
+def prose_of(tree: ast.Module) -> set[ast.AST]:
+    """The strings that name no module: docstrings, of attributes, too, and the groups of entry points."""
     lines = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
-    groups = {n.value for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "group"}  # of entry points
-    return lines | groups
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and called(n) == "entry_points"]
+    return lines | {k.value for n in calls for k in n.keywords if k.arg == "group"}
+
+
+def absolute(name: str | None, level: int, package: str) -> str:
+    """The dotted name of a relative one."""
+    base = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+    return ".".join([*base, *filter(None, [name])])
+
+
+def module_in_call(node: ast.AST, package: str) -> str | None:
+    """The module that ``import_module("...")`` or ``__import__("...")`` imports, if its name is there to read."""
+    if not isinstance(node, ast.Call) or called(node) not in ("import_module", "__import__"):
+        return None
+    named = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "name")]
+    if not named or not isinstance(named[0], ast.Constant) or not isinstance(named[0].value, str):
+        return None
+    name = named[0].value
+    level = len(name) - len(name.lstrip("."))
+    bases = [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "package")]
+    base = bases[0].value if bases and isinstance(bases[0], ast.Constant) else package  # else it is `__package__`
+    return absolute(name[level:], level, str(base))
 
 
 def imported(node: ast.AST, package: str) -> list[str]:
@@ -128,8 +169,10 @@ def imported(node: ast.AST, package: str) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-        return [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        base = absolute(node.module, node.level, package)
+        return [f"{base}.{alias.name}" for alias in node.names]
+    if (name := module_in_call(node, package)) is not None:
+        return [name]
     if (
         isinstance(node, ast.Constant)
         and isinstance(node.value, str)
@@ -139,11 +182,17 @@ def imported(node: ast.AST, package: str) -> list[str]:
     return []
 
 
+def named_in_calls(module: Module) -> set[ast.AST]:
+    """The strings by which calls import a module: the calls are drawn."""
+    calls = [n for n in ast.walk(module.tree) if module_in_call(n, module.package) is not None]
+    return {c for n in calls for c in ast.walk(n) if isinstance(c, ast.Constant)}
+
+
 def arrows(modules: Modules) -> list[Arrow]:
     """Every import of one module of the house by another, the façade's own left out: it may name anything lazily."""
     drawn = []
     for module in modules.values():
-        prose = docstrings(module.tree)
+        prose = prose_of(module.tree) | named_in_calls(module)
         for node, types_only in statements(module.tree):
             for full in imported(node, module.package) if node not in prose else ():
                 parts = full.split(".")
@@ -193,17 +242,57 @@ def private_imports(drawn: Iterable[Arrow]) -> list[str]:
     ]
 
 
-def private_attributes(modules: Modules, drawn: Iterable[Arrow]) -> list[str]:
-    """Where a module of another room is imported and an underscored attribute of it is used."""
+def modules_by_name(module: Module, modules: Modules) -> dict[str, str]:
+    """The names by which a module's code knows modules of the house, dotted ones too, and the modules' own names."""
+    known = {}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):  # `import spa.model.io` makes spa.model.io, and spa.model too, known in full
+            for alias in node.names:
+                parts = alias.name.split(".")
+                fulls = [".".join(parts[: n + 1]) for n in range(len(parts))]
+                known |= {alias.asname: alias.name} if alias.asname else {f: f for f in fulls}
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(node.module, node.level, module.package)
+            known |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Assign) and (full := module_in_call(node.value, module.package)):
+            known |= {ast.unparse(target): full for target in node.targets}
+    return {name: full for name, full in known.items() if full in modules}
+
+
+def module_of(node: ast.expr, known: Mapping[str, str], module: Module, modules: Modules) -> str | None:
+    """The module of the house that an expression is, by the names that are known: ``io``, ``spa.model.io``."""
+    if (full := module_in_call(node, module.package)) is not None:
+        return full if full in modules else None
+    text = ast.unparse(node)
+    if text in known:
+        return known[text]
+    if isinstance(node, ast.Attribute) and (parent := module_of(node.value, known, module, modules)):
+        return f"{parent}.{node.attr}" if f"{parent}.{node.attr}" in modules else None
+    return None
+
+
+def private_attributes(modules: Modules) -> list[str]:
+    """Where an underscored attribute of another room's module is used, however the module is called."""
     wrong = []
-    for a in drawn:
-        if a.name or room_of(a.source) == room_of(a.target):
-            continue
-        alias = a.target.rpartition(".")[2]
-        for node in ast.walk(modules[a.source].tree):
-            is_private = isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr)
-            if is_private and isinstance(node.value, ast.Name) and node.value.id == alias:
-                wrong.append(f"{a.source}, line {node.lineno}: {alias}.{node.attr}")
+    for module in modules.values():
+        known = modules_by_name(module, modules)
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute):
+                owner, name = node.value, node.attr
+            elif (
+                isinstance(node, ast.Call)
+                and called(node) in ("getattr", "setattr", "hasattr", "delattr")
+                and len(node.args) > 1
+                and isinstance(node.args[1], ast.Constant)
+            ):
+                owner, name = node.args[0], str(node.args[1].value)
+            else:
+                continue
+            if not re.match(r"_(?!_)", name):
+                continue
+            full = module_of(owner, known, module, modules)
+            if full and room_of(full) != room_of(module.name) and f"{full}.{name}" != "spa._version":
+                wrong.append(f"{module.name}, line {node.lineno}: {full}.{name}")
     return wrong
 
 
@@ -223,11 +312,11 @@ def oversized(path: str, tree: ast.Module) -> Iterator[tuple[tuple[str, str, str
 
 def frameworks_at_import(module: Module) -> list[str]:
     """The frameworks that importing a module imports: at its top, outside of functions."""
-    inside = {n for f in ast.walk(module.tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    inside = {n for f in ast.walk(module.tree) if isinstance(f, LAZY_NODES) for n in ast.walk(f)}
     return [
         f"{module.name}: {full}"
         for node, types_only in statements(module.tree)
-        if node not in inside and not types_only and isinstance(node, ast.Import | ast.ImportFrom)
+        if node not in inside and not types_only
         for full in imported(node, module.package)
         if full.partition(".")[0] in FRAMEWORKS
     ]
@@ -269,6 +358,10 @@ def test_every_room_has_its_place_and_a_docstring(modules: Modules) -> None:
     assert [m.name for m in rooms if not ast.get_docstring(m.tree)] == []
 
 
+def test_every_folder_of_sources_is_a_package() -> None:
+    assert unpackaged(ROOT) == []
+
+
 def test_nothing_inside_imports_from_the_facade(drawn: list[Arrow]) -> None:
     assert [str(a) for a in drawn if a.target == FACADE] == []
 
@@ -279,7 +372,7 @@ def test_at_most_a_dozen_modules_stand_at_the_top() -> None:
 
 
 def test_no_room_takes_what_is_private_to_another(modules: Modules, drawn: list[Arrow]) -> None:
-    assert private_imports(drawn) + private_attributes(modules, drawn) == []
+    assert private_imports(drawn) + private_attributes(modules) == []
 
 
 def test_the_two_doors_meet_in_frameworks(drawn: list[Arrow]) -> None:
@@ -328,6 +421,11 @@ GUARDED = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from spa.rep
         LAZY,
         GUARDED,
         'import_module("spa.report.text")',
+        'importlib.import_module(name="spa.report.text")',
+        'import_module("..report.text", __package__)',
+        'import_module(".text", "spa.report")',
+        'import_module(".text", package="spa.report")',
+        'text = __import__("spa.report.text")',
         'HOMES = {"line": "spa.report.text:line"}',
     ],
 )
@@ -362,13 +460,62 @@ def test_what_is_private_to_a_room_is_found() -> None:
     )
     assert len(private_imports(names)) == 2
     modules = made(report__text="from spa.model import io\nio._load()\nio.load()", model__io="")
-    assert private_attributes(modules, arrows(modules)) == ["spa.report.text, line 2: io._load"]
+    assert private_attributes(modules) == ["spa.report.text, line 2: spa.model.io._load"]
     own = made(report__text="from spa.report.html import _page", report__html="")
     assert private_imports(arrows(own)) == []
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from spa.model import io as mio\nmio._load()",
+        "import spa.model.io as mio\nmio._load()",
+        "from spa import model\nmodel.io._load()",
+        "import spa.model.io\nspa.model.io._load()",
+        'from spa.model import io\ngetattr(io, "_load")()',
+        'io = import_module("spa.model.io")\nio._load()',
+        'import_module("..model.io", __package__)._load()',
+    ],
+)
+def test_a_private_attribute_is_found_however_its_module_is_called(source: str) -> None:
+    modules = made(report__text=source, model__io="", model="")
+    line = source.count("\n") + 1
+    assert private_attributes(modules) == [f"spa.report.text, line {line}: spa.model.io._load"]
+
+
+def test_attributes_of_what_is_no_module_are_no_fault() -> None:
+    source = 'from spa.model import io\nio.load()._x\nself._io\ngetattr(io, "__name__")\nio.__name__'
+    assert private_attributes(made(report__text=source, model__io="")) == []
+
+
+@pytest.mark.parametrize("guard", ["not TYPE_CHECKING", "True or TYPE_CHECKING", "MY_TYPE_CHECKING", "x.TYPE_CHECKING"])
+def test_a_guard_that_runs_is_none(guard: str) -> None:
+    source = GUARDED.replace("if TYPE_CHECKING", f"if {guard}")
+    assert [a.types_only for a in arrows(made(model__io=source, report__text=""))] == [False]
+
+
+@pytest.mark.parametrize("guard", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_only_the_body_of_the_guard_is_for_the_type_checker(guard: str) -> None:
+    source = f"if {guard}:\n    from spa.report.text import line\nelse:\n    import spa.report.text\n"
+    assert [a.types_only for a in arrows(made(model__io=source, report__text=""))].count(True) == 1
+
+
+def test_groups_are_those_of_entry_points() -> None:
+    modules = made(model__io='entry_points(group="spa.report")\nmetadata.entry_points(group="spa.report")', report="")
+    assert arrows(modules) == []
+    modules = made(model__io='load(group="spa.report")', report="")
+    assert [a.full for a in arrows(modules)] == ["spa.report"]
+
+
+def test_a_folder_that_is_no_package_is_found(tmp_path: Path) -> None:
+    for name in ("spa/__init__.py", "spa/model/io.py", "importers/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    assert unpackaged(tmp_path) == ["spa/model"]
+
+
 def test_names_of_the_facade_are_found() -> None:
-    for source in ("import spa", "from spa import prune", "def f():\n    import spa"):
+    for source in ("import spa", "from spa import prune", "def f():\n    import spa", 'import_module("spa")'):
         assert [a.target for a in arrows(made(report__text=source))] == [FACADE]
     assert [a.target for a in arrows(made(api="from spa import report", report=""))] == ["spa.report"]
 
@@ -386,3 +533,6 @@ def test_frameworks_at_the_top_of_a_file_are_found() -> None:
     typed = "if TYPE_CHECKING:\n    import jax\n"
     assert frameworks_at_import(Module("spa.x", "spa", ast.parse(lazy + typed))) == []
     assert frameworks_at_import(Module("spa.x", "spa", ast.parse("from torch import nn"))) == ["spa.x: torch.nn"]
+    for source in ('import_module("torch")', 'x = importlib.import_module("torch")', '__import__("torch")'):
+        assert frameworks_at_import(Module("spa.x", "spa", ast.parse(source))) == ["spa.x: torch"]
+        assert frameworks_at_import(Module("spa.x", "spa", ast.parse(f"def f():\n    {source}"))) == []

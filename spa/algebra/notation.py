@@ -110,7 +110,7 @@ class _Sizes:
                 break
 
     def _misfit(self) -> Barrier:
-        return Barrier(f"its shapes do not fit {self.pattern.text!r}")
+        return Barrier(f"its shapes do not fit its rule's line {self.pattern.text!r}")
 
     def _equate(self, operand: Operand, shape: Shape) -> None:
         axes = operand.axes or ()
@@ -160,11 +160,14 @@ class _Sizes:
 
     def check(self) -> None:
         """Raise Barrier where a size is open, or contradicts the shapes."""
-        for axis, size in self.equations:
-            if not self.known(axis):
-                raise Barrier(f"its shapes leave sizes open in {self.pattern.text!r}")
-            if self.size(axis) != size:
-                raise self._misfit()
+        if not all(self.known(axis) for axis, _ in self.equations):
+            raise Barrier(f"its shapes leave sizes open in {self.pattern.text!r}")
+        self.check_known()
+
+    def check_known(self) -> None:
+        """Raise Barrier where a size that is known contradicts the shapes."""
+        if any(self.known(axis) and self.size(axis) != size for axis, size in self.equations):
+            raise self._misfit()
 
 
 class _Binder:
@@ -423,6 +426,8 @@ def output_shapes(
 ) -> list[Shape | None]:
     """Compute the shapes of a line's outputs, as far as its inputs and attributes tell them.
 
+    Inputs that contradict the line tell nothing.
+
     >>> output_shapes("X[n c *s], S[c] -> Y[n c *s], Z[c]", [(2, 3, 5), (3,)])
     [(2, 3, 5), (3,)]
     """
@@ -434,6 +439,7 @@ def output_shapes(
     ]
     try:
         solved = _Sizes(pattern, operand_shapes, attributes or {}, {})
+        solved.check_known()
     except Barrier:
         return [None] * len(pattern.outputs)
     return [_shape_of(operand.axes or (), solved) for operand in pattern.outputs]

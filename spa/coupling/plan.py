@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,21 @@ class Plan:
         Raises:
             PlanError: the text is not a plan of this format.
         """
-        try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise PlanError(
-                    f"the plan has format {content['format']}, this version reads {FORMAT}. Make a new plan."
-                )
-            groups = content["groups"]
-            kept = {n: tuple(sorted({int(i) for i in g["kept"]})) for n, g in groups.items()}
-            sizes = {n: int(g["size"]) for n, g in groups.items()}
-            parameters = {t: {int(a): tuple(k) for a, k in x.items()} for t, x in content.get("kept", {}).items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"this is not a plan: {error!r}. Write one with --plan-out.") from error
+        content = _content(text)
+        groups = _mapping(content.get("groups"), "'groups'")
+        sizes, kept = {}, {}
+        for name, entry in groups.items():
+            where = f"group {name!r}"
+            fields = _mapping(entry, where)
+            size = fields.get("size")
+            if type(size) is not int or size < 1:
+                raise _no_plan(f"{where} has the size {size!r}, expected a positive whole number")
+            sizes[name], kept[name] = size, _indices(fields.get("kept"), where, size)
+        parameters = {
+            tensor: {_axis(axis, tensor): _indices(k, f"parameter {tensor!r}") for axis, k in axes.items()}
+            for tensor, value in _mapping(content.get("kept", {}), "'kept'").items()
+            for axes in [_mapping(value, f"parameter {tensor!r}")]
+        }
         return Plan(kept=kept, sizes=sizes, parameters=parameters)
 
     @staticmethod
@@ -109,9 +113,102 @@ class Plan:
             PlanError: the file cannot be read, or is not a plan.
         """
         try:
-            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {str(path)!r}: {error}. Check the path.") from error
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise _unreadable(path, "there is no such file") from error
+        except IsADirectoryError as error:
+            raise _unreadable(path, "it is a folder") from error
+        except UnicodeDecodeError as error:
+            raise _unreadable(path, "it is not text in UTF-8") from error
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            raise _unreadable(path, str(getattr(error, "strerror", None) or error).lower()) from error
+        return Plan.from_json(text)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _unreadable(path: str | Path, fact: str) -> PlanError:
+    return PlanError(f"cannot read the plan {str(path)!r}: {fact}. Check the path.")
+
+
+def _no_plan(fact: str) -> PlanError:
+    return PlanError(f"this is not a plan: {fact}. Write one with --plan-out.")
+
+
+def _content(text: str) -> dict[str, Any]:
+    """Return what the text of a plan holds, of the right format; a byte order mark before it is no fault."""
+    if not isinstance(text, str):
+        raise _no_plan(f"it is a {type(text).__name__}, expected text")
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise _no_plan("it is empty")
+    try:
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+    except RecursionError as error:
+        raise _no_plan("it is nested too deeply") from error
+    except ValueError as error:
+        at = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise _no_plan(f"it is not JSON{at}") from error
+    content = _mapping(content, "it")
+    if "format" not in content:
+        raise _no_plan("it names no 'format'")
+    version = content["format"]
+    if type(version) is not int:
+        raise _no_plan(f"its format is {json.dumps(version)}, expected the number {FORMAT}")
+    if version != FORMAT:
+        raise PlanError(f"the plan has format {version}, this version reads {FORMAT}. Make a new plan.")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise _no_plan(f"it names {name!r} twice in one place")
+        content[name] = value
+    return content
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _no_plan(f"{where} is {_kind(value)}, expected an object")
+    return value
+
+
+def _axis(text: str, tensor: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise _no_plan(f"parameter {tensor!r} has the axis {text!r}, expected a whole number")
+    return int(text)
+
+
+def _indices(value: Any, where: str, size: int | None = None) -> tuple[int, ...]:
+    """Return kept indices, sorted; `size` is how many channels there are, where that is known."""
+    if not isinstance(value, list):
+        raise _no_plan(f"{where} keeps {_kind(value)}, expected a list of indices")
+    if value and all(isinstance(i, bool) for i in value):
+        raise _no_plan(f"{where} keeps a mask, expected a list of indices")
+    for index in value:
+        if type(index) is not int:
+            raise _no_plan(f"{where} keeps {json.dumps(index)[:40]}, which is no index")
+        if index < 0 or (size is not None and index >= size):
+            channels = "" if size is None else f": its channels are 0 to {size - 1}"
+            raise _no_plan(f"{where} keeps index {index}{channels or ', which is negative'}")
+    indices = tuple(sorted(value))
+    if twice := [a for a, b in pairwise(indices) if a == b]:
+        raise _no_plan(f"{where} keeps index {twice[0]} twice")
+    return indices
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a value of JSON, in the words of JSON."""
+    if value is None:
+        return "nothing"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return kinds.get(type(value), "an object")
+
+
+# -- making -----------------------------------------------------------------------------------------------------------
 
 
 def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:

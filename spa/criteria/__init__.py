@@ -17,7 +17,7 @@ from typing import Any
 
 from spa.coupling.analysis import Analysis, Group
 from spa.criteria import activation, gates, gradient, magnitude
-from spa.criteria.answers import Answer, Array, Curve, Curves, Removal
+from spa.criteria.answers import Answer, Array, Curve, Curves, Removal, checked_answer
 from spa.criteria.context import Context, Inputs
 from spa.criteria.parameter import Parameter, parameters
 from spa.criteria.registry import Criterion, ParameterScore, criterion, get, names, registered
@@ -38,6 +38,7 @@ __all__ = [
     "Removal",
     "activation",
     "check",
+    "checked_answer",
     "criterion",
     "gates",
     "get",
@@ -74,7 +75,8 @@ def score(
         derivatives: by initializer, what the criterion's ``needs`` ask for; of the parameters with two axes or more.
 
     Returns:
-        By group name an array of shape (channels,), float64; higher is more important.
+        By group name an array of shape (channels,), float64; higher is more important; groups that the
+        criterion leaves out are not in it.
 
     Raises:
         PlanError: the criterion, NORM or AGG is unknown, the criterion gives no scores, needs inputs, or its
@@ -85,7 +87,7 @@ def score(
     check(norm, agg)
     given = dict.fromkeys(chosen.derivatives, derivatives)
     context = Context(analysis, groups, norm, agg, seed, inputs, given)
-    answer = chosen.score(context)
+    answer = checked_answer(chosen.score(context), groups, chosen.name)
     if isinstance(answer, Removal):
         raise PlanError(
             f"criterion {chosen.name!r} gives no scores: it names the channels to remove. Choose another one."

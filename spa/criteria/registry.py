@@ -11,15 +11,15 @@ from difflib import get_close_matches
 from functools import cache, wraps
 from importlib.metadata import entry_points
 from inspect import getdoc
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
-from spa.criteria.answers import Answer
+from spa.criteria.answers import Answer, real_scores
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter
 from spa.criteria.scores import by_parameter
-from spa.errors import PlanError
+from spa.errors import PlanError, SpaError
 
 Array = np.ndarray
 ParameterScore: TypeAlias = Callable[[Parameter], Array]
@@ -43,11 +43,12 @@ class Criterion:
         source: the paper, with section or equation.
         needs: of ``weights``, ``inputs``, ``labels`` (of the inputs), and of derivatives of a loss: ``gradients``,
             ``squared_gradients`` (their mean squares over samples), ``hessian_gradients`` (the Hessian times the
-            gradient). Only what is named here is in the context.
+            gradient). Only what is named here is in the context. Any collection of them will do.
         reconstruct: how the pruned network is repaired unless the user says otherwise: ``full``, ``bias`` or ``none``.
 
     Raises:
-        ValueError: a need or the reconstruction is unknown.
+        TypeError: the score is no function.
+        ValueError: the name is empty or no string, or a need or the reconstruction is unknown.
     """
 
     name: str
@@ -58,8 +59,19 @@ class Criterion:
     reconstruct: str = "none"
 
     def __post_init__(self) -> None:
-        if unknown := sorted(self.needs - NEEDS):
-            raise ValueError(f"criterion {self.name!r} needs {unknown[0]!r}. Choose from {', '.join(sorted(NEEDS))}.")
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"a criterion is named {self.name!r}. Name it with a string that is not empty.")
+        if not callable(self.score):
+            raise TypeError(f"criterion {self.name!r} has the score {self.score!r}. Give a function of a Context.")
+        needs: Any = self.needs
+        if isinstance(needs, str) or not isinstance(needs, Collection):
+            raise ValueError(
+                f"criterion {self.name!r} has needs {needs!r}. Give a set of names, such as {{'weights'}}."
+            )
+        if unknown := [need for need in needs if not isinstance(need, str) or need not in NEEDS]:
+            first = min(map(repr, unknown))
+            raise ValueError(f"criterion {self.name!r} needs {first}. Choose from {', '.join(sorted(NEEDS))}.")
+        object.__setattr__(self, "needs", frozenset(needs))
         if self.reconstruct not in RECONSTRUCTIONS:
             raise ValueError(
                 f"criterion {self.name!r} has reconstruct {self.reconstruct!r}. "
@@ -121,21 +133,31 @@ def criterion(
         The criterion as it is, or a decorator that returns the function as it is.
 
     Raises:
+        TypeError: no name is given, or what is decorated is no function.
         ValueError: the name is taken, or a field is not valid.
     """
     if isinstance(entry, Criterion):
         return _register(entry)
+    if callable(entry):
+        name = getattr(entry, "__name__", "name")
+        raise TypeError(f"criterion {name!r} has no name for users. Write @spa.criterion({name!r}) above it.")
 
     def register(function: ParameterScore) -> ParameterScore:
+        if not callable(function):
+            raise TypeError(f"criterion {entry!r} is {function!r}. Decorate a function of a Parameter.")
         _register(_of_function(function, entry, summary, source, reconstruct))
         return function
 
     return register
 
 
+def _refuse_taken(name: str) -> None:
+    if name in _CRITERIA:
+        raise ValueError(f"criterion {name!r} is registered already. Choose another name.")
+
+
 def _register(entry: Criterion) -> Criterion:
-    if entry.name in _CRITERIA:
-        raise ValueError(f"criterion {entry.name!r} is registered already. Choose another name.")
+    _refuse_taken(entry.name)
     _CRITERIA[entry.name] = entry
     return entry
 
@@ -147,15 +169,22 @@ def _of_function(
 
     @wraps(function)
     def checked(parameter: Parameter) -> Array:
-        scores = np.asarray(function(parameter))
-        expected = (parameter.channels,)
-        if scores.shape != expected or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
-            fault = f"shape {scores.shape}" if scores.shape != expected else "values that are not finite numbers"
+        try:
+            answer = function(parameter)
+        except SpaError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise PlanError(
+                f"criterion {name!r} raises {type(error).__name__} for parameter {parameter.name!r}: {error}. "
+                "Correct its function."
+            ) from error
+        scores, fault = real_scores(answer, parameter.channels)
+        if fault:
             raise PlanError(
                 f"criterion {name!r} returns {fault} for parameter {parameter.name!r}. "
-                f"Return one finite score per channel, shape {expected}."
+                f"Return one finite score per channel, shape {(parameter.channels,)}."
             )
-        return scores.astype(np.float64)
+        return scores
 
     first_line = (getdoc(function) or "").partition("\n")[0]
     return Criterion(

@@ -39,6 +39,11 @@ def register_notation(key: str, function: NotedShape) -> None:
     _NOTED[key] = function
 
 
+def has_notation(key: str) -> bool:
+    """Return whether the notation of an operator's rule tells its output shapes."""
+    return key in _NOTED
+
+
 def shape_function(key: str) -> ContribShape | None:
     """Return the shape function of an operator, or None."""
     return _CONTRIB.get(key)

@@ -20,7 +20,7 @@ from onnx.shape_inference import InferenceError
 from spa.errors import ModelError
 from spa.model import contrib_shapes  # noqa: F401 # registers them
 from spa.model.graph import Graph, Node, schema_of
-from spa.model.shape_registry import Shape, noted, shape_function
+from spa.model.shape_registry import Shape, has_notation, noted, shape_function
 from spa.model.shape_values import FOLDERS
 from spa.model.traits import NUMPY_FLOATS, SIZES, Trait, traits
 
@@ -184,6 +184,9 @@ def _remedy(graph: Graph, walk: Walk) -> str:
     made_up = {name for name, _ in walk.open_axes}
     node = next((n for n in graph.nodes if made_up.intersection(n.outputs)), None)
     if node is None:
+        told = next((n for n in graph.nodes if has_notation(n.key) and walk.shape.keys() & set(n.outputs)), None)
+        if told is not None:
+            return f"The output shape of {told.label} is what its rule's line says. Check that line."
         return "Check the model with onnx.checker."
     return f"The output shape of {node.label} was made up, since its operands decide it. Make them constants."
 

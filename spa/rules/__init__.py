@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -20,11 +20,12 @@ Rule = Callable[[Op], None]
 REVIEWED_OPSET = 28  # up to which every version of every operator of the standard was compared with its rule
 _RULES: dict[str, Rule] = {}
 _UNSUPPORTED: dict[str, str] = {}
-_KEY = re.compile(r"(?:[\w.]+::)?\w+")
+_KEY = re.compile(r"(?:[\w.-]+::)?\w+")
+_LINE = re.compile(r"->|\[|\s")  # no operator's name holds any of these, and no line lacks all of them
 
 
 def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
-    """Register a rule for operators, each named ``Op`` or ``domain::Op``.
+    """Register a rule for operators, each named ``Op`` or ``domain::Op``: for all of them, or for none.
 
     As a decorator it registers a function of :class:`spa.algebra.op.Op`. With a line of notation as its last argument
     it registers that line, and there is nothing to decorate:
@@ -36,25 +37,51 @@ def rule(*keys: str, doc: str | None = None) -> Callable[[Rule], Rule]:
         doc: the line's docstring: its law in a sentence, and a ``Spec:`` link. A function has its own.
 
     Raises:
-        ValueError: an operator has a rule already, or the line is not in the notation.
+        TypeError: what is decorated is no function.
+        ValueError: an operator has a rule already or is named otherwise, or the line is not in the notation.
     """
+    line = keys[-1] if keys and isinstance(keys[-1], str) and _LINE.search(keys[-1]) else None
+    operators = [_key(key) for key in (keys if line is None else keys[:-1])]
+    if not operators:
+        raise ValueError("no operator is named. Give 'domain::Op' before the line.")
+    _refuse_taken(operators)
 
     def register(function: Rule) -> Rule:
-        for key in keys:
-            if key in _RULES or key in _UNSUPPORTED:
-                raise ValueError(f"operator {key!r} has a rule already. Remove one of them.")
+        if not callable(function):
+            raise TypeError(
+                f"the rule of {operators[0]!r} is {function!r}. Decorate a function of an Op, or give a line."
+            )
+        _refuse_taken(operators)
+        notation = getattr(function, "notation", None)
+        for key in operators:
             _RULES[key] = function
-            if (notation := getattr(function, "notation", None)) and _needs_shapes(key):
+            if notation and _needs_shapes(key):
                 register_notation(key, partial(output_shapes, notation))
         return function
 
-    line = keys[-1] if keys and not _KEY.fullmatch(keys[-1]) else None
-    keys = keys if line is None else keys[:-1]
-    if not keys:
-        raise ValueError("no operator is named. Give 'domain::Op' before the line.")
     if line is not None:
         register(rule_of(line, doc=doc))
     return register
+
+
+def _key(name: object) -> str:
+    """Return the operator that a name stands for; ``ai.onnx`` is the default domain.
+
+    Raises:
+        ValueError: it is not written as an operator's name.
+    """
+    if not isinstance(name, str) or not _KEY.fullmatch(name):
+        raise ValueError(f"{name!r} names no operator. Write 'Op' for one of ONNX, 'domain::Op' for any other.")
+    return name.removeprefix("ai.onnx::")
+
+
+def _refuse_taken(operators: Sequence[str]) -> None:
+    """Raise ValueError where an operator has a rule already, or is named twice."""
+    for i, key in enumerate(operators):
+        if key in _RULES or key in _UNSUPPORTED:
+            raise ValueError(f"operator {key!r} has a rule already. Remove one of them.")
+        if key in operators[:i]:
+            raise ValueError(f"operator {key!r} is named twice. Name it once.")
 
 
 def _needs_shapes(key: str) -> bool:
@@ -69,16 +96,13 @@ def unsupported(key: str, reason: str) -> None:
     Raises:
         ValueError: the operator has a rule already.
     """
-    if key in _RULES or key in _UNSUPPORTED:
-        raise ValueError(f"operator {key!r} has a rule already. Remove one of them.")
+    _refuse_taken([key])
     _UNSUPPORTED[key] = reason
 
 
 @cache
 def load() -> None:
-    """Import all rules, those of installed packages included."""
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+    """Import the rules of installed packages; those of this one are there as soon as it is imported."""
     for entry in entry_points(group="spa.rules"):
         entry.load()
 
@@ -111,3 +135,8 @@ def barriers() -> dict[str, str]:
     """Return the operators listed as unsupported, each with its reason, sorted."""
     load()
     return dict(sorted(_UNSUPPORTED.items()))
+
+
+# Not only in `load`: a user who registers a rule before any analysis must see that the operator has one.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

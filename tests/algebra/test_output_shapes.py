@@ -17,6 +17,7 @@ TOLD: dict[str, tuple[list[Shape | None], list[Shape | None]]] = {
     "X[a b] -> Y[(a b)], Z[a+b], V[(a 2) 7]": ([(3, 5)], [(15,), (8,), (6, 7)]),
     "X[(g i)] -> Y[g], Z[(g i)]": ([(6,)], [None, None]),  # neither factor is told
     "X[n c], W?[o] -> Y[n o], Z[n]": ([(2, 3), None], [None, (2,)]),
+    "X[c c] -> Y[c c]": ([(3, 5)], [None]),  # the input contradicts the line
     "X, Z[m] -> Y[m], V[k]": ([(2, 3), (5,)], [(5,), None]),
     "X[n], Z?[n *s] -> Y[n *s]": ([(2,), None], [None]),
 }

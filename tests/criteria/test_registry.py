@@ -99,6 +99,36 @@ def test_entries_that_make_no_sense_are_refused(options: dict[str, Any], message
         Criterion(name="x", score=lambda context: {}, summary="X.", **options)
 
 
+@pytest.mark.parametrize("name", [None, 3, "", " ", ["x"]])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    for register in (lambda: spa.criterion(name)(absolute), lambda: Criterion(name, lambda context: {}, "X.")):
+        with pytest.raises(ValueError, match=f"a criterion is named {re.escape(repr(name))}. Name it with a string"):
+            register()
+
+
+def test_a_decorator_without_a_name_is_refused_with_the_right_call(entries: dict[str, Criterion]) -> None:
+    before = dict(entries)
+    with pytest.raises(TypeError, match=r"Write @spa\.criterion\('absolute'\) above it\."):
+        spa.criterion(absolute)  # type: ignore[call-overload] # the mistake
+    with pytest.raises(TypeError, match=r"criterion 'x' is 3\. Decorate a function of a Parameter\."):
+        spa.criterion("x")(3)  # type: ignore[arg-type] # the mistake
+    with pytest.raises(TypeError, match=r"criterion 'x' has the score 3\. Give a function of a Context\."):
+        Criterion("x", 3, "X.")  # type: ignore[arg-type] # the mistake
+    assert entries == before
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_needs_are_any_collection_of_names(kind: Any) -> None:
+    entry = Criterion("x", lambda context: {}, "X.", needs=kind(["weights", "inputs"]))
+    assert entry.needs == {"weights", "inputs"} and isinstance(entry.needs, frozenset)
+
+
+@pytest.mark.parametrize("needs", ["weights", None, 3, [["weights"]], [3, "weights"]])
+def test_needs_that_are_no_names_are_refused(needs: Any) -> None:
+    with pytest.raises(ValueError, match=r"criterion 'x' (has needs .* Give a set|needs .* Choose from)"):
+        Criterion("x", lambda context: {}, "X.", needs=needs)
+
+
 # -- what may stand for a name ----------------------------------------------------------------------------------------
 
 
@@ -133,6 +163,15 @@ def test_a_decorated_function_is_found_by_its_name_and_stays_as_it_is() -> None:
 def test_a_function_that_gives_no_scores_is_refused(function: Callable[[Parameter], Any], what: str) -> None:
     with pytest.raises(PlanError, match=f"criterion '<lambda>' {what} for parameter '.*'. Return one finite score"):
         spa.prune(RESNET, criterion=function, ratio=0.3)
+
+
+def test_a_function_that_raises_is_named_with_the_parameter() -> None:
+    def mine(parameter: Parameter) -> np.ndarray:
+        return absolute(parameter) / np.zeros(2)[5]
+
+    with pytest.raises(PlanError, match=r"criterion 'mine' raises IndexError for parameter '.+': index 5 is") as error:
+        spa.prune(RESNET, criterion=mine, ratio=0.3)
+    assert isinstance(error.value.__cause__, IndexError)
 
 
 def test_packages_register_through_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +258,75 @@ def test_a_removal_is_carried_out_whatever_the_budget() -> None:
     assert len(folded) == 1 and "said" in result.report.notes
     with pytest.raises(PlanError, match="criterion 'one' gives no scores"):
         criteria.score(result.analysis, result.analysis.free, entry)
+
+
+def pruned_by(answer: Callable[[str, int], Any]) -> spa.Result:
+    """Prune by a criterion that answers for each group; None leaves a group out."""
+
+    def score(context: Context) -> Any:
+        found = {g.name: answer(g.name, g.size) for g in context.groups}
+        return {name: scores for name, scores in found.items() if scores is not None}
+
+    return spa.prune(RESNET, criterion=Criterion("mine", score, "X."), ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (lambda name, n: np.full(n, np.nan), "values that are not finite numbers"),
+        (lambda name, n: [float("inf")] * n, "values that are not finite numbers"),
+        (lambda name, n: np.ones(n, complex), "values that are not finite numbers"),
+        (lambda name, n: ["a"] * n, "values that are not finite numbers"),
+        (lambda name, n: [None] * n, "values that are not finite numbers"),
+        (lambda name, n: np.ones((n, 1)), r"shape \(\d+, 1\)"),
+        (lambda name, n: 1.0, r"shape \(\)"),
+        (lambda name, n: {1: 2}, "a dict"),
+        (lambda name, n: [[1], [1, 2]], "a list that is no array"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_the_criterion_and_the_group(answer: Any, fault: str) -> None:
+    message = (
+        rf"criterion 'mine' gives {fault} for group '.+\[\d\]'\. Give one finite score per channel, shape \(\d+,\)\."
+    )
+    with pytest.raises(PlanError, match=message):
+        pruned_by(answer)
+
+
+@pytest.mark.parametrize("answer", [None, 3, [np.ones(3)], np.ones(3)])
+def test_an_answer_of_no_kind_is_refused(answer: Any) -> None:
+    entry = Criterion("mine", lambda context: answer, "X.")
+    analysis = spa.analyze(RESNET)
+    for ask in (
+        lambda: spa.prune(RESNET, criterion=entry, ratio=0.1),
+        lambda: criteria.score(analysis, analysis.free, entry),
+    ):
+        with pytest.raises(PlanError, match=f"criterion 'mine' answers with a {type(answer).__name__}. Return scores"):
+            ask()
+
+
+def test_scores_may_be_lists_and_leave_groups_out_which_keep_everything() -> None:
+    only = max(spa.analyze(RESNET).free, key=lambda g: g.size).name
+    result = pruned_by(lambda name, n: list(range(n)) if name == only else None)
+    assert result.plan.kept.keys() == {only}
+    kept = result.plan.kept[only]
+    assert kept == tuple(range(result.plan.sizes[only]))[-len(kept) :]
+    with pytest.raises(PlanError, match="criterion 'mine' name no group that can be pruned"):
+        pruned_by(lambda name, n: None)
+
+
+@pytest.mark.parametrize(
+    ("curve", "message"),
+    [
+        (lambda n: np.ones(n), "gives no curve for group"),
+        (lambda n: Curve(np.zeros(n, int), np.arange(n + 1.0)), "gives no curve for group"),
+        (lambda n: Curve(np.arange(n), np.arange(n)), "gives no curve for group"),
+        (lambda n: Curve(np.arange(n), np.full(n + 1, np.nan)), "gives no curve for group"),
+    ],
+)
+def test_curves_that_are_none_are_refused(curve: Any, message: str) -> None:
+    entry = Criterion("mine", lambda c: Curves(({g.name: curve(g.size) for g in c.groups},)), "X.")
+    with pytest.raises(PlanError, match=f"criterion 'mine' {message}"):
+        spa.prune(RESNET, criterion=entry, ratio=0.1)
 
 
 def test_the_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +120,50 @@ def test_a_second_rule_for_an_operator_is_refused() -> None:
         rules.unsupported("Conv", "a second opinion")
     with pytest.raises(ValueError, match="'NonZero' has a rule already"):
         rules.rule("NonZero")(lambda op: None)
+
+
+LINE = "X[n c] -> Y[n c]"
+
+
+def in_a_fresh_process(code: str) -> str:
+    """What code prints where nothing of spa is loaded yet."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("key", ["Conv", "NonZero", "com.microsoft::FusedConv", "ai.onnx::Conv"])
+def test_a_user_cannot_replace_a_built_in_rule_before_the_first_analysis(key: str) -> None:
+    code = f"import spa\ntry: spa.rule({key!r}, {LINE!r})\nexcept ValueError as error: print(error)"
+    assert (
+        in_a_fresh_process(code)
+        == f"operator {key.removeprefix('ai.onnx::')!r} has a rule already. Remove one of them."
+    )
+
+
+@pytest.mark.parametrize("module", ["quantised", "layout"])
+def test_a_module_of_rules_can_be_imported_first(module: str) -> None:
+    code = f"import spa.rules.{module}\nfrom spa import rules\nprint(len(rules._RULES) == len(rules.supported()) > 200)"
+    assert in_a_fresh_process(code) == "True"
+
+
+@pytest.mark.parametrize("keys", [("q::A", "Conv2", "q::A"), ("q::A", "Conv2", "Conv"), ("q::A", "Conv2", "")])
+@pytest.mark.parametrize("line", [(), (LINE,)], ids=["decorator", "line"])
+def test_a_rule_is_registered_for_all_its_operators_or_for_none(keys: tuple[str, ...], line: tuple[str, ...]) -> None:
+    before = supported()
+    with pytest.raises(ValueError, match=r"has a rule already|is named twice|names no operator"):
+        rules.rule(*keys, *line)(lambda op: None)
+    assert supported() == before
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "::", "a::", "::B", "a::b::c", b"Op"])
+def test_what_is_no_operators_name_is_refused(name: Any) -> None:
+    message = f"{re.escape(repr(name))} names no operator. Write 'Op' for one of ONNX, 'domain::Op' for any other."
+    for keys in ((name,), (name, LINE), ("q::A", name)):
+        with pytest.raises(ValueError, match=message):
+            rules.rule(*keys)
+    with pytest.raises(TypeError, match=r"the rule of 'q::A' is 3\. Decorate a function of an Op"):
+        rules.rule("q::A")(3)  # type: ignore[arg-type] # the mistake
+    with pytest.raises(ValueError, match="names no operator"):
+        rules.rule(lambda op: None)  # type: ignore[arg-type] # a decorator without its operator
 
 
 # -- notation -------------------------------------------------------------------------------------------------------
