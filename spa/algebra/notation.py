@@ -397,7 +397,10 @@ def _check_sizes(pattern: Pattern) -> None:
 
 
 def rule_of(
-    text: str, sizes: Callable[[Op], Mapping[str, int]] | None = None, doc: str | None = None
+    text: str,
+    sizes: Callable[[Op], Mapping[str, int]] | None = None,
+    doc: str | None = None,
+    parse_now: bool = True,
 ) -> Callable[[Op], None]:
     """Make a rule that states one line of notation.
 
@@ -405,13 +408,15 @@ def rule_of(
         text: the line.
         sizes: computes sizes that neither shapes nor attributes tell from the node.
         doc: the rule's docstring.
+        parse_now: whether the line is parsed here, so that it is refused here, and not when the rule is first used.
 
     Raises:
         ValueError: the line is not in the notation, or leaves sizes open.
     """
-    pattern = parse(text)
-    if sizes is None:
-        _check_sizes(pattern)
+    if parse_now:
+        pattern = parse(text)
+        if sizes is None:
+            _check_sizes(pattern)
 
     def law(op: Op) -> None:
         apply(op, text, sizes(op) if sizes else None)

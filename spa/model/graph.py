@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -381,7 +381,12 @@ def constant_tensor(node: Node) -> TensorProto | None:
 
 def schema_of(node: Node) -> onnx.defs.OpSchema | None:
     """Return the ONNX schema of the node's operator at the model's version, or None."""
+    return _schema(node.op, node.version, node.domain)
+
+
+@lru_cache(maxsize=1024)  # looked up for each node, of which most are of a few operators
+def _schema(op: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
     try:
-        return onnx.defs.get_schema(node.op, node.version, node.domain)
+        return onnx.defs.get_schema(op, version, domain)
     except onnx.defs.SchemaError:
         return None
