@@ -15,7 +15,6 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +23,14 @@ from onnx import ModelProto
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria import criterion
-from spa.criteria.answers import Answer, Curves, Removal
+from spa.criteria.answers import Answer, Removal, checked_answer, scored_groups
 from spa.errors import PlanError
 from spa.job import prepare
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.surgery.apply import apply
 
+OWN = "your own"  # stands for the criterion in messages about scores that somebody brings
 __all__ = ["apply", "criterion", "plan", "repair", "score"]
 
 
@@ -94,9 +94,8 @@ def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, 
     goal = job.request.goal
     if goal.kind in ("plan", "distortion") or goal.unit == "latency":
         raise PlanError("a plan by scores takes a ratio of macs, params or channels. Use spa.prune for other goals.")
-    known = scores.candidates[0] if isinstance(scores, Curves) else scores
-    job.selection = replace(job.selection, groups=tuple(g for g in job.selection.groups if g.name in known))
-    _check_scores(job.selection.groups, scores)
+    scores = checked_answer(scores, job.selection.groups, OWN)
+    job.selection = replace(job.selection, groups=scored_groups(scores, job.selection.groups, OWN))
     choice, _ = job.choose(job.budget, answer=scores)
     return make_plan(analysis, choice.kept)
 
@@ -141,17 +140,6 @@ def repair(
         return copy
     job.calibrate().reconstruct(plan, copy, how)
     return copy
-
-
-def _check_scores(groups: Any, scores: Mapping[str, Any] | Curves) -> None:
-    if not groups:
-        raise PlanError("the scores name no group that can be pruned under this request. Name groups as analyze does.")
-    if isinstance(scores, Curves):
-        return
-    for group in groups:
-        shape = getattr(scores[group.name], "shape", None)
-        if shape != (group.size,):
-            raise PlanError(f"the scores of {group.name!r} have shape {shape}, expected {(group.size,)}.")
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:

@@ -260,7 +260,7 @@ def test_gates_only_run_the_model() -> None:
         ({"max_distortion": 1e-9, "round_to": 8, "samples": 16}, "more than 1e-09"),
         ({"max_distortion": 0.1, "criterion": "snip", "samples": 16}, "labelled data"),
         ({"ratio": 0.5, "max_distortion": 0.1}, "asked for together"),
-        ({"max_distortion": -1.0}, "more than 0"),
+        ({"max_distortion": -1.0}, "above 0"),
         ({"of": "latency", "ratio": "auto"}, "takes a number"),
     ],
 )

@@ -73,7 +73,7 @@ def test_repair_leaves_the_pruned_model_as_it_is_and_changes_its_copy() -> None:
     ("scores", "options", "message"),
     [
         ({"nothing": np.ones(3)}, {}, "name no group that can be pruned"),
-        ("short", {}, r"have shape \(3,\), expected"),
+        ("short", {}, r"gives shape \(3,\) for group"),
         ("right", {"max_distortion": 0.1}, "takes a ratio of macs, params or channels"),
         ("right", {"latency_ms": 0.1}, "takes a ratio of macs, params or channels"),
         ("right", {"of": "latency"}, "takes a ratio of macs, params or channels"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NoReturn
 
 DOTS = "..."
@@ -37,7 +37,7 @@ class Axis:
     reads: bool = False
     crossing: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The letters of the axis, or the name of its star with an asterisk before it; repetitions included."""
         if self.star is not None:
