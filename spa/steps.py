@@ -88,13 +88,13 @@ def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, 
     >>> spa.plan(analysis, random, ratio=0.3).removes
     True
     """
-    if isinstance(scores, Removal):
-        return scores.plan
     job = prepare(analysis, Request.of(request, **options))
     goal = job.request.goal
     if goal.kind in ("plan", "distortion") or goal.unit == "latency":
         raise PlanError("a plan by scores takes a ratio of macs, params or channels. Use spa.prune for other goals.")
     scores = checked_answer(scores, job.selection.groups, OWN)
+    if isinstance(scores, Removal):
+        return scores.plan
     job.selection = replace(job.selection, groups=scored_groups(scores, job.selection.groups, OWN))
     choice, _ = job.choose(job.budget, answer=scores)
     return make_plan(analysis, choice.kept)

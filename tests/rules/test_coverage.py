@@ -18,6 +18,7 @@ import pytest
 import spa
 from spa import rules
 from spa.algebra.grammar import ANY, parse
+from spa.algebra.notation import rule_of
 from spa.rules import barriers, find, supported
 from tests.oracle import Net, is_clause, is_reason
 
@@ -259,3 +260,10 @@ def test_a_version_that_was_not_reviewed_is_a_barrier(monkeypatch: pytest.Monkey
     analysis = spa.analyze(model)
     assert analysis.free == ()
     assert "has not been reviewed for version 18" in next(iter(analysis.barriers.values()))
+
+
+def test_lines_of_built_in_rules_which_are_parsed_when_they_are_used_are_in_the_notation() -> None:
+    lines = {getattr(rule, "notation", None) for rule in supported().values()} - {None}
+    assert len(lines) > 30
+    for line in lines:
+        assert rule_of(line).notation == line  # type: ignore[attr-defined] # which rule_of gives it
