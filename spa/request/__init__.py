@@ -356,7 +356,7 @@ class Request:
             for key, value in values.items():
                 about = known[section].get(key)
                 if about is None or not about.metadata["kind"].on_file:
-                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. {_where(key, section)}")
+                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. {_where(key)}")
                 is_path = about.metadata["kind"] is FILE and isinstance(value, str)
                 given[key] = str(Path(path).parent / value) if is_path else value
         try:
@@ -404,7 +404,7 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
             yield section.name, about
 
 
-def _where(name: str, section: str) -> str:
+def _where(name: str) -> str:
     """Return what to do about an option that a section of a file does not have."""
     homes = {about.name: home for home, about in options() if about.metadata["kind"].on_file}
     if name in homes:
