@@ -1,7 +1,7 @@
 """Record the plan and the bytes of many prunings, and compare two records: what a refactoring must not change.
 
-    python benchmarks/record.py before.json
-    python benchmarks/record.py after.json --against before.json
+    PYTHONPATH=. python benchmarks/record.py before.json
+    PYTHONPATH=. python benchmarks/record.py after.json --against before.json
 
 Every shipped network with every criterion, and every builder of the zoo with criteria of each kind. A record is only
 comparable with one of the same machine and versions: linear algebra rounds differently elsewhere.
