@@ -229,6 +229,76 @@ def test_padding_that_a_mean_counts_shows_at_borders(include: int, goes: bool) -
     assert removed(compact(model)[0]) == ({"a[0]": [1]} if goes else {})
 
 
+@pytest.mark.parametrize(("padding", "goes"), [(0.5, True), (0.25, False), (0.0, False)])
+def test_a_padding_counts_as_the_value_that_it_pads_with(padding: float, goes: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.conv(net.input("x", ["n", 3, 4, 4]), 3, 5, name="a"))
+    h = net.node("Pad", h, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), net.constant(np.float32(padding)))
+    model = edited(zeroed(net.model(net.conv(h, 5, 2, pads=[0] * 4)), ("a", 0, [3])), **{"a.bias": np.zeros(5)})
+    assert removed(compact(model)[0]) == ({"a[0]": [3]} if goes else {})
+
+
+@pytest.mark.parametrize(("training", "goes"), [(False, True), (True, False)])
+def test_a_dropout_passes_constants_on_outside_training(training: bool, goes: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    h = net.node("Dropout", h, net.constant(np.float32(0)), net.constant(np.array(training)))
+    model = zeroed(net.model(net.gemm(h, 7, 2)), ("a", 0, [2, 6]))
+    assert removed(compact(model)[0]) == ({"a[0]": [2, 6]} if goes else {})
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 2.0])
+def test_a_tensor_filled_with_zeros_closes_all_channels(value: float | None) -> None:
+    net = Net()
+    h = net.node("Tanh", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    given_ = {} if value is None else {"value": numpy_helper.from_array(np.array([value], np.float32))}
+    h = net.node("Mul", h, net.node("ConstantOfShape", net.node("Shape", h), **given_))
+    assert removed(compact(net.model(net.gemm(h, 7, 2)))[0]) == ({} if value else {"a[0]": [*range(1, 7)]})
+
+
+def test_columns_of_an_embedding_that_are_the_same_in_all_rows_go() -> None:
+    net = Net()
+    ids = net.input("ids", ["n", 4], onnx.TensorProto.INT64)
+    h = net.matmul(net.node("Gather", net.weight(9, 7, name="table"), ids), 7, 5, name="b")  # axis 0, unsaid
+    model = zeroed(net.model(net.matmul(net.node("Tanh", h), 5, 2)), ("table", 1, [1, 4]), ("table", 0, [3]))
+    compaction, _ = compact(model, [{"ids": np.array([[0, 3, 8, 5], [1, 2, 3, 4]])}])
+    assert list(removed(compaction).values()) == [[1, 4]]
+
+
+@pytest.mark.parametrize(("axes", "known"), [([0, -1], True), ([2, 3], False)])
+def test_a_mean_keeps_what_is_the_same_along_the_axes_that_an_operand_names(axes: list[int], known: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.conv(net.input("x", [2, 3, 4, 4]), 3, 5, name="a"))
+    h = net.node("Mul", h, net.constant(np.linspace(0.5, 2, 4).reshape(4, 1)))  # rows differ, columns do not
+    h = net.node("ReduceMean", h, net.constant(np.array(axes)))
+    model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(h)
+    assert (found is not None and bool(found.mask.any())) == known
+    compact(model)
+
+
+def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
+    width = net.node("Gather", net.node("Shape", h), net.constant(np.array([1])))
+    start = net.node("Sub", width, net.constant(np.array([4])))
+    part = net.node("Slice", h, start, width, net.constant(np.array([1])))
+    model = zeroed(net.model(net.gemm(part, 4, 2)), ("a", 0, [5]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(part)
+    assert found is not None
+    assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
+
+
+def test_noise_of_a_constants_shape_is_not_known() -> None:
+    net = Net()
+    noise = net.node("RandomNormalLike", net.weight(1, 7), seed=1.0)
+    zeros = net.node("Mul", net.weight(1, 7), net.constant(np.zeros(1)))
+    h = net.node("Add", net.gemm(net.input("x", ["n", 3]), 3, 7), net.node("Add", noise, zeros))
+    facts = Facts(couple(Graph(net.model(net.gemm(h, 7, 2)))), TRANSFERS)
+    assert facts.of(noise) is None
+    assert facts.of(zeros) is not None
+
+
 # -- what nobody needs ------------------------------------------------------------------------------------------------
 
 
@@ -393,7 +463,7 @@ def test_groups_that_a_normalisation_takes_statistics_of_stay_whole() -> None:
 # -- transformers and recurrent cells -----------------------------------------------------------------------------------
 
 
-def attention(values_bias: bool = True) -> ModelProto:
+def attention(values_bias: bool = True, softmax_axis: int = -1) -> ModelProto:
     """Two inputs' worth of heads: [n s (h d)] with 3 heads of 4, and an MLP."""
     net = Net()
     x = net.input("x", ["n", "s", 6])
@@ -404,17 +474,18 @@ def attention(values_bias: bool = True) -> ModelProto:
         return str(net.node("Transpose", y, perm=list(perm)))
 
     q, k, v = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3], values_bias)
-    weights = net.node("Softmax", net.node("MatMul", q, k), axis=-1)
+    weights = net.node("Softmax", net.node("MatMul", q, k), axis=softmax_axis)
     y = net.node("Transpose", net.node("MatMul", weights, v), perm=[0, 2, 1, 3])
     y = net.matmul(net.node("Reshape", y, net.constant(np.array([0, 0, 12]))), 12, 6, name="out")
     h = net.node("Gelu", net.matmul(net.node("Add", x, y), 6, 10, name="up"))
     return net.model(net.matmul(h, 10, 6, name="down"))
 
 
-def test_a_head_whose_values_are_constant_goes_for_softmax_takes_their_mean() -> None:
-    compaction, _ = compact(zeroed(attention(), ("v", 1, [4, 5, 6, 7])))
-    assert list(removed(compaction).values()) == [[1]]
-    assert len(compaction.shifts) == 1
+@pytest.mark.parametrize(("axis", "goes"), [(-1, True), (3, True), (2, False)])
+def test_a_head_whose_values_are_constant_goes_for_softmax_takes_their_mean(axis: int, goes: bool) -> None:
+    compaction, _ = compact(zeroed(attention(softmax_axis=axis), ("v", 1, [4, 5, 6, 7])))
+    assert list(removed(compaction).values()) == [[1]] * goes
+    assert len(compaction.shifts) == goes
 
 
 def test_a_dimension_of_queries_that_are_zero_goes() -> None:
