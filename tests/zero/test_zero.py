@@ -289,6 +289,16 @@ def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
     assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
 
 
+def test_only_sizes_that_the_inputs_do_not_decide_are_static() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 5]), 5, 7)
+    shape = net.node("Shape", h)
+    batch, width = (net.node("Gather", shape, net.constant(np.array([i]))) for i in range(2))
+    facts = Facts(couple(Graph(net.model(h, batch, width))), TRANSFERS)
+    assert facts.static(batch) is None
+    assert np.array_equal(facts.static(width), [7])
+
+
 def test_noise_of_a_constants_shape_is_not_known() -> None:
     net = Net()
     noise = net.node("RandomNormalLike", net.weight(1, 7), seed=1.0)
