@@ -93,6 +93,7 @@ MODULES: dict[str, Tests] = {
     "spa/obspa/readers/recurrent.py": _READERS,
     "spa/obspa/readers/tied.py": _READERS,
 }
+_FAILED = "failed.txt"  # where a forked process leaves the name of the test that failed
 COPIED = ("spa", "tests", "models", "importers", "exporters", "pyproject.toml", "benchmarks")
 
 
@@ -175,7 +176,7 @@ def _mutant(source: str, changed: str | None) -> Mutant | None:
 
 
 def run_tests(copy: Path, tests: tuple[str, ...], limit: float, compiled: bool = False) -> str:
-    """Run the tests in a forked process: ``passed``, ``failed`` or ``timed out``.
+    """Run the tests in a forked process; return ``passed``, ``timed out``, or what failed first.
 
     Args:
         copy: the folder of the copied repository.
@@ -190,11 +191,23 @@ def run_tests(copy: Path, tests: tuple[str, ...], limit: float, compiled: bool =
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return "passed" if status == 0 else "failed"
+            return "passed" if status == 0 else (copy / _FAILED).read_text(encoding="utf-8")
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "timed out"
+
+
+class _Noting:
+    """A plugin of pytest that notes which test failed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.write_text("the import", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.file.write_text(report.nodeid, encoding="utf-8")
 
 
 def _child(copy: Path, tests: tuple[str, ...], compiled: bool) -> None:
@@ -211,7 +224,7 @@ def _child(copy: Path, tests: tuple[str, ...], compiled: bool) -> None:
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
     code = 1
     try:
-        code = int(pytest.main([*options, *tests]))
+        code = int(pytest.main([*options, *tests], plugins=[_Noting(copy / _FAILED)]))
     finally:
         os._exit(code)
 
@@ -262,7 +275,8 @@ def tried(
     first, then = (path, *MODULES[path].first), MODULES[path].then  # the module's own examples, too
     limits = {first: _limit(copy, first)}
     print(f"{path}: {len(chosen)} of {len(every)} mutants", flush=True)
-    survivors, count, end = [], 0, time.monotonic() + 60 * minutes
+    survivors: list[dict[str, Any]] = []
+    count, end = 0, time.monotonic() + 60 * minutes
     for mutant in chosen:
         if time.monotonic() > end:
             break
@@ -275,14 +289,22 @@ def tried(
                 (copy / path).write_text(mutant.source, encoding="utf-8")
             result = run_tests(copy, then, limits[then])
         count += 1
-        if result == "passed":
-            survivors.append(mutant)
-            print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+        if result == "passed" or again:
+            word = {} if result == "passed" else {"word": f"killed now by {result.split('[')[0].split('/')[-1]}"}
+            survivors.append({"line": mutant.line, "was": mutant.before, "became": mutant.after} | word)
+            print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}  {word}", flush=True)
     (copy / path).write_text(source, encoding="utf-8")
-    left = [{"line": m.line, "was": m.before, "became": m.after} for m in sorted(survivors, key=lambda m: m.line)]
-    if again:
-        return again | {"survivors": left}
-    return {"mutants": len(every), "tried": count, "seed": seed, "survivors": left}
+    survivors.sort(key=lambda s: (s["line"], s["became"]))
+    return (
+        again | {"survivors": survivors}
+        if again
+        else {
+            "mutants": len(every),
+            "tried": count,
+            "seed": seed,
+            "survivors": survivors,
+        }
+    )
 
 
 def _cell(text: str) -> str:
@@ -321,9 +343,10 @@ def recorded(out: Path) -> dict[str, Any]:
 def save(path: str, found: dict[str, Any], out: Path) -> None:
     """Enter a module's results, with the words that are known of its survivors."""
     results = recorded(out)
-    words = {(m["was"], m["became"]): m.get("word") for m in results.get(path, {}).get("survivors", ())}
+    words = {(m["was"], m["became"]): m.get("word", "") for m in results.get(path, {}).get("survivors", ())}
     for survivor in found["survivors"]:
-        if word := words.get((survivor["was"], survivor["became"])):
+        word = words.get((survivor["was"], survivor["became"]), "")
+        if "word" not in survivor and word and not word.startswith("killed"):
             survivor["word"] = word
     results = {p: found if p == path else results[p] for p in MODULES if p == path or p in results}
     out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -337,7 +360,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample, and of the mutant chosen at each place")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each module, after which no new mutant is tried")
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--again", action="store_true", help="try only the survivors on record")
+    parser.add_argument("--again", action="store_true", help="try the survivors on record, and say what kills them now")
     asked = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory() as folder:

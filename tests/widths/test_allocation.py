@@ -59,6 +59,13 @@ def test_a_stretch_that_is_cheap_as_a_whole_goes_as_a_whole() -> None:
     assert {n: len(k) for n, k in choice.kept.items()} == {groups[1].name: 4}
 
 
+def test_what_meets_the_budget_is_left_as_it_is() -> None:
+    """One rung higher would meet it, too, at less loss, but further from the ratio."""
+    fraction = [0.0, 0.5, 0.505]
+    losses = [np.array([0.0, 1.0, 2.0])]
+    assert allocation._nearest([2], [2], losses, lambda rungs: fraction[rungs[0]], 0.505) == [2]
+
+
 def test_groups_without_a_curve_keep_everything() -> None:
     analysis, groups, _ = branches()
     choice = allocate(

@@ -20,7 +20,7 @@ from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.widths.budget import UNITS, Budget, choose
 from spa.widths.ladders import alignment, allowed_widths
-from spa.widths.ranking import RANKINGS
+from spa.widths.ranking import RANKINGS, ranked_chunks
 from tests.oracle import Net
 from tests.zoo import built
 
@@ -274,3 +274,15 @@ def test_the_three_rankings_take_what_their_definitions_say() -> None:
         "isomorphic": {"a": 3, "b": 1, "c": 4, "d": 0},  # of 1, 2, 2.5, 3, and of 101 to 104
     }
     assert gone == {r: {n: sorted(by_score[:k]) for n, k in counts.items()} for r, counts in lost.items()}
+
+
+def test_of_isomorphic_sets_of_different_sizes_the_same_fraction_goes() -> None:
+    net = Net()
+    h = net.node("Relu", net.gemm(net.input("x", ["n", 5]), 5, 4, name="small", bias=False))
+    h = net.node("Relu", net.gemm(h, 4, 12, name="large"))
+    analysis = couple(Graph(net.model(net.gemm(h, 12, 3, name="head"))))
+    groups = sorted((g for g in analysis.free if g.size in (4, 12)), key=lambda g: g.size)
+    ladders = Budget(round_to=1).ladders(analysis, groups)
+    chunks = ranked_chunks(groups, [np.arange(float(g.size)) for g in groups], ladders, "isomorphic")
+    turns = [(c.key, groups[c.ladder].size) for c in chunks]
+    assert turns[:5] == [(1 / 12, 12), (2 / 12, 12), (1 / 4, 4), (3 / 12, 12), (4 / 12, 12)]

@@ -385,10 +385,12 @@ def test_a_product_without_bias_gets_an_addition() -> None:
     assert [n.op_type for n in pruned.graph.node] == ["MatMul", "Add", "Sigmoid", "MatMul", "Add"]
 
 
-def test_the_constant_that_is_added_next_takes_the_constants() -> None:
+@pytest.mark.parametrize("constant_first", [False, True])
+def test_the_constant_that_is_added_next_takes_the_constants(constant_first: bool) -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
-    model = net.model(net.node("Relu", net.matmul(h, 7, 5, name="b")))
+    addends = [net.matmul(h, 7, 5, name="b", bias=False), net.weight(5)]
+    model = net.model(net.node("Relu", net.node("Add", *(addends[::-1] if constant_first else addends))))
     compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
     assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in model.graph.node]
     assert [t.name for t in pruned.graph.initializer] == [t.name for t in model.graph.initializer]
