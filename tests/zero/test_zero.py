@@ -330,6 +330,13 @@ def test_channels_that_nobody_reads_go_with_all_that_only_they_read() -> None:
     assert removed(compact(model)[0]) == {"w2[0]": [0, 4], "w1[0]": [5]}
 
 
+def test_channels_that_lend_their_type_alone_go() -> None:
+    net = Net()
+    x = net.input("x", ["n", 4, 3])
+    h = net.node("CastLike", net.matmul(x, 3, 5, name="b"), net.matmul(x, 3, 7, name="a"))
+    assert removed(compact(net.model(net.matmul(h, 5, 2)))[0]) == {"a[1]": [*range(1, 7)]}
+
+
 def test_a_group_that_could_go_wholly_keeps_one_channel() -> None:
     model = edited(chain(3, 7, 6, 2), w2=np.zeros(()))
     assert removed(compact(model)[0]) == {"w0[0]": [*range(1, 7)], "w1[0]": [*range(1, 6)]}
@@ -395,6 +402,25 @@ def test_the_constant_that_is_added_next_takes_the_constants(constant_first: boo
     assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in model.graph.node]
     assert [t.name for t in pruned.graph.initializer] == [t.name for t in model.graph.initializer]
     assert len(compaction.shifts) == 1
+
+
+def test_a_product_that_is_also_an_output_gets_its_own_addition() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
+    product = net.matmul(h, 7, 5, name="b", bias=False)
+    model = net.model(net.node("Relu", net.node("Add", product, net.weight(5))), product)
+    compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
+    assert list(compaction.shifts) == [product]
+    assert [n.op_type for n in pruned.graph.node].count("Add") == 3
+
+
+def test_a_bias_of_one_column_becomes_one_of_all() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", [2, 3]), 3, 7, name="a"))
+    model = net.model(net.node("Gemm", h, net.weight(7, 5), net.weight(2, 1)))
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    compaction, _ = compact(zeroed(model, ("a", 0, [2, 3])), [{"x": x}])
+    assert [b.shape for b in compaction.biases.values()] == [(2, 5)]
 
 
 def test_a_bias_that_others_read_is_copied_first() -> None:
