@@ -409,6 +409,40 @@ def test_indices_that_follow_two_open_sizes_are_refused_with_a_remedy() -> None:
         check(gathered("n", "t"))
 
 
+def test_a_computed_shape_that_follows_pruning_by_itself_stays_computed() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7))
+    model = net.model(net.gemm(net.node("Reshape", h, net.node("Shape", h)), 7, 2))
+    found = check(model)
+    assert [g.size for g in found.groups] == [7]
+    assert [n.SerializeToString() for n in found.pruned.graph.node] == [n.SerializeToString() for n in model.graph.node]
+
+
+def merged(open_entries: int) -> ModelProto:
+    """A detour of [n 7 t 5] through [n (7 t 5)] or [(n 7) (t 5)], by shapes that are computed from n and t."""
+    net = Net()
+    x = net.input("x", ["n", "t", 3])
+    h = net.node("Reshape", net.matmul(x, 3, 35), net.constant(np.array([0, 0, 7, 5])))
+    h = net.node("Sigmoid", net.node("Transpose", h, perm=[0, 2, 1, 3]))
+    n, t = (net.node("Gather", net.node("Shape", x), net.constant(np.array([i]))) for i in range(2))
+    factors = [1, 35] if open_entries == 1 else [7, 5]
+    parts = [net.node("Mul", a, net.constant(np.array([f]))) for a, f in zip((n, t), factors, strict=True)]
+    h = net.node("Reshape", h, net.node("Concat", *parts, axis=0))
+    back = net.node("Concat", n, net.constant(np.array([7])), t, net.constant(np.array([5])), axis=0)
+    h = net.node("Transpose", net.node("Reshape", h, back), perm=[0, 2, 1, 3])
+    return net.model(net.matmul(net.node("Reshape", h, net.constant(np.array([0, 0, 35]))), 35, 2))
+
+
+def test_one_entry_of_a_shape_that_follows_the_input_is_left_to_the_runtime() -> None:
+    found = check(merged(1), feeds=[{"x": random_array(n, n + 3, 3, seed=n)} for n in (1, 2, 5)])
+    assert sorted(g.size for g in found.groups) == [5, 7]
+
+
+def test_two_entries_of_a_shape_that_follow_the_input_are_refused_with_a_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(merged(2))
+
+
 def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
     net = Net()
     h = net.gemm(net.input("x", ["n", 3]), 3, 7)
@@ -416,6 +450,17 @@ def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
     y = net.node("ReduceSum", net.node("Sigmoid", h), net.constant(np.asarray([1])))
     found = check(net.model(net.node("Div", y, net.node("Cast", size, to=TensorProto.FLOAT))))
     assert [g.size for g in found.groups] == [7]
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_a_number_that_the_input_and_a_pruned_size_decide_is_refused_with_a_remedy(scalar: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7))
+    flat = net.node("Reshape", h, net.constant(np.asarray([-1])))
+    count = net.node("Size", h) if scalar else net.node("Shape", flat)
+    y = net.node("Sub", net.gemm(h, 7, 2), net.node("Cast", count, to=TensorProto.FLOAT))
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(net.model(y))
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------
