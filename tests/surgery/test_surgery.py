@@ -156,6 +156,14 @@ def test_declared_shapes_are_right_or_gone() -> None:
         assert have == want, info.name
 
 
+def test_a_declaration_of_another_rank_is_gone() -> None:
+    model = network()
+    wrong = model.graph.value_info[1]
+    wrong.type.tensor_type.shape.dim.add().dim_value = 7
+    after = [i.name for i in pruned(model).graph.value_info]
+    assert after == [i.name for i in model.graph.value_info if i.name != wrong.name]
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_declared_multiple_of_a_pruned_size_is_scaled_with_it(batch: int) -> None:
     """A file traced at a batch of 8 declares 56 rows of a view of [batch 7 5]; the batch has been opened since."""
@@ -225,6 +233,22 @@ def test_copies_that_end_up_equal_are_one_again() -> None:
     after = arrays(check(net.model(y)).pruned)
     assert [n for n in after if n.startswith("zeros")] == ["zeros"]
     assert after["zeros"].shape == (5,)
+
+
+def test_different_copies_of_a_constant_that_stays_get_names_of_their_own() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    bias = net.weight(7, name="bias")
+    layers = [net.node("Sigmoid", net.node("Gemm", x, net.weight(3, 7, name=f"w{i}"), bias)) for i in range(4)]
+    model = net.model(net.node("Sum", *(net.gemm(h, 7, 2) for h in layers)), bias)
+    analysis = couple(Graph(model))
+    kept = {f"w{i}[1]": np.delete(np.arange(7), [i, i + 3]) for i in range(4)}
+    pruned = apply(analysis, make_plan(analysis, kept))
+    after = arrays(pruned)
+    names = ["bias_pruned", "bias_pruned_2", "bias_pruned_3", "bias_pruned_4"]
+    assert [n.input[2] for n in pruned.graph.node if n.op_type == "Gemm"][:4] == names
+    for name, indices in zip(names, kept.values(), strict=True):
+        np.testing.assert_array_equal(after[name], after["bias"][indices])
 
 
 def test_large_weights_that_are_read_twice_stay_tied() -> None:
