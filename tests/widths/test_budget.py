@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spa
-from spa.coupling.analysis import Analysis, couple
+from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.widths.budget import UNITS, Budget, choose
-from spa.widths.ladders import alignment, allowed_widths
+from spa.widths.ladders import Ladder, alignment, allowed_widths, ladders_of
 from spa.widths.ranking import RANKINGS, ranked_chunks
 from tests.oracle import Net
 from tests.zoo import built
@@ -276,13 +276,33 @@ def test_the_three_rankings_take_what_their_definitions_say() -> None:
     assert gone == {r: {n: sorted(by_score[:k]) for n, k in counts.items()} for r, counts in lost.items()}
 
 
-def test_of_isomorphic_sets_of_different_sizes_the_same_fraction_goes() -> None:
+def two_layers() -> tuple[Analysis, list[Group]]:
+    """A hidden layer of four channels and one of twelve, which differ in structure."""
     net = Net()
     h = net.node("Relu", net.gemm(net.input("x", ["n", 5]), 5, 4, name="small", bias=False))
     h = net.node("Relu", net.gemm(h, 4, 12, name="large"))
     analysis = couple(Graph(net.model(net.gemm(h, 12, 3, name="head"))))
-    groups = sorted((g for g in analysis.free if g.size in (4, 12)), key=lambda g: g.size)
+    return analysis, sorted((g for g in analysis.free if g.size in (4, 12)), key=lambda g: g.size)
+
+
+def test_of_isomorphic_sets_of_different_sizes_the_same_fraction_goes() -> None:
+    analysis, groups = two_layers()
     ladders = Budget(round_to=1).ladders(analysis, groups)
     chunks = ranked_chunks(groups, [np.arange(float(g.size)) for g in groups], ladders, "isomorphic")
     turns = [(c.key, groups[c.ladder].size) for c in chunks]
     assert turns[:5] == [(1 / 12, 12), (2 / 12, 12), (1 / 4, 4), (3 / 12, 12), (4 / 12, 12)]
+
+
+def test_a_set_on_one_ladder_goes_uniformly_by_the_fraction_of_each() -> None:
+    analysis, groups = two_layers()
+    ladders = Budget(round_to=1, equal=(frozenset(g.name for g in groups),)).ladders(analysis, groups)
+    assert [ladder.rungs for ladder in ladders] == [((4, 12), (3, 9), (2, 6), (1, 3))]
+    chunks = ranked_chunks(groups, [np.arange(float(g.size)) for g in groups], ladders, "uniform")
+    assert [c.key for c in chunks] == [1 / 4, 1 / 2, 3 / 4]
+
+
+def test_without_options_every_width_down_to_one_is_allowed() -> None:
+    analysis, groups = two_layers()
+    assert ladders_of(analysis, groups) == [
+        Ladder((i,), tuple((w,) for w in range(g.size, 0, -1))) for i, g in enumerate(groups)
+    ]
