@@ -247,6 +247,22 @@ def test_a_dropout_passes_constants_on_outside_training(training: bool, goes: bo
     assert removed(compact(model)[0]) == ({"a[0]": [2, 6]} if goes else {})
 
 
+def test_a_conversion_to_the_type_of_another_tensor_passes_constants_on() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    h = net.node("CastLike", net.node("Sigmoid", net.gemm(x, 3, 7, name="a")), x)
+    assert removed(compact(zeroed(net.model(net.gemm(h, 7, 2)), ("a", 0, [2, 6])))[0]) == {"a[0]": [2, 6]}
+
+
+def test_a_choice_that_is_known_leaves_what_is_known_of_the_chosen() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 7, name="a")
+    chosen = net.constant(np.array([True, True, False, True, False, True, True]))
+    h = net.node("Where", chosen, net.node("Sigmoid", h), net.node("Tanh", h))
+    head = net.gemm(net.node("Where", chosen, h, net.constant(np.float32(0.5))), 7, 2)
+    assert removed(compact(zeroed(net.model(head), ("a", 0, [5])))[0]) == {"a[0]": [2, 4, 5]}
+
+
 @pytest.mark.parametrize("value", [None, 0.0, 2.0])
 def test_a_tensor_filled_with_zeros_closes_all_channels(value: float | None) -> None:
     net = Net()
