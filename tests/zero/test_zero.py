@@ -263,6 +263,14 @@ def test_a_choice_that_is_known_leaves_what_is_known_of_the_chosen() -> None:
     assert removed(compact(zeroed(net.model(head), ("a", 0, [5])))[0]) == {"a[0]": [2, 4, 5]}
 
 
+def test_copies_along_new_axes_are_as_constant_as_the_original() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    shape = net.node("Concat", net.constant(np.array([4])), net.node("Shape", h), axis=0)
+    model = net.model(net.matmul(net.node("Expand", h, shape), 7, 2))
+    assert removed(compact(zeroed(model, ("a", 0, [2, 6])))[0]) == {"a[0]": [2, 6]}
+
+
 @pytest.mark.parametrize("value", [None, 0.0, 2.0])
 def test_a_tensor_filled_with_zeros_closes_all_channels(value: float | None) -> None:
     net = Net()
@@ -305,6 +313,23 @@ def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
     assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
 
 
+@pytest.mark.parametrize("op", ["Slice", "Pad"])
+def test_of_unknown_bounds_only_a_part_of_equal_values_is_known(op: str) -> None:
+    net = Net()
+    x = net.input("x", ["n", 5])
+    h = net.node("Sigmoid", net.gemm(x, 5, 7, name="a"))
+    count = net.node("Gather", net.node("Shape", x), net.constant(np.array([0])))
+    zero = net.constant(np.array([0]))
+    if op == "Slice":
+        y = net.node("Slice", h, zero, net.node("Sub", count, net.constant(np.array([1]))), zero)
+    else:
+        y = net.node("Pad", h, net.node("Concat", zero, zero, count, zero, axis=0))
+    model = edited(net.model(y), a=np.zeros(()), **{"a.bias": np.full(7, 2.0)})
+    found = Facts(couple(Graph(model)), TRANSFERS).of(y)
+    assert (found is not None and bool(found.mask.all())) == (op == "Slice")
+    assert op == "Slice" or found is None
+
+
 def test_only_sizes_that_the_inputs_do_not_decide_are_static() -> None:
     net = Net()
     h = net.gemm(net.input("x", ["n", 5]), 5, 7)
@@ -323,6 +348,46 @@ def test_noise_of_a_constants_shape_is_not_known() -> None:
     facts = Facts(couple(Graph(net.model(net.gemm(h, 7, 2)))), TRANSFERS)
     assert facts.of(noise) is None
     assert facts.of(zeros) is not None
+
+
+@pytest.mark.parametrize(
+    "op", ["InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]
+)
+def test_a_scale_of_zero_leaves_the_bias_of_a_normalisation(op: str) -> None:
+    """The values are known; the group crosses the normalisation, so nothing goes."""
+    net = Net(23)
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    scale, shift = np.array([1, 0, 2, 0, 0, 1], np.float32), np.arange(6, dtype=np.float32)
+    attributes = {"num_groups": 2} if op == "GroupNormalization" else {}
+    last = op in ("LayerNormalization", "RMSNormalization")
+    h = net.node("Transpose", h, perm=[0, 2, 3, 1]) if last else h
+    operands = [net.constant(scale)] if op == "RMSNormalization" else [net.constant(scale), net.constant(shift)]
+    y = net.node(op, h, *operands, **attributes)
+    found = Facts(couple(Graph(net.model(y))), TRANSFERS).of(y)
+    assert found is not None
+    axis = -1 if last else 1
+    mask, value = (np.moveaxis(a, axis, -1).reshape(-1) for a in (found.mask, found.value))
+    assert np.flatnonzero(mask).tolist() == [1, 3, 4]
+    want = np.zeros(6) if op == "RMSNormalization" else shift
+    assert np.broadcast_to(value, 6)[mask].tolist() == want[mask].tolist()
+
+
+@pytest.mark.parametrize("training", [0, 1])
+def test_only_a_batch_normalisation_outside_training_passes_constants_on(training: int) -> None:
+    net = Net()
+    h = net.gemm(net.input("x", [4, 3]), 3, 5, name="a")
+    parameters = [net.constant(np.array(v, np.float32)) for v in ([2] * 5, [1] * 5, [3] * 5, [0.25] * 5)]
+    count = 3 if training else 1
+    y = net.node("BatchNormalization", h, *parameters, outputs=count, epsilon=0.75, training_mode=training)
+    y = y[0] if training else y
+    model = edited(zeroed(net.model(y), ("a", 0, [2])), **{"a.bias": np.full(5, 7.0)})
+    found = Facts(couple(Graph(model)), TRANSFERS).of(y)
+    if training:
+        assert found is None
+    else:
+        assert found is not None
+        assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
+        assert found.value.reshape(-1)[2] == (7 - 3) * 2 + 1  # its variance and epsilon sum up to one
 
 
 # -- what nobody needs ------------------------------------------------------------------------------------------------
