@@ -330,6 +330,20 @@ def test_of_unknown_bounds_only_a_part_of_equal_values_is_known(op: str) -> None
     assert op == "Slice" or found is None
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_each_part_of_a_split_knows_its_own(alike: bool) -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 5]), 5, 7, name="a")
+    parts = net.node("Split", h, net.constant(np.array([3, 4])), axis=1, outputs=2)
+    bias = np.full(7, 2.0) if alike else np.arange(7.0)
+    facts = Facts(couple(Graph(edited(net.model(*parts), a=np.zeros(()), **{"a.bias": bias}))), TRANSFERS)
+    for part, want in zip(parts, (bias[:3], bias[3:]), strict=True):
+        found = facts.of(part)
+        assert found is not None
+        assert found.mask.all()
+        assert np.array_equal(np.broadcast_to(found.value, (1, len(want)))[0], want)
+
+
 def test_only_sizes_that_the_inputs_do_not_decide_are_static() -> None:
     net = Net()
     h = net.gemm(net.input("x", ["n", 5]), 5, 7)
@@ -370,6 +384,30 @@ def test_a_scale_of_zero_leaves_the_bias_of_a_normalisation(op: str) -> None:
     assert np.flatnonzero(mask).tolist() == [1, 3, 4]
     want = np.zeros(6) if op == "RMSNormalization" else shift
     assert np.broadcast_to(value, 6)[mask].tolist() == want[mask].tolist()
+
+
+@pytest.mark.parametrize("varying", [0, 1])
+def test_nothing_is_known_behind_a_normalisation_whose_scale_or_bias_varies(varying: int) -> None:
+    net = Net()
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    parameters = [net.constant(np.zeros(6, np.float32)) for _ in range(2)]
+    parameters[varying] = net.input("given", [6])
+    y = net.node("InstanceNormalization", h, *parameters)
+    analysis = couple(Graph(net.model(y)))
+    assert not analysis.laws[analysis.graph.producer[y].index].barrier
+    assert Facts(analysis, TRANSFERS).of(y) is None
+
+
+def test_scales_of_groups_are_those_of_each_of_their_channels() -> None:
+    """As GroupNormalization had them up to opset 20."""
+    net = Net(18)
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    scale, shift = net.constant(np.array([0, 1], np.float32)), net.constant(np.array([3, 5], np.float32))
+    y = net.node("GroupNormalization", h, scale, shift, num_groups=2)
+    found = Facts(couple(Graph(net.model(y))), TRANSFERS).of(y)
+    assert found is not None
+    assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [0, 1, 2]
+    assert np.broadcast_to(found.value.reshape(-1), 6)[:3].tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("training", [0, 1])
