@@ -659,25 +659,69 @@ def test_dead_and_constant_channels_of_an_mlp_go() -> None:
     assert list(removed(compaction).values()) == [[0, 3, 7]]
 
 
-def recurrent(op: str, gates: int, start: bool = False) -> ModelProto:
+CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}  # the gate that is added to a state
+
+
+def without_candidate(op: str, gates: int, *units: int) -> list[tuple[str, int, list[int]]]:
+    """The slices of weights and biases that make units' candidates."""
+    rows = [CANDIDATE[op] * 5 + u for u in units]
+    return [("w", 1, rows), ("r", 1, rows), ("b", 1, rows + [gates * 5 + row for row in rows])]
+
+
+def recurrent(
+    op: str, gates: int, start: bool = False, state: Array | None = None, activations: Sequence[str] | None = None
+) -> ModelProto:
     net = Net()
-    x = net.input("x", ["s", "n", 3])
+    x = net.input("x", ["s", "n" if state is None else state.shape[1], 3])
     operands = [x, net.weight(1, gates * 5, 3, name="w"), net.weight(1, gates * 5, 5, name="r")]
     operands.append(net.weight(1, gates * 10, name="b"))
     if start:
         operands += ["", net.input("h0", [1, "n", 5])]
-    y = net.node(op, *operands, outputs=2, hidden_size=5)[0]
+    elif state is not None:
+        operands += ["", net.constant(state)]
+    attributes = {} if activations is None else {"activations": list(activations)}
+    y = net.node(op, *operands, outputs=2, hidden_size=5, **attributes)[0]
     return net.model(net.matmul(net.node("Squeeze", y, net.constant(np.array([1]))), 5, 2, name="head"))
 
 
-@pytest.mark.parametrize(("op", "gates", "candidate"), [("LSTM", 4, 3), ("GRU", 3, 2), ("RNN", 1, 0)])
-def test_units_whose_candidate_is_zero_go(op: str, gates: int, candidate: int) -> None:
-    rows = [candidate * 5 + u for u in (1, 3)]
-    biases = rows + [(gates + candidate) * 5 + u for u in (1, 3)]
-    slices = [("w", 1, rows), ("r", 1, rows), ("b", 1, biases)]
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_units_whose_candidate_is_zero_go(op: str, gates: int) -> None:
+    slices = without_candidate(op, gates, 1, 3)
     assert list(removed(compact(zeroed(recurrent(op, gates), *slices))[0]).values()) == [[1, 3]]
     assert removed(compact(zeroed(recurrent(op, gates), *slices[:2]))[0]) == {}  # a bias keeps them alive
     assert removed(compact(zeroed(recurrent(op, gates, start=True), *slices))[0]) == {}  # as does a given state
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "activations", "goes"),
+    [
+        ("RNN", 1, ["Relu"], True),
+        ("RNN", 1, ["Sigmoid"], False),
+        ("GRU", 3, ["Sigmoid", "Relu"], True),
+        ("GRU", 3, ["Sigmoid", "HardSigmoid"], False),
+        ("LSTM", 4, ["HardSigmoid", "Relu", "Tanh"], True),
+        ("LSTM", 4, ["Sigmoid", "Tanh", "Sigmoid"], False),
+        ("LSTM", 4, ["Sigmoid", "Sigmoid", "Tanh"], False),
+    ],
+)
+def test_units_without_a_candidate_are_zero_if_their_activations_keep_zero(
+    op: str, gates: int, activations: list[str], goes: bool
+) -> None:
+    model = zeroed(recurrent(op, gates, activations=activations), *without_candidate(op, gates, 1, 3))
+    assert list(removed(compact(model)[0]).values()) == [[1, 3]] * goes
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_units_that_start_from_zero_in_every_sample_stay_zero(op: str, gates: int) -> None:
+    state = np.ones((1, 2, 5), np.float32)
+    state[:, :, [1, 4]] = 0
+    state[:, 1, 3] = 0  # in one of the two samples alone
+    model = zeroed(recurrent(op, gates, state=state), *without_candidate(op, gates, 1, 3, 4))
+    analysis = couple(Graph(model))
+    y = next(n for n in analysis.graph.nodes if n.op == op).outputs[0]
+    found = Facts(analysis, TRANSFERS).of(y)
+    assert found is not None
+    assert np.flatnonzero(found.zero).tolist() == [1, 4]
 
 
 def test_units_that_only_zero_units_feed_are_zero() -> None:
