@@ -103,7 +103,7 @@ class Mutant:
 
     Attributes:
         line: the first line that differs, counted from one.
-        before: that line.
+        before: that line; of an emptied function the first in its body.
         after: what stands there instead.
         source: the whole module.
     """
@@ -264,18 +264,19 @@ def tried(
         seed: of the choice.
         copy: the folder of the copied repository.
         minutes: after which no new mutant is tried.
-        again: what is on record of the module, to try its survivors alone.
+        again: what is on record of the module, to try those of its survivors that are not called equivalent.
     """
     source = (copy / path).read_text(encoding="utf-8")
     every = mutants(source, again["seed"] if again else seed)
+    survivors: list[dict[str, Any]] = []
     chosen = random.Random(seed).sample(every, min(most, len(every)))
     if again:
-        known = {(m["line"], m["was"], m["became"]) for m in again["survivors"]}
+        survivors = [s for s in again["survivors"] if s.get("word", "").startswith("equivalent")]
+        known = {(m["line"], m["was"], m["became"]) for m in again["survivors"] if m not in survivors}
         chosen = [m for m in every if (m.line, m.before, m.after) in known]
     first, then = (path, *MODULES[path].first), MODULES[path].then  # the module's own examples, too
     limits = {first: _limit(copy, first)}
     print(f"{path}: {len(chosen)} of {len(every)} mutants", flush=True)
-    survivors: list[dict[str, Any]] = []
     count, end = 0, time.monotonic() + 60 * minutes
     for mutant in chosen:
         if time.monotonic() > end:
@@ -295,16 +296,9 @@ def tried(
             print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}  {word}", flush=True)
     (copy / path).write_text(source, encoding="utf-8")
     survivors.sort(key=lambda s: (s["line"], s["became"]))
-    return (
-        again | {"survivors": survivors}
-        if again
-        else {
-            "mutants": len(every),
-            "tried": count,
-            "seed": seed,
-            "survivors": survivors,
-        }
-    )
+    if again:
+        return again | {"survivors": survivors}
+    return {"mutants": len(every), "tried": count, "seed": seed, "survivors": survivors}
 
 
 def _cell(text: str) -> str:
