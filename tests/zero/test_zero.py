@@ -533,6 +533,23 @@ def test_a_product_that_is_also_an_output_gets_its_own_addition() -> None:
     assert [n.op_type for n in pruned.graph.node].count("Add") == 3
 
 
+def test_a_product_with_constant_rows_on_the_left_takes_constants_too() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    y = net.node("MatMul", net.weight(2, 7), net.node("Transpose", h, perm=[1, 0]))
+    compaction, _ = compact(zeroed(net.model(y), ("a", 0, [0, 5])))
+    assert removed(compaction) == {"a[0]": [0, 5]}
+    assert len(compaction.shifts) == 1
+
+
+def test_a_product_with_a_vector_takes_zeros_alone() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 7, name="a")
+    model = net.model(net.node("MatMul", net.node("Relu", h), net.weight(7)))
+    model = edited(zeroed(model, ("a", 0, [0, 5])), **{"a.bias": np.array([1, 1, 1, 1, 1, -1, 1])})
+    assert removed(compact(model)[0]) == {"a[0]": [5]}
+
+
 def test_a_bias_of_one_column_becomes_one_of_all() -> None:
     net = Net()
     h = net.node("Sigmoid", net.gemm(net.input("x", [2, 3]), 3, 7, name="a"))
@@ -722,6 +739,25 @@ def test_units_that_start_from_zero_in_every_sample_stay_zero(op: str, gates: in
     found = Facts(analysis, TRANSFERS).of(y)
     assert found is not None
     assert np.flatnonzero(found.zero).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("left", ["w", "r", "b"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_one_weight_of_either_sign_keeps_a_unit_alive(op: str, gates: int, left: str, sign: int) -> None:
+    model = zeroed(recurrent(op, gates), *without_candidate(op, gates, 1, 3))
+    value = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == left)).copy()
+    value[(0, CANDIDATE[op] * 5 + 1, *[0] * (value.ndim - 2))] = sign
+    assert list(removed(compact(edited(model, **{left: value}))[0]).values()) == [[3]]
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_cells_without_biases_have_zero_units_too(op: str, gates: int) -> None:
+    model = zeroed(recurrent(op, gates), *without_candidate(op, gates, 1, 3))
+    cell = next(n for n in model.graph.node if n.op_type == op)
+    del cell.input[3:]
+    model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == "b"))
+    assert list(removed(compact(model)[0]).values()) == [[1, 3]]
 
 
 def test_units_that_only_zero_units_feed_are_zero() -> None:
