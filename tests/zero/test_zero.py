@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
@@ -289,16 +290,34 @@ def test_columns_of_an_embedding_that_are_the_same_in_all_rows_go() -> None:
     assert list(removed(compaction).values()) == [[1, 4]]
 
 
-@pytest.mark.parametrize(("axes", "known"), [([0, -1], True), ([2, 3], False)])
-def test_a_mean_keeps_what_is_the_same_along_the_axes_that_an_operand_names(axes: list[int], known: bool) -> None:
-    net = Net()
+def striped(net: Net, rows: int) -> str:
+    """[2 5 4 4] of which channel 1 is known: the same along the columns, and along the rows if there are none."""
     h = net.node("Sigmoid", net.conv(net.input("x", [2, 3, 4, 4]), 3, 5, name="a"))
-    h = net.node("Mul", h, net.constant(np.linspace(0.5, 2, 4).reshape(4, 1)))  # rows differ, columns do not
-    h = net.node("ReduceMean", h, net.constant(np.array(axes)))
+    return str(net.node("Mul", h, net.constant(np.linspace(0.5, 2, rows).reshape(rows, 1))))
+
+
+@pytest.mark.parametrize("stored", ["operand", "attribute"])
+@pytest.mark.parametrize(("axes", "known"), [([0, -1], True), ([2, 3], False)])
+def test_a_mean_keeps_what_is_the_same_along_the_axes_that_are_named(axes: list[int], known: bool, stored: str) -> None:
+    net = Net(21 if stored == "operand" else 13)
+    h = striped(net, rows=4)
+    if stored == "operand":
+        h = net.node("ReduceMean", h, net.constant(np.array(axes)))
+    else:
+        h = net.node("ReduceMean", h, axes=axes)
     model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
     found = Facts(couple(Graph(model)), TRANSFERS).of(h)
     assert (found is not None and bool(found.mask.any())) == known
     compact(model)
+
+
+@pytest.mark.parametrize(("op", "attributes"), [("MaxPool", {"kernel_shape": [2, 2]}), ("GlobalAveragePool", {})])
+def test_pooling_keeps_what_is_the_same_at_all_positions_and_nothing_else(op: str, attributes: Any) -> None:
+    for rows, goes in ((1, True), (4, False)):
+        net = Net()
+        h = net.node(op, striped(net, rows), **attributes)
+        model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
+        assert removed(compact(model)[0]) == ({"a[0]": [1]} if goes else {})
 
 
 def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
