@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import onnx
@@ -311,13 +310,19 @@ def test_a_mean_keeps_what_is_the_same_along_the_axes_that_are_named(axes: list[
     compact(model)
 
 
-@pytest.mark.parametrize(("op", "attributes"), [("MaxPool", {"kernel_shape": [2, 2]}), ("GlobalAveragePool", {})])
-def test_pooling_keeps_what_is_the_same_at_all_positions_and_nothing_else(op: str, attributes: Any) -> None:
-    for rows, goes in ((1, True), (4, False)):
-        net = Net()
-        h = net.node(op, striped(net, rows), **attributes)
-        model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
-        assert removed(compact(model)[0]) == ({"a[0]": [1]} if goes else {})
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("op", ["MaxPool", "GlobalAveragePool", "Resize"])
+def test_pooling_and_resizing_keep_what_is_the_same_at_all_positions_and_nothing_else(op: str, rows: int) -> None:
+    net = Net()
+    h = striped(net, rows)
+    if op == "Resize":
+        h = net.node(op, h, "", net.constant(np.array([1, 1, 2, 2], np.float32)))
+    else:
+        h = net.node(op, h, **({"kernel_shape": [2, 2]} if op == "MaxPool" else {}))
+    model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(h)
+    assert (found is not None and bool(found.mask.any())) == (rows == 1)
+    assert removed(compact(model)[0]) == ({"a[0]": [1]} if rows == 1 else {})
 
 
 def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
