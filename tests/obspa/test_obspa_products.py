@@ -200,3 +200,17 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     np.testing.assert_allclose(losses[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
     _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
     assert error(after, want) < error(before, want)
+
+
+def test_a_refit_says_how_far_it_is() -> None:
+    rng = np.random.default_rng(21)
+    analysis = couple(Graph(attention("separate", rng)))
+    plan = make_plan(analysis, {dims_of_queries(analysis.graph.model): np.array([0, 2, 3, 6])})
+    said: list[tuple[str, float]] = []
+    x = rng.standard_normal((40, 5, 6)).astype(np.float32)
+    reconstruct(
+        analysis, plan, apply(analysis, plan), [{"x": x}], progress=lambda stage, done: said.append((stage, done))
+    )
+    product = analysis.graph.producer["logits"].index
+    assert ("reconstruct", product / len(analysis.graph.nodes)) in said
+    assert said == sorted(said)

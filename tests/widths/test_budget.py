@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from math import gcd
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.model.graph import Graph
-from spa.widths.budget import UNITS, Budget, choose
+from spa.widths.budget import UNITS, Budget, choose, kept_channels
 from spa.widths.ladders import Ladder, alignment, allowed_widths, ladders_of
 from spa.widths.ranking import RANKINGS, ranked_chunks
 from tests.oracle import Net
@@ -306,3 +307,22 @@ def test_without_options_every_width_down_to_one_is_allowed() -> None:
     assert ladders_of(analysis, groups) == [
         Ladder((i,), tuple((w,) for w in range(g.size, 0, -1))) for i, g in enumerate(groups)
     ]
+
+
+@pytest.mark.parametrize("name", ["round_to", "min_width"])
+def test_widths_below_one_are_refused(name: str) -> None:
+    assert getattr(Budget(**{name: 1}), name) == 1
+    with pytest.raises(PlanError, match=rf"{name} is 0\. Choose 1 or more\."):
+        Budget(**{name: 0})
+
+
+def test_groups_that_keep_their_whole_width_are_not_named() -> None:
+    _, groups = two_layers()
+    orders = [np.arange(g.size)[::-1] for g in groups]
+    kept = kept_channels(groups, orders, [4, 9])
+    assert {name: channels.tolist() for name, channels in kept.items()} == {groups[1].name: [*range(9)]}
+
+
+def test_a_budget_is_not_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(Budget(), "ratio", 2.0)  # noqa: B010 (an assignment would not pass mypy)
