@@ -23,6 +23,7 @@ from spa.surgery.masking import masked
 from spa.zero.compaction import Compaction, lossless
 from spa.zero.facts import Facts
 from spa.zero.transfer import TRANSFERS
+from spa.zero.transfer import recurrent as recurrent_cells
 from tests.oracle import Net, distance, random_keeps
 from tests.test_zoo import PRUNABLE, SHIPPED
 from tests.zoo import built
@@ -782,6 +783,18 @@ def test_cells_without_biases_have_zero_units_too(op: str, gates: int) -> None:
     del cell.input[3:]
     model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == "b"))
     assert list(removed(compact(model)[0]).values()) == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "shapes"), [(False, [(1, 2, 1, 5), (2, 1, 5)]), (True, [(1, 1, 2, 5), (1, 2, 5)])]
+)
+def test_units_lie_where_the_layout_of_a_cell_has_them(batch_first: bool, shapes: list[tuple[int, ...]]) -> None:
+    """Sequence, direction, batch, unit; or batch, sequence, direction, unit, which onnxruntime does not run."""
+    zero = np.eye(2, 5, dtype=bool)
+    for shape in shapes:
+        out = recurrent_cells._as_output(zero, len(shape), batch_first)
+        assert out.shape == shape
+        assert np.array_equal(out.reshape(2, 5), zero)
 
 
 def test_units_that_only_zero_units_feed_are_zero() -> None:
