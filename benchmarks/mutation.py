@@ -291,7 +291,8 @@ def tried(
             result = run_tests(copy, then, limits[then])
         count += 1
         if result == "passed" or again:
-            word = {} if result == "passed" else {"word": f"killed now by {result.split('[')[0].split('/')[-1]}"}
+            killer = "tests that do not end" if result == "timed out" else result.split("[")[0].split("/")[-1]
+            word = {} if result == "passed" else {"word": f"killed now by {killer}"}
             survivors.append({"line": mutant.line, "was": mutant.before, "became": mutant.after} | word)
             print(f"  {path}:{mutant.line}: {mutant.before}  ->  {mutant.after}  {word}", flush=True)
     (copy / path).write_text(source, encoding="utf-8")
@@ -311,7 +312,8 @@ def report(results: dict[str, Any]) -> str:
         "# Mutants of the modules that everything rests on",
         "",
         "By `benchmarks/mutation.py`; its docstring says what is tried and how. The tried are a random",
-        "sample. What has been done about a survivor since is in its word.",
+        "sample, cut short where a module's minutes were over. What has been done about a survivor since is in its",
+        "word; where a function was emptied, the line is the first of its body.",
         "",
         "| module | mutants | tried | share | killed | survived | seed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
