@@ -75,6 +75,8 @@ def test_numbers_sums_stars_and_marks_are_read() -> None:
     (dots, last) = parse("A[~... (h ~d)] -> Y[... h d]").inputs[0].axes or ()
     assert (dots.star, dots.crosses) == ("...", True)
     assert (last.crosses, last.crossing) == (False, {"d"})
+    (product,) = parse("A[(2 ~h d)] -> Y[h d]").inputs[0].axes or ()
+    assert product.crossing == {"h"}
     (crossing, read) = parse("A[~c r!] -> Y[c r]").inputs[0].axes or ()
     assert (crossing.crosses, crossing.reads) == (True, False)
     assert (read.crosses, read.reads) == (False, True)
@@ -105,6 +107,7 @@ MALFORMED = [
     ("A[m) -> Y[m]", "is missing", ") -> Y[m]"),
     ("A[m, k] -> Y[m]", "is missing", ", k] -> Y[m]"),
     ("A[-] -> Y[m]", "'-' has no meaning", "-] -> Y[m]"),
+    ("A[m] -> Y[m]; group = -", "'-' has no meaning", "-"),
     ("[m] -> Y[m]", "an operand is missing", "[m] -> Y[m]"),
     ("A[m], , B[m] -> Y[m]", "an operand is missing", ", B[m] -> Y[m]"),
     ("A[m], -> Y[m]", "an operand is missing", "-> Y[m]"),
@@ -125,6 +128,7 @@ MALFORMED = [
     ("A[~3 m] -> Y[m]", "a mark has no meaning on a number", "~3 m] -> Y[m]"),
     ("A[3! m] -> Y[m]", "a mark has no meaning on a number", "3! m] -> Y[m]"),
     ("A[(~3 m)] -> Y[m]", "a mark has no meaning on a number", "3 m)] -> Y[m]"),
+    ("A[(m ~3)] -> Y[m]", "a mark has no meaning on a number", "3)] -> Y[m]"),
     ("A[*s *t] -> Y[*s *t]", "one '\\*' or '...' at most", "*t] -> Y[*s *t]"),
     ("A[*s *s] -> Y[*s]", "one '\\*' or '...' at most", "*s] -> Y[*s]"),
     ("A[... *s] -> Y[...]", "one '\\*' or '...' at most", "*s] -> Y[...]"),
@@ -147,6 +151,7 @@ MALFORMED = [
     ("A[m] -> Y[m]; group = m else m", "a number is missing after 'else'", "m"),
     ("A[m] -> Y[m]; group m", "'=' is missing after 'group'", "m"),
     ("A[m] -> Y[m]; group = m; group = m", "two clauses 'group'", "group = m"),
+    ("A[m] -> Y[m]; group = m; sets = m; group = m", "two clauses 'group'", "group = m"),
     ("A[m] -> Y[m]; macs = m; macs = m", "two clauses 'macs'", "macs = m"),
     ("A[m] -> Y[m]; macs = m k", "'k' stands in no operand", "k"),
     ("A[m] -> Y[m]; macs = m +", "a letter, a star or a number is missing", ""),
@@ -398,6 +403,12 @@ def test_an_operand_that_repeats_stands_for_all_further_ones() -> None:
     assert op.seen == {0, 1, 3}
     assert op.space.resolve(op.axes(1)[0]) is op.space.resolve(op.axes(0)[1])
     assert op.space.resolve(op.axes(3)[0]) is op.space.resolve(op.axes(0)[0])
+
+
+@pytest.mark.parametrize(("line", "missing"), [("A[m], B[m] -> Y[m]", "B"), ("_[m], _[m] -> _[m]", "1")])
+def test_an_operand_that_a_node_lacks_is_named_or_numbered(line: str, missing: str) -> None:
+    with pytest.raises(Barrier, match=f"operand {missing} is missing"):
+        apply(make([(5,), None], [(5,)]), line)
 
 
 @pytest.mark.parametrize(("attributes", "size", "ties"), [({"group": 3}, 3, ["group"]), ({}, 1, [])])

@@ -161,6 +161,23 @@ def test_a_mixed_query_brings_the_product_nearer(form: str) -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_a_product_that_sums_over_a_whole_axis_is_left_alone() -> None:
+    rng = np.random.default_rng(20)
+    model = attention("separate", rng)
+    model.graph.input[0].name = "x0"
+    model.graph.node.insert(0, helper.make_node("MatMul", ["x0", "stem"], ["x"]))
+    stem = rng.standard_normal((6, 6)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(stem, "stem"))
+    analysis = couple(Graph(model))
+    plan = make_plan(analysis, {next(g.name for g in analysis.free if 0 in g.writers): np.array([0, 1, 3, 4])})
+    pruned = apply(analysis, plan)
+    before = pruned.SerializeToString()
+    product = analysis.graph.producer["logits"].index  # its operands have changed, with their sizes as before
+    x = rng.standard_normal((40, 5, 6)).astype(np.float32)
+    reconstruct(analysis, plan, pruned, [{"x0": x}], nodes={product})
+    assert pruned.SerializeToString() == before
+
+
 def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> None:
     rng = np.random.default_rng(19)
     model = attention("separate", rng)
@@ -183,3 +200,17 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     np.testing.assert_allclose(losses[heads.name].loss[1], min(left) / energy, rtol=0.05)  # damping
     _, want, before, after = rebuilt(model, heads.name, np.array([1]), x)
     assert error(after, want) < error(before, want)
+
+
+def test_a_refit_says_how_far_it_is() -> None:
+    rng = np.random.default_rng(21)
+    analysis = couple(Graph(attention("separate", rng)))
+    plan = make_plan(analysis, {dims_of_queries(analysis.graph.model): np.array([0, 2, 3, 6])})
+    said: list[tuple[str, float]] = []
+    x = rng.standard_normal((40, 5, 6)).astype(np.float32)
+    reconstruct(
+        analysis, plan, apply(analysis, plan), [{"x": x}], progress=lambda stage, done: said.append((stage, done))
+    )
+    product = analysis.graph.producer["logits"].index
+    assert ("reconstruct", product / len(analysis.graph.nodes)) in said
+    assert said == sorted(said)

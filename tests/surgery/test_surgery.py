@@ -156,6 +156,14 @@ def test_declared_shapes_are_right_or_gone() -> None:
         assert have == want, info.name
 
 
+def test_a_declaration_of_another_rank_is_gone() -> None:
+    model = network()
+    wrong = model.graph.value_info[1]
+    wrong.type.tensor_type.shape.dim.add().dim_value = 7
+    after = [i.name for i in pruned(model).graph.value_info]
+    assert after == [i.name for i in model.graph.value_info if i.name != wrong.name]
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_declared_multiple_of_a_pruned_size_is_scaled_with_it(batch: int) -> None:
     """A file traced at a batch of 8 declares 56 rows of a view of [batch 7 5]; the batch has been opened since."""
@@ -225,6 +233,22 @@ def test_copies_that_end_up_equal_are_one_again() -> None:
     after = arrays(check(net.model(y)).pruned)
     assert [n for n in after if n.startswith("zeros")] == ["zeros"]
     assert after["zeros"].shape == (5,)
+
+
+def test_different_copies_of_a_constant_that_stays_get_names_of_their_own() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    bias = net.weight(7, name="bias")
+    layers = [net.node("Sigmoid", net.node("Gemm", x, net.weight(3, 7, name=f"w{i}"), bias)) for i in range(4)]
+    model = net.model(net.node("Sum", *(net.gemm(h, 7, 2) for h in layers)), bias)
+    analysis = couple(Graph(model))
+    kept = {f"w{i}[1]": np.delete(np.arange(7), [i, i + 3]) for i in range(4)}
+    pruned = apply(analysis, make_plan(analysis, kept))
+    after = arrays(pruned)
+    names = ["bias_pruned", "bias_pruned_2", "bias_pruned_3", "bias_pruned_4"]
+    assert [n.input[2] for n in pruned.graph.node if n.op_type == "Gemm"][:4] == names
+    for name, indices in zip(names, kept.values(), strict=True):
+        np.testing.assert_array_equal(after[name], after["bias"][indices])
 
 
 def test_large_weights_that_are_read_twice_stay_tied() -> None:
@@ -409,6 +433,40 @@ def test_indices_that_follow_two_open_sizes_are_refused_with_a_remedy() -> None:
         check(gathered("n", "t"))
 
 
+def test_a_computed_shape_that_follows_pruning_by_itself_stays_computed() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7))
+    model = net.model(net.gemm(net.node("Reshape", h, net.node("Shape", h)), 7, 2))
+    found = check(model)
+    assert [g.size for g in found.groups] == [7]
+    assert [n.SerializeToString() for n in found.pruned.graph.node] == [n.SerializeToString() for n in model.graph.node]
+
+
+def merged(open_entries: int) -> ModelProto:
+    """A detour of [n 7 t 5] through [n (7 t 5)] or [(n 7) (t 5)], by shapes that are computed from n and t."""
+    net = Net()
+    x = net.input("x", ["n", "t", 3])
+    h = net.node("Reshape", net.matmul(x, 3, 35), net.constant(np.array([0, 0, 7, 5])))
+    h = net.node("Sigmoid", net.node("Transpose", h, perm=[0, 2, 1, 3]))
+    n, t = (net.node("Gather", net.node("Shape", x), net.constant(np.array([i]))) for i in range(2))
+    factors = [1, 35] if open_entries == 1 else [7, 5]
+    parts = [net.node("Mul", a, net.constant(np.array([f]))) for a, f in zip((n, t), factors, strict=True)]
+    h = net.node("Reshape", h, net.node("Concat", *parts, axis=0))
+    back = net.node("Concat", n, net.constant(np.array([7])), t, net.constant(np.array([5])), axis=0)
+    h = net.node("Transpose", net.node("Reshape", h, back), perm=[0, 2, 1, 3])
+    return net.model(net.matmul(net.node("Reshape", h, net.constant(np.array([0, 0, 35]))), 35, 2))
+
+
+def test_one_entry_of_a_shape_that_follows_the_input_is_left_to_the_runtime() -> None:
+    found = check(merged(1), feeds=[{"x": random_array(n, n + 3, 3, seed=n)} for n in (1, 2, 5)])
+    assert sorted(g.size for g in found.groups) == [5, 7]
+
+
+def test_two_entries_of_a_shape_that_follow_the_input_are_refused_with_a_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(merged(2))
+
+
 def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
     net = Net()
     h = net.gemm(net.input("x", ["n", 3]), 3, 7)
@@ -416,6 +474,17 @@ def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
     y = net.node("ReduceSum", net.node("Sigmoid", h), net.constant(np.asarray([1])))
     found = check(net.model(net.node("Div", y, net.node("Cast", size, to=TensorProto.FLOAT))))
     assert [g.size for g in found.groups] == [7]
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_a_number_that_the_input_and_a_pruned_size_decide_is_refused_with_a_remedy(scalar: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7))
+    flat = net.node("Reshape", h, net.constant(np.asarray([-1])))
+    count = net.node("Size", h) if scalar else net.node("Shape", flat)
+    y = net.node("Sub", net.gemm(h, 7, 2), net.node("Cast", count, to=TensorProto.FLOAT))
+    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
+        check(net.model(y))
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------

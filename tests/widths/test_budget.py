@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from math import gcd
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spa
-from spa.coupling.analysis import Analysis, couple
+from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.places import channel_of
 from spa.criteria import AGGREGATES, NORMS, names, score
 from spa.errors import PlanError
 from spa.model.graph import Graph
-from spa.widths.budget import UNITS, Budget, choose
-from spa.widths.ladders import alignment, allowed_widths
-from spa.widths.ranking import RANKINGS
+from spa.widths.budget import UNITS, Budget, choose, kept_channels
+from spa.widths.ladders import Ladder, alignment, allowed_widths, ladders_of
+from spa.widths.ranking import RANKINGS, ranked_chunks
 from tests.oracle import Net
 from tests.zoo import built
 
@@ -274,3 +275,54 @@ def test_the_three_rankings_take_what_their_definitions_say() -> None:
         "isomorphic": {"a": 3, "b": 1, "c": 4, "d": 0},  # of 1, 2, 2.5, 3, and of 101 to 104
     }
     assert gone == {r: {n: sorted(by_score[:k]) for n, k in counts.items()} for r, counts in lost.items()}
+
+
+def two_layers() -> tuple[Analysis, list[Group]]:
+    """A hidden layer of four channels and one of twelve, which differ in structure."""
+    net = Net()
+    h = net.node("Relu", net.gemm(net.input("x", ["n", 5]), 5, 4, name="small", bias=False))
+    h = net.node("Relu", net.gemm(h, 4, 12, name="large"))
+    analysis = couple(Graph(net.model(net.gemm(h, 12, 3, name="head"))))
+    return analysis, sorted((g for g in analysis.free if g.size in (4, 12)), key=lambda g: g.size)
+
+
+def test_of_isomorphic_sets_of_different_sizes_the_same_fraction_goes() -> None:
+    analysis, groups = two_layers()
+    ladders = Budget(round_to=1).ladders(analysis, groups)
+    chunks = ranked_chunks(groups, [np.arange(float(g.size)) for g in groups], ladders, "isomorphic")
+    turns = [(c.key, groups[c.ladder].size) for c in chunks]
+    assert turns[:5] == [(1 / 12, 12), (2 / 12, 12), (1 / 4, 4), (3 / 12, 12), (4 / 12, 12)]
+
+
+def test_a_set_on_one_ladder_goes_uniformly_by_the_fraction_of_each() -> None:
+    analysis, groups = two_layers()
+    ladders = Budget(round_to=1, equal=(frozenset(g.name for g in groups),)).ladders(analysis, groups)
+    assert [ladder.rungs for ladder in ladders] == [((4, 12), (3, 9), (2, 6), (1, 3))]
+    chunks = ranked_chunks(groups, [np.arange(float(g.size)) for g in groups], ladders, "uniform")
+    assert [c.key for c in chunks] == [1 / 4, 1 / 2, 3 / 4]
+
+
+def test_without_options_every_width_down_to_one_is_allowed() -> None:
+    analysis, groups = two_layers()
+    assert ladders_of(analysis, groups) == [
+        Ladder((i,), tuple((w,) for w in range(g.size, 0, -1))) for i, g in enumerate(groups)
+    ]
+
+
+@pytest.mark.parametrize("name", ["round_to", "min_width"])
+def test_widths_below_one_are_refused(name: str) -> None:
+    assert getattr(Budget(**{name: 1}), name) == 1
+    with pytest.raises(PlanError, match=rf"{name} is 0\. Choose 1 or more\."):
+        Budget(**{name: 0})
+
+
+def test_groups_that_keep_their_whole_width_are_not_named() -> None:
+    _, groups = two_layers()
+    orders = [np.arange(g.size)[::-1] for g in groups]
+    kept = kept_channels(groups, orders, [4, 9])
+    assert {name: channels.tolist() for name, channels in kept.items()} == {groups[1].name: [*range(9)]}
+
+
+def test_a_budget_is_not_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(Budget(), "ratio", 2.0)  # noqa: B010 (an assignment would not pass mypy)

@@ -23,6 +23,7 @@ from spa.surgery.masking import masked
 from spa.zero.compaction import Compaction, lossless
 from spa.zero.facts import Facts
 from spa.zero.transfer import TRANSFERS
+from spa.zero.transfer import recurrent as recurrent_cells
 from tests.oracle import Net, distance, random_keeps
 from tests.test_zoo import PRUNABLE, SHIPPED
 from tests.zoo import built
@@ -229,6 +230,229 @@ def test_padding_that_a_mean_counts_shows_at_borders(include: int, goes: bool) -
     assert removed(compact(model)[0]) == ({"a[0]": [1]} if goes else {})
 
 
+@pytest.mark.parametrize(("padding", "goes"), [(0.5, True), (0.25, False), (0.0, False)])
+def test_a_padding_counts_as_the_value_that_it_pads_with(padding: float, goes: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.conv(net.input("x", ["n", 3, 4, 4]), 3, 5, name="a"))
+    h = net.node("Pad", h, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), net.constant(np.float32(padding)))
+    model = edited(zeroed(net.model(net.conv(h, 5, 2, pads=[0] * 4)), ("a", 0, [3])), **{"a.bias": np.zeros(5)})
+    assert removed(compact(model)[0]) == ({"a[0]": [3]} if goes else {})
+
+
+@pytest.mark.parametrize(("training", "goes"), [(False, True), (True, False)])
+def test_a_dropout_passes_constants_on_outside_training(training: bool, goes: bool) -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    h = net.node("Dropout", h, net.constant(np.float32(0)), net.constant(np.array(training)))
+    model = zeroed(net.model(net.gemm(h, 7, 2)), ("a", 0, [2, 6]))
+    assert removed(compact(model)[0]) == ({"a[0]": [2, 6]} if goes else {})
+
+
+def test_a_conversion_to_the_type_of_another_tensor_passes_constants_on() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3])
+    h = net.node("CastLike", net.node("Sigmoid", net.gemm(x, 3, 7, name="a")), x)
+    assert removed(compact(zeroed(net.model(net.gemm(h, 7, 2)), ("a", 0, [2, 6])))[0]) == {"a[0]": [2, 6]}
+
+
+def test_a_choice_that_is_known_leaves_what_is_known_of_the_chosen() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 7, name="a")
+    chosen = net.constant(np.array([True, True, False, True, False, True, True]))
+    h = net.node("Where", chosen, net.node("Sigmoid", h), net.node("Tanh", h))
+    head = net.gemm(net.node("Where", chosen, h, net.constant(np.float32(0.5))), 7, 2)
+    assert removed(compact(zeroed(net.model(head), ("a", 0, [5])))[0]) == {"a[0]": [2, 4, 5]}
+
+
+def test_copies_along_new_axes_are_as_constant_as_the_original() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    shape = net.node("Concat", net.constant(np.array([4])), net.node("Shape", h), axis=0)
+    model = net.model(net.matmul(net.node("Expand", h, shape), 7, 2))
+    assert removed(compact(zeroed(model, ("a", 0, [2, 6])))[0]) == {"a[0]": [2, 6]}
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 2.0])
+def test_a_tensor_filled_with_zeros_closes_all_channels(value: float | None) -> None:
+    net = Net()
+    h = net.node("Tanh", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    given_ = {} if value is None else {"value": numpy_helper.from_array(np.array([value], np.float32))}
+    h = net.node("Mul", h, net.node("ConstantOfShape", net.node("Shape", h), **given_))
+    assert removed(compact(net.model(net.gemm(h, 7, 2)))[0]) == ({} if value else {"a[0]": [*range(1, 7)]})
+
+
+def test_columns_of_an_embedding_that_are_the_same_in_all_rows_go() -> None:
+    net = Net()
+    ids = net.input("ids", ["n", 4], onnx.TensorProto.INT64)
+    h = net.matmul(net.node("Gather", net.weight(9, 7, name="table"), ids), 7, 5, name="b")  # axis 0, unsaid
+    model = zeroed(net.model(net.matmul(net.node("Tanh", h), 5, 2)), ("table", 1, [1, 4]), ("table", 0, [3]))
+    compaction, _ = compact(model, [{"ids": np.array([[0, 3, 8, 5], [1, 2, 3, 4]])}])
+    assert list(removed(compaction).values()) == [[1, 4]]
+
+
+def striped(net: Net, rows: int) -> str:
+    """[2 5 4 4] of which channel 1 is known: the same along the columns, and along the rows if there are none."""
+    h = net.node("Sigmoid", net.conv(net.input("x", [2, 3, 4, 4]), 3, 5, name="a"))
+    return str(net.node("Mul", h, net.constant(np.linspace(0.5, 2, rows).reshape(rows, 1))))
+
+
+@pytest.mark.parametrize("stored", ["operand", "attribute"])
+@pytest.mark.parametrize(("axes", "known"), [([0, -1], True), ([2, 3], False)])
+def test_a_mean_keeps_what_is_the_same_along_the_axes_that_are_named(axes: list[int], known: bool, stored: str) -> None:
+    net = Net(21 if stored == "operand" else 13)
+    h = striped(net, rows=4)
+    if stored == "operand":
+        h = net.node("ReduceMean", h, net.constant(np.array(axes)))
+    else:
+        h = net.node("ReduceMean", h, axes=axes)
+    model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(h)
+    assert (found is not None and bool(found.mask.any())) == known
+    compact(model)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("op", ["MaxPool", "GlobalAveragePool", "Resize"])
+def test_pooling_and_resizing_keep_what_is_the_same_at_all_positions_and_nothing_else(op: str, rows: int) -> None:
+    net = Net()
+    h = striped(net, rows)
+    if op == "Resize":
+        h = net.node(op, h, "", net.constant(np.array([1, 1, 2, 2], np.float32)))
+    else:
+        h = net.node(op, h, **({"kernel_shape": [2, 2]} if op == "MaxPool" else {}))
+    model = zeroed(net.model(net.conv(h, 5, 2, (1, 1))), ("a", 0, [1]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(h)
+    assert (found is not None and bool(found.mask.any())) == (rows == 1)
+    assert removed(compact(model)[0]) == ({"a[0]": [1]} if rows == 1 else {})
+
+
+def test_bounds_that_are_computed_from_a_fixed_size_are_known() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 5]), 5, 7, name="a"))
+    width = net.node("Gather", net.node("Shape", h), net.constant(np.array([1])))
+    start = net.node("Sub", width, net.constant(np.array([4])))
+    part = net.node("Slice", h, start, width, net.constant(np.array([1])))
+    model = zeroed(net.model(net.gemm(part, 4, 2)), ("a", 0, [5]))
+    found = Facts(couple(Graph(model)), TRANSFERS).of(part)
+    assert found is not None
+    assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
+
+
+@pytest.mark.parametrize("op", ["Slice", "Pad"])
+def test_of_unknown_bounds_only_a_part_of_equal_values_is_known(op: str) -> None:
+    net = Net()
+    x = net.input("x", ["n", 5])
+    h = net.node("Sigmoid", net.gemm(x, 5, 7, name="a"))
+    count = net.node("Gather", net.node("Shape", x), net.constant(np.array([0])))
+    zero = net.constant(np.array([0]))
+    if op == "Slice":
+        y = net.node("Slice", h, zero, net.node("Sub", count, net.constant(np.array([1]))), zero)
+    else:
+        y = net.node("Pad", h, net.node("Concat", zero, zero, count, zero, axis=0))
+    model = edited(net.model(y), a=np.zeros(()), **{"a.bias": np.full(7, 2.0)})
+    found = Facts(couple(Graph(model)), TRANSFERS).of(y)
+    assert (found is not None and bool(found.mask.all())) == (op == "Slice")
+    assert op == "Slice" or found is None
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_each_part_of_a_split_knows_its_own(alike: bool) -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 5]), 5, 7, name="a")
+    parts = net.node("Split", h, net.constant(np.array([3, 4])), axis=1, outputs=2)
+    bias = np.full(7, 2.0) if alike else np.arange(7.0)
+    facts = Facts(couple(Graph(edited(net.model(*parts), a=np.zeros(()), **{"a.bias": bias}))), TRANSFERS)
+    for part, want in zip(parts, (bias[:3], bias[3:]), strict=True):
+        found = facts.of(part)
+        assert found is not None
+        assert found.mask.all()
+        assert np.array_equal(np.broadcast_to(found.value, (1, len(want)))[0], want)
+
+
+def test_only_sizes_that_the_inputs_do_not_decide_are_static() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 5]), 5, 7)
+    shape = net.node("Shape", h)
+    batch, width = (net.node("Gather", shape, net.constant(np.array([i]))) for i in range(2))
+    facts = Facts(couple(Graph(net.model(h, batch, width))), TRANSFERS)
+    assert facts.static(batch) is None
+    assert np.array_equal(facts.static(width), [7])
+
+
+def test_noise_of_a_constants_shape_is_not_known() -> None:
+    net = Net()
+    noise = net.node("RandomNormalLike", net.weight(1, 7), seed=1.0)
+    zeros = net.node("Mul", net.weight(1, 7), net.constant(np.zeros(1)))
+    h = net.node("Add", net.gemm(net.input("x", ["n", 3]), 3, 7), net.node("Add", noise, zeros))
+    facts = Facts(couple(Graph(net.model(net.gemm(h, 7, 2)))), TRANSFERS)
+    assert facts.of(noise) is None
+    assert facts.of(zeros) is not None
+
+
+@pytest.mark.parametrize(
+    "op", ["InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]
+)
+def test_a_scale_of_zero_leaves_the_bias_of_a_normalisation(op: str) -> None:
+    """The values are known; the group crosses the normalisation, so nothing goes."""
+    net = Net(23)
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    scale, shift = np.array([1, 0, 2, 0, 0, 1], np.float32), np.arange(6, dtype=np.float32)
+    attributes = {"num_groups": 2} if op == "GroupNormalization" else {}
+    last = op in ("LayerNormalization", "RMSNormalization")
+    h = net.node("Transpose", h, perm=[0, 2, 3, 1]) if last else h
+    operands = [net.constant(scale)] if op == "RMSNormalization" else [net.constant(scale), net.constant(shift)]
+    y = net.node(op, h, *operands, **attributes)
+    found = Facts(couple(Graph(net.model(y))), TRANSFERS).of(y)
+    assert found is not None
+    axis = -1 if last else 1
+    mask, value = (np.moveaxis(a, axis, -1).reshape(-1) for a in (found.mask, found.value))
+    assert np.flatnonzero(mask).tolist() == [1, 3, 4]
+    want = np.zeros(6) if op == "RMSNormalization" else shift
+    assert np.broadcast_to(value, 6)[mask].tolist() == want[mask].tolist()
+
+
+@pytest.mark.parametrize("varying", [0, 1])
+def test_nothing_is_known_behind_a_normalisation_whose_scale_or_bias_varies(varying: int) -> None:
+    net = Net()
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    parameters = [net.constant(np.zeros(6, np.float32)) for _ in range(2)]
+    parameters[varying] = net.input("given", [6])
+    y = net.node("InstanceNormalization", h, *parameters)
+    analysis = couple(Graph(net.model(y)))
+    assert not analysis.laws[analysis.graph.producer[y].index].barrier
+    assert Facts(analysis, TRANSFERS).of(y) is None
+
+
+def test_scales_of_groups_are_those_of_each_of_their_channels() -> None:
+    """As GroupNormalization had them up to opset 20."""
+    net = Net(18)
+    h = net.conv(net.input("x", ["n", 3, 4, 4]), 3, 6)
+    scale, shift = net.constant(np.array([0, 1], np.float32)), net.constant(np.array([3, 5], np.float32))
+    y = net.node("GroupNormalization", h, scale, shift, num_groups=2)
+    found = Facts(couple(Graph(net.model(y))), TRANSFERS).of(y)
+    assert found is not None
+    assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [0, 1, 2]
+    assert np.broadcast_to(found.value.reshape(-1), 6)[:3].tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("training", [0, 1])
+def test_only_a_batch_normalisation_outside_training_passes_constants_on(training: int) -> None:
+    net = Net()
+    h = net.gemm(net.input("x", [4, 3]), 3, 5, name="a")
+    parameters = [net.constant(np.array(v, np.float32)) for v in ([2] * 5, [1] * 5, [3] * 5, [0.25] * 5)]
+    count = 3 if training else 1
+    y = net.node("BatchNormalization", h, *parameters, outputs=count, epsilon=0.75, training_mode=training)
+    y = y[0] if training else y
+    model = edited(zeroed(net.model(y), ("a", 0, [2])), **{"a.bias": np.full(5, 7.0)})
+    found = Facts(couple(Graph(model)), TRANSFERS).of(y)
+    if training:
+        assert found is None
+    else:
+        assert found is not None
+        assert np.flatnonzero(found.mask.reshape(-1)).tolist() == [2]
+        assert found.value.reshape(-1)[2] == (7 - 3) * 2 + 1  # its variance and epsilon sum up to one
+
+
 # -- what nobody needs ------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +472,13 @@ def test_channels_that_nobody_reads_go_with_all_that_only_they_read() -> None:
     w2[1, 2] = 0
     model = edited(model, w2=w2)
     assert removed(compact(model)[0]) == {"w2[0]": [0, 4], "w1[0]": [5]}
+
+
+def test_channels_that_lend_their_type_alone_go() -> None:
+    net = Net()
+    x = net.input("x", ["n", 4, 3])
+    h = net.node("CastLike", net.matmul(x, 3, 5, name="b"), net.matmul(x, 3, 7, name="a"))
+    assert removed(compact(net.model(net.matmul(h, 5, 2)))[0]) == {"a[1]": [*range(1, 7)]}
 
 
 def test_a_group_that_could_go_wholly_keeps_one_channel() -> None:
@@ -305,14 +536,52 @@ def test_a_product_without_bias_gets_an_addition() -> None:
     assert [n.op_type for n in pruned.graph.node] == ["MatMul", "Add", "Sigmoid", "MatMul", "Add"]
 
 
-def test_the_constant_that_is_added_next_takes_the_constants() -> None:
+@pytest.mark.parametrize("constant_first", [False, True])
+def test_the_constant_that_is_added_next_takes_the_constants(constant_first: bool) -> None:
     net = Net()
     h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
-    model = net.model(net.node("Relu", net.matmul(h, 7, 5, name="b")))
+    addends = [net.matmul(h, 7, 5, name="b", bias=False), net.weight(5)]
+    model = net.model(net.node("Relu", net.node("Add", *(addends[::-1] if constant_first else addends))))
     compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
     assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in model.graph.node]
     assert [t.name for t in pruned.graph.initializer] == [t.name for t in model.graph.initializer]
     assert len(compaction.shifts) == 1
+
+
+def test_a_product_that_is_also_an_output_gets_its_own_addition() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.matmul(net.input("x", ["n", 4, 3]), 3, 7, name="a"))
+    product = net.matmul(h, 7, 5, name="b", bias=False)
+    model = net.model(net.node("Relu", net.node("Add", product, net.weight(5))), product)
+    compaction, pruned = compact(zeroed(model, ("a", 1, [0, 5])))
+    assert list(compaction.shifts) == [product]
+    assert [n.op_type for n in pruned.graph.node].count("Add") == 3
+
+
+def test_a_product_with_constant_rows_on_the_left_takes_constants_too() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7, name="a"))
+    y = net.node("MatMul", net.weight(2, 7), net.node("Transpose", h, perm=[1, 0]))
+    compaction, _ = compact(zeroed(net.model(y), ("a", 0, [0, 5])))
+    assert removed(compaction) == {"a[0]": [0, 5]}
+    assert len(compaction.shifts) == 1
+
+
+def test_a_product_with_a_vector_takes_zeros_alone() -> None:
+    net = Net()
+    h = net.gemm(net.input("x", ["n", 3]), 3, 7, name="a")
+    model = net.model(net.node("MatMul", net.node("Relu", h), net.weight(7)))
+    model = edited(zeroed(model, ("a", 0, [0, 5])), **{"a.bias": np.array([1, 1, 1, 1, 1, -1, 1])})
+    assert removed(compact(model)[0]) == {"a[0]": [5]}
+
+
+def test_a_bias_of_one_column_becomes_one_of_all() -> None:
+    net = Net()
+    h = net.node("Sigmoid", net.gemm(net.input("x", [2, 3]), 3, 7, name="a"))
+    model = net.model(net.node("Gemm", h, net.weight(7, 5), net.weight(2, 1)))
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    compaction, _ = compact(zeroed(model, ("a", 0, [2, 3])), [{"x": x}])
+    assert [b.shape for b in compaction.biases.values()] == [(2, 5)]
 
 
 def test_a_bias_that_others_read_is_copied_first() -> None:
@@ -393,7 +662,7 @@ def test_groups_that_a_normalisation_takes_statistics_of_stay_whole() -> None:
 # -- transformers and recurrent cells -----------------------------------------------------------------------------------
 
 
-def attention(values_bias: bool = True) -> ModelProto:
+def attention(values_bias: bool = True, softmax_axis: int = -1) -> ModelProto:
     """Two inputs' worth of heads: [n s (h d)] with 3 heads of 4, and an MLP."""
     net = Net()
     x = net.input("x", ["n", "s", 6])
@@ -404,17 +673,18 @@ def attention(values_bias: bool = True) -> ModelProto:
         return str(net.node("Transpose", y, perm=list(perm)))
 
     q, k, v = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3], values_bias)
-    weights = net.node("Softmax", net.node("MatMul", q, k), axis=-1)
+    weights = net.node("Softmax", net.node("MatMul", q, k), axis=softmax_axis)
     y = net.node("Transpose", net.node("MatMul", weights, v), perm=[0, 2, 1, 3])
     y = net.matmul(net.node("Reshape", y, net.constant(np.array([0, 0, 12]))), 12, 6, name="out")
     h = net.node("Gelu", net.matmul(net.node("Add", x, y), 6, 10, name="up"))
     return net.model(net.matmul(h, 10, 6, name="down"))
 
 
-def test_a_head_whose_values_are_constant_goes_for_softmax_takes_their_mean() -> None:
-    compaction, _ = compact(zeroed(attention(), ("v", 1, [4, 5, 6, 7])))
-    assert list(removed(compaction).values()) == [[1]]
-    assert len(compaction.shifts) == 1
+@pytest.mark.parametrize(("axis", "goes"), [(-1, True), (3, True), (2, False)])
+def test_a_head_whose_values_are_constant_goes_for_softmax_takes_their_mean(axis: int, goes: bool) -> None:
+    compaction, _ = compact(zeroed(attention(softmax_axis=axis), ("v", 1, [4, 5, 6, 7])))
+    assert list(removed(compaction).values()) == [[1]] * goes
+    assert len(compaction.shifts) == goes
 
 
 def test_a_dimension_of_queries_that_are_zero_goes() -> None:
@@ -431,25 +701,100 @@ def test_dead_and_constant_channels_of_an_mlp_go() -> None:
     assert list(removed(compaction).values()) == [[0, 3, 7]]
 
 
-def recurrent(op: str, gates: int, start: bool = False) -> ModelProto:
+CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}  # the gate that is added to a state
+
+
+def without_candidate(op: str, gates: int, *units: int) -> list[tuple[str, int, list[int]]]:
+    """The slices of weights and biases that make units' candidates."""
+    rows = [CANDIDATE[op] * 5 + u for u in units]
+    return [("w", 1, rows), ("r", 1, rows), ("b", 1, rows + [gates * 5 + row for row in rows])]
+
+
+def recurrent(
+    op: str, gates: int, start: bool = False, state: Array | None = None, activations: Sequence[str] | None = None
+) -> ModelProto:
     net = Net()
-    x = net.input("x", ["s", "n", 3])
+    x = net.input("x", ["s", "n" if state is None else state.shape[1], 3])
     operands = [x, net.weight(1, gates * 5, 3, name="w"), net.weight(1, gates * 5, 5, name="r")]
     operands.append(net.weight(1, gates * 10, name="b"))
     if start:
         operands += ["", net.input("h0", [1, "n", 5])]
-    y = net.node(op, *operands, outputs=2, hidden_size=5)[0]
+    elif state is not None:
+        operands += ["", net.constant(state)]
+    attributes = {} if activations is None else {"activations": list(activations)}
+    y = net.node(op, *operands, outputs=2, hidden_size=5, **attributes)[0]
     return net.model(net.matmul(net.node("Squeeze", y, net.constant(np.array([1]))), 5, 2, name="head"))
 
 
-@pytest.mark.parametrize(("op", "gates", "candidate"), [("LSTM", 4, 3), ("GRU", 3, 2), ("RNN", 1, 0)])
-def test_units_whose_candidate_is_zero_go(op: str, gates: int, candidate: int) -> None:
-    rows = [candidate * 5 + u for u in (1, 3)]
-    biases = rows + [(gates + candidate) * 5 + u for u in (1, 3)]
-    slices = [("w", 1, rows), ("r", 1, rows), ("b", 1, biases)]
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_units_whose_candidate_is_zero_go(op: str, gates: int) -> None:
+    slices = without_candidate(op, gates, 1, 3)
     assert list(removed(compact(zeroed(recurrent(op, gates), *slices))[0]).values()) == [[1, 3]]
     assert removed(compact(zeroed(recurrent(op, gates), *slices[:2]))[0]) == {}  # a bias keeps them alive
     assert removed(compact(zeroed(recurrent(op, gates, start=True), *slices))[0]) == {}  # as does a given state
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "activations", "goes"),
+    [
+        ("RNN", 1, ["Relu"], True),
+        ("RNN", 1, ["Sigmoid"], False),
+        ("GRU", 3, ["Sigmoid", "Relu"], True),
+        ("GRU", 3, ["Sigmoid", "HardSigmoid"], False),
+        ("LSTM", 4, ["HardSigmoid", "Relu", "Tanh"], True),
+        ("LSTM", 4, ["Sigmoid", "Tanh", "Sigmoid"], False),
+        ("LSTM", 4, ["Sigmoid", "Sigmoid", "Tanh"], False),
+    ],
+)
+def test_units_without_a_candidate_are_zero_if_their_activations_keep_zero(
+    op: str, gates: int, activations: list[str], goes: bool
+) -> None:
+    model = zeroed(recurrent(op, gates, activations=activations), *without_candidate(op, gates, 1, 3))
+    assert list(removed(compact(model)[0]).values()) == [[1, 3]] * goes
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_units_that_start_from_zero_in_every_sample_stay_zero(op: str, gates: int) -> None:
+    state = np.ones((1, 2, 5), np.float32)
+    state[:, :, [1, 4]] = 0
+    state[:, 1, 3] = 0  # in one of the two samples alone
+    model = zeroed(recurrent(op, gates, state=state), *without_candidate(op, gates, 1, 3, 4))
+    analysis = couple(Graph(model))
+    y = next(n for n in analysis.graph.nodes if n.op == op).outputs[0]
+    found = Facts(analysis, TRANSFERS).of(y)
+    assert found is not None
+    assert np.flatnonzero(found.zero).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("left", ["w", "r", "b"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_one_weight_of_either_sign_keeps_a_unit_alive(op: str, gates: int, left: str, sign: int) -> None:
+    model = zeroed(recurrent(op, gates), *without_candidate(op, gates, 1, 3))
+    value = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == left)).copy()
+    value[(0, CANDIDATE[op] * 5 + 1, *[0] * (value.ndim - 2))] = sign
+    assert list(removed(compact(edited(model, **{left: value}))[0]).values()) == [[3]]
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_cells_without_biases_have_zero_units_too(op: str, gates: int) -> None:
+    model = zeroed(recurrent(op, gates), *without_candidate(op, gates, 1, 3))
+    cell = next(n for n in model.graph.node if n.op_type == op)
+    del cell.input[3:]
+    model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == "b"))
+    assert list(removed(compact(model)[0]).values()) == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "shapes"), [(False, [(1, 2, 1, 5), (2, 1, 5)]), (True, [(1, 1, 2, 5), (1, 2, 5)])]
+)
+def test_units_lie_where_the_layout_of_a_cell_has_them(batch_first: bool, shapes: list[tuple[int, ...]]) -> None:
+    """Sequence, direction, batch, unit; or batch, sequence, direction, unit, which onnxruntime does not run."""
+    zero = np.eye(2, 5, dtype=bool)
+    for shape in shapes:
+        out = recurrent_cells._as_output(zero, len(shape), batch_first)
+        assert out.shape == shape
+        assert np.array_equal(out.reshape(2, 5), zero)
 
 
 def test_units_that_only_zero_units_feed_are_zero() -> None:
