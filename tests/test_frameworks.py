@@ -34,6 +34,8 @@ class Small(nn.Module):
 def test_what_belongs_to_which_framework(tmp_path: Path) -> None:
     assert kind_of(Small()) == "torch"
     assert kind_of("net.pt2") == "torch"
+    assert kind_of(tmp_path) is None  # a folder that holds no model
+    (tmp_path / "saved_model.pb").touch()
     assert kind_of("net.keras") == kind_of(tmp_path) == "tensorflow"
     assert kind_of(lambda params, x: x) == "jax"
     assert kind_of({"weight": torch.zeros(1)}, {"factory": Small}) == "torch"

@@ -83,7 +83,7 @@ def _sizes(value: Any) -> dict[str, int]:
 
 
 def _source(value: Any) -> Any:
-    if isinstance(value, bool | Real | bytes) or value == "":
+    if isinstance(value, bool | Real | bytes) or (isinstance(value, str) and not value):
         raise ValueError
     return value
 

@@ -139,6 +139,8 @@ def transformer(name: str) -> tuple[nn.Module, Any]:
 def pruned(module: nn.Module, example: Any, **options: Any) -> tuple[nn.Module, spa.Result]:
     """The user's class after pruning, compared with the ONNX model, and that with the masked original."""
     request = {"ratio": 0.5, "of": "params", "criterion": "l2", "ranking": "uniform", "round_to": 1} | options
+    if "plan" in options:
+        del request["ratio"]
     result = spa.prune(module, example_inputs=example, **request)
     assert result.origin is not None
     small, how, notes = to_torch(result, module, result.origin.imported.names, example)

@@ -363,8 +363,8 @@ def test_a_ratio_out_of_reach_is_refused(fake: None) -> None:
     [
         ({"latency_ms": 1.0, "ratio": 0.5}, "ratio=0.5 and latency_ms=1 are asked for together"),
         ({"latency_ms": 1.0, "of": "params"}, "a latency of 1 ms and a budget of params"),
-        ({"latency_ms": 0.0}, "Choose more than 0"),
-        ({"latency_ms": float("nan")}, "Choose more than 0"),
+        ({"latency_ms": 0.0}, "Give a number above 0"),
+        ({"latency_ms": float("nan")}, "Give a number"),
     ],
 )
 def test_requests_that_contradict_themselves_are_refused(request_: dict[str, object], reason: str) -> None:
