@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -14,7 +15,9 @@ from spa.model.graph import tensors_of
 from spa.running.feeds import first_run, working_feeds
 from spa.running.ranges import ranges_for
 from spa.running.runtime import input_specs, load_session, run
-from spa.running.verify import OutputDifference, verify
+
+if TYPE_CHECKING:
+    from spa.running.verify import OutputDifference
 
 # Relative L2 distance of outputs. Rewriting re-associates sums: torchvision's networks in float32, optimised or in
 # OpenVINO, come out within 1e-6. The limits of sixteen-bit types are some twenty times their rounding error.
@@ -78,6 +81,8 @@ def difference(original: Path, other: Path, limit: float) -> str | None:
     Raises:
         ModelError: one of them cannot be loaded or run.
     """
+    from spa.running.verify import verify  # not needed where a file is only checked
+
     report = verify(original, other, atol=0.0)
     if not report.same_interface:
         return report.interface[0].rstrip(".")

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, version_converter
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
 from spa.model.files import INLINE, data_file
-from spa.model.versions import OLDEST_IR, OLDEST_OPSET, newest_ir, newest_opset
+from spa.model.versions import OLDEST_IR, OLDEST_OPSET, covers_opset, newest_ir, newest_opset
 from spa.running.runtime import ORT_ERRORS, clean_reason
 
 # From its basic level on, onnxruntime merges a zero Pad into MaxPool, which pads with the lowest number.
@@ -86,7 +86,7 @@ def optimise_to(path: Path, target: Path, *, level: str, form: str = "ONNX") -> 
 def _at_opset(draft: Path, opset: int) -> Path:
     model = load(draft)
     remedy = f"Keep opset {opset_of(model)}, or export the model again with opset {opset}."
-    if not OLDEST_OPSET <= opset <= newest_opset():
+    if not covers_opset(opset):
         raise PlanError(f"opset {opset} is out of range: {OLDEST_OPSET} to {newest_opset()} can be checked. {remedy}")
     try:
         converted = version_converter.convert_version(model, opset)

@@ -6,6 +6,8 @@ Every message has one grammar: the object, the fact, the remedy, as in
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = ["InvariantError", "ModelError", "OutOfReachError", "PlanError", "SpaError", "UnsupportedError"]
 
 
@@ -44,3 +46,20 @@ class InvariantError(SpaError):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message} This is a bug in spa; please report it with the model or its architecture.")
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Return " Did you mean …?" for a word that is near to a known one, else nothing.
+
+    >>> suggestion("ratoi", ["ratio", "of"])
+    " Did you mean 'ratio'?"
+    """
+    near = nearest(word, known)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """Return the known word that is nearest to one, or None."""
+    from difflib import get_close_matches  # needed for refusals alone
+
+    return next(iter(get_close_matches(str(word), list(known), 1)), None)

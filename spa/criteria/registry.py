@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, wraps
-from importlib.metadata import entry_points
 from inspect import getdoc
 from typing import Any, TypeAlias, overload
 
@@ -19,7 +17,8 @@ from spa.criteria.answers import Answer, real_scores
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter
 from spa.criteria.scores import by_parameter
-from spa.errors import PlanError, SpaError
+from spa.errors import PlanError, SpaError, suggestion
+from spa.extras import entry_points
 
 Array = np.ndarray
 ParameterScore: TypeAlias = Callable[[Parameter], Array]
@@ -231,8 +230,7 @@ def get(chosen: str | Criterion | ParameterScore) -> Criterion:
         return _of_function(chosen, getattr(chosen, "__name__", type(chosen).__name__))
     _load_packages()
     if not isinstance(chosen, str) or chosen not in _CRITERIA:
-        near = get_close_matches(str(chosen), _CRITERIA, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(chosen, _CRITERIA)
         raise PlanError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
     return _CRITERIA[chosen]
 

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 from spa.errors import ModelError, UnsupportedError
 from spa.model.graph import tensors_of
 from spa.model.normalise import normalise
-from spa.model.versions import OLDEST_OPSET, newest_opset
+from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _check(model: ModelProto, name: str, base: Path | None) -> None:
     if not model.graph.output:
         raise ModelError(f"{name} has no outputs. Export it again with its outputs named.")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
-    if not OLDEST_OPSET <= opset <= newest_opset():
+    if not covers_opset(opset):
         remedy = (
             "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one, or update onnxruntime"
         )

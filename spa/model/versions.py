@@ -8,7 +8,13 @@ import onnx
 from onnx import TensorProto, helper
 
 OLDEST_OPSET = 7  # earlier operators broadcast by attributes
+CERTAIN_OPSET = 21  # known to every onnx and onnxruntime that pyproject.toml allows, so that nobody need be asked
 OLDEST_IR = 4  # earlier files list every weight as an input, too
+
+
+def covers_opset(opset: int) -> bool:
+    """Return whether an opset of the standard domain is covered."""
+    return opset >= OLDEST_OPSET and (opset <= CERTAIN_OPSET or opset <= newest_opset())
 
 
 @cache

@@ -17,11 +17,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spa.errors import PlanError
+from spa.errors import PlanError, nearest, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
@@ -314,9 +313,8 @@ class Request:
         homes = {about.name: section for section, about in options()}
         for name in given:
             if name not in homes:
-                near = get_close_matches(name, homes, 1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(homes)}."
-                raise PlanError(f"unknown option {name!r}. {hint}")
+                hint = suggestion(name, homes) or f" Choose among {', '.join(homes)}."
+                raise PlanError(f"unknown option {name!r}.{hint}")
         base = base or cls()
         if any(given.get(name) is not None for name in TARGETS):  # a new goal replaces the old one
             base = replace(base, goal=Goal(of=base.goal.of))
@@ -410,5 +408,5 @@ def _where(name: str) -> str:
     if name in homes:
         return f"It belongs to [{homes[name]}]."
     flags = {about.metadata["flag"]: about.name for _, about in options() if about.metadata["flag"]}
-    near = flags.get(name) or next(iter(get_close_matches(name, homes, 1)), None)
+    near = flags.get(name) or nearest(name, homes)
     return "Leave it out." if near is None else f"Did you mean {near!r} in [{homes[near]}]?"

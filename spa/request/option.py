@@ -6,11 +6,10 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-from spa.errors import PlanError
+from spa.errors import PlanError, suggestion
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def _converted(about: Field[Any], value: Any) -> Any:
         limits = "" if least is None else f" of {least} or more" if most is None else f" from {least} to {most}"
         raise PlanError(f"{about.name} is {_shown(value)}. Give {kind.expected}{limits}.") from None
     if choices is not None and value not in choices():
-        near = get_close_matches(str(value), choices(), 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(value, choices())
         raise PlanError(f"unknown {about.name} {value!r}.{hint} Choose one of {', '.join(choices())}.")
     return value
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import entry_points
 from pkgutil import iter_modules
 
 import onnx
 
 from spa.algebra.notation import output_shapes, rule_of
 from spa.algebra.op import Op
+from spa.extras import entry_points
 from spa.model.graph import Node, schema_of
 from spa.model.shape_registry import register_notation
 
