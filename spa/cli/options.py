@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +67,17 @@ class RandomInputs:
 
 
 class RequestCommand(TyperCommand):
-    """A command whose help lists the choices of its options, which are only looked up where help is asked for."""
+    """A command of many options: what an option that is not given would need is not made.
+
+    Its help lists the choices of options, which are looked up where help is asked for; and typer would build a
+    validator for each option at every start, which takes longer than reading a small network.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for parameter in self.params:
+            if not parameter.required:
+                parameter.process_value = partial(_process_given, parameter.process_value)  # type: ignore[method-assign] # click's own hook
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help text."""
@@ -78,6 +88,10 @@ class RequestCommand(TyperCommand):
             if known is not None:
                 parameter.help = f"{parameter.help} One of: {', '.join(known())}."  # type: ignore[attr-defined] # an option
         super().format_help(ctx, formatter)
+
+
+def _process_given(process: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    return None if value is None else process(context, value)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
