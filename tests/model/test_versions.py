@@ -10,7 +10,7 @@ import pytest
 from spa.errors import ModelError, UnsupportedError
 from spa.model import versions
 from spa.model.io import load
-from spa.model.versions import OLDEST_IR, OLDEST_OPSET, newest_ir, newest_opset
+from spa.model.versions import CERTAIN_OPSET, OLDEST_IR, OLDEST_OPSET, covers_opset, newest_ir, newest_opset
 from spa.running.runtime import load_session
 from tests.oracle import Net
 
@@ -63,7 +63,18 @@ def test_the_older_of_the_two_decides(
 
 
 def test_a_model_is_read_up_to_the_newest_opset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "_loads", lambda opset, ir: opset <= 17)
-    load(relu(opset=17))
-    with pytest.raises(UnsupportedError, match=r"has opset 18; 7 to 17 are covered\. .* or update onnxruntime"):
-        load(relu(opset=18))
+    newest = CERTAIN_OPSET + 1
+    monkeypatch.setattr(versions, "_loads", lambda opset, ir: opset <= newest)
+    load(relu(opset=newest))
+    message = rf"has opset {newest + 1}; 7 to {newest} are covered\. .* or update onnxruntime"
+    with pytest.raises(UnsupportedError, match=message):
+        load(relu(opset=newest + 1))
+
+
+def test_what_every_allowed_onnxruntime_knows_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds with the oldest versions, too, which `.ci/lowest` installs."""
+    assert newest_opset() >= CERTAIN_OPSET
+    newest_opset.cache_clear()
+    monkeypatch.setattr(versions, "_loads", lambda opset, ir: pytest.fail("onnxruntime was asked"))
+    assert covers_opset(CERTAIN_OPSET)
+    assert not covers_opset(OLDEST_OPSET - 1)
