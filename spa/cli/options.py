@@ -76,7 +76,7 @@ class RequestCommand(TyperCommand):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         for parameter in self.params:
-            if not parameter.required:
+            if not parameter.required and not getattr(parameter, "multiple", False):
                 parameter.process_value = partial(_process_given, parameter.process_value)  # type: ignore[method-assign] # click's own hook
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
