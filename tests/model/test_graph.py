@@ -47,7 +47,7 @@ def test_what_a_subgraph_captures_is_an_edge() -> None:
 
 
 def test_the_operators_are_a_graph_in_the_order_of_the_nodes() -> None:
-    graph = Graph(ZOO["gru"]())
+    graph = Graph(ZOO["handmade_residual"]())
     assert [*graph.operators.nodes] == [node.index for node in graph.nodes]
     assert all(a < b for a, b in graph.operators.edges)
     assert nx.is_directed_acyclic_graph(graph.operators)
