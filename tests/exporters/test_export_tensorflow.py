@@ -185,7 +185,7 @@ def test_layers_with_a_width_written_into_them_are_named() -> None:
     model = keras.Sequential(layers)
     with pytest.raises(UnsupportedError, match=r"layer 'stubborn' \(Stubborn\) cannot be narrowed"):
         write_back(model, *pruned(model))
-    result, names = pruned(model, plan=spa.Plan({}, {}, {}))
+    result, names = pruned(model, ratio=None, plan=spa.Plan({}, {}, {}))
     assert_same_outputs(write_back(model, result, names), result)
 
 
