@@ -6,7 +6,7 @@ The engine reads through this view and edits the protobuf message itself, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -253,6 +253,16 @@ class Graph:
             return False
         between = self.operators.subgraph(range(min(readers), maker.index + 1))  # nodes are in topological order
         return not readers.isdisjoint({maker.index, *nx.ancestors(between, maker.index)})
+
+    def behind(self, sources: Iterable[int]) -> set[int]:
+        """Return the indices of some nodes and of all that is computed from them."""
+        import networkx as nx
+
+        found: set[int] = set()
+        for index in sorted(sources):
+            if index not in found:  # in topological order, so that few searches find everything
+                found |= {index, *nx.descendants(self.operators, index)}
+        return found
 
     def array(self, name: str) -> np.ndarray:
         """Return the value of a constant, not to be written to.

@@ -63,7 +63,7 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
     rank = len(graph.constants[node.inputs[1]].dims) if channel_axis == 1 else 2 if node.op == "Gemm" else None
     from_right = rank - 1 if channel_axis == 1 and rank is not None else -channel_axis
     name, first = node.outputs[0], True
-    while name not in graph.outputs and len(users := list(graph.users.get(name, ()))) == 1:
+    while name not in graph.outputs and len(users := list(graph.users.get(name, ()))) == 1:  # a chain, no search
         user, operand = users[0]
         if (perm := _permutation(user)) is not None:
             rank = len(perm)
@@ -107,7 +107,7 @@ def _before_later_transposes(graph: Graph, tail: Tail, index: int) -> Tail:
 
     Streams hold what has been computed when a node has run: a transposition behind the node has not.
     """
-    while (maker := graph.producer.get(tail.addend or "")) is not None and maker.index > index:
+    while (maker := graph.producer.get(tail.addend or "")) is not None and maker.index > index:  # a chain
         if (perm := _permutation(maker)) is None:
             break
         order = tuple((tail.order or range(len(perm)))[i] for i in np.argsort(perm))
@@ -117,7 +117,7 @@ def _before_later_transposes(graph: Graph, tail: Tail, index: int) -> Tail:
 
 def before_transpose(graph: Graph, name: str) -> str:
     """Return the name of the tensor that a tensor is a transposition of; its own name if it is none."""
-    while (maker := graph.producer.get(name)) is not None and maker.op == "Transpose" and not maker.domain:
+    while (maker := graph.producer.get(name)) is not None and maker.op == "Transpose" and not maker.domain:  # a chain
         name = maker.inputs[0]
     return name
 

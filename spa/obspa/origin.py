@@ -52,7 +52,7 @@ def origin(analysis: Analysis, name: str) -> Origin | None:
     path: list[Node] = []
     carried = [name]
     lin = None
-    while lin is None:
+    while lin is None:  # a chain, no search: each node has one operand that it passes on
         node = graph.producer.get(carried[-1])
         if node is None or node.domain or carried[-1] in graph.outputs:
             return None

@@ -89,13 +89,6 @@ def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream)
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
-    changed: set[str] = set()
-    readers = []
-    for index in sorted(analysis.laws):
-        law = analysis.laws[index]
-        cut = any(kept.size(r.expr) != r.expr.size for r in law.reads)
-        if cut or changed.intersection(law.node.inputs):
-            changed.update(law.node.outputs)
-            if law.reads:
-                readers.append(index)
-    return readers
+    laws = analysis.laws
+    cut = [i for i, law in laws.items() if any(kept.size(r.expr) != r.expr.size for r in law.reads)]
+    return sorted(i for i in analysis.graph.behind(cut) if i in laws and laws[i].reads)

@@ -94,11 +94,10 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
 
 def _constants(graph: Graph) -> set[str]:
     """Return the tensors that are computed from constants alone; onnxruntime computes them once."""
-    known = set(graph.constants)
-    for node in graph.nodes:
-        if node.inputs and known.issuperset(graph.reads(node)):
-            known.update(node.outputs)
-    return known
+    known = {*graph.constants, *graph.producer}
+    sources = [n for n in graph.nodes if not n.inputs or not known.issuperset(graph.reads(n))]
+    varying = graph.behind(n.index for n in sources if graph.constants.keys().isdisjoint(n.outputs))
+    return {*graph.constants, *(o for n in graph.nodes if n.index not in varying for o in n.outputs)}
 
 
 def _features(analysis: Analysis, nodes: Sequence[Node]) -> Features:

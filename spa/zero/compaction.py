@@ -26,6 +26,7 @@ from spa.algebra.axes import Axes, Kept
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.plan import Plan, make_plan
 from spa.model.graph import Graph, Node
+from spa.model.traits import Trait, traits
 from spa.zero.facts import Facts, Site
 from spa.zero.known import Known, constant
 from spa.zero.needs import Needs
@@ -100,7 +101,7 @@ def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts
     """Add the contribution of removed constants to a node's output, to ``biases`` or ``shifts``."""
     law = facts.analysis.laws[index]
     site = Site(facts, law.node)
-    if law.node.op not in ("Conv", "Gemm", "MatMul", "Einsum") or law.node.domain or law.barrier:
+    if Trait.PRODUCT not in traits(law.node.key) or law.node.op == "ConvTranspose" or law.barrier:
         return
     for operand, axes in enumerate(law.inputs[:2]):  # one of them is constant
         removed = _removed_constants(site, operand, axes, kept) if site.value(operand) is None else None

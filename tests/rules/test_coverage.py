@@ -140,7 +140,7 @@ def test_a_user_cannot_replace_a_built_in_rule_before_the_first_analysis(key: st
     )
 
 
-@pytest.mark.parametrize("module", ["quantised", "layout"])
+@pytest.mark.parametrize("module", ["quantised", "layout", "indexing"])
 def test_a_module_of_rules_can_be_imported_first(module: str) -> None:
     code = f"import spa.rules.{module}\nfrom spa import rules\nprint(len(rules._RULES) == len(rules.supported()) > 200)"
     assert in_a_fresh_process(code) == "True"

@@ -219,7 +219,7 @@ def _into_softmax(analysis: Analysis, node: Node) -> bool:
     """Return whether a product goes into a softmax over its last axis, through scales, sums (masks) and casts alone."""
     graph, name = analysis.graph, node.outputs[0]
     shapes = analysis.points.first.shape
-    while len(users := graph.users.get(name, [])) == 1 and name not in graph.outputs:
+    while len(users := graph.users.get(name, [])) == 1 and name not in graph.outputs:  # a chain, no search
         user, operand = users[0]
         if user.op == "Softmax" and not user.domain:
             axis = user.attributes.get("axis", -1 if user.version >= 13 else 1)
