@@ -16,6 +16,7 @@ from spa.widths.budget import Budget
 
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
+DESTROYED = 0.9  # change of the outputs, relative to their variance; that of the best constant is 1
 Point = tuple[float, float]  # a ratio and the change of the outputs there
 
 
@@ -40,7 +41,30 @@ def reach(job: Job) -> Outcome:
     else:
         outcome = to_budget(job, job.budget)
     epochs = job.request.repair.recover
-    return job.recovered(outcome, epochs) if epochs else outcome
+    return checked(job, job.recovered(outcome, epochs) if epochs else outcome)
+
+
+def checked(job: Job, outcome: Outcome) -> Outcome:
+    """Refuse a refitted network whose outputs are no better than a constant, unless that is insisted on.
+
+    Networks that nothing was to refit get a note: they are meant to be trained.
+
+    Raises:
+        PlanError: the network is destroyed.
+    """
+    if outcome.error is None or outcome.error < DESTROYED or not outcome.plan.removes or job.calibration is None:
+        return outcome
+    told = f"the outputs change by {outcome.error:.3g} of their variance, so that they are no better than a constant"
+    if job.reconstruct != "full" and not job.request.repair.recover:
+        return replace(outcome, notes=(*outcome.notes, f"{told}: train the network, or use --reconstruct full"))
+    if job.request.repair.insist or job.calibration.held_out is None:
+        return replace(outcome, notes=(*outcome.notes, told))
+    made_up = job.request.inputs.data is None
+    cure = "Give real inputs with --data" if made_up else "Give more inputs, which are like those in use"
+    raise PlanError(
+        f"{told}, on {job.calibration.held_out.samples} {'made-up ' if made_up else ''}inputs that no fit has seen. "
+        f"{cure}, remove less, or keep the network with --insist."
+    )
 
 
 def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
@@ -61,7 +85,7 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         job.clock("choose")
         if all(plan != o.plan for o in outcomes):
             outcomes.append(job.cut(plan, losses, choice.notes))
-    return min(outcomes, key=lambda o: o.changes.get("after") or 0.0)
+    return min(outcomes, key=lambda o: o.error or 0.0)
 
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:
@@ -122,10 +146,9 @@ def to_distortion(job: Job, most: float) -> Outcome:
 
 
 def _known_change(outcome: Outcome) -> float:
-    change = outcome.changes["after"]
-    if change is None:
+    if outcome.error is None:
         raise PlanError("the model has no float output that could be compared. Give a ratio.")
-    return change
+    return outcome.error
 
 
 def _too_much(unit: str, ratio: float, change: float, most: float) -> PlanError:

@@ -34,8 +34,10 @@ from spa.widths.selection import Selection, select
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
     from spa.obspa.pipeline import Calibrated
+    from spa.running.change import Change
     from spa.widths.latency import LatencyModel
 
+FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
 
 
@@ -66,7 +68,8 @@ class Outcome:
         model: what came of it.
         losses: the estimated loss of each group where there is an estimate.
         notes: what the user should know.
-        changes: the outputs' relative change ``before`` and ``after`` reconstruction, where inputs were at hand.
+        before: the change of the outputs before reconstruction, where inputs were at hand.
+        after: the change in the end.
         latency: what was measured, where that is the budget.
     """
 
@@ -74,8 +77,14 @@ class Outcome:
     model: ModelProto
     losses: Mapping[str, float]
     notes: tuple[str, ...]
-    changes: Mapping[str, float | None]
+    before: Change | None = None
+    after: Change | None = None
     latency: Mapping[str, Any] | None = None
+
+    @property
+    def error(self) -> float | None:
+        """The change of the outputs in the end, relative to their variance, where it could be measured."""
+        return None if self.after is None else self.after.error
 
 
 @dataclass
@@ -139,18 +148,19 @@ class Job:
                 request.timing.threads,
                 request.timing.seed,
                 self.progress,
+                held_out=[] if self.calibration.held_out is None else self.calibration.held_out.batches,
             )
         self.clock("calibrate")
         return self.calibrated
 
     def accuracy(self, model: ModelProto) -> float | None:
-        """Return a model's top-1 accuracy on the inputs in percent; None where there are no labels."""
+        """Return a model's top-1 accuracy on the inputs held out in percent; None where there are no labels."""
         if self.calibration is None or self.calibration.labels is None:
             return None
         from spa.obspa.pipeline import accuracy
 
         with running():
-            return accuracy(model, self.analysis.graph.base, self.calibration, self.request.timing.threads)
+            return accuracy(model, self.analysis.graph.base, self.calibration.measured, self.request.timing.threads)
 
     @property
     def goal_notes(self) -> tuple[str, ...]:
@@ -174,8 +184,15 @@ class Job:
         given = self.calibration
         if given is None:
             return None
-        report: dict[str, Any] = {"source": given.source, "samples": given.samples, "reconstruct": self.reconstruct}
-        report |= outcome.changes
+        report: dict[str, Any] = {
+            "source": given.source,
+            "samples": given.samples,
+            "held_out": 0 if given.held_out is None else given.held_out.samples,
+            "reconstruct": self.reconstruct,
+            "before": None if outcome.before is None else outcome.before.error,
+            "after": outcome.error,
+            "agreement": {} if outcome.after is None else dict(outcome.after.agreement),
+        }
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
@@ -295,17 +312,36 @@ class Job:
         if fold is not None:
             fold(model, self.analysis.graph.base)
         self.clock("prune")
-        changes: dict[str, float | None] = {}
-        if self.calibrated is not None:
-            changes["before"] = changes["after"] = self.calibrated.distortion(model)
-            self.clock("measure")
-            if self.reconstruct != "none":
-                with running():
-                    self.calibrated.reconstruct(plan, model, self.reconstruct)
-                self.clock("reconstruct")
-                changes["after"] = self.calibrated.distortion(model)
-                self.clock("measure")
-        return Outcome(plan, model, losses or {}, notes, changes)
+        outcome = Outcome(plan=plan, model=model, losses=losses or {}, notes=notes)
+        if self.calibrated is None:
+            return outcome
+        change = self._change(model)
+        outcome = replace(outcome, before=change, after=change)
+        return outcome if self.reconstruct == "none" else self._repaired(outcome)
+
+    def _repaired(self, outcome: Outcome) -> Outcome:
+        """Repair a cut network; where refits do not help on the inputs held out, leave it as it was cut."""
+        assert self.calibrated is not None  # `cut` asks
+        model = ModelProto()
+        model.CopyFrom(outcome.model)
+        with running():
+            self.calibrated.reconstruct(outcome.plan, model, self.reconstruct)
+        self.clock("reconstruct")
+        change = self._change(model)
+        before, after = outcome.error, change.error
+        if before is None or after is None or after <= before:
+            return replace(outcome, model=model, after=change)
+        worse = f"changes the outputs by {after:.3g} of their variance, the cut alone by {before:.3g}"
+        if self.reconstruct == "bias":  # as published: means are restored at the cost of confidence
+            return replace(outcome, model=model, after=change, notes=(*outcome.notes, f"moving biases {worse}"))
+        return replace(outcome, notes=(*outcome.notes, f"the repair was left out: it {worse}"))
+
+    def _change(self, model: ModelProto) -> Change:
+        """Measure the change of the outputs."""
+        assert self.calibrated is not None  # who asks has calibrated
+        change = self.calibrated.change(model)
+        self.clock("measure")
+        return change
 
     def recovered(self, outcome: Outcome, epochs: int) -> Outcome:
         """Train the pruned model towards the dense model's outputs on the same inputs, without labels.
@@ -321,9 +357,7 @@ class Job:
         recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.request.timing.seed)
         model = store(student, outcome.model)
         self.clock("recover")
-        changes = {**outcome.changes, "after": self.calibrated.distortion(model)}
-        self.clock("measure")
-        return replace(outcome, model=model, changes=changes)
+        return replace(outcome, model=model, after=self._change(model))
 
 
 @contextmanager
@@ -412,7 +446,7 @@ def _equal_sets(
 
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Calibration, read_data
+    from spa.calibration.data import Calibration, held_out_samples, read_data
     from spa.calibration.synthetic import synthesise
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
@@ -425,8 +459,14 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             seed=seed,
             mean=inputs.mean,
             std=inputs.std,
+            hold_out=True,
         )
-    with running():
-        batches = synthesise(graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
-    count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-    return Calibration(batches, None, count, "synthetic", ())
+
+    def made_up(samples: int, seed: int) -> Calibration:
+        with running():
+            batches = synthesise(graph.self_contained(), samples, seed=seed, mean=inputs.mean, std=inputs.std)
+        count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
+        return Calibration(batches, None, count, "synthetic", ())
+
+    held_out = made_up(max(held_out_samples(inputs.samples), FEWEST_HELD_OUT), (seed + 1) % 2**32)
+    return replace(made_up(inputs.samples, seed), held_out=held_out)

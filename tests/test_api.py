@@ -313,3 +313,41 @@ def test_the_weights_suggest_a_ratio() -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.sign(numpy_helper.to_array(tensor)), tensor.name))
     with pytest.raises(spa.PlanError, match="PQ index removes nothing"):
         spa.prune(model, ratio="auto", criterion="l2")
+
+
+def _given(samples: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"input": np.random.default_rng(seed).standard_normal((samples, 1, 8, 8)).astype(np.float32)}
+
+
+def test_changes_are_measured_on_inputs_that_no_fit_has_seen() -> None:
+    result = spa.prune(RESNET, ratio=0.3, data=_given(40), samples=32)
+    found = result.report.calibration
+    assert found is not None
+    assert (found["samples"], found["held_out"]) == (32, 4)
+    few = spa.prune(RESNET, ratio=0.3, data=_given(4)).report.calibration
+    assert few is not None
+    assert (few["samples"], few["held_out"]) == (4, 0)
+
+
+def test_a_repaired_network_that_is_no_better_than_a_constant_is_refused() -> None:
+    options = {"ratio": 0.97, "round_to": 1, "samples": 16}
+    with pytest.raises(PlanError, match=r"no better than a constant, on 8 made-up inputs.*--data.*--insist"):
+        spa.prune(RESNET, **options)
+    result = spa.prune(RESNET, insist=True, **options)
+    assert any("no better than a constant" in note for note in result.report.notes)
+
+
+def test_a_repair_that_does_not_help_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spa.obspa.pipeline import Calibrated
+
+    def spoil(self: Calibrated, plan: spa.Plan, pruned: ModelProto, extent: str = "full") -> None:
+        for tensor in pruned.graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
+
+    cut = spa.prune(RESNET, ratio=0.2, data=_given(40), reconstruct="none")
+    monkeypatch.setattr(Calibrated, "reconstruct", spoil)
+    result = spa.prune(RESNET, ratio=0.2, data=_given(40))
+    assert any(note.startswith("the repair was left out") for note in result.report.notes)
+    assert result.model.SerializeToString() == cut.model.SerializeToString()
+    assert result.report.calibration["after"] == result.report.calibration["before"]

@@ -42,6 +42,7 @@ REQUEST = {
     "std": (0.5, 0.5, 0.5),
     "reconstruct": "bias",
     "recover": 3,
+    "insist": True,
     "threads": 1,
     "batch": 5,
     "sizes": {"seq": 7},

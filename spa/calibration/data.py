@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,8 @@ __all__ = ["Calibration", "read_data"]
 
 _ARRAYS = (".npy", ".npz")
 _FEW = 32
+MOST_HELD_OUT = 64  # samples; with labels, of which accuracies are fractions, MOST_LABELLED where there are more
+MOST_LABELLED = 512
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Calibration:
         samples: the number of samples in all batches.
         source: the data's origin, in words.
         notes: sentences for the reader of a report, about samples that are few or were dropped.
+        held_out: further inputs that no fit sees, on which changes are measured; None if there were too few.
     """
 
     batches: list[dict[str, np.ndarray]]
@@ -54,6 +57,22 @@ class Calibration:
     samples: int
     source: str
     notes: tuple[str, ...]
+    held_out: Calibration | None = None
+
+    @property
+    def measured(self) -> Calibration:
+        """The inputs on which changes are measured: those held out or, without any, all."""
+        return self if self.held_out is None else self.held_out
+
+
+def held_out_samples(samples: int) -> int:
+    """Return how many of some samples are held out of every fit: an eighth, a quarter of few, none of very few.
+
+    >>> [held_out_samples(n) for n in (4, 16, 128, 512, 4096)]
+    [0, 4, 16, 64, 64]
+    """
+    share = samples // 8 if samples >= 32 else samples // 4
+    return min(share, MOST_HELD_OUT) if share > 1 else 0
 
 
 _Reader: TypeAlias = Callable[[int], Piece]
@@ -65,10 +84,10 @@ def read_data(
     *,
     labels: str | None = None,
     samples: int | None = 512,
-    batch: int | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    hold_out: bool = False,
 ) -> Calibration:
     """Read calibration data and check all of it against a model's inputs.
 
@@ -80,10 +99,11 @@ def read_data(
             that.
         samples: the most samples to take, or None for all: a random choice of arrays and of a folder's files, the
             first of an iterable, which is not consumed any further.
-        batch: samples per batch, by default a size that is comfortable; a model whose first axis is fixed has its own.
         seed: the same seed chooses the same samples.
         mean: per channel, is subtracted from an image once its values lie in 0..1.
         std: per channel, divides an image after that.
+        hold_out: whether to hold some samples out: further ones where the data has more than ``samples``, up to 512
+            where it has labels, else some of those taken (see :func:`held_out_samples`).
 
     Returns:
         The batches, and the labels if there are any.
@@ -93,8 +113,6 @@ def read_data(
     """
     specs = _checked_specs(model)
     _check_count("samples", samples)
-    if batch is not None:
-        _check_count("batch", batch)
     fixed_batch = _fixed_batch(specs)
     if fixed_batch is not None and samples is not None and samples < fixed_batch:
         raise PlanError(
@@ -102,23 +120,64 @@ def read_data(
             f"Ask for {fixed_batch} or more, or export the model with a dynamic batch axis."
         )
     rng = np.random.default_rng(seed)
+    pieces, source = _read_pieces(data, specs, labels, samples, rng, (mean, std), hold_out)
+    exact = fixed_batch is not None
+    if not hold_out:
+        return _assemble(pieces, fixed_batch, exact, source)
+    fit, held_out = _split(pieces, samples, fixed_batch or 1, rng)
+    calibration = _assemble(fit, fixed_batch, exact, source)
+    return replace(calibration, held_out=_assemble(held_out, fixed_batch, exact, source)) if held_out else calibration
+
+
+def _read_pieces(
+    data: Any,
+    specs: Sequence[TensorSpec],
+    labels: str | None,
+    samples: int | None,
+    rng: np.random.Generator,
+    normalisation: tuple[Sequence[float] | None, Sequence[float] | None],
+    hold_out: bool,
+) -> tuple[list[Piece], str]:
+    """Read samples, and those to hold out; return them with the data's origin, in words."""
+    most = samples + held_out_samples(samples) if hold_out and samples is not None else samples
     path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
     source = "an iterable" if path is None else str(path)
-    if (mean is not None or std is not None) and (path is None or not path.is_dir()):
+    if normalisation != (None, None) and (path is None or not path.is_dir()):
         raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
     if path is not None and path.is_dir():
-        pieces = _read_folder(path, specs, labels, samples, rng, mean, std)
-    elif path is not None:
-        pieces = [_choose(_read_file(path, specs, labels, single=False), samples, rng)]
+        return _read_folder(path, specs, labels, most, rng, *normalisation), source
+    if path is not None:
+        piece = _read_file(path, specs, labels, single=False)
     elif isinstance(data, Mapping):
-        source = "a dict of arrays"
-        pieces = [_choose(from_names("the data", data, specs, labels), samples, rng)]
+        piece, source = from_names("the data", data, specs, labels), "a dict of arrays"
     elif hasattr(data, "__array__"):
-        source = "an array"
-        pieces = [_choose(from_bare("the data", data, None, specs, labels, single=False), samples, rng)]
+        piece, source = from_bare("the data", data, None, specs, labels, single=False), "an array"
     else:
-        pieces = _read_iterable(data, specs, labels, samples)
-    return _assemble(pieces, fixed_batch or batch, fixed_batch is not None, source)
+        return _read_iterable(data, specs, labels, most), source
+    if hold_out and samples is not None and piece.labels is not None:
+        most = samples + MOST_LABELLED  # further rows of arrays cost nothing
+    return [_choose(piece, most, rng)], source
+
+
+def _split(
+    pieces: Sequence[Piece], samples: int | None, step: int, rng: np.random.Generator
+) -> tuple[list[Piece], list[Piece]]:
+    """Split pieces at random into those that fits see, at most ``samples``, and those held out.
+
+    Args:
+        pieces: the samples.
+        samples: the most that fits see; None for no limit.
+        step: the number of held-out samples is a multiple of it.
+        rng: chooses.
+    """
+    total = sum(piece.samples for piece in pieces)
+    fit = total if samples is None else min(samples, total)
+    count = max(total - fit, held_out_samples(fit)) // step * step
+    held_out = np.zeros(total, bool)
+    held_out[rng.permutation(total)[:count]] = True
+    ends = np.cumsum([piece.samples for piece in pieces])[:-1]
+    parts = [(p.take(~mask), p.take(mask)) for p, mask in zip(pieces, np.split(held_out, ends), strict=True)]
+    return [seen for seen, _ in parts if seen.samples], [held for _, held in parts if held.samples]
 
 
 def _checked_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -22,6 +22,7 @@ from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
+from spa.running.change import Change, Yardstick, classes_seen
 from spa.running.stream import Feeds, Stream
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
@@ -37,7 +38,8 @@ T = TypeVar("T")
 DAMPING = 0.03
 PRUNED_INPUT_FRACTION = 0.85
 PRUNED_INPUT_FRACTION_SYNTHETIC = 0.7  # with synthetic inputs, from which fits carry over less
-DISTORTION_SAMPLES = 256  # outputs are compared on about as many: an estimate, taken many times in one pruning
+NAMED_CLASSES = 5
+COMPARED_SAMPLES = 64  # outputs are compared on about as many: an estimate, taken many times in one pruning
 
 
 def _bounded(
@@ -64,6 +66,7 @@ class Calibrated:
         threads: the number of onnxruntime's threads, and the most that linear algebra uses.
         seed: the seed of the positions that refits learn from.
         progress: called with a stage and the fraction of it that is done.
+        held_out: inputs that no fit sees, on which changes are measured; without any, they are measured on all.
     """
 
     analysis: Analysis
@@ -72,8 +75,9 @@ class Calibrated:
     threads: int = 2
     seed: int = 0
     progress: Progress = silent
+    held_out: Sequence[Feeds] = ()
     _calibration_analysis: Analysis = field(init=False)
-    _outputs: list[dict[str, Array]] | None = field(init=False, default=None)
+    _yardstick: Yardstick | None = field(init=False, default=None)
 
     @_bounded
     def __post_init__(self) -> None:
@@ -127,7 +131,34 @@ class Calibrated:
             Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edits)
 
     def notes(self) -> tuple[str, ...]:
-        """Return notes on what reconstruction cannot refit, one sentence each."""
+        """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""
+        return (*self._computed_biases(), *self._missing_classes(), *self._unvarying_outputs())
+
+    def _unvarying_outputs(self) -> tuple[str, ...]:
+        names = () if self._yardstick is None else self._yardstick.unvarying
+        return tuple(
+            f"output {n!r} hardly differs between the inputs, so its change says little: real inputs (--data) would"
+            for n in names
+        )
+
+    def _missing_classes(self) -> tuple[str, ...]:
+        """Say which classes given inputs never produce; made-up ones are not expected to."""
+        if self.synthetic:
+            return ()
+        notes = []
+        graph = self.analysis.graph
+        for output, (seen, classes) in classes_seen(graph, self.batches, self.threads).items():
+            missing = np.setdiff1d(np.arange(classes), seen)
+            if missing.size:
+                first = ", ".join(map(str, missing[:NAMED_CLASSES])) + (" …" if missing.size > NAMED_CLASSES else "")
+                notes.append(
+                    f"{missing.size} of the {classes} classes of output {output!r} ({first}) are never the dense "
+                    "network's choice on the inputs, and may suffer most: give inputs that show them"
+                )
+        return tuple(notes)
+
+    def _computed_biases(self) -> tuple[str, ...]:
+        """Name the layers whose bias is no initializer."""
         graph = self.analysis.graph
         layers = (linear(graph, node) for node in graph.nodes)
         biased = (lin for lin in layers if lin is not None and lin.bias is not None)
@@ -140,21 +171,18 @@ class Calibrated:
         )
 
     @_bounded
-    def distortion(self, pruned: ModelProto) -> float | None:
-        """Return the output error: E|y − y'|² / Var[y], the mean over the float outputs; None if there are none."""
-        graph = self.analysis.graph
-        if self._outputs is None:
-            self._outputs = Stream(graph.model, graph.base, self._first_batches(), self.threads).finish()
-        dense = self._outputs
-        pruned_outputs = Stream(pruned, graph.base, self._first_batches(), self.threads).finish()
-        errors = [_relative_error(dense, pruned_outputs, n) for n in graph.outputs if dense[0][n].dtype.kind == "f"]
-        return float(np.mean(errors)) if errors else None
+    def change(self, pruned: ModelProto) -> Change:
+        """Return what pruning has changed of the outputs, on inputs that no fit has seen where there are some."""
+        if self._yardstick is None:
+            graph = self.analysis.graph
+            self._yardstick = Yardstick(graph, self._first_batches(), self.threads)
+        return self._yardstick.change(pruned)
 
     def _first_batches(self) -> list[Feeds]:
         """Return the first batches that together have the samples on which outputs are compared."""
         batches: list[Feeds] = []
-        for batch in self.batches:
-            if sum(len(next(iter(b.values()))) for b in batches) < DISTORTION_SAMPLES:
+        for batch in self.held_out or self.batches:
+            if sum(len(next(iter(b.values()))) for b in batches) < COMPARED_SAMPLES:
                 batches.append(batch)
         return batches
 
@@ -174,14 +202,3 @@ def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: i
             f"output {name!r} has shape {scores.shape}, not one row of class scores per sample. Leave the labels out."
         )
     return float((scores.argmax(axis=1) == labels).mean() * 100)
-
-
-def _relative_error(dense: Sequence[Mapping[str, Array]], pruned: Sequence[Mapping[str, Array]], name: str) -> float:
-    """Return the squared error of an output over its variance; the squared error alone if it does not vary."""
-    error = sum(
-        float(np.square(a[name].astype(np.float64) - b[name]).sum()) for a, b in zip(dense, pruned, strict=True)
-    )
-    count = sum(a[name].shape[0] for a in dense)
-    mean = sum(a[name].astype(np.float64).sum(axis=0) for a in dense) / count
-    energy = sum(float(np.square(a[name] - mean).sum()) for a in dense)
-    return error / energy if energy > 0 else error

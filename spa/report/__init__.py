@@ -46,9 +46,11 @@ class Report:
         barriers: (operator, reason) where coupling could not be traced.
         notes: what the user should know.
         seconds: time by stage.
-        calibration: the inputs' ``source`` and number of ``samples``; which repair was made (``reconstruct``); the
-            outputs' mean squared change over their variance on these inputs ``before`` and ``after`` it; the
-            ``accuracy`` in percent on them of the dense and the pruned model, where labels were given.
+        calibration: the inputs' ``source`` and number of ``samples``; the number ``held_out`` of every fit, on which
+            all that follows is measured (on the samples themselves if it is 0); which repair was made
+            (``reconstruct``); the outputs' mean squared change over their variance ``before`` and ``after`` it, of
+            logits where an output ends in a softmax or sigmoid; the ``agreement`` of the decisions by such outputs;
+            the ``accuracy`` in percent of the dense and the pruned model, where labels were given.
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.

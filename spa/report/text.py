@@ -91,14 +91,18 @@ def effort(report: Report) -> str:
 
 
 def calibrated(found: dict[str, Any]) -> str:
-    """Say what inputs were used and how the outputs changed on them, in one line."""
+    """Say what inputs were used and how the outputs changed, in one line."""
+    held_out = found["held_out"]
+    where = f"on {held_out} others" if held_out else "on the same inputs"
     text = f"{found['samples']} {found['source']} inputs"
     if found["before"] is not None:
-        text += f"; output error (MSE / variance): {found['before']:.3f} after pruning"
+        text += f"; output error (MSE / variance) {where}: {found['before']:.3f} after pruning"
         if found["after"] != found["before"]:
             text += f", {found['after']:.3f} after reconstruction"
+    for output, fraction in found["agreement"].items():
+        text += f"; {fraction:.1%} of the decisions of {output!r} as before"
     if "accuracy" in found:
-        text += "; accuracy {:.1f} % before, {:.1f} % after".format(*found["accuracy"])
+        text += f"; accuracy {where}: " + "{:.1f} % before, {:.1f} % after".format(*found["accuracy"])
     return text
 
 

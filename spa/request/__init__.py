@@ -223,7 +223,12 @@ class Inputs(Section):
         "also an iterable of feeds. Made up if not given",
         kind=FILE,
     )
-    samples: int = option(512, "the number of inputs to use at most", kind=WHOLE, bounds=(1, None))
+    samples: int = option(
+        512,
+        "the number of inputs to learn from at most; changes are measured on an eighth as many others",
+        kind=WHOLE,
+        bounds=(1, None),
+    )
     labels: str | None = option(
         None,
         "the array with the labels (`label`, `labels` or `y` are found by themselves); accuracy is reported, and "
@@ -254,6 +259,12 @@ class Repair(Section):
         "epochs of training by the dense model's outputs on the same inputs, without labels (needs torch)",
         kind=WHOLE,
         bounds=(0, None),
+    )
+    insist: bool = option(
+        False,
+        "whether to keep a refitted network whose outputs are no better than a constant, which is refused otherwise",
+        kind=SWITCH,
+        shown="off",
     )
 
     def __post_init__(self) -> None:

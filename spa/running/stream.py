@@ -83,10 +83,16 @@ class Stream:
         self._run(node.index)
         self._run(node.index + 1, (*node.inputs, *node.outputs))
 
-    def finish(self) -> list[dict[str, np.ndarray]]:
-        """Run the rest and return the outputs of each batch."""
+    def finish(self, names: Sequence[str] | None = None) -> list[dict[str, np.ndarray]]:
+        """Run the rest and return tensors of each batch.
+
+        Args:
+            names: tensors that no step has passed yet; the network's outputs by default.
+        """
+        names = self.graph.outputs if names is None else names
+        self._last.update(dict.fromkeys(names, len(self.graph.nodes)))
         self._run(len(self.graph.nodes))
-        return [{n: b[n] for n in self.graph.outputs} for b in self.live]
+        return [{n: b[n] for n in names} for b in self.live]
 
     def fork(self) -> Stream:
         """Return a stream of the same network that goes on from here by itself."""

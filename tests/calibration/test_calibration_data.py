@@ -56,9 +56,9 @@ def refusal(data: Any, model: onnx.ModelProto = VECTOR, **options: Any) -> str:
 
 def test_digits_are_sampled_by_seed_and_run() -> None:
     model = onnx.load(MODELS / "digits_resnet.onnx")
-    read = read_data(str(TRAIN), model, samples=100, batch=32)
+    read = read_data(str(TRAIN), model, samples=100)
     assert (read.samples, read.source, read.notes) == (100, str(TRAIN), ())
-    assert [len(batch["input"]) for batch in read.batches] == [32, 32, 32, 4]
+    assert [len(batch["input"]) for batch in read.batches] == [64, 36]
     session = load_session(model)
     logits = np.concatenate([run(session, batch)[0] for batch in read.batches])
     assert read.labels is not None and (logits.argmax(1) == read.labels).mean() > 0.9
@@ -91,10 +91,8 @@ def test_npy(tmp_path: Path) -> None:
 
 def test_dict_and_array_and_two_inputs() -> None:
     assert read_data(rows(40), VECTOR).notes == ()
-    read = read_data(
-        {"ids": np.ones((5, 7), np.int32), "x": rows(5).astype(float), "label": np.arange(5)}, TWO, batch=2
-    )
-    assert [batch["x"].shape for batch in read.batches] == [(2, 3), (2, 3), (1, 3)]
+    read = read_data({"ids": np.ones((5, 7), np.int32), "x": rows(5).astype(float), "label": np.arange(5)}, TWO)
+    assert [batch["x"].shape for batch in read.batches] == [(5, 3)]
     assert read.batches[0]["ids"].dtype == np.int64 and read.batches[0]["x"].dtype == np.float32
 
 
@@ -108,7 +106,7 @@ def test_few_samples_are_noted() -> None:
 
 
 def test_fixed_batch_drops_the_remainder() -> None:
-    read = read_data(rows(35), FIXED, batch=64)
+    read = read_data(rows(35), FIXED)
     assert [len(batch["x"]) for batch in read.batches] == [4] * 8
     assert read.samples == 32
     assert read.notes == ("3 of 35 samples were dropped: the model takes batches of exactly 4.",)
@@ -124,10 +122,10 @@ def test_iterable_is_not_consumed_further() -> None:
             buffer[:] = rows(4, 4 * i)
             yield [buffer, np.arange(4) + 4 * i]
 
-    read = read_data(loader(), VECTOR, samples=10, batch=8)
+    read = read_data(loader(), VECTOR, samples=10)
     assert drawn == [0, 1, 2]
     assert numbers(read) == list(range(10)) and read.labels is not None and read.labels.tolist() == list(range(10))
-    assert [len(batch["x"]) for batch in read.batches] == [8, 2]
+    assert [len(batch["x"]) for batch in read.batches] == [10]
 
 
 def test_iterable_of_dicts_arrays_samples_and_array_likes() -> None:
@@ -452,9 +450,8 @@ def test_fewer_samples_than_a_fixed_batch() -> None:
     assert refusal(rows(9), FIXED, samples=3).startswith("samples: 3 were asked for, the model takes batches of")
 
 
-@pytest.mark.parametrize("option", ["samples", "batch"])
-def test_counts_must_be_positive(option: str) -> None:
-    assert refusal(rows(3), **{option: 0}) == f"{option}: 0 is not positive. Give 1 or more."
+def test_counts_must_be_positive() -> None:
+    assert refusal(rows(3), samples=0) == "samples: 0 is not positive. Give 1 or more."
 
 
 def test_models_that_cannot_be_fed() -> None:
@@ -462,3 +459,25 @@ def test_models_that_cannot_be_fed() -> None:
     assert "Input 's': arrays cannot hold its type tensor(string)." in refusal(rows(3), interface(s=(STR, ["n"])))
     assert "Input 's': it declares no axes" in refusal(rows(3), interface(s=(F, [])))
     assert "different fixed sizes ('a' 2, 'b' 3)" in refusal({}, interface(a=(F, [2, 1]), b=(F, [3, 1])))
+
+
+def test_samples_are_held_out_of_what_fits_see() -> None:
+    x = np.arange(100, dtype=np.float32)[:, None].repeat(4, 1)
+    y = np.arange(100)
+    model = interface(x=(F, ["n", 4]))
+    fit = read_data({"x": x, "y": y}, model, samples=64, hold_out=True)
+    assert fit.held_out is not None
+    assert (fit.samples, fit.held_out.samples) == (64, 36)  # labels: all that is left
+    parts = [np.concatenate([b["x"][:, 0] for b in part.batches]) for part in (fit, fit.held_out)]
+    assert sorted(np.concatenate(parts)) == list(range(100))
+    for part, values in zip((fit, fit.held_out), parts, strict=True):
+        assert part.labels is not None
+        assert (part.labels == values).all()
+    unlabelled = read_data({"x": x}, model, samples=64, hold_out=True)
+    assert unlabelled.held_out is not None
+    assert (unlabelled.samples, unlabelled.held_out.samples) == (64, 8)
+    few = read_data({"x": x[:20]}, model, samples=64, hold_out=True)
+    assert few.held_out is not None
+    assert (few.samples, few.held_out.samples) == (15, 5)
+    assert read_data({"x": x[:6]}, model, samples=64, hold_out=True).held_out is None
+    assert read_data({"x": x}, model, samples=64).held_out is None

@@ -332,9 +332,9 @@ def test_with_inputs_that_were_made_up_no_more_than_the_means_move() -> None:
     plan = make_plan(analysis, {n: np.sort(np.argsort(s)[len(s) // 2 :]) for n, s in scores.items()})
     pruned = apply(analysis, plan)
     measured = Calibrated(analysis, real, synthetic=False)
-    before, change = tensors(pruned), measured.distortion(pruned)
+    before, change = tensors(pruned), measured.change(pruned).error
     calibrated.reconstruct(plan, pruned, "bias")
-    after = measured.distortion(pruned)
+    after = measured.change(pruned).error
     assert change is not None and after is not None and after < change
     moved = {n for n, v in tensors(pruned).items() if n not in before or not np.array_equal(v, before[n])}
     assert {n.rstrip("01") for n in moved} <= {"m", "h_bias", "h1_bias", "h0_bias", "bias"}

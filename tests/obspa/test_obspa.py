@@ -344,10 +344,10 @@ def test_synthetic_inputs_change_weights_and_biases_but_no_variance() -> None:
     choice = allocate(analysis, analysis.free, losses, Budget(0.4, round_to=1))
     plan = make_plan(analysis, choice.kept)
     pruned = apply(analysis, plan)
-    before = calibrated.distortion(pruned)
+    before = calibrated.change(pruned).error
     variance = {t.name: t.SerializeToString() for t in pruned.graph.initializer if t.name.startswith("v")}
     calibrated.reconstruct(plan, pruned)
-    after = calibrated.distortion(pruned)
+    after = calibrated.change(pruned).error
     assert before is not None and after is not None and after < before
     assert variance == {t.name: t.SerializeToString() for t in pruned.graph.initializer if t.name.startswith("v")}
 
