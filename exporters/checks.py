@@ -13,8 +13,7 @@ from onnx import ModelProto, TensorProto
 from spa.errors import InvariantError, ModelError
 from spa.model.graph import tensors_of
 from spa.running.feeds import first_run, working_feeds
-from spa.running.ranges import ranges_for
-from spa.running.runtime import input_specs, load_session, run
+from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.running.verify import OutputDifference
@@ -60,7 +59,7 @@ def objection(path: Path) -> str | None:
 
 def _run(path: Path) -> None:
     session = load_session(path)
-    working_feeds(session, ranges=ranges_for(path, input_specs(session)), name=repr(str(path)))
+    working_feeds(session, model=path, name=repr(str(path)))
 
 
 def allowed(model: ModelProto) -> float:
@@ -113,10 +112,9 @@ def distance(
         batches: sizes of open batch axes to try; None for a size on which the model runs.
     """
     session = load_session(original)
-    ranges = ranges_for(original, input_specs(session))
     worst = 0.0
     for batch in batches:
-        recipe, _ = first_run(session, batch=batch, ranges=ranges, name=repr(str(original)))
+        recipe, _ = first_run(session, model=original, batch=batch, name=repr(str(original)))
         for seed in range(_SEEDS):
             feeds = recipe.feeds(seed)
             pairs = zip(run(session, feeds), compute(feeds), strict=True)
