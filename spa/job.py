@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,7 @@ class Job:
             return None
         report: dict[str, Any] = {"source": given.source, "samples": given.samples, "reconstruct": self.reconstruct}
         report |= outcome.changes
+        report["inputs"] = {name: list(array.shape) for name, array in given.batches[0].items()}
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
@@ -426,7 +428,15 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             mean=inputs.mean,
             std=inputs.std,
         )
+    made = partial(synthesise, graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
+    notes: tuple[str, ...] = ()
     with running():
-        batches = synthesise(graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
+        try:
+            batches = made(sizes=analysis.points.chosen)
+        except ModelError:
+            if not analysis.points.chosen:
+                raise
+            batches = made(sizes=request.timing.sizes)
+            notes = ("onnxruntime refuses the sizes at which MACs were counted; inputs were made at others",)
     count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-    return Calibration(batches, None, count, "synthetic", ())
+    return Calibration(batches, None, count, "synthetic", notes)

@@ -52,7 +52,7 @@ Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
-Size = Annotated[list[str] | None, typer.Option(help="Size of a dynamic axis, NAME=N; repeatable.")]
+Size = Annotated[list[str] | None, typer.Option(help="Size of an open axis, NAME=N; repeatable.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -119,13 +119,14 @@ def prove(
 def inspect(
     model: Model,
     every: Annotated[bool, typer.Option("--all", help="Show every group, not the largest twenty.")] = False,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of MODEL, what is frozen and why, and where parameters and MACs are."""
     from spa import api
     from spa.report.inspection import inspection
 
-    found = inspection(api.analyze(model))
+    found = inspection(api.analyze(model, sizes=parse_sizes(size)))
     if as_json:
         _print_json(found)
     else:

@@ -1,4 +1,4 @@
-"""How long an open axis must be for a network to see something: strides and receptive fields, read from the graph."""
+"""Strides and receptive fields, read from the graph: lengths of open axes at which a network sees something."""
 
 from __future__ import annotations
 

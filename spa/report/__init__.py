@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from spa.coupling.cost import Cost
@@ -48,11 +48,13 @@ class Report:
         seconds: time by stage.
         calibration: the inputs' ``source`` and number of ``samples``; which repair was made (``reconstruct``); the
             outputs' mean squared change over their variance on these inputs ``before`` and ``after`` it; the
-            ``accuracy`` in percent on them of the dense and the pruned model, where labels were given.
+            ``accuracy`` in percent on them of the dense and the pruned model, where labels were given; the shapes of
+            the first batch (``inputs``).
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
+        inputs: the shapes of the inputs at which MACs are counted, per sample; ``sizes`` sets those of open axes.
     """
 
     before: Cost
@@ -68,6 +70,7 @@ class Report:
     calibration: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     memory: int | None = None
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

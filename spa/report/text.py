@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,6 +24,11 @@ def count(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.2f}{prefix}"
     return f"{number:.0f}"
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Write shapes of inputs: x 2x3x64x64."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -61,6 +66,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
     for cells in cost_cells(report):
         _row(table, *cells)
     console.print(table)
+    if report.inputs:
+        console.print(Text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
         for cells in group_cells(report):
@@ -93,6 +100,8 @@ def effort(report: Report) -> str:
 def calibrated(found: dict[str, Any]) -> str:
     """Say what inputs were used and how the outputs changed on them, in one line."""
     text = f"{found['samples']} {found['source']} inputs"
+    if "inputs" in found:
+        text += f" ({shapes_text(found['inputs'])})"
     if found["before"] is not None:
         text += f"; output error (MSE / variance): {found['before']:.3f} after pruning"
         if found["after"] != found["before"]:
@@ -104,7 +113,7 @@ def calibrated(found: dict[str, Any]) -> str:
 
 def timed(found: dict[str, Any]) -> str:
     """Say the latency before and after, in one line."""
-    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
+    inputs = shapes_text(found["inputs"])
     return (
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
         f"({found['threads']} threads; {inputs})"
@@ -116,6 +125,9 @@ def show_inspection(found: dict[str, Any], source: str, most: int | None) -> Non
     console = Console()
     cost = found["cost"]
     console.print(Text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
+    console.print(Text(f"MACs per sample, counted for {shapes_text(found['inputs'])}"))
+    if found["open"]:
+        console.print(Text(f"open axes: {', '.join(found['open'])} (--size NAME=N counts for other sizes)"))
     table = _table("groups, by fraction of the parameters", "group", "channels", "params", "MACs", "crosses")
     for g in found["groups"][:most]:
         crosses = g["crossings"][0] if g["crossings"] else ""
@@ -155,7 +167,7 @@ def show_verification(found: VerifyReport) -> None:
 def show_proof(found: Proof) -> None:
     """Print whether the pruned network equals the masked original, and what that says."""
     console = Console()
-    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
+    inputs = shapes_text(found.inputs)
     verdict = "equal to" if found.holds else "DIFFERENT from"
     console.print(Text(f"{len(found.groups)} groups pruned: {verdict} the masked original"))
     console.print(

@@ -274,7 +274,12 @@ class Timing(Section):
     )
     batch: int = option(1, "samples per run while timing", kind=WHOLE, bounds=(1, None))
     sizes: Mapping[str, int] | None = option(
-        None, "the size of another open axis while timing, `NAME=N`; repeatable", kind=SIZES, flag="size"
+        None,
+        "the size of an open axis, by its name or as `input[axis]`, wherever a size is needed: MACs, made-up inputs, "
+        "timing; the axis stays open in the result. `NAME=N`; repeatable",
+        kind=SIZES,
+        flag="size",
+        shown="realistic ones, which `spa inspect` shows",
     )
     seed: int = option(0, "the seed of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
 

@@ -99,7 +99,7 @@ def test_series_fill_the_receptive_field() -> None:
 
 def test_both_walks_take_the_sizes_that_the_graph_accepts_and_differ_in_the_batch() -> None:
     net = Net()
-    tokens = net.node("Reshape", net.conv(net.input("x", ["n", 3, "h", "w"]), 3, 5, (64, 64), strides=[64, 64]),
+    tokens = net.node("Reshape", net.conv(net.input("x", ["n", 3, "h", "w"]), 3, 5, (64, 64), strides=[64, 64], pads=[0] * 4),
                       net.constant(np.array([0, 5, -1])))  # fmt: skip
     points = two_points(Graph(net.model(net.matmul(tokens, 64, 64))))
     assert [s["x"] for s in points.sizes] == [(1, 3, 512, 512), (1031, 3, 512, 512)]
