@@ -185,14 +185,16 @@ def widened(
         inputs: the inputs.
         guess: the sizes to get away from.
         sizes: as for :func:`resolve`.
-        kinds: what grows; a batch becomes a size above most widths.
-        factor: by which the others grow; above 2, a batch becomes a prime.
+        kinds: what grows; a batch becomes a size above most widths, series and caches grow above most hops.
+        factor: by which images and sequences grow; above 2, a batch becomes a prime.
     """
     _, free = _solve(inputs, guess, sizes)
+    batch, longer = (1031, 4 * factor) if factor > 2 else (512, factor)
     grown = {
-        name: size if kind not in kinds else (1031 if factor > 2 else 512) if kind == "batch" else size * factor
+        name: size if kind not in kinds else batch if kind == "batch" else size * factor
         for name, (kind, size) in free.items()
     }
+    grown |= {n: size * longer for n, (kind, size) in free.items() if kind in kinds and kind in ("series", "past")}
     return resolve(inputs, guess, grown)
 
 

@@ -25,11 +25,11 @@ def test_computed_names_follow_the_names_in_them() -> None:
     found = resolve(cache, Guess(series=7), {"P": 5})
     assert (found["x[1]"], found["past[1]"], found["mask[1]"]) == (7, 5, 12)
     far = widened(cache, Guess(series=7), {"P": 5}, kinds=("batch", "series"))
-    assert (far["x[0]"], far["x[1]"], far["past[1]"], far["mask[1]"]) == (1031, 28, 20, 48)
+    assert (far["x[0]"], far["x[1]"], far["past[1]"], far["mask[1]"]) == (1031, 112, 80, 192)
     alone = [OpenInput("mask", ("B", "past_len + 1"))]
     assert resolve(alone, Guess(past=9))["mask[1]"] == 10
     assert resolve(alone, Guess(), {"past_len": 3})["mask[1]"] == 4
-    assert widened(alone, Guess(past=9), kinds=("past",))["mask[1]"] == 37
+    assert widened(alone, Guess(past=9), kinds=("past",))["mask[1]"] == 145
 
 
 def test_a_size_that_names_nothing_is_answered_with_the_nearest() -> None:

@@ -325,6 +325,22 @@ def test_ids_are_followed_into_local_functions_and_branches():
     assert input_ranges(m) == {"ids": 3, "other": 7}
 
 
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_categories_compared_with_a_list_of_numbers_span_the_list(first, dtype):
+    """jax.nn.one_hot, as jax2tf writes it; a list that starts elsewhere is no one-hot of categories from 0."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Unsqueeze", ["bytes", "last"], ["column"]),
+        helper.make_node("Cast", ["column"], ["cast"], to=kind),
+        helper.make_node("Equal", ["cast", "list"], ["y"]),
+    ]
+    stored = {"last": np.array([-1]), "list": np.arange(first, 257, dtype=dtype)[None, None]}
+    m = model(nodes, [value("bytes", TensorProto.INT32, ["n", 64])], [value("y", BOOL, None)], stored)
+    assert input_ranges(m) == ({"bytes": 257} if first == 0 else {})
+    assert (make_feeds(m)["bytes"].max() > 200) is np.bool_(first == 0)
+
+
 def test_reading_ranges_leaves_the_model_as_it_was():
     m = embedding()
     before = m.SerializeToString()
