@@ -414,7 +414,7 @@ def _equal_sets(
 
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Calibration, read_data
+    from spa.calibration.data import Calibration, Images, read_data
     from spa.calibration.synthetic import synthesise
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
@@ -425,8 +425,8 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             labels=inputs.labels,
             samples=inputs.samples,
             seed=seed,
-            mean=inputs.mean,
-            std=inputs.std,
+            images_as=Images(inputs.mean, inputs.std, request.timing.sizes),
+            preprocess=inputs.preprocess,
         )
     made = partial(synthesise, graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
     notes: tuple[str, ...] = ()
