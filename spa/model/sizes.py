@@ -18,7 +18,9 @@ __all__ = [
     "FALLBACKS",
     "Guess",
     "OpenInput",
+    "axis_name",
     "batch_axes",
+    "free_axes",
     "is_state",
     "kind_of_axis",
     "open_keys",
@@ -52,6 +54,7 @@ class Guess:
         series: steps of floats: sound, spectra, features.
         past: steps that a cache holds.
         image: rows and columns.
+        columns: columns, where they are not as many as the rows: lines of text.
         integers: the exclusive bound of integers about which nothing is known.
     """
 
@@ -60,18 +63,27 @@ class Guess:
     series: int = 128
     past: int = 16
     image: int = 224
+    columns: int | None = None
     integers: int = 8
+
+
+def axis_name(dim: str) -> str | None:
+    """Return the name of an open axis; None for a sign that stands for any size, such as ``?``."""
+    return dim if re.search(r"\w", dim) else None
 
 
 def _alike(batch: int, steps: int, image: int, integers: int = 8) -> Guess:
     return Guess(batch=batch, sequence=steps, series=steps, past=steps, image=image, integers=integers)
 
 
-# Tried in this order where the realistic sizes are refused. Why each: tables of positions that end early; image
+# Tried in this order where the realistic sizes are refused. Why each: lines of text, which recognisers take at one
+# height alone; tables of positions that end early; image
 # sizes that most classifiers were trained for; powers of two for detectors and U-Nets; exporters that fixed a batch of
 # one inside the graph; audio models with a long receptive field; graphs in which axes of different kinds must agree,
 # which size one satisfies by broadcasting.
 FALLBACKS = (
+    Guess(image=48, columns=320),
+    Guess(image=32, columns=256),
     _alike(2, 64, 256),
     _alike(2, 16, 64),
     _alike(2, 8, 64),
@@ -115,7 +127,9 @@ def kind_of_axis(of: OpenInput, axis: int) -> str:
 
 
 def _series_or(kind: str, of: OpenInput) -> str:
-    return "series" if kind == "sequence" and not of.integers else kind
+    """Return ``series`` for a sequence of floats, unless it is one of rows as long as a network's window."""
+    rows = len(of.shape) == 2 and isinstance(of.shape[1], int)
+    return "series" if kind == "sequence" and not of.integers and not rows else kind
 
 
 def is_state(of: OpenInput) -> bool:
@@ -127,9 +141,10 @@ def batch_axes(inputs: Sequence[OpenInput]) -> dict[str, int | None]:
     """Return the axis of each input along which samples lie; None for one that all samples share.
 
     1. An open axis that counts samples is one; so is any axis of that name.
-    2. Where no input has such an axis, the first axis of the first input that has axes is one of a fixed size; that
-       of a state is its second.
+    2. Where no input has such an axis, the first axis of the first input that has axes is one, if its size is fixed;
+       that of a state is its second.
     3. An input without an axis of that size, or where others have an open one and it has none, is shared.
+    4. Where the first axis is open and counts something else, no input has one: each run takes one sample.
     """
     axes: dict[str, int | None] = {}
     for each in inputs:
@@ -144,9 +159,9 @@ def batch_axes(inputs: Sequence[OpenInput]) -> dict[str, int | None]:
     ranked = [each for each in inputs if each.shape]
     first = next((each for each in ranked if not is_state(each)), ranked[0] if ranked else None)
     for each in ranked:
-        if first is not None:
-            axis = 1 if is_state(each) else 0
-            axes[each.name] = axis if each is first or each.shape[axis] == first.shape[0] else None
+        if first is not None and isinstance(first.shape[int(is_state(first))], int):
+            axis = int(is_state(each))
+            axes[each.name] = axis if each.shape[axis] == first.shape[int(is_state(first))] else None
     return axes
 
 
@@ -169,15 +184,22 @@ def resolve(inputs: Sequence[OpenInput], guess: Guess, sizes: Mapping[str, int] 
     return _solve(inputs, guess, sizes)[0]
 
 
+def free_axes(
+    inputs: Sequence[OpenInput], guess: Guess, sizes: Mapping[str, int] | None = None
+) -> dict[str, tuple[str, int]]:
+    """Return by name, or by ``input[axis]``, what open axes count and their sizes, without those that are computed."""
+    return _solve(inputs, guess, sizes)[1]
+
+
 def widened(
     inputs: Sequence[OpenInput],
     guess: Guess,
     sizes: Mapping[str, int] | None = None,
     *,
-    kinds: Collection[str],
+    names: Collection[str],
     factor: int = 4,
 ) -> dict[str, int]:
-    """Return sizes far from those of :func:`resolve`, for some kinds of axes.
+    """Return sizes far from those of :func:`resolve`, for some of the axes.
 
     What follows an input must differ between the two: also the greater of a batch and a width, say.
 
@@ -185,16 +207,15 @@ def widened(
         inputs: the inputs.
         guess: the sizes to get away from.
         sizes: as for :func:`resolve`.
-        kinds: what grows; a batch becomes a size above most widths, series and caches grow above most hops.
+        names: the axes that grow, as :func:`free_axes` calls them; a batch becomes a size above most widths, series
+            and caches grow above most hops.
         factor: by which images and sequences grow; above 2, a batch becomes a prime.
     """
-    _, free = _solve(inputs, guess, sizes)
     batch, longer = (1031, 4 * factor) if factor > 2 else (512, factor)
-    grown = {
-        name: size if kind not in kinds else batch if kind == "batch" else size * factor
-        for name, (kind, size) in free.items()
-    }
-    grown |= {n: size * longer for n, (kind, size) in free.items() if kind in kinds and kind in ("series", "past")}
+    grown = {}
+    for name, (kind, size) in free_axes(inputs, guess, sizes).items():
+        times = longer if kind in ("series", "past") else factor
+        grown[name] = size if name not in names else batch if kind == "batch" else size * times
     return resolve(inputs, guess, grown)
 
 
@@ -244,6 +265,8 @@ def _size(of: OpenInput, axis: int, guess: Guess) -> int:
             return max(guess.image, -(-_LINE_RATIO * side // 32) * 32)
         if side:
             return side
+        last = 2 if isinstance(of.shape[-1], int) else len(of.shape) - 1
+        return guess.columns if guess.columns and axis == last else guess.image
     return int(getattr(guess, kind))
 
 

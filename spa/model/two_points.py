@@ -7,8 +7,9 @@ may be written as constants. The sizes of the second walk are therefore far from
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from onnx import ModelProto, TensorProto
 
@@ -17,31 +18,11 @@ from spa.model.extents import guesses
 from spa.model.graph import Graph
 from spa.model.shape_registry import Shape
 from spa.model.shapes import Override, Walk, Walker
-from spa.model.sizes import Guess, OpenInput, batch_axes, resolve, widened
+from spa.model.sizes import Guess, OpenInput, axis_name, batch_axes, free_axes, resolve, widened
 
 # Sizes made up for axes whose size depends on data, at either point: primes that are unlikely sizes.
 _UNKNOWN = (1009, 2003)
-
-# What grows from the first walk to the second, and by which factor, until the graph accepts it: everything, far or
-# less far, else a part of it. The batch comes first, since it must not be taken for a constant.
-_STEPS = ("sequence", "series", "past")
-_GROWTH = (
-    (("batch", *_STEPS, "image"), 4),
-    (("batch", *_STEPS, "image"), 2),
-    (("batch", "image"), 4),
-    (("batch", *_STEPS), 4),
-    (("batch", "sequence"), 4),
-    (("batch", "series"), 4),
-    (("batch", "past"), 4),
-    (("batch",), 4),
-    (("batch",), 2),
-    ((*_STEPS, "image"), 4),
-    (("image",), 2),
-    (_STEPS, 4),
-    (("sequence",), 4),
-    (("series",), 4),
-    (("past",), 4),
-)
+_MOST_ATTEMPTS = 8  # of axes of one kind that grow alone, where they cannot grow together
 
 
 def open_inputs(model: ModelProto) -> tuple[OpenInput, ...]:
@@ -53,7 +34,7 @@ def open_inputs(model: ModelProto) -> tuple[OpenInput, ...]:
             continue
         tensor = info.type.tensor_type
         shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else axis_name(dim.dim_param)
             for dim in tensor.shape.dim
         )
         integers = "INT" in TensorProto.DataType.Name(tensor.elem_type)
@@ -111,10 +92,12 @@ def two_points(graph: Graph, sizes: Mapping[str, int] | None = None) -> TwoPoint
     walker = Walker()
     inputs = open_inputs(graph.model)
     resolve(inputs, Guess(), sizes)  # refuses sizes that name nothing
-    first, guess, shapes = _first(graph, walker, inputs, sizes)
+    start = _first(graph, walker, inputs, sizes)
+    first, shapes = start.walk, start.shapes
     second, far = first, shapes
-    if shapes and any(not isinstance(dim, int) for each in inputs for dim in each.shape):
-        second, far = _second(graph, walker, _farther(inputs, guess, sizes), first.value) or (first, shapes)
+    if start.free:
+        widen = partial(widened, inputs, start.guess, sizes)
+        second, far = _second(graph, walker, inputs, widen, start) or (first, shapes)
     if second is first and first.open_axes:
         second = walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=first.value)
     _forget_data(first, second)
@@ -135,6 +118,23 @@ def two_points(graph: Graph, sizes: Mapping[str, int] | None = None) -> TwoPoint
     )
 
 
+@dataclass(frozen=True)
+class _First:
+    """The first walk.
+
+    Attributes:
+        walk: what it found.
+        guess: where its sizes came from.
+        shapes: of the inputs.
+        free: by name what open axes count, and their sizes.
+    """
+
+    walk: Walk
+    guess: Guess
+    shapes: dict[str, Shape]
+    free: dict[str, tuple[str, int]]
+
+
 def _is_fixed(inputs: Sequence[OpenInput], name: str, axis: int) -> bool:
     return any(each.name == name and isinstance(each.shape[axis], int) for each in inputs)
 
@@ -148,10 +148,8 @@ def _shapes(inputs: Sequence[OpenInput], sizes: Mapping[str, int]) -> dict[str, 
     }
 
 
-def _first(
-    graph: Graph, walker: Walker, inputs: Sequence[OpenInput], sizes: Mapping[str, int] | None
-) -> tuple[Walk, Guess, dict[str, Shape]]:
-    """Walk at the first sizes that the graph accepts; return the walk, where they came from, and the inputs' shapes."""
+def _first(graph: Graph, walker: Walker, inputs: Sequence[OpenInput], sizes: Mapping[str, int] | None) -> _First:
+    """Walk at the first sizes that the graph accepts."""
     error: ModelError | None = None
     tried: list[dict[str, Shape]] = []
     for guess in guesses(graph.model):
@@ -160,32 +158,50 @@ def _first(
             continue
         tried.append(shapes)
         try:
-            return walker.walk(graph, shapes, unknown=_UNKNOWN[0]), guess, shapes
+            walk = walker.walk(graph, shapes, unknown=_UNKNOWN[0])
+            return _First(walk, guess, shapes, free_axes(inputs, guess, sizes))
         except ModelError as failure:
             error = error or failure
     raise error or ModelError("the model has inputs that are not tensors. Export it with tensor inputs.")
 
 
-def _farther(inputs: Sequence[OpenInput], guess: Guess, sizes: Mapping[str, int] | None) -> Iterator[dict[str, Shape]]:
-    """Yield shapes far from the first ones, each once, those that differ the most first."""
-    seen = [_shapes(inputs, resolve(inputs, guess, sizes))]
-    for kinds, factor in _GROWTH:
-        shapes = _shapes(inputs, widened(inputs, guess, sizes, kinds=kinds, factor=factor))
-        if shapes not in seen:
-            seen.append(shapes)
-            yield shapes
-
-
 def _second(
-    graph: Graph, walker: Walker, candidates: Iterator[dict[str, Shape]], known: Collection[str]
+    graph: Graph, walker: Walker, inputs: Sequence[OpenInput], widen: Callable[..., dict[str, int]], first: _First
 ) -> tuple[Walk, dict[str, Shape]] | None:
-    """Walk at the first of the candidates that the graph accepts."""
-    for shapes in candidates:
+    """Walk at sizes far from the first ones: of all open axes, else of as many as the graph accepts, the batch first.
+
+    Args:
+        graph: the model.
+        walker: walks.
+        inputs: the inputs.
+        widen: returns sizes, given the ``names`` of the axes that grow and the ``factor``.
+        first: the walk at the first sizes.
+
+    Returns:
+        The walk and the inputs' shapes; None where no axis can grow.
+    """
+
+    def walk(names: Collection[str], factor: int) -> tuple[Walk, dict[str, Shape]] | None:
+        shapes = _shapes(inputs, widen(names=names, factor=factor))
         try:
-            return walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=known), shapes
+            return walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=first.walk.value), shapes
         except ModelError:
-            continue
-    return None
+            return None
+
+    everything = list(first.free)
+    if found := walk(everything, 4) or walk(everything, 2):
+        return found
+    kinds: dict[str, list[str]] = {}
+    for name, (kind, _) in first.free.items():
+        kinds.setdefault(kind, []).append(name)
+    grown: list[str] = []
+    best = None
+    for kind in sorted(kinds, key=lambda k: k != "batch"):
+        groups = [kinds[kind], *([n] for n in kinds[kind] if len(kinds[kind]) > 1)]
+        for names in groups[:_MOST_ATTEMPTS]:
+            if not set(names) <= set(grown) and (found := walk([*grown, *names], 4) or walk([*grown, *names], 2)):
+                grown, best = [*grown, *names], found
+    return best
 
 
 def _forget_data(first: Walk, second: Walk) -> None:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from spa.errors import ModelError, UnsupportedError
 from spa.model.extents import guesses
-from spa.model.sizes import FALLBACKS, Guess, OpenInput, batch_axes, kind_of_axis, open_keys, resolve
+from spa.model.sizes import FALLBACKS, Guess, OpenInput, axis_name, batch_axes, kind_of_axis, open_keys, resolve
 from spa.running.ranges import input_ranges, ranges_for
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph, run
 
@@ -250,7 +250,7 @@ def resolve_sizes(
 
 def open_input(spec: TensorSpec) -> OpenInput:
     """Return an input as far as its sizes go."""
-    shape = tuple(dim or None if not isinstance(dim, int) else dim for dim in spec.shape)
+    shape = tuple(dim if isinstance(dim, int) or dim is None else axis_name(dim) for dim in spec.shape)
     return OpenInput(spec.name, shape, "int" in spec.element)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 from spa.errors import SizeError
 from spa.model.extents import Extent, extent_of, guesses
@@ -24,12 +24,12 @@ def test_computed_names_follow_the_names_in_them() -> None:
     cache = [OpenInput("x", ("B", "S", 8)), OpenInput("past", ("B", "P", 16)), OpenInput("mask", ("B", "P + S"))]
     found = resolve(cache, Guess(series=7), {"P": 5})
     assert (found["x[1]"], found["past[1]"], found["mask[1]"]) == (7, 5, 12)
-    far = widened(cache, Guess(series=7), {"P": 5}, kinds=("batch", "series"))
+    far = widened(cache, Guess(series=7), {"P": 5}, names=("B", "S", "P"))
     assert (far["x[0]"], far["x[1]"], far["past[1]"], far["mask[1]"]) == (1031, 112, 80, 192)
     alone = [OpenInput("mask", ("B", "past_len + 1"))]
     assert resolve(alone, Guess(past=9))["mask[1]"] == 10
     assert resolve(alone, Guess(), {"past_len": 3})["mask[1]"] == 4
-    assert widened(alone, Guess(past=9), kinds=("past",))["mask[1]"] == 145
+    assert widened(alone, Guess(past=9), names=("past_len",))["mask[1]"] == 145
 
 
 def test_a_size_that_names_nothing_is_answered_with_the_nearest() -> None:
@@ -49,6 +49,7 @@ def test_a_size_that_names_nothing_is_answered_with_the_nearest() -> None:
         ([("x", (4, 3)), ("table", (5, 3))], [0, None]),
         ([("tokens", ("seq", "batch"))], [1]),
         ([("scalar", ())], [None]),
+        ([("frames", ("seq", 576)), ("h", (1, 1, 128))], [None, None]),
     ],
 )
 def test_samples_lie_along_any_axis_or_none(
@@ -114,3 +115,39 @@ def test_given_sizes_stay_open() -> None:
     with pytest.raises(SizeError, match="'height' is not a dynamic axis"):
         two_points(Graph(model), {"height": 40})
     assert [each.shape for each in open_inputs(model)] == [("n", 3, "h", "w")]
+
+
+def test_a_sign_for_any_size_is_no_name() -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("x", ["?", 3, "?", "?"]), 3, 5))
+    assert [each.shape for each in open_inputs(model)] == [(None, 3, None, None)]
+    assert [s["x"] for s in two_points(Graph(model)).sizes] == [(2, 3, 64, 64), (1031, 3, 256, 256)]
+
+
+def test_lines_of_text_have_one_height_and_any_width() -> None:
+    """A recogniser squeezes 48 rows into one; at other heights its reshape fails. The width alone can differ."""
+    net = Net()
+    h = net.conv(net.input("x", ["n", 3, "?", "width"]), 3, 5, (12, 3), strides=[12, 1], pads=[0, 1, 0, 1])
+    h = net.conv(h, 5, 7, (4, 3), pads=[0, 1, 0, 1])
+    rows = net.node("Reshape", h, net.constant(np.array([0, 7, -1])))
+    model = net.model(net.node("Add", net.node("Squeeze", h, net.constant(np.array([2]))), rows))
+    assert [s["x"] for s in two_points(Graph(model)).sizes] == [(2, 3, 48, 320), (1031, 3, 48, 1280)]
+
+
+def test_a_series_that_comes_in_pieces_is_one_stride_long() -> None:
+    net = Net()
+    h = net.conv(net.input("sound", ["batch", 1, "samples"]), 1, 4, (300,), strides=[100], pads=[0, 0])
+    after = net.node("Identity", net.input("state", [2, "batch", 5]))
+    assert guesses(net.model(h, after))[0].series == 100
+
+
+def test_windows_inside_a_branch_count() -> None:
+    net = Net()
+    x = net.input("x", ["n", 3, "h", "w"])
+    weight = net.constant(np.zeros((3, 3, 1, 1), np.float32))
+    branch = helper.make_graph(
+        [helper.make_node("Conv", [x, weight], ["b"], strides=[16, 16])],
+        "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    y = net.node("If", net.constant(np.array(True)), then_branch=branch, else_branch=branch)
+    assert extent_of(net.model(y).graph).stride == 16

@@ -385,7 +385,7 @@ def test_giving_up_quotes_the_first_reason_and_says_what_was_tried():
     text = str(caught.value)
     assert text.startswith("onnxruntime cannot run odd.onnx: Non-zero status code returned while running MatMul")
     assert "MatMul dimension mismatch" in text or "dimension" in text
-    assert "inputs tried: x[2, 1, 224, 224]; x[2, 1, 256, 256];" in text
+    assert "inputs tried: x[2, 1, 224, 224]; x[2, 1, 48, 320];" in text
     assert text.endswith("Give the sizes of its dynamic axes: batch, height, width.")
     assert "\n" not in text
 
