@@ -18,14 +18,13 @@ import onnx
 from spa.calibration import images
 from spa.calibration.batches import comfortable
 from spa.calibration.interface import Interface, interface_of, names_text, shape_text
-from spa.calibration.pieces import Piece, capitalise, from_bare, from_item, from_names, joined, joined_labels
+from spa.calibration.pieces import LABELS, Piece, capitalise, from_bare, from_item, from_names, joined, joined_labels
 from spa.calibration.samples import is_table, rows_of, samples_of
 from spa.errors import PlanError
 
 __all__ = ["Calibration", "read_data"]
 
 _ARRAYS = (".npy", ".npz")
-_LABELS = ("label", "labels", "y")
 _FEW = 32
 _MANY_SHAPES = 16
 
@@ -55,7 +54,7 @@ Preprocess: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Images:
-    """The way images of a folder become inputs.
+    """The normalisation and the size of a folder's images.
 
     Attributes:
         mean: per channel, is subtracted from values in 0..1; ImageNet's by default.
@@ -69,13 +68,13 @@ class Images:
 
     @property
     def is_normalised(self) -> bool:
-        """Whether a normalisation is given."""
+        """Return whether a normalisation is given."""
         return self.mean is not None or self.std is not None
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What readers of all kinds of data need to know.
+    """The state that readers of all kinds of data share.
 
     Attributes:
         interface: the model's inputs.
@@ -330,17 +329,20 @@ def _read_rows(subject: str, data: Any, reading: _Reading) -> list[Piece]:
 
 def _read_table(data: Any, reading: _Reading) -> tuple[str, list[Piece], list[str]]:
     """Read a table with columns: those that are inputs, and the labels; the others are left out, which is said."""
-    columns, names = list(data.column_names), reading.interface.names
-    wanted = [c for c in columns if c in names or c == reading.labels or (reading.labels is None and c in _LABELS)]
-    left = [c for c in columns if c not in wanted] if reading.preprocess is None else []
+    left: dict[str, None] = {}
 
-    def read(index: int) -> Piece:
-        row = data[index]
-        row = {c: row[c] for c in wanted} if reading.preprocess is None else row
+    def read(index: int, row: Any) -> Piece:
+        if reading.preprocess is None:
+            wanted = {*reading.interface.names, *((reading.labels,) if reading.labels else LABELS)}
+            left.update(dict.fromkeys(name for name in row if name not in wanted))
+            row = {name: value for name, value in row.items() if name in wanted}
         return reading.item(f"row {index} of the data", row)
 
-    notes = [f"columns {names_text(left)} of the data are no inputs and were left out"] if left else []
-    return f"a table of {len(data)} rows", reading.some(len(data), read), notes
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        pieces, source = reading.some(len(data), lambda i: read(i, data[i])), f"a table of {len(data)} rows"
+    else:
+        pieces, source = reading.first(read(i, row) for i, row in enumerate(data)), "a table"
+    return source, pieces, [f"columns {names_text(left)} of the data are no inputs and were left out"] if left else []
 
 
 def _read_iterable(data: Any, reading: _Reading) -> list[Piece]:

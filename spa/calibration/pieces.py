@@ -17,7 +17,7 @@ from spa.calibration.interface import Interface, names_text, shape_text
 from spa.errors import PlanError
 from spa.running.runtime import TensorSpec
 
-_LABELS = ("label", "labels", "y")
+LABELS = ("label", "labels", "y")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Piece:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arrays are one batch that is fed as it is."""
+        """Return whether the arrays are one batch that is fed as it is."""
         return all(axis is None for axis in self.axes.values())
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What pieces that can be joined have in common: the shapes of one sample, and what is shared."""
+        """Return what pieces that can be joined have in common: the shapes of one sample, and what is shared."""
         if self.is_whole:
             return (id(self),)
         return tuple(
@@ -176,7 +176,7 @@ def from_names(
         raise PlanError(
             f"labels '{labels}': {subject} has no such array (it has {names_text(arrays)}). Check the name."
         )
-    key = labels or next((name for name in _LABELS if name in arrays and name not in expected), None)
+    key = labels or next((name for name in LABELS if name in arrays and name not in expected), None)
     if key is not None and classes is not None:
         raise PlanError(f"{capitalise(subject)}: it has labels twice, as '{key}' and in a pair. Leave one out.")
     inputs = {name: array for name, array in arrays.items() if name != key}
@@ -339,4 +339,8 @@ def _fit_labels(subject: str, array: np.ndarray, samples: int, classes: tuple[st
 
 def capitalise(subject: str) -> str:
     """Capitalise the subject of a sentence; paths stay as they are."""
-    return subject[0].upper() + subject[1:] if subject.startswith(("the ", "item ", "a ", "an ")) else subject
+    return (
+        subject[0].upper() + subject[1:]
+        if subject.startswith(("the ", "item ", "row ", "sample ", "a ", "an "))
+        else subject
+    )

@@ -14,9 +14,8 @@ __all__ = ["is_table", "rows_of", "samples_of"]
 
 
 def is_table(data: Any) -> bool:
-    """Tell whether data has named columns and rows by number, as datasets of Hugging Face have."""
-    known = all(hasattr(data, name) for name in ("column_names", "__len__", "__getitem__"))
-    return known and isinstance(data.column_names, Sequence) and not isinstance(data, Mapping)
+    """Tell whether data has rows of named columns, as datasets of Hugging Face have."""
+    return hasattr(data, "column_names") and hasattr(data, "__iter__") and not isinstance(data, Mapping)
 
 
 def rows_of(subject: str, data: Mapping[str, Any], interface: Interface) -> list[dict[str, Any]] | None:

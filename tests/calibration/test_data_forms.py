@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ class Table:
 
     column_names = ("text", "ids", "mask", "label")
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
     def __len__(self) -> int:
         return 40
 
@@ -166,6 +170,21 @@ def test_columns_that_are_inputs_are_taken_and_others_named() -> None:
     numbers = np.concatenate([b["ids"][:, 0] for b in read.batches])
     assert read.labels is not None and (read.labels == numbers % 2).all()
     assert numbers.tolist() != list(range(33)) and numbers.tolist() == sorted(numbers)  # a choice of all rows, in order
+
+
+class Rows:
+    """A dataset with columns that can only be gone through, from the first row on."""
+
+    column_names = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(Table())
+
+
+def test_a_table_without_numbers_is_read_from_its_first_row() -> None:
+    read = read_data(Rows(), TEXT, samples=33)
+    assert np.concatenate([b["ids"][:, 0] for b in read.batches]).tolist() == list(range(33))
+    assert (read.source, read.notes) == ("a table", ("columns 'text' of the data are no inputs and were left out",))
 
 
 def test_tensors_with_gradients_and_of_sixteen_bits() -> None:
@@ -199,7 +218,7 @@ def test_an_exception_in_preprocess_names_the_sample() -> None:
     assert refusal(range(5), preprocess=picky) == (
         "Item 3 of the data: preprocess raised KeyError: 'pixels'. Mend it, or remove the sample."
     )
-    assert "sample 3 of the data: preprocess raised" in refusal(np.arange(5), preprocess=picky)
+    assert "Sample 3 of the data: preprocess raised" in refusal(np.arange(5), preprocess=picky)
 
 
 # --- images ---
