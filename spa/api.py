@@ -298,6 +298,7 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         latency=None if outcome.latency is None else dict(outcome.latency),
         memory=peak_resident(),
         inputs=analysis.points.sizes[0],
+        sizes=analysis.points.chosen,
     )
 
 

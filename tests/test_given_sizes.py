@@ -41,6 +41,7 @@ def test_without_it_no_guess_fits() -> None:
 
 def test_it_is_what_costs_are_counted_and_inputs_made_at(result: spa.Result) -> None:
     assert result.report.inputs == {"sound": (2, LENGTH), "state": (2, 2, 5)}
+    assert result.report.sizes == {"sound[1]": LENGTH}
     assert result.report.calibration is not None
     assert result.report.calibration["inputs"] == {"sound": [16, LENGTH], "state": [2, 16, 5]}
 

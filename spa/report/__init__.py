@@ -54,7 +54,8 @@ class Report:
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
-        inputs: the shapes of the inputs at which MACs are counted, per sample; ``sizes`` sets those of open axes.
+        inputs: the shapes of the inputs at which MACs are counted, per sample.
+        sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 
     before: Cost
@@ -71,6 +72,7 @@ class Report:
     latency: dict[str, Any] | None = None
     memory: int | None = None
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

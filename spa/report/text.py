@@ -66,7 +66,7 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
     for cells in cost_cells(report):
         _row(table, *cells)
     console.print(table)
-    if report.inputs:
+    if report.sizes:
         console.print(Text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")

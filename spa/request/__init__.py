@@ -221,7 +221,7 @@ class Inputs(Section):
     data: Any = option(
         None,
         "inputs to learn from: `.npz` (arrays named like the inputs), `.npy`, a folder of arrays or images; in Python "
-        "also arrays, a data loader, a dataset with columns, an iterable of feeds. Made up if not given",
+        "also arrays, a data loader, a dataset, a list of feeds. Made up if not given",
         kind=FILE,
     )
     samples: int = option(512, "the number of inputs to use at most", kind=WHOLE, bounds=(1, None))
