@@ -412,6 +412,15 @@ def _equal_sets(
     return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
 
 
+def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Say where the sizes of given inputs are not those that MACs are counted at."""
+    chosen = analysis.points.chosen
+    found = {key: batch[key.rpartition("[")[0]].shape[int(key.rpartition("[")[2][:-1])] for key in chosen}
+    if found != chosen:
+        counted, given = (", ".join(f"{k} {v}" for k, v in sizes.items()) for sizes in (chosen, found))
+        yield f"MACs are counted at {counted}; the first inputs given have {given}. --size counts at theirs"
+
+
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
     from spa.calibration.data import Calibration, Images, read_data
@@ -419,7 +428,7 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
-        return read_data(
+        read = read_data(
             inputs.data,
             graph.model,
             labels=inputs.labels,
@@ -428,6 +437,7 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             images_as=Images(inputs.mean, inputs.std, request.timing.sizes),
             preprocess=inputs.preprocess,
         )
+        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
     made = partial(synthesise, graph.self_contained(), inputs.samples, seed=seed, mean=inputs.mean, std=inputs.std)
     notes: tuple[str, ...] = ()
     with running():

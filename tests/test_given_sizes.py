@@ -58,6 +58,16 @@ def test_the_file_is_checked_at_it_and_keeps_its_axes_open(result: spa.Result, t
     )
 
 
+def test_data_of_other_sizes_than_the_counted_ones_are_said() -> None:
+    net = Net()
+    h = net.node("Relu", net.conv(net.input("x", ["n", 3, "h", "w"]), 3, 16))
+    model = net.model(net.node("GlobalAveragePool", net.conv(h, 16, 2)))
+    data = np.random.default_rng(0).standard_normal((4, 3, 16, 64)).astype(np.float32)
+    said = "MACs are counted at x[2] 64, x[3] 64; the first inputs given have x[2] 16, x[3] 64. --size counts at theirs"
+    assert said in spa.prune(model, ratio=0.3, data=data).report.notes
+    assert said not in spa.prune(model, ratio=0.3, data=data, sizes={"h": 16}).report.notes
+
+
 def test_a_size_that_names_no_axis_is_refused_before_any_work() -> None:
     for use in (spa.analyze, spa.prune):
         with pytest.raises(SizeError, match=r"'lenght' is not a dynamic axis\. Did you mean 'length'\?"):

@@ -36,7 +36,7 @@ class Interface:
 
     @property
     def batched(self) -> list[TensorSpec]:
-        """The inputs that have an axis for samples."""
+        """The inputs that have an axis for samples; none where each run takes one sample."""
         return [spec for spec in self.specs if self.axes[spec.name] is not None]
 
     @property
@@ -50,7 +50,7 @@ def interface_of(model: onnx.ModelProto) -> Interface:
     """Return the inputs of a model.
 
     Raises:
-        PlanError: it has none, one that arrays cannot hold, or none with an axis for samples.
+        PlanError: it has none, one that arrays cannot hold, or none with axes.
     """
     specs = input_specs(model)
     if not specs:
@@ -61,7 +61,7 @@ def interface_of(model: onnx.ModelProto) -> Interface:
                 f"Input '{spec.name}': arrays cannot hold its type {spec.type}. Export the model without it."
             )
     axes = batch_axes([open_input(spec) for spec in specs])
-    if all(axis is None for axis in axes.values()):
+    if not any(spec.shape for spec in specs):
         raise PlanError(
             f"Input '{specs[0].name}': it declares no axes, so it has none for samples. "
             "Make it a constant, or export the model with the input's shape."

@@ -219,7 +219,8 @@ def piece_of(
             "Give each as many, along that axis."
         )
     if labels is not None:
-        labels = _fit_labels(f"The labels of {subject}", labels, next(iter(counts.values())), interface.classes)
+        samples = next(iter(counts.values()), 1)
+        labels = _fit_labels(f"The labels of {subject}", np.atleast_1d(labels), samples, interface.classes)
     # What counts samples along its first axis comes first: readers of a batch take its length for their number.
     order = sorted(feeds, key=lambda name: 2 if axes[name] is None else min(axes[name] or 0, 1))
     return Piece({name: feeds[name] for name in order}, labels, {name: axes[name] for name in order})

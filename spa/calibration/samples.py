@@ -21,6 +21,8 @@ def is_table(data: Any) -> bool:
 def rows_of(subject: str, data: Mapping[str, Any], interface: Interface) -> list[dict[str, Any]] | None:
     """Return the samples of named lists whose entries differ in length; None where arrays hold all of them.
 
+    So does it split arrays for a model that takes one sample at a time, and has no axis for several.
+
     Args:
         subject: the data's name in messages.
         data: by name an array, or a list with one entry per sample.
@@ -29,10 +31,13 @@ def rows_of(subject: str, data: Mapping[str, Any], interface: Interface) -> list
     Raises:
         PlanError: the lists differ in length.
     """
+    ranks = {spec.name: len(spec.shape) for spec in interface.specs}
     ragged = {name for name, value in data.items() if _is_ragged(value)}
+    if not interface.batched:
+        whole = {name: rank for name, rank in ranks.items() if name in data and name not in ragged}
+        ragged |= {name for name, rank in whole.items() if np.ndim(data[name]) == rank + 1}
     if not ragged:
         return None
-    ranks = {spec.name: len(spec.shape) for spec in interface.specs}
     columns: dict[str, Sequence[Any] | np.ndarray] = {}
     shared: dict[str, Any] = {}
     for name, value in data.items():

@@ -162,6 +162,7 @@ def show_verification(found: VerifyReport) -> None:
         equal = "-" if o.equal is None else "yes" if o.equal else "no"
         _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
     console.print(table)
+    console.print(Text(f"on inputs such as {shapes_text(found.inputs)}"))
 
 
 def show_proof(found: Proof) -> None:
@@ -198,3 +199,5 @@ def show_bench(found: BenchReport) -> None:
         cells = [f"{m.median_ms:.3f}", f"{m.p10_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.throughput:.1f}", f"{m.speedup:.2f}x"]
         _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
     console.print(table)
+    for shapes in {shapes_text(inputs): None for inputs in found.inputs}:
+        console.print(Text(f"timed with {shapes}"))

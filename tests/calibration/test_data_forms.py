@@ -104,6 +104,23 @@ def test_feeds_of_the_right_shapes_are_taken_as_they_are() -> None:
     assert read.samples == 3
 
 
+SEQUENCE = interface(frames=(F, ["length", 3]), h=(F, [1, 1, 5]))
+
+
+def test_a_model_that_takes_one_sample_at_a_time_is_fed_so() -> None:
+    """A sequence without an axis for samples: cutting it into batches would cut it short."""
+    state = np.zeros((1, 1, 5), np.float32)
+    stacked = {"frames": np.stack([rows(7, start=i) for i in range(4)]), "h": state, "y": [0, 1, 2, 3]}
+    lists = {"frames": [rows(5 + i) for i in range(4)], "h": state}
+    feeds = [{"frames": rows(7, start=i), "h": state} for i in range(4)]
+    for data in (stacked, lists, feeds):
+        read = read_data(data, SEQUENCE)
+        assert read.samples == len(read.batches) == 4
+        assert all(b["frames"].ndim == 2 and b["h"].shape == (1, 1, 5) for b in read.batches)
+    assert read_data(stacked, SEQUENCE).labels is not None
+    assert read_data({"frames": rows(70), "h": state}, SEQUENCE).samples == 1
+
+
 # --- lengths that differ ---
 
 
