@@ -503,6 +503,38 @@ def test_the_greater_of_the_batch_and_a_width_is_no_constant(bound: str) -> None
         check(net.model(net.node("Div", net.gemm(h, 8, 3), divisor)))
 
 
+def test_a_batch_stays_open_where_one_size_of_the_image_fits() -> None:
+    """Tokens of 512 x 512 pixels are mixed; a later shape takes the batch from the input, and a width that is pruned."""
+    net = Net()
+    x = net.input("x", ["batch", 3, "height", "width"])
+    patches = net.conv(x, 3, 16, (64, 64), strides=[64, 64], pads=[0] * 4)
+    tokens = net.matmul(net.node("Reshape", patches, net.constant(np.array([0, 16, -1]))), 64, 64)
+    h = net.node("Relu", net.matmul(net.node("Transpose", tokens, perm=[0, 2, 1]), 16, 32))
+    batch = net.node("Slice", net.node("Shape", x), net.constant(np.array([0])), net.constant(np.array([1])))
+    parts = (net.constant(np.array([n])) for n in (64, 4, 8))
+    split = net.node("Reshape", h, net.node("Concat", batch, *parts, axis=0))
+    y = net.node("ReduceSum", split, net.constant(np.array([2])), keepdims=0)
+    found = check(
+        net.model(net.matmul(y, 8, 10)), feeds=[{"x": random_array(n, 3, 512, 512, seed=n)} for n in (1, 2, 4)]
+    )
+    assert sorted(g.size for g in found.groups) == [4, 8, 16]
+
+
+def test_sums_of_open_sizes_stay_open() -> None:
+    """A mask as long as the cache and what is new."""
+    net = Net()
+    x, past = net.input("x", ["B", "S", 8]), net.input("past", ["B", "P", 16])
+    mask = net.input("mask", ["B", "P + S"])
+    keys = net.matmul(net.node("Relu", net.matmul(x, 8, 32)), 32, 16)
+    scores = net.node("ReduceSum", net.node("Concat", past, keys, axis=1), net.constant(np.array([2])), keepdims=0)
+    feeds = [
+        {"x": random_array(b, s, 8), "past": random_array(b, p, 16), "mask": random_array(b, p + s)}
+        for b, p, s in ((1, 3, 2), (4, 7, 1))
+    ]
+    found = check(net.model(net.node("Add", scores, mask)), feeds=feeds)
+    assert [g.size for g in found.groups] == [32]
+
+
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 
