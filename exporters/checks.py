@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,7 @@ from onnx import ModelProto, TensorProto
 from spa.errors import InvariantError, ModelError
 from spa.model.graph import tensors_of
 from spa.running.feeds import first_run, working_feeds
-from spa.running.ranges import ranges_for
-from spa.running.runtime import input_specs, load_session, run
+from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
     from spa.running.verify import OutputDifference
@@ -26,13 +26,14 @@ _ALLOWED_ELSE = 1e-5
 _SEEDS = 3
 
 
-def check(draft: Path, source: Path | None, name: str = "the model") -> None:
+def check(draft: Path, source: Path | None, name: str = "the model", sizes: Mapping[str, int] | None = None) -> None:
     """Check that a file passes the checker (unless its source fails it, too), loads and runs.
 
     Args:
         draft: the file.
         source: the file that it was made from.
         name: what messages call the draft.
+        sizes: of open axes, to run it at; where it is refused at them, others are tried.
 
     Raises:
         ModelError: the source does not load or run either, or the checker objects to the draft alone.
@@ -42,10 +43,10 @@ def check(draft: Path, source: Path | None, name: str = "the model") -> None:
     if reason is not None and (source is None or objection(source) is None):
         raise ModelError(f"{name} fails onnx.checker: {reason}. Check what it was made from.")
     try:
-        _run(draft)
+        _run(draft, sizes)
     except ModelError as error:
         if source is not None:
-            _run(source)  # raises with onnxruntime's reason where the source is at fault
+            _run(source, sizes)  # raises with onnxruntime's reason where the source is at fault
         raise InvariantError(f"{name} does not run: {error}") from error
 
 
@@ -58,9 +59,13 @@ def objection(path: Path) -> str | None:
     return None
 
 
-def _run(path: Path) -> None:
-    session = load_session(path)
-    working_feeds(session, ranges=ranges_for(path, input_specs(session)), name=repr(str(path)))
+def _run(path: Path, sizes: Mapping[str, int] | None = None) -> None:
+    session, name = load_session(path), repr(str(path))
+    if sizes:
+        with contextlib.suppress(ModelError):
+            working_feeds(session, model=path, sizes=sizes, name=name)
+            return
+    working_feeds(session, model=path, name=name)
 
 
 def allowed(model: ModelProto) -> float:
@@ -113,10 +118,9 @@ def distance(
         batches: sizes of open batch axes to try; None for a size on which the model runs.
     """
     session = load_session(original)
-    ranges = ranges_for(original, input_specs(session))
     worst = 0.0
     for batch in batches:
-        recipe, _ = first_run(session, batch=batch, ranges=ranges, name=repr(str(original)))
+        recipe, _ = first_run(session, model=original, batch=batch, name=repr(str(original)))
         for seed in range(_SEEDS):
             feeds = recipe.feeds(seed)
             pairs = zip(run(session, feeds), compute(feeds), strict=True)

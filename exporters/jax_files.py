@@ -21,7 +21,6 @@ from spa.frameworks.reasons import reason_of
 from spa.model.files import place
 from spa.model.io import load
 from spa.running.feeds import first_run
-from spa.running.ranges import ranges_for
 from spa.running.runtime import input_specs, load_session, output_specs
 
 PROGRAM, PARAMETERS = "model.jax", "params.npz"
@@ -180,7 +179,7 @@ def _variants(call: Callable[..., Any], original: Path) -> Iterator[_Variant]:
 
     session = load_session(original)
     specs, outputs = input_specs(session), output_specs(session)
-    recipe, _ = first_run(session, ranges=ranges_for(original, specs), name=repr(str(original)))
+    recipe, _ = first_run(session, model=original, name=repr(str(original)))
     fixed, types = [x.shape for x in recipe.feeds().values()], [s.dtype for s in specs]
     scope = jax.export.SymbolicScope()
     opened = {n for s in specs for n in s.shape if not isinstance(n, int)}

@@ -57,7 +57,7 @@ def write(
     with drafts(target) as folder:
         draft = folder / target.name
         place(source.model, draft, source.base, external)
-        check(draft, source.path, name)
+        check(draft, source.path, name, source.sizes)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)
         if rewritten != draft:
             folder = folder / "rewritten"

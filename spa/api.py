@@ -89,7 +89,7 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        pruned = Source(self.model, self.source.path, self.source.base)
+        pruned = Source(self.model, self.source.path, self.source.base, self.analysis.points.chosen)
         write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:
@@ -119,7 +119,13 @@ class Result:
         return prove_plan(self.analysis, self.plan, **options)
 
 
-def analyze(model: Any, *, example_inputs: Any = None, convert_options: Mapping[str, Any] | None = None) -> Analysis:
+def analyze(
+    model: Any,
+    *,
+    example_inputs: Any = None,
+    convert_options: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Analysis:
     """Find the groups of coupled channels of a model.
 
     Args:
@@ -127,6 +133,7 @@ def analyze(model: Any, *, example_inputs: Any = None, convert_options: Mapping[
             PyTorch, Keras or JAX, an object or a path (see :func:`spa.convert`).
         example_inputs: what a framework's model is called with, where tracing needs it.
         convert_options: further options of its importer (see :func:`spa.convert`).
+        sizes: of open axes, by the axis' name or by ``input[axis]``: MACs are counted, and inputs made up, at these.
 
     Returns:
         The analysis: ``groups``, each with its size, places, readers, writers, and the reason where it is frozen.
@@ -141,7 +148,7 @@ def analyze(model: Any, *, example_inputs: Any = None, convert_options: Mapping[
     128
     """
     source, _ = _opened(model, example_inputs, convert_options or {}, Clock())
-    return couple(Graph(source.model, source.base))
+    return couple(Graph(source.model, source.base), sizes)
 
 
 def prove(model: Any, plan: Plan | str | os.PathLike[str], **options: Any) -> Proof:
@@ -166,7 +173,11 @@ def prove(model: Any, plan: Plan | str | os.PathLike[str], **options: Any) -> Pr
     """
     from spa.surgery.proof import prove as prove_plan
 
-    return prove_plan(analyze(model), plan if isinstance(plan, Plan) else Plan.load(os.fspath(plan)), **options)
+    return prove_plan(
+        analyze(model, sizes=options.get("sizes")),
+        plan if isinstance(plan, Plan) else Plan.load(os.fspath(plan)),
+        **options,
+    )
 
 
 def prune(
@@ -208,7 +219,7 @@ def prune(
     clock = Clock()
     source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
-    analysis = couple(Graph(source.model, source.base))
+    analysis = couple(Graph(source.model, source.base), request.timing.sizes)
     clock("analyse")
     framework = None if framework_model is None else framework_model.kind
     job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
@@ -286,6 +297,8 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         calibration=job.calibration_report(outcome),
         latency=None if outcome.latency is None else dict(outcome.latency),
         memory=peak_resident(),
+        inputs=analysis.points.sizes[0],
+        sizes=analysis.points.chosen,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["InvariantError", "ModelError", "OutOfReachError", "PlanError", "SpaError", "UnsupportedError"]
+__all__ = ["InvariantError", "ModelError", "OutOfReachError", "PlanError", "SizeError", "SpaError", "UnsupportedError"]
 
 
 class SpaError(Exception):
@@ -25,6 +25,12 @@ class PlanError(SpaError):
 
 class OutOfReachError(PlanError):
     """More is asked for than can be removed."""
+
+
+class SizeError(PlanError):
+    """A size that names no open axis of the model: a slip on the command line."""
+
+    exit_code = 2
 
 
 class ModelError(SpaError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from spa.errors import PlanError
+from spa.errors import PlanError, SizeError, suggestion
 from spa.model.graph import tensors_of
 from spa.model.io import Source, load
 
@@ -44,7 +44,8 @@ def export(
         The file or folder to load.
 
     Raises:
-        PlanError: no such target, an option that it does not have, or one that cannot be met, no such open size.
+        PlanError: no such target, an option that it does not have, or one that cannot be met.
+        SizeError: no such open size.
         ModelError: the model is malformed.
         UnsupportedError: the target's package is not installed or cannot express the model.
         SpaError: nothing can be written there.
@@ -102,7 +103,8 @@ def _fixed(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
         which = (
             f"its open sizes are {', '.join(sorted(found))}" if found else "none of its sizes that has a name is open"
         )
-        raise PlanError(f"the model has no open size {unknown[0]!r}: {which}. Leave it out.")
+        near = suggestion(unknown[0], found)
+        raise SizeError(f"the model has no open size {unknown[0]!r}: {which}.{near} Leave it out.")
     copy = ModelProto()
     copy.CopyFrom(model)
     for name, size in sizes.items():

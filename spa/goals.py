@@ -93,7 +93,7 @@ def to_latency(job: Job, milliseconds: float | None) -> Outcome:
     from spa.widths import latency, stopwatch
 
     timing = job.request.timing
-    watch = stopwatch.Stopwatch(timing.threads, timing.batch, timing.sizes or {})
+    watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
     progress = silent if job.calibrated is None else job.progress
     choice, losses, timed, notes = latency.choose(
         job.analysis, job.selection.groups, job.budget, milliseconds, job.choose, watch, progress

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +192,7 @@ class Job:
             "reconstruct": self.reconstruct,
             "before": None if outcome.before is None else outcome.before.error,
             "after": outcome.error,
+            "inputs": {name: list(array.shape) for name, array in given.batches[0].items()},
             "agreement": {} if outcome.after is None else dict(outcome.after.agreement),
         }
         if given.labels is not None:
@@ -444,29 +446,47 @@ def _equal_sets(
     return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
 
 
+def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Say where the sizes of given inputs are not those that MACs are counted at."""
+    chosen = analysis.points.chosen
+    found = {key: batch[key.rpartition("[")[0]].shape[int(key.rpartition("[")[2][:-1])] for key in chosen}
+    if found != chosen:
+        counted, given = (", ".join(f"{k} {v}" for k, v in sizes.items()) for sizes in (chosen, found))
+        yield f"MACs are counted at {counted}; the first inputs given have {given}. --size counts at theirs"
+
+
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Calibration, held_out_samples, read_data
+    from spa.calibration.data import Calibration, Images, held_out_samples, read_data
     from spa.calibration.synthetic import synthesise
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
-        return read_data(
+        read = read_data(
             inputs.data,
             graph.model,
             labels=inputs.labels,
             samples=inputs.samples,
             seed=seed,
-            mean=inputs.mean,
-            std=inputs.std,
+            images_as=Images(inputs.mean, inputs.std, request.timing.sizes),
+            preprocess=inputs.preprocess,
             hold_out=True,
         )
+        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
 
     def made_up(samples: int, seed: int) -> Calibration:
+        made = partial(synthesise, graph.self_contained(), samples, seed=seed, mean=inputs.mean, std=inputs.std)
+        notes: tuple[str, ...] = ()
         with running():
-            batches = synthesise(graph.self_contained(), samples, seed=seed, mean=inputs.mean, std=inputs.std)
+            try:
+                batches = made(sizes=analysis.points.chosen)
+            except ModelError:
+                if not analysis.points.chosen:
+                    raise
+                batches = made(sizes=request.timing.sizes)
+                notes = ("onnxruntime refuses the sizes at which MACs were counted; inputs were made at others",)
         count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, count, "synthetic", ())
+        return Calibration(batches, None, count, "synthetic", notes)
 
     held_out = made_up(max(held_out_samples(inputs.samples), FEWEST_HELD_OUT), (seed + 1) % 2**32)
     return replace(made_up(inputs.samples, seed), held_out=held_out)

@@ -16,7 +16,6 @@ from spa.errors import ModelError
 from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph
 from spa.running.feeds import working_feeds
-from spa.running.ranges import ranges_for
 from spa.running.runtime import input_specs, load_session, run
 from spa.running.sessions import open_session
 
@@ -44,7 +43,7 @@ def feeds_of(model: ModelProto, example_inputs: Any) -> dict[str, np.ndarray]:
 def made_up(model: ModelProto, base: Path | None) -> dict[str, np.ndarray]:
     """Make up inputs on which the model runs."""
     session = load_session(Graph(model, base).self_contained())
-    return working_feeds(session, ranges=ranges_for(model, input_specs(session)))
+    return working_feeds(session, model=model)
 
 
 def reference(model: ModelProto, base: Path | None, feeds: Feeds) -> list[np.ndarray]:

@@ -1,12 +1,11 @@
 """Calibration data that a user gives: read, checked against the model's inputs, and cut into batches.
 
 Everything is checked here, so that nothing later meets an array of the wrong name, shape, type or with values
-that are not finite. Samples lie along the first axis of every input.
+that are not finite. Samples lie along the axis that the model has for them.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +17,10 @@ import onnx
 
 from spa.calibration import images
 from spa.calibration.batches import comfortable
-from spa.calibration.pieces import (
-    Piece,
-    capitalise,
-    from_bare,
-    from_item,
-    from_names,
-    names_text,
-    piece_of,
-    shape_text,
-)
+from spa.calibration.interface import Interface, interface_of, names_text, shape_text
+from spa.calibration.pieces import LABELS, Piece, capitalise, from_bare, from_item, from_names, joined, joined_labels
+from spa.calibration.samples import is_table, rows_of, samples_of
 from spa.errors import PlanError
-from spa.running.runtime import TensorSpec, input_specs
 
 __all__ = ["Calibration", "read_data"]
 
@@ -37,6 +28,7 @@ _ARRAYS = (".npy", ".npz")
 _FEW = 32
 MOST_HELD_OUT = 64  # samples; with labels, of which accuracies are fractions, MOST_LABELLED where there are more
 MOST_LABELLED = 512
+_MANY_SHAPES = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,8 @@ class Calibration:
     """Inputs of a model, ready to be run.
 
     Attributes:
-        batches: arrays by input, of the types that the model declares.
+        batches: arrays by input, of the types that the model declares; an input with samples along its first axis
+            comes first where there is one.
         labels: one class per sample, in the order of the batches, of shape (samples,), or None.
         samples: the number of samples in all batches.
         source: the data's origin, in words.
@@ -75,7 +68,93 @@ def held_out_samples(samples: int) -> int:
     return min(share, MOST_HELD_OUT) if share > 1 else 0
 
 
-_Reader: TypeAlias = Callable[[int], Piece]
+Preprocess: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The normalisation and the size of a folder's images.
+
+    Attributes:
+        mean: per channel, is subtracted from values in 0..1; ImageNet's by default.
+        std: per channel, divides the values after that; ImageNet's by default.
+        sizes: of open axes, by name or by ``input[axis]``; the median of the images' own by default.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    sizes: Mapping[str, int] | None = None
+
+    @property
+    def is_normalised(self) -> bool:
+        """Return whether a normalisation is given."""
+        return self.mean is not None or self.std is not None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The state that readers of all kinds of data share.
+
+    Attributes:
+        interface: the model's inputs.
+        labels: the name of the array of classes, if the user gave one.
+        samples: the most samples to take, or None for all.
+        labelled: the same for arrays with labels, of which further rows cost nothing.
+        rng: chooses them.
+        preprocess: makes inputs of a sample, if the user gave it.
+    """
+
+    interface: Interface
+    labels: str | None
+    samples: int | None
+    labelled: int | None
+    rng: np.random.Generator
+    preprocess: Preprocess | None
+
+    def prepared(self, subject: str, item: Any) -> Any:
+        """Return an item after preprocessing; what the user's function raises is reported with the item's name."""
+        if self.preprocess is None:
+            return item
+        try:
+            return self.preprocess(item)
+        except Exception as error:  # whatever a user's function may raise
+            raise PlanError(
+                f"{capitalise(subject)}: preprocess raised {type(error).__name__}: {error}. "
+                "Mend it, or remove the sample."
+            ) from error
+
+    def item(self, subject: str, item: Any) -> Piece:
+        """Read an item, after preprocessing."""
+        return from_item(subject, self.prepared(subject, item), self.interface, self.labels)
+
+    def some(self, count: int, read: Callable[[int], Piece]) -> list[Piece]:
+        """Read a random choice of samples, in their order, until there are enough."""
+        # Names and rows often begin with a class: the first few would be of one class only.
+        order = np.arange(count) if self.samples is None else self.rng.permutation(count)
+        if self.samples is not None and count <= self.samples:
+            order.sort()
+        pieces = self.first(read(i) for i in order.tolist())
+        taken = dict(zip(order.tolist(), pieces, strict=False))
+        return [taken[index] for index in sorted(taken)]
+
+    def first(self, pieces: Iterator[Piece]) -> list[Piece]:
+        """Take the first samples; nothing is drawn from ``pieces`` after them."""
+        taken: list[Piece] = []
+        count = 0
+        while self.samples is None or count < self.samples:
+            piece = next(pieces, None)
+            if piece is None:
+                break
+            taken.append(piece if self.samples is None else piece.take(slice(self.samples - count)))
+            count += taken[-1].samples
+        return taken
+
+    def chosen(self, piece: Piece) -> Piece:
+        """Take a random choice of a piece's samples, in their order."""
+        most = self.samples if piece.labels is None else self.labelled
+        if most is None or piece.samples <= most:
+            return piece
+        return piece.take(np.sort(self.rng.choice(piece.samples, most, replace=False)))
 
 
 def read_data(
@@ -85,25 +164,27 @@ def read_data(
     labels: str | None = None,
     samples: int | None = 512,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    images_as: Images | None = None,
+    preprocess: Preprocess | None = None,
     hold_out: bool = False,
 ) -> Calibration:
     """Read calibration data and check all of it against a model's inputs.
 
     Args:
-        data: an ``.npz`` or ``.npy`` file, a folder of them or of images, a dict of arrays, one array, or an
-            iterable of feeds (dicts, arrays, or pairs of an array and its labels).
+        data: an ``.npz`` or ``.npy`` file, a folder of them or of images, a dict of arrays, one array, a table with
+            columns (a dataset of Hugging Face), or an iterable of feeds: dicts, arrays, tuples of the inputs in the
+            model's order, any of them with labels behind. Samples may differ in length.
         model: the model that will be fed.
         labels: the name of the array of classes; if None, ``label``, ``labels`` or ``y`` unless an input is called
             that.
         samples: the most samples to take, or None for all: a random choice of arrays and of a folder's files, the
             first of an iterable, which is not consumed any further.
         seed: the same seed chooses the same samples.
-        mean: per channel, is subtracted from an image once its values lie in 0..1.
-        std: per channel, divides an image after that.
+        images_as: the normalisation and the size of images.
+        preprocess: makes inputs of a sample: of an image (``PIL.Image``), a row of a table or of arrays, an item of an
+            iterable. What it returns is read like an item.
         hold_out: whether to hold some samples out: further ones where the data has more than ``samples``, up to 512
-            where it has labels, else some of those taken (see :func:`held_out_samples`).
+            where it is arrays with labels, else some of those taken (see :func:`held_out_samples`).
 
     Returns:
         The batches, and the labels if there are any.
@@ -111,52 +192,34 @@ def read_data(
     Raises:
         PlanError: the data cannot be read or does not fit the model, or an option is out of range.
     """
-    specs = _checked_specs(model)
+    interface = interface_of(model)
+    images_as = images_as or Images()
     _check_count("samples", samples)
-    fixed_batch = _fixed_batch(specs)
+    fixed_batch = interface.batch
     if fixed_batch is not None and samples is not None and samples < fixed_batch:
         raise PlanError(
             f"samples: {samples} were asked for, the model takes batches of exactly {fixed_batch}. "
             f"Ask for {fixed_batch} or more, or export the model with a dynamic batch axis."
         )
-    rng = np.random.default_rng(seed)
-    pieces, source = _read_pieces(data, specs, labels, samples, rng, (mean, std), hold_out)
-    exact = fixed_batch is not None
-    if not hold_out:
-        return _assemble(pieces, fixed_batch, exact, source)
-    fit, held_out = _split(pieces, samples, fixed_batch or 1, rng)
-    calibration = _assemble(fit, fixed_batch, exact, source)
-    return replace(calibration, held_out=_assemble(held_out, fixed_batch, exact, source)) if held_out else calibration
-
-
-def _read_pieces(
-    data: Any,
-    specs: Sequence[TensorSpec],
-    labels: str | None,
-    samples: int | None,
-    rng: np.random.Generator,
-    normalisation: tuple[Sequence[float] | None, Sequence[float] | None],
-    hold_out: bool,
-) -> tuple[list[Piece], str]:
-    """Read samples, and those to hold out; return them with the data's origin, in words."""
-    most = samples + held_out_samples(samples) if hold_out and samples is not None else samples
     path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
-    source = "an iterable" if path is None else str(path)
-    if normalisation != (None, None) and (path is None or not path.is_dir()):
+    if images_as.is_normalised and (path is None or not path.is_dir()):
         raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
+    rng = np.random.default_rng(seed)
+    most = labelled = samples
+    if hold_out and samples is not None:
+        most, labelled = samples + held_out_samples(samples), samples + MOST_LABELLED
+    reading = _Reading(interface, labels, most, labelled, rng, preprocess)
     if path is not None and path.is_dir():
-        return _read_folder(path, specs, labels, most, rng, *normalisation), source
-    if path is not None:
-        piece = _read_file(path, specs, labels, single=False)
-    elif isinstance(data, Mapping):
-        piece, source = from_names("the data", data, specs, labels), "a dict of arrays"
-    elif hasattr(data, "__array__"):
-        piece, source = from_bare("the data", data, None, specs, labels, single=False), "an array"
+        source, (pieces, notes) = str(path), _read_folder(path, reading, images_as)
+    elif path is not None:
+        source, pieces, notes = str(path), _read_file(path, reading), []
     else:
-        return _read_iterable(data, specs, labels, most), source
-    if hold_out and samples is not None and piece.labels is not None:
-        most = samples + MOST_LABELLED  # further rows of arrays cost nothing
-    return [_choose(piece, most, rng)], source
+        source, pieces, notes = _read_object(data, reading)
+    if not hold_out:
+        return _assemble(pieces, interface, source, notes)
+    fit, held_out = _split(pieces, samples, fixed_batch or 1, rng)
+    calibration = _assemble(fit, interface, source, notes)
+    return replace(calibration, held_out=_assemble(held_out, interface, source, ())) if held_out else calibration
 
 
 def _split(
@@ -176,25 +239,12 @@ def _split(
     held_out = np.zeros(total, bool)
     held_out[rng.permutation(total)[:count]] = True
     ends = np.cumsum([piece.samples for piece in pieces])[:-1]
-    parts = [(p.take(~mask), p.take(mask)) for p, mask in zip(pieces, np.split(held_out, ends), strict=True)]
-    return [seen for seen, _ in parts if seen.samples], [held for _, held in parts if held.samples]
-
-
-def _checked_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    specs = input_specs(model)
-    if not specs:
-        raise PlanError("The model: it has no inputs. Calibrate a model that takes some.")
-    for spec in specs:
-        if spec.dtype is None:
-            raise PlanError(
-                f"Input '{spec.name}': arrays cannot hold its type {spec.type}. Export the model without it."
-            )
-        if not spec.shape:
-            raise PlanError(
-                f"Input '{spec.name}': it declares no axes, so it has none for samples. "
-                "Make it a constant, or export the model with the input's shape."
-            )
-    return specs
+    parts: tuple[list[Piece], list[Piece]] = ([], [])
+    for piece, mask in zip(pieces, np.split(held_out, ends), strict=True):
+        for chosen, part in zip((~mask, mask), parts, strict=True):
+            if chosen.any():
+                part.append(piece.take(chosen))
+    return parts
 
 
 def _check_count(name: str, value: int | None) -> None:
@@ -202,23 +252,11 @@ def _check_count(name: str, value: int | None) -> None:
         raise PlanError(f"{name}: {value} is not positive. Give 1 or more.")
 
 
-def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """Return the batch size that the model fixes, or None for a dynamic one."""
-    sizes = {spec.name: size for spec in specs if (size := images.fixed_size(spec.shape[0])) is not None}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-        raise PlanError(
-            f"The model: its inputs have first axes of different fixed sizes ({listed}), so samples cannot lie along "
-            "them. Export the model with a batch axis first in every input."
-        )
-    return next(iter(sizes.values()), None)
-
-
 # --- sources ---------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, specs: Sequence[TensorSpec], labels: str | None, *, single: bool) -> Piece:
-    """Read an ``.npz`` or ``.npy`` file; with ``single`` it may hold one sample without a batch axis."""
+def _loaded(path: Path) -> Any:
+    """Read an ``.npz`` file as a dict of arrays, or an ``.npy`` file as an array."""
     if not path.exists():
         raise PlanError(f"{path}: there is no such file or folder. Check the path.")
     suffix = path.suffix.lower()
@@ -232,26 +270,34 @@ def _read_file(path: Path, specs: Sequence[TensorSpec], labels: str | None, *, s
     except images.UNREADABLE as error:
         raise PlanError(
             f"{path}: numpy cannot read it as an {suffix} file ({error}). "
-            f"Write it with numpy.{'savez' if suffix == '.npz' else 'save'}, without objects."
+            f"Write it with numpy.{'savez' if suffix == '.npz' else 'save'}, without objects; "
+            "samples of different lengths go into one file each."
         ) from error
     if suffix == ".npz" and arrays is None:
         raise PlanError(f"{path}: it is not an npz file, but a single array. Rename it to .npy.")
     if suffix == ".npy" and arrays is not None:
         raise PlanError(f"{path}: it is not an npy file, but an npz archive. Rename it to .npz.")
-    if arrays is None:
-        return from_bare(str(path), loaded, None, specs, labels, single=single)
-    return from_names(str(path), arrays, specs, labels, single=single, any_name=True)
+    return loaded if arrays is None else arrays
 
 
-def _read_folder(
-    folder: Path,
-    specs: Sequence[TensorSpec],
-    labels: str | None,
-    samples: int | None,
-    rng: np.random.Generator,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> list[Piece]:
+def _read_file(path: Path, reading: _Reading) -> list[Piece]:
+    """Read a file of many samples."""
+    loaded = _loaded(path)
+    if reading.preprocess is not None:
+        return _read_rows(str(path), loaded, reading)
+    return [reading.chosen(_piece_in(path, loaded, reading, single=False))]
+
+
+def _piece_in(path: Path, loaded: Any, reading: _Reading, *, single: bool) -> Piece:
+    """Read a file's arrays; with ``single`` they may be one sample without a batch axis."""
+    if isinstance(loaded, dict):
+        return from_names(str(path), loaded, reading.interface, reading.labels, single=single, any_name=True)
+    return from_bare(str(path), loaded, None, reading.interface, reading.labels, single=single)
+
+
+def _read_folder(folder: Path, reading: _Reading, images_as: Images) -> tuple[list[Piece], list[str]]:
+    """Read the files of a folder, and say what was done to images."""
+    specs = reading.interface.specs
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not files:
         raise PlanError(f"{folder}: the folder holds no files. Put arrays or images straight into it.")
@@ -263,15 +309,21 @@ def _read_folder(
             "Put them into folders of their own."
         )
     if arrays:
-        if mean is not None or std is not None:
+        if images_as.is_normalised:
             raise PlanError(f"mean and std: {folder} holds arrays. Leave them out, and normalise the arrays.")
-        return _some_of(len(arrays), lambda i: _read_file(arrays[i], specs, labels, single=True), samples, rng)
+
+        def read(index: int) -> Piece:
+            path = arrays[index]
+            if reading.preprocess is not None:
+                return reading.item(str(path), _loaded(path))
+            return _piece_in(path, _loaded(path), reading, single=True)
+
+        return reading.some(len(arrays), read), []
     if pictures:
-        read = _picture_reader(folder, pictures, specs, labels, mean, std)
-        return _some_of(len(pictures), read, samples, rng)
+        return _read_pictures(folder, pictures, reading, images_as)
     if any(p.suffix.lower() == ".npy" for p in files):
         raise PlanError(
-            f"{folder}: an .npy file holds one array, but the model takes {names_text(s.name for s in specs)}. "
+            f"{folder}: an .npy file holds one array, but the model takes {names_text(reading.interface.names)}. "
             "Give .npz files with all of them."
         )
     raise PlanError(
@@ -280,43 +332,74 @@ def _read_folder(
     )
 
 
-def _picture_reader(
-    folder: Path,
-    pictures: Sequence[Path],
-    specs: Sequence[TensorSpec],
-    labels: str | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> _Reader:
+def _read_pictures(
+    folder: Path, paths: Sequence[Path], reading: _Reading, images_as: Images
+) -> tuple[list[Piece], list[str]]:
+    """Read images, each resized and normalised, or as ``preprocess`` has it; and say which."""
+    specs = reading.interface.specs
     channel_axis = images.channel_axis_of(specs)
-    if channel_axis is None:
+    if channel_axis is None and reading.preprocess is None:
         listed = ", ".join(f"'{spec.name}' {spec.element} {shape_text(spec.shape)}" for spec in specs)
         raise PlanError(
             f"{folder}: it holds images, but the model does not take one float image with 1 or 3 channels "
-            f"(inputs: {listed}). Give arrays in .npz files."
+            f"(inputs: {listed}). Give arrays in .npz files, or in Python a preprocess= that makes inputs of an image."
         )
-    if labels is not None:
-        raise PlanError(f"labels '{labels}': images have no named arrays. Leave it out, or give an .npz file.")
-    picture = images.reader(pictures, specs[0], channel_axis, mean, std)
+    if reading.labels is not None:
+        raise PlanError(f"labels '{reading.labels}': images have no named arrays. Leave it out, or give an .npz file.")
+    if channel_axis is None or reading.preprocess is not None:
+        made = reading.some(len(paths), lambda i: reading.item(str(paths[i]), images.opened(paths[i])))
+        return made, ["images are what preprocess made of them"]
+    found = images.pictures(paths, specs[0], channel_axis, images_as.mean, images_as.std, images_as.sizes)
 
     def read(index: int) -> Piece:
-        feeds = {specs[0].name: picture(index)}
-        return piece_of(str(pictures[index]), feeds, None, specs, single=False, copy=False)
+        return from_bare(str(paths[index]), found.read(index), None, reading.interface, None, single=False)
 
-    return read
-
-
-def _some_of(count: int, read: _Reader, samples: int | None, rng: np.random.Generator) -> list[Piece]:
-    """Read a random choice of a folder's files, in their order, until there are enough samples."""
-    # Names often begin with the class: the first few would be of one class only.
-    order = np.arange(count) if samples is None else rng.permutation(count)
-    if samples is not None and count <= samples:
-        order.sort()
-    taken = dict(zip(order.tolist(), _first((read(i) for i in order.tolist()), samples), strict=False))
-    return [taken[index] for index in sorted(taken)]
+    return reading.some(len(paths), read), [found.note]
 
 
-def _read_iterable(data: Any, specs: Sequence[TensorSpec], labels: str | None, samples: int | None) -> list[Piece]:
+def _read_object(data: Any, reading: _Reading) -> tuple[str, list[Piece], list[str]]:
+    """Read what is no path: say what it is, read it, and say what was left out."""
+    if is_table(data):
+        return _read_table(data, reading)
+    if isinstance(data, Mapping):
+        source = "a dict of arrays"
+        rows = rows_of("the data", data, reading.interface)
+        if rows is not None or reading.preprocess is not None:
+            return source, _read_rows("the data", data if rows is None else rows, reading), []
+        return source, [reading.chosen(from_names("the data", data, reading.interface, reading.labels))], []
+    if hasattr(data, "__array__"):
+        if reading.preprocess is not None:
+            return "an array", _read_rows("the data", data, reading), []
+        piece = from_bare("the data", data, None, reading.interface, reading.labels, single=False)
+        return "an array", [reading.chosen(piece)], []
+    return "an iterable", _read_iterable(data, reading), []
+
+
+def _read_rows(subject: str, data: Any, reading: _Reading) -> list[Piece]:
+    """Read samples one by one, from arrays or from a list of rows."""
+    rows = data if isinstance(data, list) else samples_of(subject, data)
+    return reading.some(len(rows), lambda i: reading.item(f"sample {i} of {subject}", rows[i]))
+
+
+def _read_table(data: Any, reading: _Reading) -> tuple[str, list[Piece], list[str]]:
+    """Read a table with columns: those that are inputs, and the labels; the others are left out, which is said."""
+    left: dict[str, None] = {}
+
+    def read(index: int, row: Any) -> Piece:
+        if reading.preprocess is None:
+            wanted = {*reading.interface.names, *((reading.labels,) if reading.labels else LABELS)}
+            left.update(dict.fromkeys(name for name in row if name not in wanted))
+            row = {name: value for name, value in row.items() if name in wanted}
+        return reading.item(f"row {index} of the data", row)
+
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        pieces, source = reading.some(len(data), lambda i: read(i, data[i])), f"a table of {len(data)} rows"
+    else:
+        pieces, source = reading.first(read(i, row) for i, row in enumerate(data)), "a table"
+    return source, pieces, [f"columns {names_text(left)} of the data are no inputs and were left out"] if left else []
+
+
+def _read_iterable(data: Any, reading: _Reading) -> list[Piece]:
     try:
         if data is None or isinstance(data, bytes | bytearray):
             raise TypeError
@@ -325,39 +408,20 @@ def _read_iterable(data: Any, specs: Sequence[TensorSpec], labels: str | None, s
         raise PlanError(
             f"data: a {type(data).__name__} cannot be read. Give a path, a dict of arrays, or an iterable of feeds."
         ) from None
-    return _first((from_item(f"item {i} of the data", item, specs, labels) for i, item in enumerate(items)), samples)
-
-
-def _first(pieces: Iterator[Piece], samples: int | None) -> list[Piece]:
-    """Take the first samples; nothing is drawn from ``pieces`` after them."""
-    taken: list[Piece] = []
-    count = 0
-    while samples is None or count < samples:
-        piece = next(pieces, None)
-        if piece is None:
-            break
-        taken.append(piece if samples is None else piece.take(slice(samples - count)))
-        count += taken[-1].samples
-    return taken
-
-
-def _choose(piece: Piece, samples: int | None, rng: np.random.Generator) -> Piece:
-    if samples is None or piece.samples <= samples:
-        return piece
-    return piece.take(np.sort(rng.choice(piece.samples, samples, replace=False)))
+    return reading.first(reading.item(f"item {i} of the data", item) for i, item in enumerate(items))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------
 
 
-def _assemble(pieces: Sequence[Piece], batch: int | None, exact: bool, source: str) -> Calibration:
+def _assemble(pieces: Sequence[Piece], interface: Interface, source: str, notes: Iterable[str]) -> Calibration:
     """Cut pieces into batches; pieces whose samples differ in shape stay apart.
 
     Args:
         pieces: the samples.
-        batch: samples per batch; None for a size that is comfortable.
-        exact: whether the model takes batches of that size only, so that a remainder is dropped.
+        interface: the model's inputs; one that fixes the number of samples takes no remainder.
         source: the data's origin, in words.
+        notes: what is to be said of it.
     """
     pieces = [piece for piece in pieces if piece.samples]
     total = sum(piece.samples for piece in pieces)
@@ -366,34 +430,48 @@ def _assemble(pieces: Sequence[Piece], batch: int | None, exact: bool, source: s
     labelled = sum(piece.labels is not None for piece in pieces)
     if 0 < labelled < len(pieces):
         raise PlanError(f"{capitalise(source)}: {labelled} of its {len(pieces)} parts have labels. Give all or none.")
+    kinds: dict[Any, list[Piece]] = {}
+    for piece in pieces:
+        kinds.setdefault(piece.kind, []).append(piece)
     batches: list[Piece] = []
-    for _, group in itertools.groupby(pieces, lambda piece: piece.shapes):
-        whole = _join(list(group))
-        size = batch or comfortable(whole.feeds, whole.samples)
+    for group in kinds.values():
+        whole = joined(group)
+        size = interface.batch or comfortable(whole.feeds, whole.samples)
+        exact = interface.batch is not None and not whole.is_whole
         stop = whole.samples - whole.samples % size if exact else whole.samples
         batches += [whole.take(slice(start, min(start + size, stop))) for start in range(0, stop, size)]
     used = sum(piece.samples for piece in batches)
     if not used:
         raise PlanError(
-            f"{capitalise(source)}: its {total} samples fill no batch, the model takes batches of exactly {batch}. "
-            "Give more samples, or export the model with a dynamic batch axis."
+            f"{capitalise(source)}: its {total} samples fill no batch, the model takes batches of exactly "
+            f"{interface.batch}. Give more samples, or export the model with a dynamic batch axis."
         )
-    notes = []
+    _refuse_constant(batches, interface, source)
+    notes = [*notes, *_notes(used, total, interface.batch, len(kinds))]
+    feeds = [{name: np.asarray(array, order="C") for name, array in piece.feeds.items()} for piece in batches]
+    return Calibration(batches=feeds, labels=joined_labels(batches), samples=used, source=source, notes=tuple(notes))
+
+
+def _notes(used: int, total: int, batch: int | None, kinds: int) -> Iterator[str]:
     if used < total:
-        notes.append(f"{total - used} of {total} samples were dropped: the model takes batches of exactly {batch}.")
+        yield f"{total - used} of {total} samples were dropped: the model takes batches of exactly {batch}"
     if used < _FEW:
-        notes.append(f"{used} samples are few: the fit will be damped. Give {_FEW} or more.")
-    feeds = [{name: np.ascontiguousarray(array) for name, array in piece.feeds.items()} for piece in batches]
-    return Calibration(batches=feeds, labels=_join_labels(batches), samples=used, source=source, notes=tuple(notes))
+        yield f"{used} samples are few: the fit will be damped. Give {_FEW} or more"
+    if kinds > _MANY_SHAPES:
+        yield f"the samples have {kinds} different shapes, and run in as many batches; like ones run faster"
 
 
-def _join(pieces: Sequence[Piece]) -> Piece:
-    if len(pieces) == 1:
-        return pieces[0]
-    feeds = {name: np.concatenate([piece.feeds[name] for piece in pieces]) for name in pieces[0].feeds}
-    return Piece(feeds, _join_labels(pieces))
+def _refuse_constant(batches: Sequence[Piece], interface: Interface, source: str) -> None:
+    """Refuse samples that are all the same.
 
-
-def _join_labels(pieces: Iterable[Piece]) -> np.ndarray | None:
-    labels = [piece.labels for piece in pieces if piece.labels is not None]
-    return np.concatenate(labels) if labels else None
+    Raises:
+        PlanError: every input is the same in all samples, of which there are several.
+    """
+    first = batches[0].take(slice(0, 1))
+    names = [spec.name for spec in interface.batched]
+    alike = sum(p.samples for p in batches) > 1 and all(p.kind == first.kind for p in batches)
+    if alike and all((p.feeds[name] == first.feeds[name]).all() for name in names for p in batches):
+        raise PlanError(
+            f"{capitalise(source)}: input {names_text(names)} is the same in all samples, from which nothing can be "
+            "learnt. Give samples that differ."
+        )

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -25,6 +25,9 @@ from spa.cli.options import (
 )
 from spa.errors import InvariantError, PlanError, SpaError
 from spa.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class _Commands(TyperGroup):
@@ -52,7 +55,7 @@ Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
-Size = Annotated[list[str] | None, typer.Option(help="Size of a dynamic axis, NAME=N; repeatable.")]
+Size = Annotated[list[str] | None, typer.Option(help="Size of an open axis, NAME=N; repeatable.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -119,13 +122,14 @@ def prove(
 def inspect(
     model: Model,
     every: Annotated[bool, typer.Option("--all", help="Show every group, not the largest twenty.")] = False,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of MODEL, what is frozen and why, and where parameters and MACs are."""
     from spa import api
     from spa.report.inspection import inspection
 
-    found = inspection(api.analyze(model))
+    found = inspection(api.analyze(model, sizes=parse_sizes(size)))
     if as_json:
         _print_json(found)
     else:
@@ -142,12 +146,19 @@ def verify(
     inputs: RandomInputs,
     atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
     rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Inputs to compare on, in place of random ones: .npz, .npy or a folder.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="With --data: how many of them at most.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models: the same interface? how far apart are their outputs on random inputs?"""
+    """Compare two models: the same interface? how far apart are their outputs, on random inputs or on --data?"""
     from spa.running.verify import verify as compare
 
-    found = compare(str(a), str(b), atol=atol, rtol=rtol, **inputs.keywords())
+    options = inputs.keywords()
+    if data is not None:
+        options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
+    found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
     if as_json:
         _print_json(found.to_dict())
     else:
@@ -241,6 +252,17 @@ def convert(
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:
         typer.echo(note)
+
+
+def _feeds(
+    data: Path, model: Path, samples: int, seed: int, sizes: dict[str, int] | None
+) -> list[dict[str, np.ndarray]]:
+    """Read inputs of a model from files."""
+    from spa.calibration.data import Images, read_data
+    from spa.running.runtime import load_graph
+
+    read = read_data(data, load_graph(str(model)), samples=samples, seed=seed, images_as=Images(sizes=sizes))
+    return read.batches
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

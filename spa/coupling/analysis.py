@@ -344,12 +344,18 @@ def _fact(error: Exception) -> str:
     return str(error).partition(". ")[0] if isinstance(error, InvariantError) else repr(error)
 
 
-def couple(graph: Graph) -> Analysis:
+def couple(graph: Graph, sizes: Mapping[str, int] | None = None) -> Analysis:
     """Analyse a graph: walk its shapes, apply the rules, unify.
+
+    Args:
+        graph: the model.
+        sizes: sizes of open axes for which costs are counted, by the axis' name or by ``input[axis]``; what follows
+            them stays open.
 
     Raises:
         ModelError: the graph contradicts itself at every input size that is tried.
+        SizeError: ``sizes`` names no open axis.
         InvariantError: a rule and shape inference disagree (a bug of ours).
     """
     load()  # shape functions come with the rules of their operators
-    return Analysis(graph, two_points(graph))
+    return Analysis(graph, two_points(graph, sizes))

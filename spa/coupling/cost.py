@@ -150,7 +150,7 @@ class CostModel:
                 self._params.append(self._axes.term(axes))
                 self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
         self._macs = {i: [self._axes.term(axes) for axes in law.macs] for i, law in analysis.laws.items() if law.macs}
-        self._batch = _batch(analysis)
+        self._batch = analysis.points.batch
         self._block = latency.block if latency else 1
         self._dense: dict[str, float] = {}
         self._ms: dict[Term, float] = {}
@@ -209,15 +209,6 @@ def _item_bytes(data_type: int) -> float:
     if name.endswith(("INT4", "FLOAT4E2M1")):
         return 0.5
     return float(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
-
-
-def _batch(analysis: Analysis) -> int:
-    """Return the number of samples in the analysis' first walk: the size of the inputs' open first axis."""
-    for info in analysis.graph.model.graph.input:
-        dims = info.type.tensor_type.shape.dim
-        if info.name in analysis.points.sizes[0] and len(dims) and not dims[0].dim_value:
-            return analysis.points.sizes[0][info.name][0]
-    return 1
 
 
 def measure(analysis: Analysis) -> Cost:

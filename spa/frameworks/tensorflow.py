@@ -21,8 +21,7 @@ from spa.extras import extra
 from spa.frameworks.keras import by_path, keras_variables
 from spa.frameworks.reasons import first_line
 from spa.running.feeds import working_feeds
-from spa.running.ranges import ranges_for
-from spa.running.runtime import input_specs, load_session
+from spa.running.runtime import load_session
 
 TOLERANCE = 1e-3
 
@@ -277,7 +276,7 @@ def _tensorflow() -> Any:
 def example_feeds(model: ModelProto) -> dict[str, np.ndarray]:
     """Make up inputs of an ONNX model, by name and in its order."""
     session = load_session(model)
-    return dict(working_feeds(session, ranges=ranges_for(model, input_specs(session))))
+    return dict(working_feeds(session, model=model))
 
 
 def difference(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ class Source:
         model: the message; external data is not loaded.
         path: its file, or None.
         base: the folder that external data lies in, or None.
+        sizes: of open axes, by ``input[axis]``, at which the model is known to make sense; it is checked there.
     """
 
     model: ModelProto
     path: Path | None = None
     base: Path | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def load(source: Any) -> Source:

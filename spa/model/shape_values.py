@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 
 from spa.model.graph import Node
 
+LARGEST_VALUE = 1 << 20  # elements that are computed at all; a walk keeps fewer, unless another found fewer
+
 Arguments = Sequence[Any]
 Folder = Callable[[Node, Arguments], "list[np.ndarray] | None"]
 
@@ -85,14 +87,14 @@ def _constant_of_shape(node: Node, a: Arguments) -> list[np.ndarray] | None:
     if fill.dtype.kind == "f":
         return None  # data, even where it is small
     shape = [int(v) for v in a[0]]
-    if np.prod(shape, dtype=np.int64) > 4096:
+    if np.prod(shape, dtype=np.int64) > LARGEST_VALUE:
         return None
     return [np.full(shape, fill.reshape(-1)[0], dtype=fill.dtype)]
 
 
 def _range(node: Node, a: Arguments) -> list[np.ndarray] | None:
     start, limit, step = (np.ravel(v)[0] for v in a)
-    if abs((limit - start) / step) > 4096:
+    if abs((limit - start) / step) > LARGEST_VALUE:
         return None
     return [np.arange(start, limit, step, dtype=a[0].dtype)]
 

@@ -8,7 +8,7 @@ ONNX's schemas, from shape functions of operators without a schema, or from the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,13 @@ from spa.errors import ModelError
 from spa.model import contrib_shapes  # noqa: F401 # registers them
 from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, has_notation, noted, shape_function
-from spa.model.shape_values import FOLDERS
+from spa.model.shape_values import FOLDERS, LARGEST_VALUE
 from spa.model.traits import NUMPY_FLOATS, SIZES, Trait, traits
 
 OutputType = tuple[int, "Shape | None"]  # element type and shape of an output
 
-VALUE_LIMIT = 4096  # elements of an integer tensor that is still worth computing
+CONSTANT_LIMIT = 4096  # elements of an integer constant whose value is still looked at
+VALUE_LIMIT = 1 << 15  # elements of an integer tensor that is still worth computing
 FLOAT_LIMIT = 8  # elements of a float vector computed from shapes (scales, sizes)
 
 
@@ -59,7 +60,12 @@ class Walker:
         self._memo: dict[Any, list[OutputType] | None] = {}
 
     def walk(
-        self, graph: Graph, inputs: Mapping[str, Shape], unknown: int = 1009, override: Override | None = None
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Shape],
+        unknown: int = 1009,
+        override: Override | None = None,
+        known: Collection[str] = (),
     ) -> Walk:
         """Walk over the graph once.
 
@@ -69,6 +75,7 @@ class Walker:
             unknown: the size made up for axes whose size depends on data.
             override: called before each node is inferred: (node, walk so far) → values by operand, to use instead of
                 those that the walk found.
+            known: names of values that another walk has found small; they are computed here though they be larger.
 
         Raises:
             ModelError: an operator's inputs contradict its specification at these sizes.
@@ -85,7 +92,8 @@ class Walker:
                 continue
             values = override(node, walk) if override else {}
             try:
-                if not self._fold(node, walk, values):
+                limit = LARGEST_VALUE if node.outputs and node.outputs[0] in known else VALUE_LIMIT
+                if not self._fold(node, walk, values, limit):
                     self._infer(graph, node, walk, unknown, values)
             except ModelError as error:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
@@ -96,16 +104,17 @@ class Walker:
         walk.shape[name] = tuple(tensor.dims)
         walk.dtype[name] = tensor.data_type
         size = math.prod(tensor.dims)
-        if (tensor.data_type in SIZES and size <= VALUE_LIMIT) or (tensor.data_type in NUMPY_FLOATS and size <= 16):
+        if (tensor.data_type in SIZES and size <= CONSTANT_LIMIT) or (tensor.data_type in NUMPY_FLOATS and size <= 16):
             walk.value[name] = graph.array(name)
 
-    def _fold(self, node: Node, walk: Walk, values: Mapping[int, np.ndarray]) -> bool:
+    def _fold(self, node: Node, walk: Walk, values: Mapping[int, np.ndarray], limit: int) -> bool:
         """Compute the node's outputs where they are small, integer (or computed from shapes) and known.
 
         Args:
             node: the node.
             walk: the walk so far; takes in the outputs.
             values: by operand, to use instead of those that the walk found.
+            limit: the most elements of an output.
 
         Returns:
             Whether the outputs were computed.
@@ -126,7 +135,7 @@ class Walker:
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
             raise ModelError(f"{node.label}: {error}.") from error
-        if results is None or not all(_worth_keeping(r) for r in results):
+        if results is None or not all(_worth_keeping(r, limit) for r in results):
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
         floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
@@ -191,10 +200,10 @@ def _remedy(graph: Graph, walk: Walk) -> str:
     return f"The output shape of {node.label} was made up, since its operands decide it. Make them constants."
 
 
-def _worth_keeping(result: np.ndarray) -> bool:
+def _worth_keeping(result: np.ndarray, limit: int) -> bool:
     if result.dtype.kind == "f":
         return result.ndim <= 1 and result.size <= FLOAT_LIMIT
-    return result.size <= VALUE_LIMIT
+    return result.size <= limit
 
 
 def _tensor_type(dtype: int, shape: Shape) -> TypeProto:

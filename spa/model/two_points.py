@@ -1,72 +1,45 @@
 """Two walks over a graph, at two sizes of its dynamic inputs.
 
 A value that is equal in both walks is static, one that differs follows the input: that tells which entries of a shape
-may be written as constants.
+may be written as constants. The sizes of the second walk are therefore far from those of the first: at batches of 2 and
+3, the greater of the batch and a width of 7 would pass for a constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError
+from spa.model.extents import guesses
 from spa.model.graph import Graph
 from spa.model.shape_registry import Shape
 from spa.model.shapes import Override, Walk, Walker
+from spa.model.sizes import Guess, OpenInput, axis_name, batch_axes, free_axes, resolve, widened
 
 # Sizes made up for axes whose size depends on data, at either point: primes that are unlikely sizes.
 _UNKNOWN = (1009, 2003)
-
-# (batch and unnamed sizes, sequence-like sizes, image sizes) to try, in order, until two walks succeed.
-_SIZES = (
-    (2, 16, 224),
-    (3, 24, 256),
-    (2, 16, 64),
-    (3, 32, 96),
-    (1, 8, 32),
-    (2, 7, 640),
-    (1, 512, 512),
-    (4, 64, 128),
-)
+_MOST_ATTEMPTS = 8  # of axes of one kind that grow alone, where they cannot grow together
 
 
-def input_shapes(model: ModelProto, batch: int, sequence: int, image: int) -> dict[str, Shape]:
-    """Return concrete shapes of all inputs; equal symbolic names get equal sizes.
-
-    Args:
-        model: the model.
-        batch: the size of an open first axis.
-        sequence: the size of other open axes.
-        image: the size of open axes from the third on, in inputs of four axes or more.
-    """
-    size_of_name: dict[str, int] = {}
-    shapes = {}
-    weights = {t.name for t in model.graph.initializer}
+def open_inputs(model: ModelProto) -> tuple[OpenInput, ...]:
+    """Return the inputs that a caller must feed, with the sizes that they leave open; those that are no tensors not."""
+    weights = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    found = []
     for info in model.graph.input:
-        if info.name in weights:
+        if info.name in weights or not info.type.HasField("tensor_type"):
             continue
         tensor = info.type.tensor_type
-        dims = tensor.shape.dim
-        shape = []
-        for axis, dim in enumerate(dims):
-            if dim.HasField("dim_value") and dim.dim_value > 0:
-                shape.append(dim.dim_value)
-                continue
-            guess = batch if axis == 0 else image if len(dims) >= 4 and axis >= 2 else sequence
-            shape.append(size_of_name.setdefault(dim.dim_param, guess) if dim.dim_param else guess)
-        shapes[info.name] = tuple(shape)
-    return shapes
-
-
-def is_dynamic(model: ModelProto) -> bool:
-    """Tell whether any input has an axis whose size the model leaves open."""
-    return any(
-        not (d.HasField("dim_value") and d.dim_value > 0)
-        for i in model.graph.input
-        for d in i.type.tensor_type.shape.dim
-    )
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else axis_name(dim.dim_param)
+            for dim in tensor.shape.dim
+        )
+        integers = "INT" in TensorProto.DataType.Name(tensor.elem_type)
+        found.append(OpenInput(info.name, shape, integers))
+    return tuple(found)
 
 
 @dataclass
@@ -78,16 +51,24 @@ class TwoPoints:
         second: the walk at the second sizes; the same object as ``first`` for a model without open sizes.
         sizes: the input shapes at each point.
         walker: the walker, with its memory.
+        batch: the number of samples at the first point.
+        chosen: the sizes at the first point of the open axes that do not count samples, by ``input[axis]``.
     """
 
     first: Walk
     second: Walk
     sizes: tuple[dict[str, Shape], dict[str, Shape]]
     walker: Walker
+    batch: int
+    chosen: dict[str, int]
 
     def again(self, graph: Graph, overrides: Sequence[Override]) -> list[Walk]:
         """Walk another graph of the same interface (the pruned one) at the same points, with an override at each."""
-        return [self.walker.walk(graph, self.sizes[i], _UNKNOWN[i], override) for i, override in enumerate(overrides)]
+        known = ((), self.second.value)
+        return [
+            self.walker.walk(graph, self.sizes[i], _UNKNOWN[i], override, known[i])
+            for i, override in enumerate(overrides)
+        ]
 
     @property
     def walks(self) -> list[Walk]:
@@ -95,37 +76,132 @@ class TwoPoints:
         return [self.first] if self.second is self.first else [self.first, self.second]
 
 
-def two_points(graph: Graph) -> TwoPoints:
+def two_points(graph: Graph, sizes: Mapping[str, int] | None = None) -> TwoPoints:
     """Walk the graph at two input sizes that it accepts.
+
+    Args:
+        graph: the model.
+        sizes: sizes of open axes at the first point, by name or by ``input[axis]``; they stay open in what is made of
+            the graph.
 
     Raises:
         ModelError: the graph accepts none of the sizes tried; the first contradiction is quoted.
+        SizeError: ``sizes`` names no open axis.
+        PlanError: a size is not positive.
     """
     walker = Walker()
-    model = graph.model
-    walks: list[Walk] = []
-    sizes: list[dict[str, Shape]] = []
+    inputs = open_inputs(graph.model)
+    resolve(inputs, Guess(), sizes)  # refuses sizes that name nothing
+    start = _first(graph, walker, inputs, sizes)
+    first, shapes = start.walk, start.shapes
+    second, far = first, shapes
+    if start.free:
+        widen = partial(widened, inputs, start.guess, sizes)
+        second, far = _second(graph, walker, inputs, widen, start) or (first, shapes)
+    if second is first and first.open_axes:
+        second = walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=first.value)
+    _forget_data(first, second)
+    axes = batch_axes(inputs)
+    counted = ((each.name, axes[each.name]) for each in inputs)
+    return TwoPoints(
+        first=first,
+        second=second,
+        sizes=(shapes, far),
+        walker=walker,
+        batch=next((shapes[n][a] for n, a in counted if a is not None and not _is_fixed(inputs, n, a)), 1),
+        chosen={
+            f"{each.name}[{axis}]": shapes[each.name][axis]
+            for each in inputs
+            for axis, dim in enumerate(each.shape)
+            if not isinstance(dim, int) and axis != axes[each.name]
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first walk.
+
+    Attributes:
+        walk: what it found.
+        guess: where its sizes came from.
+        shapes: of the inputs.
+        free: by name what open axes count, and their sizes.
+    """
+
+    walk: Walk
+    guess: Guess
+    shapes: dict[str, Shape]
+    free: dict[str, tuple[str, int]]
+
+
+def _is_fixed(inputs: Sequence[OpenInput], name: str, axis: int) -> bool:
+    return any(each.name == name and isinstance(each.shape[axis], int) for each in inputs)
+
+
+def _shapes(inputs: Sequence[OpenInput], sizes: Mapping[str, int]) -> dict[str, Shape]:
+    return {
+        each.name: tuple(
+            dim if isinstance(dim, int) else sizes[f"{each.name}[{axis}]"] for axis, dim in enumerate(each.shape)
+        )
+        for each in inputs
+    }
+
+
+def _first(graph: Graph, walker: Walker, inputs: Sequence[OpenInput], sizes: Mapping[str, int] | None) -> _First:
+    """Walk at the first sizes that the graph accepts."""
     error: ModelError | None = None
-    for candidate in _SIZES:
-        shapes = input_shapes(model, *candidate)
-        if shapes in sizes:
+    tried: list[dict[str, Shape]] = []
+    for guess in guesses(graph.model):
+        shapes = _shapes(inputs, resolve(inputs, guess, sizes))
+        if shapes in tried:
             continue
+        tried.append(shapes)
         try:
-            walks.append(walker.walk(graph, shapes, unknown=_UNKNOWN[1] if walks else _UNKNOWN[0]))
-            sizes.append(shapes)
+            walk = walker.walk(graph, shapes, unknown=_UNKNOWN[0])
+            return _First(walk, guess, shapes, free_axes(inputs, guess, sizes))
         except ModelError as failure:
             error = error or failure
-            if not is_dynamic(model):
-                break
-        if len(walks) == 2 or (walks and not is_dynamic(model) and not walks[0].open_axes):
-            break
-    if not walks:
-        raise error or ModelError("the model has inputs that are not tensors. Export it with tensor inputs.")
-    if len(walks) == 1 and walks[0].open_axes:
-        walks.append(walker.walk(graph, sizes[0], unknown=_UNKNOWN[1]))
-    second = walks[1] if len(walks) == 2 else walks[0]
-    _forget_data(walks[0], second)
-    return TwoPoints(first=walks[0], second=second, sizes=(sizes[0], sizes[-1]), walker=walker)
+    raise error or ModelError("the model has inputs that are not tensors. Export it with tensor inputs.")
+
+
+def _second(
+    graph: Graph, walker: Walker, inputs: Sequence[OpenInput], widen: Callable[..., dict[str, int]], first: _First
+) -> tuple[Walk, dict[str, Shape]] | None:
+    """Walk at sizes far from the first ones: of all open axes, else of as many as the graph accepts, the batch first.
+
+    Args:
+        graph: the model.
+        walker: walks.
+        inputs: the inputs.
+        widen: returns sizes, given the ``names`` of the axes that grow and the ``factor``.
+        first: the walk at the first sizes.
+
+    Returns:
+        The walk and the inputs' shapes; None where no axis can grow.
+    """
+
+    def walk(names: Collection[str], factor: int) -> tuple[Walk, dict[str, Shape]] | None:
+        shapes = _shapes(inputs, widen(names=names, factor=factor))
+        try:
+            return walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=first.walk.value), shapes
+        except ModelError:
+            return None
+
+    everything = list(first.free)
+    if found := walk(everything, 4) or walk(everything, 2):
+        return found
+    kinds: dict[str, list[str]] = {}
+    for name, (kind, _) in first.free.items():
+        kinds.setdefault(kind, []).append(name)
+    grown: list[str] = []
+    best = None
+    for kind in sorted(kinds, key=lambda k: k != "batch"):
+        groups = [kinds[kind], *([n] for n in kinds[kind] if len(kinds[kind]) > 1)]
+        for names in groups[:_MOST_ATTEMPTS]:
+            if not set(names) <= set(grown) and (found := walk([*grown, *names], 4) or walk([*grown, *names], 2)):
+                grown, best = [*grown, *names], found
+    return best
 
 
 def _forget_data(first: Walk, second: Walk) -> None:

@@ -83,7 +83,9 @@ class Calibrated:
     def __post_init__(self) -> None:
         graph = self.analysis.graph
         model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
-        self._calibration_analysis = self.analysis if model is None else couple(Graph(model, graph.base))
+        self._calibration_analysis = (
+            self.analysis if model is None else couple(Graph(model, graph.base), self.analysis.points.chosen)
+        )
 
     def inputs(self, labels: Array | None = None) -> Inputs:
         """Return the inputs in the form that criteria take.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from spa.coupling.cost import Cost
@@ -50,11 +50,14 @@ class Report:
             all that follows is measured (on the samples themselves if it is 0); which repair was made
             (``reconstruct``); the outputs' mean squared change over their variance ``before`` and ``after`` it, of
             logits where an output ends in a softmax or sigmoid; the ``agreement`` of the decisions by such outputs;
-            the ``accuracy`` in percent of the dense and the pruned model, where labels were given.
+            the ``accuracy`` in percent of the dense and the pruned model, where labels were given; the shapes
+            of the first batch (``inputs``).
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
+        inputs: the shapes of the inputs at which MACs are counted, per sample.
+        sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 
     before: Cost
@@ -70,6 +73,8 @@ class Report:
     calibration: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     memory: int | None = None
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

@@ -6,14 +6,17 @@ from typing import Any
 
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel, group_fractions, measure
+from spa.model.sizes import open_keys
+from spa.model.two_points import open_inputs
 
 
 def inspection(analysis: Analysis) -> dict[str, Any]:
     """List groups by their fraction of the parameters, frozen groups and barriers with reasons, and the reach.
 
     Returns:
-        ``cost`` of the dense model, ``groups`` (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the
-        fraction of parameters that goes if half of every free group goes, and of those that cross normalisations, too.
+        ``cost`` of the dense model, the shapes of the ``inputs`` that it is counted for, the ``open`` axes; ``groups``
+        (prunable, largest first), ``frozen``, ``barriers``; ``reach``, the fraction of parameters that goes if half of
+        every free group goes, and of those that cross normalisations, too.
     """
     fractions = group_fractions(analysis)
 
@@ -34,6 +37,8 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
     rows = sorted((row(g) for g in analysis.groups if g.size > 1), key=lambda r: (-r["params"], r["name"]))
     return {
         "cost": measure(analysis).to_dict(),
+        "inputs": {name: list(shape) for name, shape in analysis.points.sizes[0].items()},
+        "open": open_keys(open_inputs(analysis.graph.model)),
         "groups": [r for r in rows if r["frozen"] is None],
         "frozen": [r for r in rows if r["frozen"] is not None],
         "barriers": [{"operator": o, "reason": r} for o, r in analysis.barriers.items()],

@@ -13,6 +13,7 @@ from spa.request.option import (
     ANYTHING,
     ARRAYS,
     FILE,
+    FUNCTION,
     NUMBER,
     NUMBERS,
     PATTERNS,
@@ -37,6 +38,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Pyt
     SIZES: {"type": "object", "additionalProperties": {"type": "integer"}},
     PATTERNS: {"type": "array", "items": {"type": "string"}},
     NUMBERS: {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
+    FUNCTION: {"type": "string"},
     ARRAYS: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,6 +24,11 @@ def count(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.2f}{prefix}"
     return f"{number:.0f}"
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Write shapes of inputs: x 2x3x64x64."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -61,6 +66,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
     for cells in cost_cells(report):
         _row(table, *cells)
     console.print(table)
+    if report.sizes:
+        console.print(Text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
         for cells in group_cells(report):
@@ -95,6 +102,8 @@ def calibrated(found: dict[str, Any]) -> str:
     held_out = found["held_out"]
     where = f"on {held_out} others" if held_out else "on the same inputs"
     text = f"{found['samples']} {found['source']} inputs"
+    if "inputs" in found:
+        text += f" ({shapes_text(found['inputs'])})"
     if found["before"] is not None:
         text += f"; output error (MSE / variance) {where}: {found['before']:.3f} after pruning"
         if found["after"] != found["before"]:
@@ -108,7 +117,7 @@ def calibrated(found: dict[str, Any]) -> str:
 
 def timed(found: dict[str, Any]) -> str:
     """Say the latency before and after, in one line."""
-    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
+    inputs = shapes_text(found["inputs"])
     return (
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
         f"({found['threads']} threads; {inputs})"
@@ -120,6 +129,9 @@ def show_inspection(found: dict[str, Any], source: str, most: int | None) -> Non
     console = Console()
     cost = found["cost"]
     console.print(Text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
+    console.print(Text(f"MACs per sample, counted for {shapes_text(found['inputs'])}"))
+    if found["open"]:
+        console.print(Text(f"open axes: {', '.join(found['open'])} (--size NAME=N counts for other sizes)"))
     table = _table("groups, by fraction of the parameters", "group", "channels", "params", "MACs", "crosses")
     for g in found["groups"][:most]:
         crosses = g["crossings"][0] if g["crossings"] else ""
@@ -154,12 +166,13 @@ def show_verification(found: VerifyReport) -> None:
         equal = "-" if o.equal is None else "yes" if o.equal else "no"
         _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
     console.print(table)
+    console.print(Text(f"on inputs such as {shapes_text(found.inputs)}"))
 
 
 def show_proof(found: Proof) -> None:
     """Print whether the pruned network equals the masked original, and what that says."""
     console = Console()
-    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
+    inputs = shapes_text(found.inputs)
     verdict = "equal to" if found.holds else "DIFFERENT from"
     console.print(Text(f"{len(found.groups)} groups pruned: {verdict} the masked original"))
     console.print(
@@ -190,3 +203,5 @@ def show_bench(found: BenchReport) -> None:
         cells = [f"{m.median_ms:.3f}", f"{m.p10_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.throughput:.1f}", f"{m.speedup:.2f}x"]
         _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
     console.print(table)
+    for shapes in {shapes_text(inputs): None for inputs in found.inputs}:
+        console.print(Text(f"timed with {shapes}"))

@@ -15,7 +15,7 @@ spa.errors.PlanError: ratio=0.3 and latency_ms=2 are asked for together. Choose 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from spa.request.option import (
     ANYTHING,
     ARRAYS,
     FILE,
+    FUNCTION,
     NUMBER,
     NUMBERS,
     PATTERNS,
@@ -220,7 +221,7 @@ class Inputs(Section):
     data: Any = option(
         None,
         "inputs to learn from: `.npz` (arrays named like the inputs), `.npy`, a folder of arrays or images; in Python "
-        "also an iterable of feeds. Made up if not given",
+        "also arrays, a data loader, a dataset, a list of feeds. Made up if not given",
         kind=FILE,
     )
     samples: int = option(
@@ -240,6 +241,12 @@ class Inputs(Section):
     )
     std: tuple[float, ...] | None = option(
         None, "what images are then divided by, per channel", kind=NUMBERS, shown="ImageNet's"
+    )
+    preprocess: Callable[[Any], Any] | None = option(
+        None,
+        "a function that makes inputs of a sample: of an image of a folder (`PIL.Image`), a row of arrays or of a "
+        "dataset, an item of an iterable",
+        kind=FUNCTION,
     )
 
 
@@ -285,7 +292,12 @@ class Timing(Section):
     )
     batch: int = option(1, "samples per run while timing", kind=WHOLE, bounds=(1, None))
     sizes: Mapping[str, int] | None = option(
-        None, "the size of another open axis while timing, `NAME=N`; repeatable", kind=SIZES, flag="size"
+        None,
+        "the size of an open axis, by its name or as `input[axis]`, wherever a size is needed: MACs, made-up inputs, "
+        "timing; the axis stays open in the result. `NAME=N`; repeatable",
+        kind=SIZES,
+        flag="size",
+        shown="realistic ones, which `spa inspect` shows",
     )
     seed: int = option(0, "the seed of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
 

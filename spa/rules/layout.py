@@ -219,7 +219,7 @@ def _restate_bounds(cuts: list[tuple[Expr, Expr, Expr, int]], end: int) -> Any:
 
 @rule("Pad")
 def pad(op: Op) -> None:
-    """Put new indices before and after each axis, which are removable, too; edges and mirrors freeze.
+    """Put new indices before and after each axis, which are removable, too; edges, mirrors and open amounts freeze.
 
     Spec: https://onnx.ai/onnx/operators/onnx__Pad.html.
     """
@@ -229,11 +229,17 @@ def pad(op: Op) -> None:
         raise Barrier("pads are missing")
     where = op.ints("axes", 3) or list(range(len(axes)))
     count = len(where)
+    far = op.second[1] if op.has(1) else None
+    elsewhere = pads if far is None else np.ravel(far).tolist()
     places: list[tuple[Expr | None, Expr | None]] = [(None, None)] * count
     mode = op.attr("mode", "constant")
     for i, axis in enumerate(where):
         axis = op.positive(axis, len(axes))
         before, after = pads[i], pads[i + count]
+        if (before, after) != (elsewhere[i], elsewhere[i + count]):  # at another size other indices are padding
+            op.freeze(axes[axis], "pads it by an amount that follows the input")
+            axes[axis] = op.opaque(axes[axis].size + before + after)
+            continue
         if before == after == 0:
             continue
         if mode != "constant" or before < 0 or after < 0:

@@ -28,7 +28,6 @@ import onnxruntime as ort
 from spa.errors import InvariantError, ModelError, PlanError
 from spa.running.feeds import Recipe, first_run, resolve_sizes
 from spa.running.memory import peak_resident
-from spa.running.ranges import ranges_for
 from spa.running.runtime import (
     ORT_ERRORS,
     Model,
@@ -280,8 +279,7 @@ def _recipes(named: Sequence[tuple[Model, str]], threads: int, options: _Inputs)
     recipes = []
     for (model, name), own in zip(named, _sizes_of_each(named, options.sizes or {}), strict=True):
         session = load_session(model, threads=threads, name=name)
-        ranges = ranges_for(model, input_specs(session))
-        recipe, _ = first_run(session, seed=options.seed, batch=options.batch, sizes=own, ranges=ranges, name=name)
+        recipe, _ = first_run(session, model=model, seed=options.seed, batch=options.batch, sizes=own, name=name)
         recipes.append(recipe)
     return recipes
 

@@ -1,14 +1,12 @@
 """Inputs for a model that nobody has described: seeded, of the right type, and likely to run.
 
 What an input may hold is read from the graph where the graph says it (ids that index an embedding stay below
-its rows) and from the input's name where it does not (masks, positions, lengths). Sizes of dynamic axes are
-guessed from their names, then from their positions; where onnxruntime refuses a guess, a short list of others is
-tried.
+its rows) and from the input's name where it does not (masks, positions, lengths). Sizes of dynamic axes are those of
+:mod:`spa.model.sizes`, as in the analysis; where onnxruntime refuses them, a short list of others is tried.
 """
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import zlib
@@ -20,8 +18,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from spa.errors import ModelError, PlanError, UnsupportedError
-from spa.running.ranges import input_ranges
+from spa.errors import ModelError, UnsupportedError
+from spa.model.extents import guesses
+from spa.model.sizes import FALLBACKS, Guess, OpenInput, axis_name, batch_axes, kind_of_axis, open_keys, resolve
+from spa.running.ranges import input_ranges, ranges_for
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph, run
 
 __all__ = [
@@ -33,29 +33,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Guess:
-    """Sizes for dynamic axes by their kind, and the bound of integers about which nothing is known."""
-
-    batch: int = 2
-    sequence: int = 8
-    image: int = 64
-    integers: int = 8
-
-
-# Tried in this order. Why each: the default; exporters that fixed a batch of one inside the graph; the image
-# size that most classifiers were trained for; powers of two for detectors and U-Nets; audio models with a
-# long receptive field; graphs in which axes of different kinds must agree, which size one satisfies by
-# broadcasting.
-_GUESSES = (
-    Guess(),
-    Guess(batch=1),
-    Guess(batch=1, sequence=16, image=224, integers=2),
-    Guess(batch=2, sequence=32, image=32, integers=2),
-    Guess(batch=1, sequence=64, image=512, integers=1),
-    Guess(batch=1, sequence=2048, image=640, integers=1),
-    Guess(batch=1, sequence=1, image=32, integers=1),
-)
+_GUESSES = (Guess(), *FALLBACKS)  # for a session alone, of which the graph is not known
 
 
 @dataclass(frozen=True)
@@ -109,21 +87,15 @@ class Recipe:
 
     @property
     def batch(self) -> int:
-        """Samples per run: the size of the axis called batch, else of the first axis of all."""
+        """Samples per run: the size of the axis along which samples lie, of the first input that has one."""
+        axes = batch_axes([open_input(spec) for spec in self.specs])
         for spec in self.specs:
-            for axis, dim in enumerate(spec.shape):
-                if isinstance(dim, str) and _kind(spec, axis, dim) == "batch":
-                    return self.sizes[f"{spec.name}[{axis}]"]
-        first = next((spec for spec in self.specs if len(spec.shape) >= 2), None)
-        if first is None:
-            return 1
-        dim = first.shape[0]
-        return dim if isinstance(dim, int) else self.sizes[f"{first.name}[0]"]
+            if (axis := axes[spec.name]) is not None:
+                dim = spec.shape[axis]
+                return dim if isinstance(dim, int) else self.sizes[f"{spec.name}[{axis}]"]
+        return 1
 
 
-_BATCH = re.compile(r"batch|(^|_)(n|b|bs|bsz)($|_)|^unk__", re.IGNORECASE)
-_IMAGE = re.compile(r"height|width|image|pixel|(^|_)[hw]($|_)", re.IGNORECASE)
-_SEQUENCE = re.compile(r"seq|len|time|token|frame|past|cache|steps|(^|_)[tsl]($|_)", re.IGNORECASE)
 _MASK = re.compile(r"mask", re.IGNORECASE)
 _POSITION = re.compile(r"position", re.IGNORECASE)
 _SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)
@@ -160,14 +132,21 @@ def make_feeds(
         PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
         ModelError: the model cannot be read.
     """
-    specs, known = _describe(session_or_model_path, ranges)
-    guess = _GUESSES[0] if batch is None else replace(_GUESSES[0], batch=batch)
+    source = session_or_model_path
+    if isinstance(source, str | os.PathLike | bytes | onnx.ModelProto):
+        graph = load_graph(source)
+        specs, guess = input_specs(graph), guesses(graph)[0]
+        known = input_ranges(graph) if ranges is None else ranges
+    else:
+        specs, guess, known = input_specs(source), _GUESSES[0], ranges or {}
+    guess = guess if batch is None else replace(guess, batch=batch)
     return Recipe(specs, resolve_sizes(specs, guess, sizes), known, guess).feeds(seed)
 
 
 def working_feeds(
     session: ort.InferenceSession,
     *,
+    model: Model | None = None,
     seed: int = 0,
     batch: int | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -178,10 +157,11 @@ def working_feeds(
 
     Args:
         session: from ``spa.running.runtime.load_session``.
+        model: as for ``first_run``.
         seed: as for ``make_feeds``.
         batch: as for ``make_feeds``; if given, it is kept in every attempt.
         sizes: as for ``make_feeds``; kept in every attempt.
-        ranges: exclusive upper bounds of inputs, from ``input_ranges``.
+        ranges: exclusive upper bounds of inputs; from ``ranges_for`` if not given.
         name: what messages call the model.
 
     Returns:
@@ -192,13 +172,14 @@ def working_feeds(
         PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
         ModelError: no attempt ran; the message quotes onnxruntime's reason for refusing the first.
     """
-    recipe, _ = first_run(session, seed=seed, batch=batch, sizes=sizes, ranges=ranges, name=name)
+    recipe, _ = first_run(session, model=model, seed=seed, batch=batch, sizes=sizes, ranges=ranges, name=name)
     return recipe.feeds(seed)
 
 
 def first_run(
     session: ort.InferenceSession,
     *,
+    model: Model | None = None,
     seed: int = 0,
     batch: int | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -210,10 +191,11 @@ def first_run(
 
     Args:
         session: from ``spa.running.runtime.load_session``.
+        model: what the session runs; its graph tells the sizes, which are then those of the analysis, and ``ranges``.
         seed: as for ``make_feeds``.
         batch: as for ``working_feeds``.
         sizes: as for ``working_feeds``.
-        ranges: exclusive upper bounds of inputs, from ``input_ranges``.
+        ranges: exclusive upper bounds of inputs; from ``ranges_for`` if not given.
         name: what messages call the model.
         specs: the inputs to make, where they are narrower than the session's own (a second model must take
             them too).
@@ -227,10 +209,12 @@ def first_run(
         ModelError: as ``working_feeds``.
     """
     specs = tuple(input_specs(session) if specs is None else specs)
+    if ranges is None:
+        ranges = {} if model is None else ranges_for(model, specs)
     first: ModelError | None = None
     tried: list[str] = []
-    for guess, resolved in _attempts(specs, batch, sizes):
-        recipe = Recipe(specs, resolved, ranges or {}, guess)
+    for guess, resolved in _attempts(specs, _guesses_for(model, specs), batch, sizes):
+        recipe = Recipe(specs, resolved, ranges, guess)
         feeds = recipe.feeds(seed)
         try:
             return recipe, run(session, feeds, name=name)
@@ -255,36 +239,39 @@ def resolve_sizes(
         Sizes by ``input[axis]``, for every dynamic axis of every input.
 
     Raises:
-        PlanError: ``sizes`` names no dynamic axis, or a size is not positive.
+        SizeError: ``sizes`` names no dynamic axis.
+        PlanError: a size is not positive.
     """
-    guess = guess or _GUESSES[0]
-    sizes = dict(sizes or {})
-    dynamic = [(spec, axis, dim) for spec in specs for axis, dim in enumerate(spec.shape) if not isinstance(dim, int)]
-    _check_sizes(sizes, dynamic)
-    # Plain names first: an expression such as `past + sequence` is computed from them.
-    values = {name: size for name, size in sizes.items() if "[" not in name}
-    for spec, axis, dim in dynamic:
-        if dim and dim.isidentifier() and not _is_total(dim):
-            values.setdefault(dim, _size_of(spec, axis, dim, guess))
-    resolved = {}
-    for spec, axis, dim in dynamic:
-        if dim and dim not in values:
-            size = _total(values) if _is_total(dim) else _evaluate(dim, values)
-            values[dim] = _size_of(spec, axis, dim, guess) if size is None else max(size, 1)
-        key = f"{spec.name}[{axis}]"
-        resolved[key] = sizes.get(key) or (values[dim] if dim else _size_of(spec, axis, dim, guess))
-    return resolved
+    return resolve([open_input(spec) for spec in specs], guess or _GUESSES[0], sizes)
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------
 
 
+def open_input(spec: TensorSpec) -> OpenInput:
+    """Return an input as far as its sizes go."""
+    shape = tuple(dim if isinstance(dim, int) or dim is None else axis_name(dim) for dim in spec.shape)
+    return OpenInput(spec.name, shape, "int" in spec.element)
+
+
+def _guesses_for(model: Model | None, specs: Sequence[TensorSpec]) -> tuple[Guess, ...]:
+    """Return the sizes to try; the model is not read where all its axes but the batch are fixed."""
+    inputs = [open_input(spec) for spec in specs]
+    if model is None or not any(
+        not isinstance(dim, int) and kind_of_axis(each, axis) != "batch"
+        for each in inputs
+        for axis, dim in enumerate(each.shape)
+    ):
+        return _GUESSES
+    return guesses(load_graph(model))
+
+
 def _attempts(
-    specs: Sequence[TensorSpec], batch: int | None, sizes: Mapping[str, int] | None
+    specs: Sequence[TensorSpec], choices: Sequence[Guess], batch: int | None, sizes: Mapping[str, int] | None
 ) -> Iterator[tuple[Guess, dict[str, int]]]:
     seen: set[tuple[object, ...]] = set()
     free_integers = any(spec.dtype is not None and spec.dtype.kind in "iu" for spec in specs)
-    for guess in _GUESSES:
+    for guess in choices:
         if batch is not None:
             guess = replace(guess, batch=batch)
         resolved = resolve_sizes(specs, guess, sizes)
@@ -294,102 +281,15 @@ def _attempts(
             yield guess, resolved
 
 
-def _size_of(spec: TensorSpec, axis: int, dim: str | None, guess: Guess) -> int:
-    kind = _kind(spec, axis, dim)
-    return 3 if kind == "channels" else int(getattr(guess, kind))
-
-
-def _kind(spec: TensorSpec, axis: int, dim: str | None) -> str:
-    """Tell what one dynamic axis counts, by its name, else by its position."""
-    # tf2onnx calls every unknown axis unk__123; behind the first, its position says more.
-    if dim and not (dim.startswith("unk__") and axis > 0):
-        # "Sequence" before "batch": `n_tokens` counts tokens.
-        for pattern, kind in ((_SEQUENCE, "sequence"), (_IMAGE, "image"), (_BATCH, "batch")):
-            if pattern.search(dim):
-                return kind
-    rank = len(spec.shape)
-    if axis == 0:
-        return "batch"
-    if rank >= 4:
-        # Channels-last images leave the last axis static; channels-first ones the second.
-        channels_last = isinstance(spec.shape[-1], int) and not isinstance(spec.shape[1], int)
-        return "image" if axis >= 2 or channels_last else "channels"
-    return "image" if rank == 3 and axis == 2 else "sequence"
-
-
-def _is_total(dim: str) -> bool:
-    return dim in ("total_sequence_length", "total_seq_len", "total_length")
-
-
-def _total(values: Mapping[str, int]) -> int | None:
-    """Add up what exporters of decoders call total, the cached tokens and the new ones; None without either."""
-    parts = [size for name, size in values.items() if re.fullmatch(r"(past_)?seq(uence)?_len(gth)?", name)]
-    return sum(parts) if parts else None
-
-
-def _check_sizes(sizes: Mapping[str, int], dynamic: Sequence[tuple[TensorSpec, int, str | None]]) -> None:
-    named = {name for *_, dim in dynamic if dim for name in (dim, *_names(dim))}
-    known = named | {f"{spec.name}[{axis}]" for spec, axis, _ in dynamic}
-    for name, size in sizes.items():
-        if name not in known:
-            listed = ", ".join(sorted(named | {f"{s.name}[{i}]" for s, i, dim in dynamic if not dim}))
-            raise PlanError(f"sizes: '{name}' is not a dynamic axis. Choose from: {listed or 'none'}.")
-        if size < 1:
-            raise PlanError(f"sizes: '{name}' is {size}. Give at least 1.")
-
-
-def _names(expression: str) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*", expression)
-
-
-def _evaluate(expression: str, values: Mapping[str, int]) -> int | None:
-    """Compute the size of an axis that is called, say, ``past + sequence`` or ``2*s0``; None if that fails."""
-    try:
-        return _value(ast.parse(expression.strip(), mode="eval").body, values)
-    except (SyntaxError, ValueError, KeyError, ZeroDivisionError):
-        return None
-
-
-def _value(node: ast.expr, values: Mapping[str, int]) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.Name):
-        return values[node.id]
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, values), _value(node.right, values)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.Div | ast.FloorDiv):
-            return left // right
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        arguments = [_value(argument, values) for argument in node.args]
-        if node.func.id.lower() in ("min", "max", "floor"):
-            return min(arguments) if node.func.id.lower() == "min" else max(arguments)
-    raise ValueError(ast.dump(node))
-
-
 # -- values --------------------------------------------------------------------------------------------------
-
-
-def _describe(
-    source: ort.InferenceSession | Model, ranges: Mapping[str, int] | None
-) -> tuple[tuple[TensorSpec, ...], Mapping[str, int]]:
-    if isinstance(source, str | os.PathLike | bytes | onnx.ModelProto):
-        graph = load_graph(source)
-        return input_specs(graph), input_ranges(graph) if ranges is None else ranges
-    return input_specs(source), ranges or {}
 
 
 def _length(spec: TensorSpec, shape: tuple[int, ...]) -> int:
     """Return the most that an input with lengths may state, going by one other input."""
-    named = [
-        size for dim, size in zip(spec.shape, shape, strict=True) if isinstance(dim, str) and _SEQUENCE.search(dim)
-    ]
-    return min(named or shape[:2])
+    of = open_input(spec)
+    kinds = {a: kind_of_axis(of, a) for a, dim in enumerate(spec.shape) if not isinstance(dim, int)}
+    steps = [shape[axis] for axis, kind in kinds.items() if kind in ("sequence", "series", "past") and spec.shape[axis]]
+    return min(steps or shape[:2])
 
 
 def _draw(
@@ -437,12 +337,6 @@ def _say_sizes(feeds: Mapping[str, np.ndarray]) -> str:
 
 
 def _remedy(specs: Iterable[TensorSpec]) -> str:
-    names = [
-        str(dim or f"{spec.name}[{axis}]")
-        for spec in specs
-        for axis, dim in enumerate(spec.shape)
-        if not isinstance(dim, int)
-    ]
-    if names:
-        return f"Give the sizes of its dynamic axes: {', '.join(dict.fromkeys(names))}."
+    if names := open_keys(open_input(spec) for spec in specs):
+        return f"Give the sizes of its dynamic axes: {', '.join(names)}."
     return "Its inputs have fixed sizes, so the model itself, or the values it needs, are the cause."

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.numpy_helper
@@ -14,6 +15,10 @@ from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
 __all__ = ["input_ranges", "ranges_for"]
+
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_SMALL_NUMBERS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.FLOAT)
+_LONGEST_LIST = 1 << 16  # of categories
 
 # Carriers' operands whose values come through, where that is not the first one alone.
 _CARRIED_OPERANDS = {"Concat": slice(None), "Max": slice(None), "Min": slice(None), "Where": slice(1, None)}
@@ -29,6 +34,7 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
        GatherBlockQuantized) stays below the length of the gathered axis.
     2. So does one that reaches an operand of com.microsoft EmbedLayerNormalization with a table of its own.
     3. One that reaches OneHot stays below its depth.
+    4. One that is compared by Equal with a constant list 0, 1, 2 … stays below its length: that is a one-hot, too.
 
     "Reaches" means: through operators that move or copy values, and through the addition of a constant,
     which is taken off the bound. Where several bounds meet, the smallest counts.
@@ -73,6 +79,7 @@ class _Tracer:
         reach: by tensor the inputs that it stems from, each with what was added on the way.
         shapes: of initializers, and of tables that operators move.
         constants: the integers of a single element.
+        counts: of constants that list 0, 1, 2 …, their lengths.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -80,6 +87,7 @@ class _Tracer:
         self.reach: dict[str, dict[str, int]] = {spec.name: {spec.name: 0} for spec in input_specs(model)}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.constants: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         self._read(model.graph)
 
     def walk(self, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -99,9 +107,15 @@ class _Tracer:
 
     def _record(self, name: str, tensor: onnx.TensorProto) -> None:
         self.shapes[name] = tuple(tensor.dims)
-        scalar = math.prod(tensor.dims) == 1 and tensor.data_location != onnx.TensorProto.EXTERNAL
-        if scalar and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        size = math.prod(tensor.dims)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or not 0 < size <= _LONGEST_LIST:
+            return
+        if size == 1 and tensor.data_type in _INTEGERS:
             self.constants[name] = int(onnx.numpy_helper.to_array(tensor).item())
+        elif size > 1 and size == max(tensor.dims) and tensor.data_type in (*_INTEGERS, *_SMALL_NUMBERS):
+            values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+            if np.array_equal(values, np.arange(size)):
+                self.counts[name] = size
 
     def _constant(self, node: onnx.NodeProto) -> None:
         """Record constants, and tables behind an operator that keeps or permutes their axes."""
@@ -117,8 +131,11 @@ class _Tracer:
             return
         if node.op_type in ("Identity", "Cast", "DequantizeLinear"):
             self.shapes[node.output[0]] = shape
-            if node.op_type != "DequantizeLinear" and node.input[0] in self.constants:
-                self.constants[node.output[0]] = self.constants[node.input[0]]
+            for known in (self.constants, self.counts) if node.op_type != "DequantizeLinear" else ():
+                if node.input[0] in known:
+                    known[node.output[0]] = known[node.input[0]]
+        elif node.op_type in ("Unsqueeze", "Reshape") and node.input[0] in self.counts:
+            self.counts[node.output[0]] = self.counts[node.input[0]]
         elif node.op_type == "Transpose":
             perm = _attribute(node, "perm") or range(len(shape))[::-1]
             self.shapes[node.output[0]] = tuple(shape[axis] for axis in perm)
@@ -132,6 +149,9 @@ class _Tracer:
             self._limit(inputs[1], self._size(inputs[0], _attribute(node, "batch_dims") or 0))
         elif node.op_type == "OneHot":
             self._limit(inputs[0], self.constants.get(inputs[1]))
+        elif node.op_type == "Equal":
+            for here, other in ((0, 1), (1, 0)):
+                self._limit(inputs[here], self.counts.get(inputs[other]))
         elif node.op_type == "EmbedLayerNormalization":
             for ids, table in _EMBED.items():
                 if max(ids, table) < len(inputs):

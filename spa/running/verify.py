@@ -13,7 +13,6 @@ import onnxruntime as ort
 
 from spa.errors import UnsupportedError
 from spa.running.feeds import first_run
-from spa.running.ranges import ranges_for
 from spa.running.runtime import Model, TensorSpec, input_specs, load_session, model_name, output_specs, run
 
 __all__ = ["OutputDifference", "VerifyReport", "verify"]
@@ -211,7 +210,7 @@ class _Reference:
                 seed=options.all_seeds[0],
                 batch=options.batch,
                 sizes=options.sizes,
-                ranges=ranges_for(model, self.inputs),
+                model=model,
                 name=name,
                 specs=specs,
             )

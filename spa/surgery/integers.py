@@ -31,14 +31,15 @@ def restated(tie: Tie, kept: Kept, old: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class WrongOperand:
-    """An operand whose computed value is wrong after pruning.
+class ComputedOperand:
+    """An operand that is computed, before and after pruning.
 
     Attributes:
         node: the node that reads it.
         operand: its position.
         expected: the value that it should have, at each point of the analysis.
         actual: the value that the pruned graph computes, at each point.
+        is_wrong: whether they differ at one of them.
     """
 
     node: Node
@@ -46,17 +47,18 @@ class WrongOperand:
     expected: list[np.ndarray] = field(default_factory=list)
     actual: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, point: int, expected: np.ndarray, actual: np.ndarray) -> None:
-        """Note the values at a point; a point before it at which nothing was wrong agrees with itself."""
-        self.expected += [expected] * (point + 1 - len(self.expected))
-        self.actual += [actual] * (point + 1 - len(self.actual))
+    is_wrong: bool = False
 
-    def complete(self, points: int) -> None:
-        """Fill in the points after the last at which something was wrong."""
-        self.add(points - 1, self.expected[-1], self.actual[-1])
+    def add(self, expected: np.ndarray, actual: np.ndarray) -> bool:
+        """Note the values at the next point; return whether they differ there."""
+        self.expected.append(expected)
+        self.actual.append(actual)
+        differs = actual.shape != expected.shape or not np.array_equal(actual, expected)
+        self.is_wrong |= differs
+        return differs
 
 
-def wrong_operands(analysis: Analysis, kept: Kept, pruned: Graph) -> list[WrongOperand]:
+def wrong_operands(analysis: Analysis, kept: Kept, pruned: Graph) -> list[ComputedOperand]:
     """Walk the pruned graph; find the computed integers that differ from what the algebra expects.
 
     Args:
@@ -67,18 +69,15 @@ def wrong_operands(analysis: Analysis, kept: Kept, pruned: Graph) -> list[WrongO
     Raises:
         InvariantError: the pruned graph has a shape that the algebra does not expect (a bug of ours).
     """
-    wrong: dict[tuple[int, int], WrongOperand] = {}
-    walks = analysis.points.walks
-    checks = [_checker(analysis, kept, before, point, wrong) for point, before in enumerate(walks)]
+    computed: dict[tuple[int, int], ComputedOperand] = {}
+    checks = [_checker(analysis, kept, before, computed) for before in analysis.points.walks]
     after = analysis.points.again(pruned, checks)
     _check_shapes(analysis, kept, after[0])
-    for operand in wrong.values():
-        operand.complete(len(walks))
-    return [operand for _, operand in sorted(wrong.items(), key=lambda item: item[0])]
+    return [operand for _, operand in sorted(computed.items(), key=lambda item: item[0]) if operand.is_wrong]
 
 
 def _checker(
-    analysis: Analysis, kept: Kept, before: Walk, point: int, wrong: dict[tuple[int, int], WrongOperand]
+    analysis: Analysis, kept: Kept, before: Walk, computed: dict[tuple[int, int], ComputedOperand]
 ) -> Override:
     """Return a check of each node: a computed operand must have its restated value, or its old one if it is data.
 
@@ -86,8 +85,7 @@ def _checker(
         analysis: the original model.
         kept: the indices to keep.
         before: the walk over the original graph at the same point.
-        point: the position of the point.
-        wrong: by (node index, operand); the check adds what it finds.
+        computed: by (node index, operand); the check adds what it finds at the point.
     """
 
     def check(node: Node, walk: Walk) -> Mapping[int, np.ndarray]:
@@ -102,8 +100,8 @@ def _checker(
             old = before.value[name]
             expected = restated(ties[operand], kept, old) if operand in ties else old
             actual = walk.value[node.inputs[operand]]
-            if actual.shape != expected.shape or not np.array_equal(actual, expected):
-                wrong.setdefault((node.index, operand), WrongOperand(law.node, operand)).add(point, expected, actual)
+            found = computed.setdefault((node.index, operand), ComputedOperand(law.node, operand))
+            if found.add(expected, actual):
                 values[operand] = expected
         return values
 
@@ -142,7 +140,7 @@ class Correction:
         self.constants[name] = numpy_helper.from_array(value, name)
 
 
-def correct(wrong: WrongOperand, fresh: Callable[[str], str]) -> Correction:
+def correct(wrong: ComputedOperand, fresh: Callable[[str], str]) -> Correction:
     """Compute the expected value: a constant, or the old value with its wrong entries replaced.
 
     Args:
@@ -163,7 +161,7 @@ def correct(wrong: WrongOperand, fresh: Callable[[str], str]) -> Correction:
     return _concatenated(wrong, stem, fresh)
 
 
-def _concatenated(wrong: WrongOperand, stem: str, fresh: Callable[[str], str]) -> Correction:
+def _concatenated(wrong: ComputedOperand, stem: str, fresh: Callable[[str], str]) -> Correction:
     """Concatenate the entries that follow the input (taken from the old value) and constants."""
     first, last = wrong.expected[0], wrong.expected[-1]
     if first.ndim != 1 or first.shape != last.shape:
@@ -191,7 +189,7 @@ def _concatenated(wrong: WrongOperand, stem: str, fresh: Callable[[str], str]) -
     return result
 
 
-def _counted(wrong: WrongOperand, stem: str, fresh: Callable[[str], str]) -> Correction:
+def _counted(wrong: ComputedOperand, stem: str, fresh: Callable[[str], str]) -> Correction:
     """Count all indices of Gather's first operand, in the shape that is expected."""
     first, last = wrong.expected[0], wrong.expected[-1]
     if wrong.node.op != "Gather" or wrong.node.attributes.get("axis", 0) != 0:
@@ -213,7 +211,7 @@ def _counted(wrong: WrongOperand, stem: str, fresh: Callable[[str], str]) -> Cor
     return result
 
 
-def _stuck(wrong: WrongOperand) -> UnsupportedError:
+def _stuck(wrong: ComputedOperand) -> UnsupportedError:
     return UnsupportedError(
         f"{wrong.node.label}: operand {wrong.operand} is computed from sizes that follow the input and that "
         "pruning changes. Leave its groups out with --ignore, or export the model with fixed input sizes."

@@ -17,8 +17,7 @@ from spa.coupling.plan import Plan
 from spa.errors import ModelError, PlanError, UnsupportedError
 from spa.model.graph import Graph
 from spa.running.feeds import first_run
-from spa.running.ranges import ranges_for
-from spa.running.runtime import input_specs, load_session, run
+from spa.running.runtime import load_session, run
 from spa.surgery.apply import apply
 from spa.surgery.masking import masked
 
@@ -132,8 +131,7 @@ def _run_dense(
     """Run the dense model on inputs that it accepts; return its outputs and the recipe of the inputs."""
     model = analysis.graph.self_contained()
     session = load_session(model, threads=threads, name="the dense model")
-    ranges = ranges_for(model, input_specs(session))
-    recipe, first = first_run(session, seed=seeds[0], sizes=sizes, ranges=ranges)
+    recipe, first = first_run(session, model=model, seed=seeds[0], sizes=sizes)
     if _largest([run(session, recipe.feeds(seeds[0]))], [first]) > 0:
         raise UnsupportedError(
             "the model gives other outputs when it is run again on the same inputs: it draws random numbers. "

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from spa.calibration.data import Calibration, read_data
+from spa.calibration.data import Calibration, Images, read_data
 from spa.errors import PlanError
 from spa.running.runtime import load_session, run
 
@@ -102,14 +102,14 @@ def test_lossless_casts() -> None:
 
 
 def test_few_samples_are_noted() -> None:
-    assert read_data(rows(31), VECTOR).notes == ("31 samples are few: the fit will be damped. Give 32 or more.",)
+    assert read_data(rows(31), VECTOR).notes == ("31 samples are few: the fit will be damped. Give 32 or more",)
 
 
 def test_fixed_batch_drops_the_remainder() -> None:
     read = read_data(rows(35), FIXED)
     assert [len(batch["x"]) for batch in read.batches] == [4] * 8
     assert read.samples == 32
-    assert read.notes == ("3 of 35 samples were dropped: the model takes batches of exactly 4.",)
+    assert read.notes == ("3 of 35 samples were dropped: the model takes batches of exactly 4",)
 
 
 def test_iterable_is_not_consumed_further() -> None:
@@ -190,7 +190,7 @@ def save_images(folder: Path) -> None:
         (["n", 3, 4, 6], (2, 3, 4, 6)),
         (["n", 4, 6, 3], (2, 4, 6, 3)),
         (["n", 1, 5, 5], (2, 1, 5, 5)),
-        (["n", 3, "height", "width"], (2, 3, 8, 12)),
+        (["n", 3, "height", "width"], (2, 3, 32, 32)),
     ],
 )
 def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> None:
@@ -207,7 +207,7 @@ def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> 
     colours = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     pixels = batch["x"] if shape[3] == 3 else batch["x"].transpose(0, 2, 3, 1)
     assert np.allclose(pixels[0], colours, atol=1e-5)
-    (plain,) = read_data(tmp_path, model, mean=[0, 0, 0], std=[1, 1, 1], samples=2).batches
+    (plain,) = read_data(tmp_path, model, images_as=Images([0, 0, 0], [1, 1, 1]), samples=2).batches
     assert plain["x"].max() == 1 and plain["x"].min() == 0
 
 
@@ -223,7 +223,7 @@ def test_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((4, 12), np.uint8)
     pixels[:, 4:8] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (batch,) = read_data(tmp_path, interface(x=(F, ["n", 1, 4, 4])), mean=[0], std=[1]).batches
+    (batch,) = read_data(tmp_path, interface(x=(F, ["n", 1, 4, 4])), images_as=Images([0], [1])).batches
     assert (batch["x"] == 1).all()
 
 
@@ -254,14 +254,21 @@ def test_images_have_no_named_labels(tmp_path: Path) -> None:
 
 def test_mean_and_std_must_fit(tmp_path: Path) -> None:
     save_images(tmp_path)
-    assert refusal(tmp_path, COLOUR, mean=[0.5]) == "mean: [0.5] does not fit. Give 3 numbers, one per channel."
-    assert refusal(tmp_path, COLOUR, std=[1, 0, 1]).startswith("std: [1.0, 0.0, 1.0] is not positive.")
-    assert refusal(rows(3), mean=[0, 0, 0]).startswith("mean and std: the data is no folder of images.")
+    assert (
+        refusal(tmp_path, COLOUR, images_as=Images(mean=[0.5]))
+        == "mean: [0.5] does not fit. Give 3 numbers, one per channel."
+    )
+    assert refusal(tmp_path, COLOUR, images_as=Images(std=[1, 0, 1])).startswith(
+        "std: [1.0, 0.0, 1.0] is not positive."
+    )
+    assert refusal(rows(3), images_as=Images(mean=[0, 0, 0])).startswith(
+        "mean and std: the data is no folder of images."
+    )
 
 
 def test_mean_and_a_folder_of_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", rows(3))
-    assert refusal(tmp_path, mean=[0.5]).startswith(f"mean and std: {tmp_path} holds arrays.")
+    assert refusal(tmp_path, images_as=Images(mean=[0.5])).startswith(f"mean and std: {tmp_path} holds arrays.")
 
 
 # --- files and folders that are refused ---
@@ -396,7 +403,10 @@ def test_nan_beyond_the_chosen_samples_is_found() -> None:
 
 def test_differing_numbers_of_samples() -> None:
     message = refusal({"x": rows(2), "ids": np.ones((3, 1), np.int64)}, TWO)
-    assert message.startswith("The data: its arrays differ in the number of samples ('x' 2, 'ids' 3).")
+    assert message == (
+        "The data: its arrays differ in the number of samples ('x' 2 along axis 0, 'ids' 3 along axis 0). "
+        "Give each as many, along that axis."
+    )
 
 
 def test_zero_samples(tmp_path: Path) -> None:
@@ -458,7 +468,6 @@ def test_models_that_cannot_be_fed() -> None:
     assert "it has no inputs" in refusal(rows(3), interface())
     assert "Input 's': arrays cannot hold its type tensor(string)." in refusal(rows(3), interface(s=(STR, ["n"])))
     assert "Input 's': it declares no axes" in refusal(rows(3), interface(s=(F, [])))
-    assert "different fixed sizes ('a' 2, 'b' 3)" in refusal({}, interface(a=(F, [2, 1]), b=(F, [3, 1])))
 
 
 def test_samples_are_held_out_of_what_fits_see() -> None:

@@ -15,7 +15,7 @@ from spa.algebra.axes import leaves
 from spa.coupling.analysis import couple
 from spa.model.graph import Graph
 from spa.model.versions import newest_opset
-from tests.oracle import Data, Indices, Net, check, freedom, verify, weight, wrap
+from tests.oracle import Data, Indices, Net, check, freedom, random_array, verify, weight, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
 
@@ -417,3 +417,18 @@ def test_an_axis_whose_size_depends_on_data_is_frozen() -> None:
     analysis = couple(Graph(net.model(net.node("Relu", "filled"))))
     reasons = {analysis.space.reason(d) for e in analysis.axes["filled"] for d in leaves(analysis.space.resolve(e))}
     assert reasons == {"ConstantOfShape 'fill' gives it a size that depends on data"}
+
+
+def test_padding_up_to_a_hop_is_not_removable_and_any_length_runs() -> None:
+    """Sound of any length is padded up to a multiple of 8 and framed: at one length 5 of 8 places are padding."""
+    net = Net()
+    x = net.input("sound", [1, "samples"])
+    one, hop = net.constant(np.int64(1)), net.constant(np.int64(8))
+    length = net.node("Gather", net.node("Shape", x), one, axis=0)
+    whole = net.node("Mul", net.node("Div", net.node("Add", length, net.constant(np.int64(7))), hop), hop)
+    missing = net.node("Unsqueeze", net.node("Sub", whole, length), net.constant(np.array([0])))
+    pads = net.node("Concat", net.constant(np.zeros(3, np.int64)), missing, axis=0)
+    frames = net.node("Reshape", net.node("Pad", x, pads), net.constant(np.array([-1, 8])))
+    model = net.model(net.matmul(net.node("Relu", net.matmul(frames, 8, 7)), 7, 3))
+    found = check(model, feeds=[{"sound": random_array(1, n, seed=n)} for n in (3, 8, 40)])
+    assert [g.size for g in found.groups] == [7]

@@ -430,7 +430,8 @@ def test_indices_that_count_all_elements_are_counted_anew() -> None:
 
 def test_indices_that_follow_two_open_sizes_are_refused_with_a_remedy() -> None:
     with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
-        check(gathered("n", "t"))
+        analysis = couple(Graph(gathered("n", "t")), {"t": 3})  # few enough indices to be computed, at both sizes
+        apply(analysis, make_plan(analysis, {next(g.name for g in analysis.free): np.arange(10)}))
 
 
 def test_a_computed_shape_that_follows_pruning_by_itself_stays_computed() -> None:
@@ -485,6 +486,53 @@ def test_a_number_that_the_input_and_a_pruned_size_decide_is_refused_with_a_reme
     y = net.node("Sub", net.gemm(h, 7, 2), net.node("Cast", count, to=TensorProto.FLOAT))
     with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
         check(net.model(y))
+
+
+@pytest.mark.parametrize("bound", ["Max", "Min"])
+def test_the_greater_of_the_batch_and_a_width_is_no_constant(bound: str) -> None:
+    """At batches of 2 and 3 it is the width, or the batch: a constant, or right as it is, which others are not."""
+    net = Net()
+    x = net.input("x", ["n", 5])
+    h = net.node("Sigmoid", net.gemm(x, 5, 8))
+    rows, width = (
+        net.node("Gather", net.node("Shape", tensor), net.constant(np.int64(axis)), axis=0)
+        for tensor, axis in ((x, 0), (h, 1))
+    )
+    divisor = net.node("Cast", net.node(bound, rows, width), to=TensorProto.FLOAT)
+    with pytest.raises(UnsupportedError, match=r"Div .*operand 1 is computed from sizes .* --ignore"):
+        check(net.model(net.node("Div", net.gemm(h, 8, 3), divisor)))
+
+
+def test_a_batch_stays_open_where_one_size_of_the_image_fits() -> None:
+    """Tokens of 512 x 512 pixels are mixed; a later shape takes the batch from the input, and a width that is pruned."""
+    net = Net()
+    x = net.input("x", ["batch", 3, "height", "width"])
+    patches = net.conv(x, 3, 16, (64, 64), strides=[64, 64], pads=[0] * 4)
+    tokens = net.matmul(net.node("Reshape", patches, net.constant(np.array([0, 16, -1]))), 64, 64)
+    h = net.node("Relu", net.matmul(net.node("Transpose", tokens, perm=[0, 2, 1]), 16, 32))
+    batch = net.node("Slice", net.node("Shape", x), net.constant(np.array([0])), net.constant(np.array([1])))
+    parts = (net.constant(np.array([n])) for n in (64, 4, 8))
+    split = net.node("Reshape", h, net.node("Concat", batch, *parts, axis=0))
+    y = net.node("ReduceSum", split, net.constant(np.array([2])), keepdims=0)
+    found = check(
+        net.model(net.matmul(y, 8, 10)), feeds=[{"x": random_array(n, 3, 512, 512, seed=n)} for n in (1, 2, 4)]
+    )
+    assert sorted(g.size for g in found.groups) == [4, 8, 16]
+
+
+def test_sums_of_open_sizes_stay_open() -> None:
+    """A mask as long as the cache and what is new."""
+    net = Net()
+    x, past = net.input("x", ["B", "S", 8]), net.input("past", ["B", "P", 16])
+    mask = net.input("mask", ["B", "P + S"])
+    keys = net.matmul(net.node("Relu", net.matmul(x, 8, 32)), 32, 16)
+    scores = net.node("ReduceSum", net.node("Concat", past, keys, axis=1), net.constant(np.array([2])), keepdims=0)
+    feeds = [
+        {"x": random_array(b, s, 8), "past": random_array(b, p, 16), "mask": random_array(b, p + s)}
+        for b, p, s in ((1, 3, 2), (4, 7, 1))
+    ]
+    found = check(net.model(net.node("Add", scores, mask)), feeds=feeds)
+    assert [g.size for g in found.groups] == [32]
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------
