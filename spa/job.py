@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
+    from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
     from spa.widths.latency import LatencyModel
@@ -458,7 +458,6 @@ def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterato
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
     from spa.calibration.data import Calibration, Images, held_out_samples, read_data
-    from spa.calibration.synthetic import synthesise
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
@@ -474,19 +473,30 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
         )
         return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
 
+    maker, notes = _maker(analysis, request)
+    with running():
+        imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
+
     def made_up(samples: int, seed: int) -> Calibration:
-        made = partial(synthesise, graph.self_contained(), samples, seed=seed, mean=inputs.mean, std=inputs.std)
-        notes: tuple[str, ...] = ()
         with running():
-            try:
-                batches = made(sizes=analysis.points.chosen)
-            except ModelError:
-                if not analysis.points.chosen:
-                    raise
-                batches = made(sizes=request.timing.sizes)
-                notes = ("onnxruntime refuses the sizes at which MACs were counted; inputs were made at others",)
+            batches = maker.batches(samples, seed=seed, imagery=imagery)
         count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, count, "synthetic", notes)
+        return Calibration(batches, None, count, "synthetic", (*notes, *([imagery.note] if imagery.note else [])))
 
     held_out = made_up(max(held_out_samples(inputs.samples), FEWEST_HELD_OUT), (seed + 1) % 2**32)
     return replace(made_up(inputs.samples, seed), held_out=held_out)
+
+
+def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str, ...]]:
+    """Prepare to make inputs up, at the sizes of the analysis where onnxruntime takes them; say where it does not."""
+    from spa.calibration.synthetic import Synthesiser
+
+    model, seed, chosen = analysis.graph.self_contained(), request.timing.seed, analysis.points.chosen
+    with running():
+        try:
+            return Synthesiser(model, seed, chosen), ()
+        except ModelError:
+            if not chosen:
+                raise
+            note = "onnxruntime refuses the sizes at which MACs were counted; inputs were made at others"
+            return Synthesiser(model, seed, request.timing.sizes), (note,)

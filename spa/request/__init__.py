@@ -55,6 +55,12 @@ def _budget() -> Any:  # imported where choices are asked for, so that --help st
     return budget
 
 
+def _domains() -> tuple[str, ...]:
+    from spa.calibration.imagery import DOMAINS
+
+    return DOMAINS
+
+
 def _criteria() -> Any:
     import spa.obspa.criterion
     import spa.zero.criterion  # noqa: F401 # both register a criterion
@@ -237,10 +243,23 @@ class Inputs(Section):
         kind=WORD,
     )
     mean: tuple[float, ...] | None = option(
-        None, "what is subtracted from images, per channel: `0.5,0.5,0.5`", kind=NUMBERS, shown="ImageNet's"
+        None,
+        "what is subtracted from images with values in 0..1, per channel: `0.5,0.5,0.5`",
+        kind=NUMBERS,
+        shown="ImageNet's, or what the network responds to",
     )
     std: tuple[float, ...] | None = option(
-        None, "what images are then divided by, per channel", kind=NUMBERS, shown="ImageNet's"
+        None,
+        "what images are then divided by, per channel",
+        kind=NUMBERS,
+        shown="ImageNet's, or what the network responds to",
+    )
+    domain: str = option(
+        "auto",
+        "what made-up images show: `photo`, `text`, `mixed` (half of each); `auto`: what suits the network's own "
+        "statistics or responses",
+        kind=WORD,
+        choices=_domains,
     )
     preprocess: Callable[[Any], Any] | None = option(
         None,

@@ -7,7 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from spa.calibration.synthetic import dead_leaves, pink_noise, synthesise
+from spa.calibration.imagery import Imagery
+from spa.calibration.leaves import dead_leaves
+from spa.calibration.synthetic import pink_noise, synthesise
 from spa.errors import PlanError
 from spa.running.runtime import input_specs, load_session, run
 
@@ -121,7 +123,7 @@ def test_the_type_of_floats_is_kept(dtype, numpy_type, shape):
 
 @pytest.mark.parametrize(("shape", "axis"), [(("n", 3, 16, 24), 1), (("n", 16, 24, 3), 3), (("n", 1, 9, 9), 1)])
 def test_images_have_their_channels_where_the_model_has_them(shape, axis):
-    (feeds,) = synthesise(one_input(shape=shape), 8, mean=0, std=1)
+    (feeds,) = synthesise(one_input(shape=shape), 8, imagery=Imagery(mean=0, std=1))
     images = np.moveaxis(feeds["x"], axis, 1)
     assert images.min() >= 0
     assert images.max() <= 1
@@ -130,7 +132,7 @@ def test_images_have_their_channels_where_the_model_has_them(shape, axis):
 
 def test_images_are_normalised_as_asked():
     plain, default, own = (
-        synthesise(one_input(), 4, **options)[0]["x"]
+        synthesise(one_input(), 4, imagery=Imagery(**options))[0]["x"]
         for options in ({"mean": 0, "std": 1}, {}, {"mean": [0.1, 0.2, 0.3], "std": 0.5})
     )
     mean, std = np.reshape([0.485, 0.456, 0.406], (3, 1, 1)), np.reshape([0.229, 0.224, 0.225], (3, 1, 1))
@@ -171,7 +173,14 @@ def test_masks_remain_masks():
 
 
 @pytest.mark.parametrize(
-    "options", [{"samples": 0}, {"batch": 0}, {"std": 0}, {"mean": [0.1, 0.2]}, {"sizes": {"no": 1}}]
+    "options",
+    [
+        {"samples": 0},
+        {"batch": 0},
+        {"imagery": Imagery(std=0)},
+        {"imagery": Imagery(mean=[0.1, 0.2])},
+        {"sizes": {"no": 1}},
+    ],
 )
 def test_what_does_not_fit_is_refused(options):
     with pytest.raises(PlanError):

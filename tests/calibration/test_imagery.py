@@ -1,0 +1,137 @@
+"""Made-up images: what they show, the values that they have, and how a network tells which it expects."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import spa
+from spa.calibration.imagery import Imagery, choose, misfits, responding
+from spa.calibration.leaves import dead_leaves
+from spa.calibration.lettering import lettering
+from spa.calibration.synthetic import Synthesiser
+from spa.errors import PlanError
+
+
+def filters(scale: float, norm: tuple[np.ndarray, np.ndarray] | None = None) -> ModelProto:
+    """Sixteen filters with biases, for values of some scale; behind them a BatchNormalization with a mean and variance."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((16, 3, 3, 3)).astype(np.float32) / np.float32(scale),
+        "b": rng.standard_normal(16).astype(np.float32),
+    }
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    if norm is not None:
+        one, zero = np.ones(16, np.float32), np.zeros(16, np.float32)
+        weights |= {"g": one, "z": zero, "m": norm[0].astype(np.float32), "v": norm[1].astype(np.float32)}
+        nodes[1:] = [
+            helper.make_node("BatchNormalization", ["h", "g", "z", "m", "v"], ["n"]),
+            helper.make_node("Relu", ["n"], ["y"]),
+        ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 48, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16, 46, 62])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(a, n) for n, a in weights.items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def statistics(imagery: Imagery) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and variance of each filter's outputs on such images."""
+    from spa.running.runtime import load_session, run
+
+    graph = filters(1.0)
+    graph.graph.node.pop()
+    graph.graph.output[0].name = "h"
+    (batch,) = Synthesiser(graph).batches(48, imagery=imagery, seed=7)
+    h = run(load_session(graph), batch)[0]
+    return h.mean(axis=(0, 2, 3)), h.var(axis=(0, 2, 3))
+
+
+# -- what they show ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 48, 160), (2, 1, 16, 16), (1, 4, 33, 20), (0, 3, 32, 32)])
+def test_lettering_comes_in_any_size_by_seed(shape: tuple[int, ...]) -> None:
+    images = lettering(*shape, np.random.default_rng(3))
+    assert images.shape == shape
+    assert images.dtype == np.float32
+    assert not images.size or (images.min() >= 0 and images.max() <= 1)
+    np.testing.assert_array_equal(images, lettering(*shape, np.random.default_rng(3)))
+
+
+def test_lettering_has_sharper_edges_than_its_ground() -> None:
+    images = lettering(40, 3, 48, 160, np.random.default_rng(0)).mean(axis=1)
+    steps = np.abs(np.diff(images, axis=2)).max(axis=(1, 2))
+    assert (steps > 0.15).mean() > 0.9  # there is something to read on nearly all
+
+
+def test_a_mixture_is_half_text_and_small_images_are_leaves() -> None:
+    rng = np.random.default_rng
+    mixed = Imagery("mixed").draw(10, 3, 40, 56, rng(5))
+    leaves = Imagery("photo").draw(10, 3, 40, 56, rng(5))
+    np.testing.assert_array_equal(leaves, dead_leaves(10, 3, 40, 56, rng(5)))
+    assert mixed.shape == leaves.shape
+    # Leaves have grain everywhere; plain grounds have none.
+    plain = (np.abs(np.diff(mixed, axis=3)) == 0).mean(axis=(1, 2, 3)) > 0.3
+    assert 1 <= plain.sum() <= 5
+    assert not plain[0::2].any() or not plain[1::2].any()
+    small = Imagery("text").draw(4, 1, 9, 9, rng(5))
+    np.testing.assert_array_equal(small, dead_leaves(4, 1, 9, 9, rng(5)))
+
+
+# -- what a network expects --------------------------------------------------------------------------------
+
+
+def test_the_scale_is_the_one_that_most_channels_respond_to() -> None:
+    of_bytes, usual = Synthesiser(filters(255.0)), Synthesiser(filters(1.0))
+    found = of_bytes.imagery()
+    assert found.values.startswith("0 to 255")
+    assert "of the channels respond" in found.note
+    (batch,) = of_bytes.batches(8, imagery=found)
+    assert batch["x"].max() > 100
+    unsurprising = usual.imagery()
+    assert (unsurprising.mean, unsurprising.std, unsurprising.note) == (None, None, "")
+
+
+def test_given_values_are_not_decided() -> None:
+    found = Synthesiser(filters(255.0)).imagery(mean=0.5, std=0.5)
+    assert (found.mean, found.std, found.note) == (0.5, 0.5, "")
+    with pytest.raises(PlanError, match=r"mean has 2 entries; input 'x' has 3 channels"):
+        Synthesiser(filters(1.0)).imagery(mean=(0.1, 0.2))
+
+
+@pytest.mark.parametrize("domain", ["photo", "mixed"])
+def test_with_batch_normalisations_their_statistics_decide(domain: str) -> None:
+    model = filters(1.0, statistics(Imagery(domain)))
+    found = Synthesiser(model).imagery()
+    assert found.domain == domain
+    assert bool(found.note) == (domain == "mixed")
+    batches = [Synthesiser(model).batches(32, imagery=Imagery(d))[0] for d in ("photo", "mixed")]
+    near, far = misfits(model, batches if domain == "photo" else batches[::-1])
+    assert near < 0.5 * far
+
+
+def test_a_domain_that_is_asked_for_is_taken() -> None:
+    assert Synthesiser(filters(1.0)).imagery("text").domain == "text"
+    assert Synthesiser(filters(1.0)).imagery().domain == "mixed"
+
+
+def test_networks_without_maps_or_statistics_are_not_asked() -> None:
+    model = filters(1.0)
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Flatten", ["x"], ["y"]))
+    assert responding(model, [{}]) == [0.0]
+    assert misfits(model, [{}]) == []
+    asked: list[Imagery] = []
+
+    def make(imagery: Imagery) -> dict[str, np.ndarray]:
+        asked.append(imagery)
+        return {}
+
+    assert choose(model, make, "photo", fixed=True) == Imagery("photo")
+    assert asked == []
+
+
+def test_the_report_says_what_was_made_up() -> None:
+    result = spa.prune("models/digits_vgg.onnx", ratio=0.2, samples=16, domain="photo", mean=0.0, std=1.0)
+    assert result.report.requested["inputs"]["domain"] == "photo"
