@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from spa.errors import PlanError
 from spa.running.runtime import TensorSpec
@@ -79,7 +79,7 @@ class Pictures:
         """
         image = opened(self.paths[index], self.channels)
         width, height = self._size_of(image)
-        bilinear = _pillow(self.paths[index]).Resampling.BILINEAR
+        bilinear = Image.Resampling.BILINEAR
         if self.crops:
             image = _crop(image, width, height, bilinear)
         elif image.size != (width, height):
@@ -135,14 +135,13 @@ def pictures(
         sizes: of open axes, by name or by ``input[axis]``.
 
     Raises:
-        PlanError: a file is not an image, ``mean`` or ``std`` does not fit, or Pillow is missing.
+        PlanError: a file is not an image, or ``mean`` or ``std`` does not fit.
     """
     channels = fixed_size(spec.shape[channel_axis]) or 3
     shift = _per_channel("mean", mean, _MEAN[channels])
     scale = _per_channel("std", std, _STD[channels])
     if not (scale > 0).all():
         raise PlanError(f"std: {scale.tolist()} is not positive. Give what the images are divided by.")
-    _pillow(paths[0])
     axes = (2, 3) if channel_axis == 1 else (1, 2)
     height, width = (_given(spec, axis, sizes or {}) for axis in axes)
     is_fixed = all(fixed_size(spec.shape[axis]) for axis in axes)
@@ -180,21 +179,12 @@ def _per_channel(name: str, option: Sequence[float] | None, default: tuple[float
     return values
 
 
-def _pillow(path: Path) -> Any:
-    """Return the module that reads images."""
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise PlanError(f"{path}: reading images needs Pillow. Run  pip install 'spa-onnx[images]'.") from error
-
-
 def opened(path: Path, channels: int = 3, header: bool = False) -> Any:
     """Open an image in grey (1) or colours (3), as Pillow's; with ``header`` its size alone is read."""
-    pillow = _pillow(path)
     try:
-        with pillow.open(path) as image:
+        with Image.open(path) as image:
             return image if header else image.convert("L" if channels == 1 else "RGB")
-    except (*UNREADABLE, pillow.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise PlanError(f"{path}: it cannot be read as an image ({error}). Remove or replace it.") from error
 
 

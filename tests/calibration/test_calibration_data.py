@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from spa.calibration.data import Calibration, Images, read_data
 from spa.errors import PlanError
@@ -17,7 +17,6 @@ from spa.running.runtime import load_session, run
 MODELS = Path(__file__).parents[2] / "models"
 TRAIN = MODELS / "digits_train.npz"
 F, F16, I32, I64, STR = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING
-PILLOW = importlib.util.find_spec("PIL") is not None
 
 
 def interface(**inputs: Any) -> onnx.ModelProto:
@@ -174,12 +173,7 @@ COLOUR = interface(x=(F, ["n", 3, 4, 6]))
 
 
 def save_images(folder: Path) -> None:
-    """Images of one colour in two sizes; placeholders where there is no Pillow."""
-    if not PILLOW:
-        (folder / "a.png").write_bytes(b"")
-        return
-    from PIL import Image
-
+    """Images of one colour in two sizes."""
     Image.new("RGB", (12, 8), (255, 0, 51)).save(folder / "a.png")
     Image.new("L", (6, 20), 255).save(folder / "b.bmp")
 
@@ -196,9 +190,6 @@ def save_images(folder: Path) -> None:
 def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> None:
     save_images(tmp_path)
     model = interface(x=(F, shape))
-    if not PILLOW:
-        assert "spa-onnx[images]" in refusal(tmp_path, model)
-        return
     (batch,) = read_data(tmp_path, model).batches
     assert batch["x"].shape == expected and batch["x"].dtype == np.float32
     if 3 not in shape:
@@ -213,10 +204,6 @@ def test_images(tmp_path: Path, shape: list[Any], expected: tuple[int, ...]) -> 
 
 def test_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
     save_images(tmp_path)
-    if not PILLOW:
-        assert "spa-onnx[images]" in refusal(tmp_path, COLOUR)
-        return
-    from PIL import Image
 
     for path in tmp_path.iterdir():
         path.unlink()
@@ -227,19 +214,9 @@ def test_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
     assert (batch["x"] == 1).all()
 
 
-def test_images_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_images(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
-    assert (
-        refusal(tmp_path, COLOUR)
-        == f"{tmp_path / 'a.png'}: reading images needs Pillow. Run  pip install 'spa-onnx[images]'."
-    )
-
-
 def test_broken_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    expected = f"{tmp_path / 'a.jpg'}: it cannot be read as an image" if PILLOW else "spa-onnx[images]"
-    assert expected in refusal(tmp_path, COLOUR)
+    assert f"{tmp_path / 'a.jpg'}: it cannot be read as an image" in refusal(tmp_path, COLOUR)
 
 
 def test_images_for_another_model(tmp_path: Path) -> None:

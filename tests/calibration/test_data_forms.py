@@ -242,7 +242,8 @@ def test_an_exception_in_preprocess_names_the_sample() -> None:
 
 
 def save_image(path: Path, width: int, height: int, value: int = 255) -> None:
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image as image
+
     image.new("RGB", (width, height), (value, 0, 0)).save(path)
 
 
