@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from spa.calibration import batches
 from spa.calibration.data import Calibration, Images, read_data
 from spa.errors import PlanError
 
@@ -56,8 +57,9 @@ def belongs_together(read: Calibration, state: str) -> bool:
 
 
 @pytest.mark.parametrize("samples", [None, 7])
-def test_samples_of_a_state_lie_along_its_second_axis(samples: int | None) -> None:
-    read = read_data({"x": rows(9), "state": states(9).astype("f4"), "rate": 16000}, CELL, samples=samples, batch=4)
+def test_samples_of_a_state_lie_along_its_second_axis(samples: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MAX_SAMPLES", 4)
+    read = read_data({"x": rows(9), "state": states(9).astype("f4"), "rate": 16000}, CELL, samples=samples)
     assert read.samples == (samples or 9)
     assert read.batches[0]["state"].shape == (2, 4, 5)
     assert belongs_together(read, "state")
