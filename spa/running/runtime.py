@@ -196,7 +196,7 @@ def input_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSp
         given = {tensor.name for tensor in model.graph.initializer}
         given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
         return tuple(_spec(value) for value in model.graph.input if value.name not in given)
-    return tuple(TensorSpec(arg.name, arg.type, tuple(arg.shape)) for arg in model.get_inputs())
+    return tuple(_spec(argument) for argument in model.get_inputs())
 
 
 def output_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -208,9 +208,8 @@ def output_specs(model: ort.InferenceSession | onnx.ModelProto) -> tuple[TensorS
     Returns:
         One entry per output.
     """
-    if isinstance(model, onnx.ModelProto):
-        return tuple(_spec(value) for value in model.graph.output)
-    return tuple(TensorSpec(arg.name, arg.type, tuple(arg.shape)) for arg in model.get_outputs())
+    outputs = model.graph.output if isinstance(model, onnx.ModelProto) else model.get_outputs()
+    return tuple(_spec(value) for value in outputs)
 
 
 def to_ort(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
@@ -307,7 +306,9 @@ def _source(model: Model, name: str) -> str | bytes:
         ) from error
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto | ort.NodeArg) -> TensorSpec:
+    if not isinstance(value, onnx.ValueInfoProto):
+        return TensorSpec(value.name, value.type, tuple(value.shape))
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         return TensorSpec(value.name, {"sequence_type": "seq", "optional_type": "optional"}.get(kind or "", "map"), ())
