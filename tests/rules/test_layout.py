@@ -420,15 +420,15 @@ def test_an_axis_whose_size_depends_on_data_is_frozen() -> None:
 
 
 def test_padding_up_to_a_hop_is_not_removable_and_any_length_runs() -> None:
-    """Sound of any length is padded up to a multiple of 48 and framed: how much is padding depends on it."""
+    """Sound of any length is padded up to a multiple of 50 and framed: how much is padding depends on it."""
     net = Net()
     x = net.input("sound", [1, "samples"])
-    one, hop = net.constant(np.int64(1)), net.constant(np.int64(48))
+    one, hop = net.constant(np.int64(1)), net.constant(np.int64(50))
     length = net.node("Gather", net.node("Shape", x), one, axis=0)
-    whole = net.node("Mul", net.node("Div", net.node("Add", length, net.constant(np.int64(47))), hop), hop)
+    whole = net.node("Mul", net.node("Div", net.node("Add", length, net.constant(np.int64(49))), hop), hop)
     missing = net.node("Unsqueeze", net.node("Sub", whole, length), net.constant(np.array([0])))
     pads = net.node("Concat", net.constant(np.zeros(3, np.int64)), missing, axis=0)
-    frames = net.node("Reshape", net.node("Pad", x, pads), net.constant(np.array([-1, 48])))
-    model = net.model(net.matmul(net.node("Relu", net.matmul(frames, 48, 7)), 7, 3))
-    found = check(model, feeds=[{"sound": random_array(1, n, seed=n)} for n in (3, 48, 250)])
+    frames = net.node("Reshape", net.node("Pad", x, pads), net.constant(np.array([-1, 50])))
+    model = net.model(net.matmul(net.node("Relu", net.matmul(frames, 50, 7)), 7, 3))
+    found = check(model, feeds=[{"sound": random_array(1, n, seed=n)} for n in (3, 50, 260)])
     assert [g.size for g in found.groups] == [7]
