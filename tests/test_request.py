@@ -40,6 +40,7 @@ REQUEST = {
     "labels": "y",
     "mean": (0.5, 0.25, 0.125),
     "std": (0.5, 0.5, 0.5),
+    "domain": "text",
     "reconstruct": "bias",
     "recover": 3,
     "insist": True,

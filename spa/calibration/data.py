@@ -201,20 +201,12 @@ def read_data(
             f"samples: {samples} were asked for, the model takes batches of exactly {fixed_batch}. "
             f"Ask for {fixed_batch} or more, or export the model with a dynamic batch axis."
         )
-    path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
-    if images_as.is_normalised and (path is None or not path.is_dir()):
-        raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
     rng = np.random.default_rng(seed)
     most = labelled = samples
     if hold_out and samples is not None:
         most, labelled = samples + held_out_samples(samples), samples + MOST_LABELLED
     reading = _Reading(interface, labels, most, labelled, rng, preprocess)
-    if path is not None and path.is_dir():
-        source, (pieces, notes) = str(path), _read_folder(path, reading, images_as)
-    elif path is not None:
-        source, pieces, notes = str(path), _read_file(path, reading), []
-    else:
-        source, pieces, notes = _read_object(data, reading)
+    source, pieces, notes = _read(data, reading, images_as)
     if not hold_out:
         return _assemble(pieces, interface, source, notes)
     fit, held_out = _split(pieces, samples, fixed_batch or 1, rng)
@@ -253,6 +245,19 @@ def _check_count(name: str, value: int | None) -> None:
 
 
 # --- sources ---------------------------------------------------------------------------------------------------
+
+
+def _read(data: Any, reading: _Reading, images_as: Images) -> tuple[str, list[Piece], list[str]]:
+    """Read data of any kind: say what it is, return its pieces, and say what was done to them."""
+    path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
+    if images_as.is_normalised and (path is None or not path.is_dir()):
+        raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
+    if path is None:
+        return _read_object(data, reading)
+    if path.is_dir():
+        pieces, notes = _read_folder(path, reading, images_as)
+        return str(path), pieces, notes
+    return str(path), _read_file(path, reading), []
 
 
 def _loaded(path: Path) -> Any:

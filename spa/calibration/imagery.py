@@ -1,4 +1,4 @@
-"""What made-up images show, and the values that they have: given, or told by the network's own responses.
+"""Made-up images: their domain and their values, given or told by the network's own responses.
 
 Files of deployed networks have their BatchNormalizations folded, so that nothing in them says which values they expect.
 But a network that sees values of another scale answers with few of its channels, at all depths. Of several
@@ -36,7 +36,7 @@ GREY = ((0.5,), (0.25,))
 
 @dataclass(frozen=True)
 class Imagery:
-    """How images are made up.
+    """The way in which images are made up.
 
     Attributes:
         domain: ``photo`` (dead leaves), ``text`` (lines of words) or ``mixed`` (half of each).

@@ -437,7 +437,7 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
     """Yield every option as (section, field); ``field.metadata`` is what :func:`option` was given.
 
     >>> [f.name for section, f in options() if section == "repair"]
-    ['reconstruct', 'recover']
+    ['reconstruct', 'recover', 'insist']
     """
     for section, kind in _sections():
         for about in fields(kind):
