@@ -314,8 +314,10 @@ def _spec(value: onnx.ValueInfoProto | ort.NodeArg) -> TensorSpec:
         return TensorSpec(value.name, {"sequence_type": "seq", "optional_type": "optional"}.get(kind or "", "map"), ())
     tensor = value.type.tensor_type
     word = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    # Some exporters write -1 for an open axis.
     shape: list[int | str | None] = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        for dim in tensor.shape.dim
     ]
     return TensorSpec(value.name, f"tensor({word})", tuple(shape))
 

@@ -111,6 +111,11 @@ def test_fixed_batch_drops_the_remainder() -> None:
     assert read.notes == ("3 of 35 samples were dropped: the model takes batches of exactly 4",)
 
 
+def test_minus_one_stands_for_an_open_axis() -> None:
+    read = read_data(rows(5), interface(x=(F, [-1, -1])))
+    assert [len(batch["x"]) for batch in read.batches] == [5]
+
+
 def test_iterable_is_not_consumed_further() -> None:
     drawn = []
 
