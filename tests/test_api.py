@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import spa
 from spa import rules
 from spa.errors import ModelError, PlanError
+from spa.model.graph import Graph
 from spa.obspa import criterion as obspa
 from spa.running.runtime import load_session, run
 
@@ -351,3 +352,24 @@ def test_a_repair_that_does_not_help_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert any(note.startswith("the repair was left out") for note in result.report.notes)
     assert result.model.SerializeToString() == cut.model.SerializeToString()
     assert result.report.calibration["after"] == result.report.calibration["before"]
+
+
+def test_a_network_that_nothing_refits_is_said_to_need_training() -> None:
+    result = spa.prune(RESNET, ratio=0.9, round_to=1, criterion="flap", samples=16)
+    (note,) = [n for n in result.report.notes if "no better than a constant" in n]
+    assert note.endswith("train the network, or use --reconstruct full")
+
+
+def test_a_pruning_measures_on_what_it_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spa.obspa import pipeline
+
+    seen: list[int] = []
+
+    class Spy(pipeline.Yardstick):
+        def __init__(self, graph: Graph, batches: Sequence[dict[str, np.ndarray]], threads: int = 2) -> None:
+            seen.append(sum(len(b["input"]) for b in batches))
+            super().__init__(graph, batches, threads)
+
+    monkeypatch.setattr(pipeline, "Yardstick", Spy)
+    spa.prune(RESNET, ratio=0.3, data=_given(40), samples=32)
+    assert seen == [4]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
+from spa.calibration.images import MEAN, STD
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.errors import PlanError
@@ -27,11 +28,9 @@ WATCHED = frozenset({"Conv", "Relu", "HardSwish", "Sigmoid", "LeakyRelu", "PRelu
 MOST_WATCHED = 60  # tensors whose channels are counted
 IMAGES = 4  # that are tried on each scale
 RESPONDS = 0.1  # a channel does whose standard deviation exceeds this fraction of the layer's median
-MOST_MISFIT = 10.0
+MOST_MISFIT = 10.0  # of one channel: a few that are far off decide nothing
 NEARER = 0.8  # of the usual images' distance from BatchNormalizations' statistics, at which others are taken
 MARGIN = 0.01  # by which more channels must respond to a scale than to the usual one
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = ((0.5,), (0.25,))
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Imagery:
     domain: str = "photo"
     mean: Numbers | None = None
     std: Numbers | None = None
-    values: str = "as ImageNet's are normalised"
+    values: str = "as usually normalised"
     note: str = ""
 
     def draw(self, count: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
@@ -73,9 +72,9 @@ class Imagery:
             PlanError: the mean or the deviation does not fit the channels of input ``name``.
         """
         channels = images.shape[1]
-        usual_mean, usual_std = IMAGENET if channels == 3 else GREY
-        mean = _per_channel("mean", usual_mean if self.mean is None else self.mean, channels, name)
-        std = _per_channel("std", usual_std if self.std is None else self.std, channels, name)
+        like = channels if channels in MEAN else 1
+        mean = _per_channel("mean", MEAN[like] if self.mean is None else self.mean, channels, name)
+        std = _per_channel("std", STD[like] if self.std is None else self.std, channels, name)
         if not (std > 0).all():
             raise PlanError(f"std is {std.ravel().tolist()}, which is not positive. Give positive numbers.")
         images -= mean

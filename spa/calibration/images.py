@@ -18,8 +18,8 @@ from spa.running.runtime import TensorSpec
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # ImageNet's usual statistics for colours; about as wide a range for grey.
-_MEAN = {1: (0.5,), 3: (0.485, 0.456, 0.406)}
-_STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
+MEAN = {1: (0.5,), 3: (0.485, 0.456, 0.406)}
+STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
 _STEP = 32  # open sizes are multiples of it: what most networks with strides ask for
 _LARGEST = 1024  # rows or columns of an open size
 _HEADERS = 256  # files whose sizes are looked at
@@ -138,8 +138,8 @@ def pictures(
         PlanError: a file is not an image, or ``mean`` or ``std`` does not fit.
     """
     channels = fixed_size(spec.shape[channel_axis]) or 3
-    shift = _per_channel("mean", mean, _MEAN[channels])
-    scale = _per_channel("std", std, _STD[channels])
+    shift = _per_channel("mean", mean, MEAN[channels])
+    scale = _per_channel("std", std, STD[channels])
     if not (scale > 0).all():
         raise PlanError(f"std: {scale.tolist()} is not positive. Give what the images are divided by.")
     axes = (2, 3) if channel_axis == 1 else (1, 2)

@@ -77,10 +77,9 @@ def _alike(batch: int, steps: int, image: int, integers: int = 8) -> Guess:
 
 
 # Tried in this order where the realistic sizes are refused. Why each: lines of text, which recognisers take at one
-# height alone; tables of positions that end early; image
-# sizes that most classifiers were trained for; powers of two for detectors and U-Nets; exporters that fixed a batch of
-# one inside the graph; audio models with a long receptive field; graphs in which axes of different kinds must agree,
-# which size one satisfies by broadcasting.
+# height alone; tables of positions that end early; image sizes that most classifiers were trained for; powers of two
+# for detectors and U-Nets; exporters that fixed a batch of one inside the graph; audio models with a long receptive
+# field; graphs in which axes of different kinds must agree, which size one satisfies by broadcasting.
 FALLBACKS = (
     Guess(image=48, columns=320),
     Guess(image=32, columns=256),

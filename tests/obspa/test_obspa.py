@@ -21,6 +21,7 @@ from spa.obspa.pipeline import Calibrated
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
+from spa.running.change import Yardstick
 from spa.running.runtime import load_session, run
 from spa.running.stream import Stream
 from spa.surgery.apply import apply
@@ -401,3 +402,14 @@ def test_weights_behind_a_transpose_are_reconstructed_too() -> None:
     assert np.abs(outputs(pruned, x) - want).max() > 1e-2
     reconstruct(analysis, plan, pruned, [{"x": x[:300]}, {"x": x[300:]}], FitSettings(damping=1e-8))
     np.testing.assert_allclose(outputs(pruned, x), want, atol=1e-3)  # float32 weights, outputs of size 30
+
+
+def test_changes_are_of_the_inputs_held_out() -> None:
+    rng = np.random.default_rng(21)
+    analysis = couple(Graph(residual_net(rng)))
+    fit, other = ([{"x": rng.standard_normal((n, 3, 9, 7)).astype(np.float32)}] for n in (8, 6))
+    group = analysis.free[0]
+    pruned = apply(analysis, make_plan(analysis, {group.name: np.arange(1, group.size)}))
+    found = Calibrated(analysis, fit, False, held_out=other).change(pruned)
+    assert found == Yardstick(analysis.graph, other).change(pruned)
+    assert found != Yardstick(analysis.graph, fit).change(pruned)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from spa.coupling.analysis import couple
 from spa.model.graph import Graph
+from spa.obspa.pipeline import Calibrated
 from spa.running.change import Compared, Yardstick, classes_seen, compared_tensors, relative_error
 
 WEIGHTS = np.array([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [1, 1, 0]], np.float32)
@@ -123,3 +125,18 @@ def test_top_classes_that_the_inputs_show() -> None:
     seen, classes = classes_seen(Graph(model), [{"x": x[:1]}, {"x": x[1:]}])["y"]
     assert seen.tolist() == [0, 2]
     assert classes == 3
+
+
+@pytest.mark.parametrize(("synthetic", "named"), [(False, True), (True, False)])
+def test_classes_that_given_inputs_never_show_are_named(synthetic: bool, named: bool) -> None:
+    x = np.array([[1, 0, 0, 0], [0, 0, 1, 0]], np.float32)
+    notes = Calibrated(couple(Graph(network(("Softmax", {"axis": -1})))), [{"x": x}], synthetic).notes()
+    assert any(note.startswith("1 of the 3 classes of output 'y' (1) are never") for note in notes) == named
+
+
+def test_outputs_that_do_not_vary_are_said_once_they_were_compared() -> None:
+    model = network()
+    calibrated = Calibrated(couple(Graph(model)), [{"x": np.ones((6, 4), np.float32)}], True)
+    assert calibrated.notes() == ()
+    calibrated.change(model)
+    assert [note for note in calibrated.notes() if note.startswith("output 'y' hardly differs")]
