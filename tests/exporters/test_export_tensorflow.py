@@ -94,7 +94,7 @@ def test_cells_without_a_bias_get_the_one_of_the_reconstruction(cell: str) -> No
     model = keras.Sequential([keras.Input((None, 7)), *body, keras.layers.Dense(5)])
     for number, variable in enumerate(model.trainable_variables):
         variable.assign(0.4 * np.random.default_rng(number).standard_normal(variable.shape))
-    result, names = pruned(model, criterion="obspa", samples=32)
+    result, names = pruned(model, criterion="obspa", samples=128)
     small = write_back(model, result, names)
     assert len(small.trainable_variables) > len(model.trainable_variables)
     assert_same_outputs(small, result)
