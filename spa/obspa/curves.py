@@ -11,7 +11,7 @@ this loss after the best change of the remaining weights (ZipLM, arXiv 2302.0408
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from spa.algebra.axes import Dim, Expr
 from spa.coupling.places import channel_of
 from spa.criteria.answers import Curve
-from spa.obspa.moments import damped, damping_for, unvarying
+from spa.obspa.moments import Damped, damping_for, unvarying
 
 Array = np.ndarray
 COMPACT_BELOW = 0.8  # fraction of remaining inputs below which removed ones are dropped from a reader's matrices
@@ -68,6 +68,20 @@ class MomentReader:
         """Return the reader before any removal."""
         return _MomentState(self, damping)
 
+    def with_use(self, other: MomentReader) -> MomentReader:
+        """Return one reader for this and another use of the same weights, which one fit serves.
+
+        The loss is the sum of theirs. Where the outputs of the two have weights that are not in proportion, the other's
+        are taken to have this one's, and the same sum of squares.
+
+        Args:
+            other: the other use, with the same columns.
+        """
+        size = float(np.square(self.w).sum())
+        share = float(np.square(other.w).sum()) / size if size else 1.0
+        rows = None if self.rows is None or other.rows is None else self.rows + other.rows
+        return replace(self, h=self.h + share * other.h, rows=rows)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -78,12 +92,14 @@ class Observation:
         inputs: the expression of the axis of the inputs.
         blocks: the number of independent products that the axis is divided among (the groups of a convolution).
         taps: the number of matrix columns for each index of the axis (the size of a kernel).
+        weights: the name of the weights, if other nodes read them, too.
     """
 
     make_reader: Callable[[Array], Reader]
     inputs: Expr
     blocks: int = 1
     taps: int = 1
+    weights: str | None = None
 
     def columns(self, dim: Dim, size: int) -> Array | None:
         """Return the inputs of each channel of a group.
@@ -147,13 +163,13 @@ class _MomentState:
     def __init__(self, reader: MomentReader, damping: float) -> None:
         blocks, size, _ = reader.h.shape
         pad = int((reader.columns < 0).any())  # one unused input stands for all paddings
-        h = np.zeros((blocks, size + pad, size + pad))
         if reader.rows is not None:
             damping = damping_for(damping, size, reader.rows)
-        h[:, :size, :size] = damped(reader.h, damping)[0]
+        self.inverse = Damped(reader.h.astype(np.float64), damping).inverse()
         if pad:
-            h[:, size, size] = 1.0
-        self.inverse = np.linalg.inv(h)
+            padded = np.zeros((blocks, size + 1, size + 1))
+            padded[:, :size, :size], padded[:, size, size] = self.inverse, 1.0
+            self.inverse = padded
         moving = ~unvarying(
             np.diagonal(reader.h, axis1=1, axis2=2)
         )  # inputs that never vary cost nothing: a bias takes them over

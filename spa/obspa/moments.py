@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from spa.errors import InvariantError
 
 Array = np.ndarray
+MIN_ROWS = 4096  # rows are collected until there are as many: a product of fewer costs mostly moving memory
+MAX_WAITING = 16_000_000  # the most values that wait: 64 MB in float32
+OUTER_ROWS = 512  # rows of a large matrix that change at a time, so that nothing of its size is made beside it
 NOT_FINITE = "the activation statistics cannot be factored: they hold values that are not finite."
 
 
 class Moments:
-    """Centred moments of input rows x and target rows t, accumulated batch by batch in float64.
+    """Centred moments of input rows x and target rows t, accumulated in float64.
 
-    Products are taken in float32 (in float64 if the rows are) about the first batch's mean, so that a large mean costs
-    no digits.
+    Rows are collected until there are enough for one product, so that many small batches cost what one large one does.
+    It is taken in float32 (in float64 if the rows are) about the mean of the first, so that a large mean costs no
+    digits.
 
     Args:
         cross: whether to accumulate products of targets and inputs.
@@ -28,72 +32,114 @@ class Moments:
     def __init__(self, cross: bool = True) -> None:
         self.count, self.cross = 0, cross
         self._shift_x = self._shift_t = self._x = self._t = self._xx = self._tx = self._tt = np.zeros(())
+        self._waiting: list[tuple[Array, Array]] = []
 
     def add(self, x: Array, t: Array) -> None:
-        """Add rows x of shape (blocks, rows, inputs) and t of shape (blocks, rows, outputs)."""
+        """Add rows x of shape (blocks, rows, inputs) and t of shape (blocks, rows, outputs); views of them are held."""
         x, t = at_least_single(x), at_least_single(t)
-        if not self.count:
-            self._shift_x, self._shift_t = x.mean(axis=1, keepdims=True), t.mean(axis=1, keepdims=True)
-        x, t = x - self._shift_x, t - self._shift_t
         self.count += x.shape[1]
-        self._x = self._x + x.sum(axis=1, dtype=np.float64)
-        self._t = self._t + t.sum(axis=1, dtype=np.float64)
-        self._xx = self._xx + np.matmul(x.transpose(0, 2, 1), x).astype(np.float64)
+        self._waiting.append((x, t))
+        rows = sum(x.shape[1] for x, _ in self._waiting)
+        if rows >= max(MIN_ROWS, x.shape[2] // 2) or rows * (x.shape[2] + t.shape[2]) >= MAX_WAITING:
+            self._accumulate()
+
+    def _accumulate(self) -> None:
+        """Add the products of the rows that wait."""
+        if not self._waiting:
+            return
+        x, t = (np.concatenate(parts, axis=1) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
+        if not self._x.ndim:
+            self._start(x, t)
+        x -= self._shift_x
+        t -= self._shift_t
+        ones = np.ones((1, x.shape[1]), x.dtype)
+        self._x += (ones @ x)[:, 0]
+        self._t += (ones.astype(t.dtype) @ t)[:, 0]
+        self._xx += np.matmul(x.transpose(0, 2, 1), x)
         if self.cross:
-            self._tx = self._tx + np.matmul(t.transpose(0, 2, 1), x).astype(np.float64)
-        self._tt = self._tt + np.square(t).sum(axis=1, dtype=np.float64)
+            self._tx += np.matmul(t.transpose(0, 2, 1), x)
+        self._tt += np.einsum("bnt,bnt->bt", t, t)
+
+    def _start(self, x: Array, t: Array) -> None:
+        """Settle the means about which products are taken, by the first rows."""
+        self._shift_x, self._shift_t = x.mean(axis=1, keepdims=True), t.mean(axis=1, keepdims=True)
+        blocks, inputs, outputs = len(x), x.shape[2], t.shape[2]
+        self._x, self._t, self._tt = (
+            np.zeros((blocks, inputs)),
+            np.zeros((blocks, outputs)),
+            np.zeros((blocks, outputs)),
+        )
+        self._xx = np.zeros((blocks, inputs, inputs))
+        if self.cross:
+            self._tx = np.zeros((blocks, outputs, inputs))
 
     @property
     def mean_x(self) -> Array:
         """Mean inputs, (blocks, inputs)."""
+        self._accumulate()
         return self._x / self.count + self._shift_x[:, 0]
 
     @property
     def mean_t(self) -> Array:
         """Mean targets, (blocks, outputs)."""
+        self._accumulate()
         return self._t / self.count + self._shift_t[:, 0]
 
     @property
     def xx(self) -> Array:
         """Covariance of the inputs, (blocks, inputs, inputs)."""
-        m = self._x / self.count
-        return self._xx / self.count - m[:, :, None] * m[:, None, :]
-
-    @property
-    def tx(self) -> Array:
-        """Covariance of targets and inputs, (blocks, outputs, inputs)."""
-        return self._tx / self.count - (self._t / self.count)[:, :, None] * (self._x / self.count)[:, None, :]
+        return self.products()[0]
 
     @property
     def tt(self) -> Array:
         """Variance of each target, (blocks, outputs)."""
+        self._accumulate()
         return self._tt / self.count - np.square(self._t / self.count)
 
-    def without_mean(self) -> Moments:
-        """Return the same moments about zero, for fits that have no bias to move the mean into."""
-        x, t = self.mean_x, self.mean_t
-        raw = Moments()
-        raw.count = self.count
-        raw._set(self.xx + x[:, :, None] * x[:, None, :], self.tx + t[:, :, None] * x[:, None, :], self.tt + t**2)
-        return raw
+    def products(self, mean: bool = True) -> tuple[Array, Array]:
+        """Return the second moments of the inputs, and of targets and inputs.
+
+        Args:
+            mean: whether they are about the means; else about zero, for fits that have no bias to move the mean into.
+
+        Returns:
+            (blocks, inputs, inputs) and (blocks, outputs, inputs), both the caller's own; without products of targets
+            the second is empty.
+        """
+        self._accumulate()
+        x, t = self._x / self.count, self._t / self.count
+        xx, tx = self._xx / self.count, self._tx / self.count
+        _add_outer(xx, -x, x)
+        if self.cross:
+            _add_outer(tx, -t, x)
+        if not mean:
+            _add_outer(xx, self.mean_x, self.mean_x)
+            _add_outer(tx, self.mean_t, self.mean_x)
+        return xx, tx
 
     @staticmethod
-    def about_own_means(parts: Sequence[Moments]) -> Moments:
-        """Return the moments of several sets of rows as one, each set about its own mean."""
+    def about_own_means(parts: Iterable[Moments]) -> Moments:
+        """Return the moments of several sets of rows as one, each set about its own mean; one set is held at a time."""
         joint = Moments()
-        joint.count = sum(p.count for p in parts)
-        fractions = [p.count / joint.count for p in parts]
-        xx, tx, tt = (
-            sum(s * getattr(p, name) for s, p in zip(fractions, parts, strict=True)) for name in ("xx", "tx", "tt")
-        )
-        joint._set(xx, tx, tt)
+        for part in parts:
+            xx, tx = part.products()
+            if not joint.count:
+                joint._x, joint._t = np.zeros(xx.shape[:2]), np.zeros(tx.shape[:2])
+                joint._shift_x, joint._shift_t = joint._x[:, None], joint._t[:, None]
+                joint._xx, joint._tx, joint._tt = np.zeros(xx.shape), np.zeros(tx.shape), np.zeros(tx.shape[:2])
+            for total, own in ((joint._xx, xx), (joint._tx, tx), (joint._tt, part.tt)):
+                own *= part.count
+                total += own
+            joint.count += part.count
         return joint
 
-    def _set(self, xx: Array, tx: Array, tt: Array) -> None:
-        """Set the second moments, with means of zero."""
-        self._xx, self._tx, self._tt = xx * self.count, tx * self.count, tt * self.count
-        self._x, self._t = np.zeros(xx.shape[:2]), np.zeros(tt.shape)
-        self._shift_x, self._shift_t = self._x[:, None], self._t[:, None]
+
+def _add_outer(matrix: Array, a: Array, b: Array) -> None:
+    """Add the products of two vectors to each block of a matrix, some rows at a time."""
+    for start in range(0, matrix.shape[1], OUTER_ROWS):
+        part = slice(start, start + OUTER_ROWS)
+        matrix[:, part] += a[:, part, None] * b[:, None, :]
 
 
 def at_least_single(value: Array) -> Array:
@@ -118,55 +164,104 @@ def mean_energy(energy: Array) -> Array:
     return np.where(mean > 0, mean, 1.0)
 
 
-def damped(h: Array, damping: float) -> tuple[Array, Array]:
-    """Add to the diagonal of a second-moment matrix until it can be factored.
+class Damped:
+    """A second-moment matrix with so much added to its diagonal that it can be factored.
 
     Inputs that never vary get the mean there instead of zero; the damping, a fraction of the mean, grows tenfold until
-    Cholesky succeeds.
+    the factorisation succeeds.
 
     Args:
-        h: (blocks, n, n), symmetric.
+        h: (blocks, n, n), symmetric, float64; it is overwritten.
         damping: the first fraction to try.
 
-    Returns:
-        The damped matrix, (blocks, n, n), and what was added to the diagonal of each block, (blocks,).
+    Attributes:
+        added: what was added to the diagonal of each block, (blocks,).
 
     Raises:
         InvariantError: the matrix holds values that are not finite.
     """
-    eye = np.eye(h.shape[-1])
-    diagonal = np.diagonal(h, axis1=1, axis2=2)
-    constant = unvarying(diagonal)
-    scale = mean_energy(diagonal)
-    base = h + np.where(constant, scale[:, None], 0.0)[:, :, None] * eye
-    for _ in range(12):
-        matrix = base + (damping * scale)[:, None, None] * eye
-        if _factors(matrix):
-            return matrix, damping * scale
-        damping = max(damping, 1e-9) * 10
-    raise InvariantError(NOT_FINITE)
+
+    def __init__(self, h: Array, damping: float) -> None:
+        diagonal = np.diagonal(h, axis1=1, axis2=2).copy()
+        scale = mean_energy(diagonal)
+        base = diagonal + np.where(unvarying(diagonal), scale[:, None], 0.0)
+        every = np.arange(h.shape[-1])
+        for _ in range(12):
+            self.added = damping * scale
+            h[:, every, every] = base + self.added[:, None]
+            if _factor(h):
+                self._matrix = h
+                return
+            damping = max(damping, 1e-9) * 10
+        raise InvariantError(NOT_FINITE)
+
+    def solve(self, right: Array) -> Array:
+        """Return R H⁻¹ for rows R, (blocks, rows, n), float64."""
+        if len(self._matrix) > 1:
+            return np.linalg.solve(self._matrix, right.transpose(0, 2, 1)).transpose(0, 2, 1)
+        from scipy.linalg.lapack import dpotrs  # here: it takes longer to import than all of spa
+
+        solved, _ = dpotrs(self._matrix[0].T, right[0].T, lower=False)
+        return np.asarray(solved.T[None])
+
+    def inverse(self) -> Array:
+        """Return H⁻¹, (blocks, n, n), in the memory of the matrix, which is lost."""
+        if len(self._matrix) > 1:
+            return np.linalg.inv(self._matrix)
+        from scipy.linalg.lapack import dpotri
+
+        inverse, _ = dpotri(self._matrix[0].T, lower=False, overwrite_c=True)
+        _mirror(inverse.T)
+        return np.asarray(inverse.T[None])
 
 
-def _factors(matrix: Array) -> bool:
-    """Return whether Cholesky succeeds with pivots above rounding."""
+def _factor(h: Array) -> bool:
+    """Return whether Cholesky's factorisation of each block succeeds with pivots above rounding.
+
+    A single block, which may be large, then holds its factor in its lower triangle; several are as they were.
+    """
+    if len(h) == 1:
+        from scipy.linalg.lapack import dpotrf
+
+        diagonal = np.diagonal(h[0]).copy()
+        _, failed = dpotrf(h[0].T, lower=False, overwrite_a=True, clean=False)
+        pivots = np.square(np.diagonal(h, axis1=1, axis2=2))
+        if failed or not pivots.min() > 1e-13 * pivots.max():
+            _mirror(h[0].T)
+            np.fill_diagonal(h[0], diagonal)
+            return False
+        return True
     try:
-        pivots = np.square(np.diagonal(np.linalg.cholesky(matrix), axis1=1, axis2=2))
+        factor = np.linalg.cholesky(h)
     except np.linalg.LinAlgError:
         return False
+    pivots = np.square(np.diagonal(factor, axis1=1, axis2=2))
     return bool((pivots.min(axis=1) > 1e-13 * pivots.max(axis=1)).all())
 
 
-def least_squares(moments: Moments, prior: Array, damping: float) -> Array:
-    """Find the matrix W that minimises E|t − W x|² + λ|W − prior|², about the means.
+def _mirror(matrix: Array) -> None:
+    """Copy the lower triangle of a square matrix into the upper, some rows at a time."""
+    n = len(matrix)
+    for start in range(0, n, OUTER_ROWS):
+        stop = min(start + OUTER_ROWS, n)
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+        square = matrix[start:stop, start:stop]
+        square[...] = np.tril(square) + np.tril(square, -1).T
+
+
+def least_squares(moments: Moments, prior: Array, damping: float, mean: bool = True) -> Array:
+    """Find the matrix W that minimises E|t − W x|² + λ|W − prior|².
 
     Args:
         moments: the moments of inputs and targets.
         prior: the weights to stay close to, (blocks, outputs, inputs).
         damping: λ as a fraction of the mean input variance.
+        mean: whether to fit about the means, which a bias takes over.
 
     Returns:
         W, (blocks, outputs, inputs).
     """
-    matrix, weight = damped(moments.xx, damping)
-    right = moments.tx + weight[:, None, None] * prior
-    return np.linalg.solve(matrix, right.transpose(0, 2, 1)).transpose(0, 2, 1)
+    xx, right = moments.products(mean)
+    matrix = Damped(xx, damping)
+    right += matrix.added[:, None, None] * prior
+    return matrix.solve(right)

@@ -38,6 +38,7 @@ T = TypeVar("T")
 DAMPING = 0.03
 PRUNED_INPUT_FRACTION = 0.85
 PRUNED_INPUT_FRACTION_SYNTHETIC = 0.7  # with synthetic inputs, from which fits carry over less
+PRODUCER_ROUNDS = 3  # with given inputs; made-up ones gain nothing by more than one
 NAMED_CLASSES = 5
 COMPARED_SAMPLES = 64  # outputs are compared on about as many: an estimate, taken many times in one pruning
 
@@ -118,7 +119,10 @@ class Calibrated:
         else:
             fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
             settings = FitSettings(
-                damping=DAMPING, pruned_input_fraction=fraction, refit_producers=True, seed=self.seed
+                damping=DAMPING,
+                pruned_input_fraction=fraction,
+                producer_rounds=1 if self.synthetic else PRODUCER_ROUNDS,
+                seed=self.seed,
             )
             edits = reconstruct(
                 self._calibration_analysis,

@@ -15,16 +15,16 @@ import numpy as np
 from spa.model.graph import Graph, Node
 from spa.model.traits import Trait, traits
 from spa.obspa.linear import Linear, linear, uses
-from spa.obspa.moments import at_least_single, damped, damping_for
+from spa.obspa.moments import Damped, at_least_single, damping_for
 from spa.running.runtime import run
 from spa.running.stream import Stream
 
 Array = np.ndarray
-MAX_ROWS = 40_000  # the most rows of the reader's output that steps learn from, or ten per unknown if that is more
+MAX_ROWS = 20_000  # the most rows of the reader's output that steps learn from, or ten per unknown if that is more
 MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments take seconds per layer
 MAX_VALUES = 20_000_000  # the most values in a matrix of either layer's rows: 80 MB in float32
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
-MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last
+MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 CURVATURE_DAMPING = 0.1  # added to the diagonal of G, a fraction of its mean
 
 
@@ -42,21 +42,21 @@ class LayerPair:
     chain: tuple[Node, ...]
     reader: Linear
 
-    def samples_first(self, graph: Graph, x: Array, between: Array, shape: tuple[int, ...]) -> bool:
+    def samples_first(self, graph: Graph, x: tuple[int, ...], between: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         """Return whether samples lie along the first axis throughout, and no constant between differs by sample.
 
         Args:
             graph: the network.
-            x: the producer's input.
-            between: the reader's input.
-            shape: the shape of the reader's output.
+            x: the shape of the producer's input.
+            between: that of the reader's input.
+            shape: that of the reader's output.
         """
         vectors = [graph.constants[c].dims for node in self.chain for c in node.inputs if c in graph.constants]
         return (
-            len(x) == len(between) == shape[0]
-            and self.producer.samples_first(x.ndim, between.ndim)
-            and self.reader.samples_first(between.ndim, len(shape))
-            and not any(len(dims) >= between.ndim and dims[0] > 1 for dims in vectors)
+            x[0] == between[0] == shape[0]
+            and self.producer.samples_first(len(x), len(between))
+            and self.reader.samples_first(len(between), len(shape))
+            and not any(len(dims) >= len(between) and dims[0] > 1 for dims in vectors)
         )
 
     def sample_fraction(self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...]) -> float:
@@ -74,6 +74,21 @@ class LayerPair:
             held.append(samples * lin.positions(shape) * max(outputs, columns))
             rows = max(rows, 10 * columns)
         return min(1.0, rows / (samples * self.reader.positions(after)), MAX_VALUES / max(held))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What steps change of a producer.
+
+    Attributes:
+        matrix: the change of its matrix, (outputs, inputs).
+        bias: that of its bias, (outputs,).
+        removed: the fraction of the reader's loss that is gone.
+    """
+
+    matrix: Array
+    bias: Array
+    removed: float
 
 
 def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
@@ -115,7 +130,7 @@ def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
 
 def refine(
     pruned: Stream, pair: LayerPair, x: Array, target: Array, scale: Array, damping: float, constants: bool
-) -> tuple[Array, Array] | None:
+) -> Changes | None:
     """Take Gauss-Newton steps on a producer's weights towards its reader's target; the reader's weights stay.
 
     Args:
@@ -128,13 +143,15 @@ def refine(
         constants: whether the producer's bias can change.
 
     Returns:
-        The change of the producer's matrix, (outputs, inputs), and of its bias, (outputs,); None if no step helps.
+        What changes; None if no step helps.
     """
-    steps = _GaussNewton(pruned, pair, x, target, scale, constants)
-    change = steps.take(damping)
-    if change is None:
+    taken = _GaussNewton(pruned, pair, x, target, scale, constants).take(damping)
+    if taken is None:
         return None
-    return (change[:, :-1], change[:, -1]) if constants else (change, np.zeros(len(change)))
+    change, removed = taken
+    if constants:
+        return Changes(matrix=change[:, :-1], bias=change[:, -1], removed=removed)
+    return Changes(matrix=change, bias=np.zeros(len(change)), removed=removed)
 
 
 class _GaussNewton:
@@ -154,10 +171,10 @@ class _GaussNewton:
         self.target = target * self.scale
         self.w = reader.matrix(graph, self.x.dtype) * np.abs(scale).astype(self.x.dtype)[:, None]
 
-    def producer_outputs(self, change: Array) -> Array:
-        """Return the producer's outputs for a change of its weights."""
+    def output_change(self, change: Array) -> Array:
+        """Return how the producer's outputs change with its weights."""
         rows = (change.astype(self.x.dtype) @ self.x.T).T
-        return np.asarray(self.z0 + self.pair.producer.output_from_rows(rows[None], self.z0.shape), self.z0.dtype)
+        return self.pair.producer.output_from_rows(rows[None], self.z0.shape).astype(self.z0.dtype, copy=False)
 
     def residual(self, z: Array) -> Array:
         """Return the reader's scaled error about its mean, target less output, for outputs z of the producer."""
@@ -178,40 +195,43 @@ class _GaussNewton:
         up[~np.isfinite(up)] = 0
         return up
 
-    def direction(self, residual: Array, slope: Array, moments: Array, reading: Array) -> Array:
-        """Return the damped Gauss-Newton step, G⁻¹ (gradient) A⁻¹, for G = reading ∘ E[f' f'ᵀ] and A = moments."""
+    def direction(self, residual: Array, slope: Array, inputs: Damped, reading: Array) -> Array:
+        """Return the damped Gauss-Newton step, G⁻¹ (gradient) A⁻¹, for G = reading ∘ E[f' f'ᵀ] and A = inputs."""
         p = self.pair.producer
         backward = self.pair.reader.input_gradient(residual, self.w, slope.shape, self.graph)
         backward *= slope
         every = np.arange(p.positions(slope.shape))
         gradient = p.output_rows(backward, every)[0].T @ self.x / len(self.x)
         slopes = p.output_rows(slope, every)[0]
-        curvature = reading * (slopes.T @ slopes / len(slopes))
-        half = np.linalg.solve(damped(curvature[None], CURVATURE_DAMPING)[0][0], gradient.astype(np.float64))
-        return np.asarray(np.linalg.solve(moments, half.T).T)
+        curvature = (reading * (slopes.T @ slopes / len(slopes))).astype(np.float64)
+        half = Damped(curvature[None], CURVATURE_DAMPING).solve(gradient.T[None].astype(np.float64))[0].T
+        return inputs.solve(half[None])[0]
 
-    def take(self, damping: float) -> Array | None:
+    def take(self, damping: float) -> tuple[Array, float] | None:
         """Take steps as long as they help; none if a constant between the layers brings axes of its own.
 
         Returns:
-            The change of the weights, (outputs, inputs); None if no step helps.
+            The change of the weights, (outputs, inputs), and the fraction of the loss that is gone; None if no step
+            helps.
         """
         slope = self.slope(self.z0)
         if slope.shape != self.z0.shape:
             return None
         moments = (self.x.T @ self.x / len(self.x)).astype(np.float64)
-        moments = damped(moments[None], damping_for(damping, len(moments), len(self.x)))[0][0]
+        inputs = Damped(moments[None], damping_for(damping, len(moments), len(self.x)))
         w = self.w[0].reshape(self.w.shape[1], -1, self.pair.reader.taps(self.graph)).astype(np.float64)
         reading = np.einsum("oct,odt->cd", w, w, optimize=True)
         change = np.zeros((self.pair.producer.size(self.graph)[1], self.x.shape[1]))
-        residual = self.residual(self.z0)
+        z, residual = self.z0, self.residual(self.z0)
         loss = first = np.vdot(residual, residual)
         for _ in range(STEPS):
-            step = self.direction(residual, slope, moments, reading)
-            removed = residual - self.residual(self.producer_outputs(change + step))
+            step = self.direction(residual, slope, inputs, reading)
+            move = self.output_change(step)
+            removed = residual - self.residual(z + move)
             size = np.vdot(removed, removed)
             rate = np.vdot(removed, residual) / size if size > 0 else 0.0
-            z = self.producer_outputs(change + rate * step)
+            move *= np.asarray(rate, move.dtype)
+            z = z + move
             residual = self.residual(z)
             new = np.vdot(residual, residual)
             if not new < loss:
@@ -220,4 +240,4 @@ class _GaussNewton:
             if new > (1 - MIN_GAIN) * previous:
                 break
             slope = self.slope(z)
-        return change if loss < first else None
+        return (change, 1 - float(loss / first)) if loss < first else None

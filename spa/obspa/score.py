@@ -9,7 +9,7 @@ import numpy as np
 from spa.coupling.analysis import Analysis, Group
 from spa.criteria.answers import Curve
 from spa.model.graph import Node
-from spa.obspa.curves import Observation, Reader, greedy
+from spa.obspa.curves import MomentReader, Observation, Reader, greedy
 from spa.obspa.readers import kind_of
 from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream
@@ -55,7 +55,7 @@ def curves(
     stream = Stream(graph.model, graph.base, batches, threads)
     rng = np.random.default_rng(seed)
     last = {g.name: max(g.readers, default=-1) for g in groups}
-    pending: dict[str, list[Reader]] = {g.name: [] for g in groups}
+    pending: dict[str, list[tuple[Reader, str | None]]] = {g.name: [] for g in groups}
     result: dict[str, Curve] = {}
     for index in sorted(groups_of_reader):
         progress("score", index / len(graph.nodes))
@@ -63,13 +63,28 @@ def curves(
             for group in groups_of_reader[index]:
                 columns = observation.columns(group.dim, group.size)
                 if columns is not None:
-                    pending[group.name].append(observation.make_reader(columns))
+                    _add(pending[group.name], observation.make_reader(columns), observation.weights)
         for group in groups_of_reader[index]:
             if last[group.name] == index and pending[group.name]:
                 weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
-                curve = greedy(pending.pop(group.name), group.size, damping=damping)
+                readers = [reader for reader, _ in pending.pop(group.name)]
+                curve = greedy(readers, group.size, damping=damping)
                 result[group.name] = Curve(curve.order, curve.loss * weight)
     return result
+
+
+def _add(readers: list[tuple[Reader, str | None]], reader: Reader, weights: str | None) -> None:
+    """Add a reader to those of a group, each with its shared weights; another use of the same weights joins the first.
+
+    A recurrent network, unrolled, uses a matrix at each step: one matrix of second moments serves all of them.
+    """
+    for i, (first, name) in enumerate(readers):
+        if weights is None or name != weights or not isinstance(first, MomentReader):
+            continue
+        if isinstance(reader, MomentReader) and np.array_equal(first.columns, reader.columns):
+            readers[i] = (first.with_use(reader), name)
+            return
+    readers.append((reader, weights))
 
 
 def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: float) -> dict[str, Curve]:

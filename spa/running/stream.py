@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from onnxruntime import InferenceSession
 from spa.algebra.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.model.graph import Graph, Node
+from spa.running.live import Live, Shelf
 from spa.running.runtime import load_session, run
 
-MEMORY = 1 << 30  # bytes of live tensors that may stay in memory
+MEMORY = 1 << 27  # bytes of live tensors that may stay in memory; reading others back takes less time than making them
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -44,7 +44,7 @@ class Stream:
         base: the folder of its external data.
         batches: the inputs, one mapping per batch.
         threads: of onnxruntime.
-        memory: bytes of live tensors that may stay in memory; what exceeds it lies in unnamed temporary files.
+        memory: bytes of live tensors that may stay in memory; what exceeds it lies in temporary files without a name.
 
     Attributes:
         graph: the network's view.
@@ -67,7 +67,7 @@ class Stream:
         self.edits: dict[str, np.ndarray] = {}
         self.biases: dict[str, Bias] = {}
         self.at = 0
-        self.live: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
+        self.live: list[Live] = [Live(b) for b in batches]
         self._last: dict[str, int] = {}
         for node in self.graph.nodes:
             for name in self.graph.reads(node):
@@ -97,7 +97,7 @@ class Stream:
     def fork(self) -> Stream:
         """Return a stream of the same network that goes on from here by itself."""
         ahead = copy(self)
-        ahead.live = [dict(b) for b in self.live]
+        ahead.live = [Live(b) for b in self.live]
         return ahead
 
     def value(self, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -123,29 +123,19 @@ class Stream:
             inputs = self._inputs(nodes, made)
             if outputs:
                 session = load_session(self._part(nodes, inputs, outputs, self.live[0]), threads=self.threads)
+                shelf = self.shelf()
                 for batch in self.live:
                     values = run(session, {n: batch[n] for n in inputs})
                     for name, value in zip(outputs, values, strict=True):
-                        batch[name] = self.stored(value)
+                        batch.store(name, _as_array(value), shelf)
         self.at = max(self.at, end)
         for batch in self.live:
             for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
                 del batch[name]
 
-    def stored(self, value: np.ndarray) -> np.ndarray:
-        """Return the value itself, or a copy on disk where memory is used up; the file goes with its last reader."""
-        if not isinstance(value, np.ndarray):
-            raise UnsupportedError(
-                "a sequence or an optional passes through the network, which calibration cannot hold. "
-                "Use a criterion of weights alone, such as --criterion l2."
-            )
-        held = sum(v.nbytes for b in self.live for v in b.values() if not isinstance(v, np.memmap))
-        if not value.nbytes or held + value.nbytes <= self.memory:
-            return value
-        with tempfile.TemporaryFile() as file:
-            stored = np.memmap(file, dtype=value.dtype, shape=value.shape, mode="w+")
-        stored[...] = value
-        return stored
+    def shelf(self) -> Shelf:
+        """Return where new tensors of all batches go."""
+        return Shelf(self.memory - sum(b.nbytes for b in self.live))
 
     def _inputs(self, nodes: Sequence[Node], made: set[str]) -> list[str]:
         used = dict.fromkeys(x for n in nodes for x in self.graph.reads(n))
@@ -172,17 +162,17 @@ class Stream:
                 if maker is not None and maker.index not in found:
                     found[maker.index] = maker
                     todo.append(maker)
-        part = self._part([found[i] for i in sorted(found)], [source], [output], {source: like})
+        part = self._part([found[i] for i in sorted(found)], [source], [output], Live({source: like}))
         return load_session(part, threads=self.threads)
 
-    def _part(
-        self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Mapping[str, np.ndarray]
-    ) -> ModelProto:
+    def _part(self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], like: Live) -> ModelProto:
         graph = self.graph
         used = dict.fromkeys(x for n in nodes for x in graph.reads(n))
         weights = [graph.inlined(name) for name in used if name in graph.constants]
         infos = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(like[n].dtype), [None] * like[n].ndim)
+            helper.make_tensor_value_info(
+                n, helper.np_dtype_to_tensor_dtype(like.dtype(n)), [None] * len(like.shape(n))
+            )
             for n in inputs
         ]
         return graph.part(nodes, infos, outputs, weights)
@@ -225,6 +215,16 @@ class Stream:
         for name, change in other.edits.items():
             old = self.graph.array(name)
             self.replace(name, (old + change).astype(old.dtype))
+
+
+def _as_array(value: object) -> np.ndarray:
+    """Return what onnxruntime gave, if it is an array."""
+    if not isinstance(value, np.ndarray):
+        raise UnsupportedError(
+            "a sequence or an optional passes through the network, which calibration cannot hold. "
+            "Use a criterion of weights alone, such as --criterion l2."
+        )
+    return value
 
 
 def sliced(kept: Kept, axes: Axes | None, value: np.ndarray) -> np.ndarray:

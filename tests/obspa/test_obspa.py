@@ -16,7 +16,7 @@ from spa.obspa.affine import find_tail
 from spa.obspa.criterion import loss_curves
 from spa.obspa.curves import MomentReader, greedy
 from spa.obspa.linear import linear
-from spa.obspa.moments import Moments, damped, least_squares
+from spa.obspa.moments import OUTER_ROWS, Damped, Moments, least_squares
 from spa.obspa.pipeline import Calibrated
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
@@ -135,13 +135,49 @@ def test_least_squares_finds_the_matrix_and_the_mean_in_several_batches() -> Non
 
 
 def test_damping_grows_until_the_matrix_can_be_factored() -> None:
-    matrix, added = damped(np.array([[[1.0, 2.0], [2.0, 1.0]]]), 1e-3)
-    assert np.linalg.eigvalsh(matrix[0]).min() > 0
-    assert added[0] >= 1
-    dead, _ = damped(np.diag([0.0, 4.0])[None], 1e-3)
-    assert dead[0, 0, 0] >= 1
-    with pytest.raises(InvariantError, match="not finite"):
-        damped(np.full((1, 2, 2), np.nan), 1e-3)
+    for blocks in (1, 3):
+        h = np.tile([[[1.0, 2.0], [2.0, 1.0]]], (blocks, 1, 1))
+        matrix = Damped(h.copy(), 1e-3)
+        assert (matrix.added >= 1).all()
+        whole = h + matrix.added[:, None, None] * np.eye(2)
+        right = np.arange(blocks * 6.0).reshape(blocks, 3, 2)
+        np.testing.assert_allclose(matrix.solve(right) @ whole, right, atol=1e-12)
+        np.testing.assert_allclose(matrix.inverse() @ whole, np.tile(np.eye(2), (blocks, 1, 1)), atol=1e-12)
+        dead = Damped(np.tile(np.diag([0.0, 4.0]), (blocks, 1, 1)), 1e-3).inverse()
+        assert (dead[:, 0, 0] <= 1).all()
+        with pytest.raises(InvariantError, match="not finite"):
+            Damped(np.full((blocks, 2, 2), np.nan), 1e-3)
+
+
+def test_a_large_matrix_is_factored_in_place_and_mirrored() -> None:
+    n = 2 * OUTER_ROWS + 17
+    x = np.random.default_rng(4).standard_normal((n, 50))
+    h = (x @ x.T)[None]
+    matrix = Damped(h.copy(), 0.1)
+    np.testing.assert_allclose(
+        matrix.inverse() @ (h + matrix.added[:, None, None] * np.eye(n)), np.eye(n)[None], atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_many_small_batches_have_the_moments_of_one_large(mean: bool) -> None:
+    rng = np.random.default_rng(5)
+    x, t = rng.standard_normal((2, 9000, OUTER_ROWS + 3)) + 3, rng.standard_normal((2, 9000, 4)) - 1
+    many, parts = Moments(), [Moments() for _ in range(3)]
+    for i, start in enumerate(range(0, 9000, 300)):
+        many.add(x[:, start : start + 300], t[:, start : start + 300])
+        parts[i % 3].add(x[:, start : start + 300] + i % 3, t[:, start : start + 300])
+    shift = mean * x.mean(axis=1, keepdims=True)
+    xx, tx = many.products(mean)
+    np.testing.assert_allclose(xx, (x - shift).transpose(0, 2, 1) @ (x - shift) / 9000, atol=1e-10)
+    about = t - mean * t.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(tx, about.transpose(0, 2, 1) @ (x - shift) / 9000, atol=1e-10)
+    np.testing.assert_allclose(many.tt, t.var(axis=1), atol=1e-10)
+    joint = Moments.about_own_means(iter(parts))
+    assert joint.count == 9000
+    centred = [x[:, np.arange(9000) // 300 % 3 == i] for i in range(3)]
+    expected = sum(np.matmul(c.transpose(0, 2, 1), c) for c in (p - p.mean(axis=1, keepdims=True) for p in centred))
+    np.testing.assert_allclose(joint.xx, expected / 9000, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +311,7 @@ def test_what_a_residual_sum_has_lost_is_seen_through_transpositions(early: bool
         kept = {group(analysis, "stem"): np.array([0, 1, 3, 4]), name: np.array([1, 2, 5, 7, 8, 10])}
         plan = make_plan(analysis, kept)
         pruned = apply(analysis, plan)
-        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(refit_producers=True))
+        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(producer_rounds=1))
         results.append(outputs(pruned, x))
     np.testing.assert_allclose(*(c.loss for c in curves), rtol=1e-4)
     np.testing.assert_allclose(*results, atol=1e-4)

@@ -34,7 +34,7 @@ def refitted(
         plan,
         pruned,
         halves,
-        FitSettings(damping=1e-6, pruned_input_fraction=pruned_fraction, refit_producers=before),
+        FitSettings(damping=1e-6, pruned_input_fraction=pruned_fraction, producer_rounds=int(before)),
     )
     onnx.checker.check_model(pruned)
     return pruned
@@ -200,7 +200,7 @@ def test_samples_along_another_axis_leave_the_producer_as_it_is() -> None:
     for before in (False, True):
         pruned = apply(analysis, plan)
         x = np.random.default_rng(6).standard_normal((6, 300)).astype(np.float32)
-        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(refit_producers=before))
+        reconstruct(analysis, plan, pruned, [{"x": x}], FitSettings(producer_rounds=int(before)))
         results.append(outputs(pruned, x))
     np.testing.assert_array_equal(*results)
 

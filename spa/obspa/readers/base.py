@@ -27,13 +27,14 @@ class FitSettings:
         pruned_input_fraction: the inputs that a fit learns from are a blend, this fraction of the pruned network's and
             the rest of the dense network's. Below 1, a fit repairs part of the errors of earlier layers: the full
             repair, learnt from few inputs, does not carry over to others.
-        refit_producers: whether to refit the producers of removed channels, too (:mod:`spa.obspa.producers`).
+        producer_rounds: how many times at most the producers of removed channels are refitted, too, each time followed by
+            their reader (:mod:`spa.obspa.producers`).
         seed: the seed of the positions that fits learn from.
     """
 
     damping: float = 1e-3
     pruned_input_fraction: float = 1.0
-    refit_producers: bool = False
+    producer_rounds: int = 0
     seed: int = 0
 
 
@@ -85,7 +86,7 @@ class Reconstruction:
 
     def samples(self, target: Linear) -> int:
         """Return the number of samples of all batches, as a layer of the dense network counts them."""
-        return sum(target.samples(b[target.node.outputs[0]].shape) for b in self.dense.live)
+        return sum(target.samples(b.shape(target.node.outputs[0])) for b in self.dense.live)
 
 
 class ReaderKind(Protocol):

@@ -18,14 +18,14 @@ from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.curves import MomentReader, Observation, Reader
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments, damping_for, least_squares
-from spa.obspa.producers import LayerPair, find_pair, refine
+from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair, refine
 from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.running.runtime import run
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
 Rows = Moments | dual.Rows
-MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
+MAX_ROWS = 10_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
 def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
@@ -80,7 +80,8 @@ class LinearLayer(ReaderKind):
         else:
             return []
         inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
-        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph))]
+        weights = lin.weight if len(graph.users[lin.weight]) > 1 else None
+        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph), weights=weights)]
 
     # -- refitting ---------------------------------------------------------------------------------------------
 
@@ -96,14 +97,22 @@ class LinearLayer(ReaderKind):
             reconstruction.dense.hold(_in_dense(reconstruction, pair.producer).source, node)
 
     def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
-        """Fit the layer by least squares, then its producer by the layer's error, then the layer once more."""
+        """Fit the layer by least squares, then in rounds its producer by the layer's error and the layer once more."""
         target, lin = linear(reconstruction.dense.graph, node), linear(reconstruction.pruned.graph, pruned_node)
         if target is None or lin is None:
             return
         pair = self._pair(reconstruction, node, pruned_node)
         slot = self._fit(reconstruction, target, lin)
-        if pair is not None and (inputs := _refit_producer(reconstruction, target, pair)):
+        if pair is None:
+            return
+        for _ in range(reconstruction.settings.producer_rounds):
+            refitted = _refit_producer(reconstruction, target, pair)
+            if refitted is None:
+                break
+            inputs, removed = refitted
             self._fit(reconstruction, target, lin, inputs, slot)
+            if removed < MIN_GAIN:
+                break
 
     def served_by_fit(self, graph: Graph, lin: Linear) -> list[Linear]:
         """Return the layers that one fit of the weights serves."""
@@ -159,7 +168,7 @@ class LinearLayer(ReaderKind):
 
     def _pair(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> LayerPair | None:
         """Return a reader of removed channels with its producer, in the pruned network, if both are refitted."""
-        lin = linear(reconstruction.pruned.graph, pruned_node) if reconstruction.settings.refit_producers else None
+        lin = linear(reconstruction.pruned.graph, pruned_node) if reconstruction.settings.producer_rounds else None
         kept, reads = reconstruction.kept, reconstruction.analysis.laws[node.index].reads
         pruned = any(kept.size(read.expr) != read.expr.size for read in reads)
         return find_pair(reconstruction.pruned.graph, lin) if lin is not None and pruned else None
@@ -168,7 +177,7 @@ class LinearLayer(ReaderKind):
 def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Rows, Array]:
     """Return rows of a reader, and the square root of each output's weight in the loss, (blocks, outputs)."""
     graph, name = stream.graph, lin.node.outputs[0]
-    samples = sum(lin.samples(b[name].shape) for b in stream.live)
+    samples = sum(lin.samples(b.shape(name)) for b in stream.live)
     blocks, channels, size = lin.size(graph)
     after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
     # A loss is relative to the residual sum if the block adds to what it reads. Branches side by side, as in the
@@ -233,7 +242,7 @@ def least_squares_of(rows: Rows, prior: Array, damping: float, mean: bool) -> Ar
     damping = damping_for(damping, prior.shape[2], rows.count)
     if isinstance(rows, dual.Rows):
         return dual.least_squares(rows, prior, damping, mean)
-    return least_squares(rows if mean else rows.without_mean(), prior, damping)
+    return least_squares(rows, prior, damping, mean)
 
 
 def store(stream: Stream, lin: Linear, fitted: Array) -> None:
@@ -259,7 +268,9 @@ def _in_dense(reconstruction: Reconstruction, lin: Linear) -> Linear:
     return counterpart
 
 
-def _refit_producer(reconstruction: Reconstruction, target: Linear, pair: LayerPair) -> Callable[[int], Array] | None:
+def _refit_producer(
+    reconstruction: Reconstruction, target: Linear, pair: LayerPair
+) -> tuple[Callable[[int], Array], float] | None:
     """Refit the producer of a reader.
 
     Args:
@@ -268,13 +279,14 @@ def _refit_producer(reconstruction: Reconstruction, target: Linear, pair: LayerP
         pair: both layers in the pruned network.
 
     Returns:
-        A function that returns the reader's new inputs, by the number of a batch; None if nothing has changed.
+        A function that returns the reader's new inputs, by the number of a batch, and the fraction of the reader's loss
+        that is gone; None if nothing has changed.
     """
     pruned = reconstruction.pruned
     p = linear(pruned.graph, pair.producer.node)
     first = pruned.live[0]
     shape = reconstruction.kept_part(target.node.outputs[0], reconstruction.dense.live[0]).shape
-    if p is None or not pair.samples_first(pruned.graph, first[p.source], first[pair.reader.source], shape):
+    if p is None or not pair.samples_first(pruned.graph, first.shape(p.source), first.shape(pair.reader.source), shape):
         return None
     source = _in_dense(reconstruction, p).source
     blocks, channels, _ = pair.reader.size(pruned.graph)
@@ -285,19 +297,19 @@ def _refit_producer(reconstruction: Reconstruction, target: Linear, pair: LayerP
     changes = refine(pruned, pair, x, t, after.scale, reconstruction.settings.damping, slot is not None)
     if changes is None:
         return None
-    matrix_change, bias_change = changes
-    store(pruned, p, p.matrix(pruned.graph) + matrix_change[None])
+    store(pruned, p, p.matrix(pruned.graph) + changes.matrix[None])
     if slot is not None:
-        slot.move(bias_change)
+        slot.move(changes.bias)
     session = pruned.session([p.node, *pair.chain], p.source, pair.reader.source, x)
+    shelf = pruned.shelf()
     for batch in pruned.live:
-        batch[pair.reader.source] = pruned.stored(run(session, {p.source: batch[p.source]})[0])
+        batch.store(pair.reader.source, run(session, {p.source: batch[p.source]})[0], shelf)
 
     def inputs(number: int) -> Array:
         x = reconstruction.blended(source, p.source, reconstruction.dense.live[number], pruned.live[number])
         return np.asarray(run(session, {p.source: x})[0])
 
-    return inputs
+    return inputs, changes.removed
 
 
 def _step_samples(
@@ -316,14 +328,14 @@ def _step_samples(
     pruned, reader, output = reconstruction.pruned, pair.reader, target.node.outputs[0]
     first = pruned.live[0]
     shape = reconstruction.kept_part(output, reconstruction.dense.live[0]).shape
-    fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first[reader.source].shape, shape)
+    fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first.shape(reader.source), shape)
     xs, ts = [], []
     for batches in zip(reconstruction.dense.live, pruned.live, strict=True):
-        samples = len(batches[1][p.source])
+        samples = batches[1].shape(p.source)[0]
         chosen = np.linspace(0, samples, max(1, round(fraction * samples)), endpoint=False).astype(int)
-        needed = {source, output, p.source, after.addend}
+        needed = {n for n in (source, output, p.source, after.addend) if n}
         dense_batch, pruned_batch = (
-            {n: v[chosen] for n, v in b.items() if n in needed and len(v) == samples} for b in batches
+            {n: b[n][chosen] for n in needed if n in b and b.shape(n)[:1] == (samples,)} for b in batches
         )
         t = reconstruction.kept_part(output, dense_batch)
         lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, t.shape)

@@ -17,7 +17,7 @@ from spa.coupling.analysis import Analysis
 from spa.model.graph import Graph, Node
 from spa.obspa.curves import MomentReader, Observation
 from spa.obspa.linear import Linear, linear
-from spa.obspa.moments import at_least_single, damped
+from spa.obspa.moments import Damped, at_least_single
 from spa.obspa.origin import Origin, origin
 from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.running.stream import Stream, sliced
@@ -89,7 +89,7 @@ class ActivationProduct(ReaderKind):
             return
         heads = [i for i, n in enumerate(channels.shape[:-2]) if n > 1]
         centre = _into_softmax(analysis, node)
-        elements = sum(prod(b[pruned_node.inputs[0]].shape[:-2]) for b in pruned.live) * channels.shape[-1] ** 2
+        elements = sum(prod(b.shape(pruned_node.inputs[0])[:-2]) for b in pruned.live) * channels.shape[-1] ** 2
         step = ceil(elements / MAX_ELEMENTS)
         moments = _moments(
             _operands(reconstruction.dense, node, centre), _operands(pruned, pruned_node, centre), heads, step
@@ -181,13 +181,13 @@ def solve_mixing(s: Array, t: Array, c: Array, damping: float) -> Array:
     traces = [np.trace(m, axis1=2, axis2=3) for m in (s, t)]
     added = damping * (traces[0] * traces[1]).sum(axis=0)[:, None, None] / d**2
     added = np.where(added > 0, added, 1.0)
-    mean_s, mean_t = (damped(m.sum(axis=0) / len(m), damping)[0] for m in (s, t))
+    mean_s, mean_t = (Damped(m.sum(axis=0) / len(m), damping) for m in (s, t))
 
     def product(a: Array) -> Array:
         return np.asarray((s @ a @ t).sum(axis=0) + added * a)
 
     def conditioned(r: Array) -> Array:
-        return np.asarray(np.linalg.solve(mean_t, np.linalg.solve(mean_s, r).swapaxes(1, 2)).swapaxes(1, 2))
+        return mean_t.solve(mean_s.solve(r.swapaxes(1, 2)).swapaxes(1, 2))
 
     a = np.broadcast_to(np.eye(d), right.shape)
     r = right + added * a - product(a)

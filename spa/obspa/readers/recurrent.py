@@ -133,11 +133,9 @@ class RecurrentCell(ReaderKind):
         bias = _bias(pruned, pruned_node, w.shape[:2])
         constants = []
         for operand, old, moments in ((W, w, inputs), (R, r, states)):
-            used = moments if bias is not None else moments.without_mean()
             matrix = old.reshape(moments.mean_x.shape[0], -1, old.shape[2])
-            fitted = least_squares(
-                used, matrix, damping_for(reconstruction.settings.damping, old.shape[2], moments.count)
-            )
+            damping = damping_for(reconstruction.settings.damping, old.shape[2], moments.count)
+            fitted = least_squares(moments, matrix, damping, mean=bias is not None)
             constants.append((moments.mean_t - np.einsum("goi,gi->go", fitted, moments.mean_x)).reshape(old.shape[:2]))
             pruned.replace(pruned_node.inputs[operand], fitted.reshape(old.shape).astype(old_w.dtype))
         if bias is not None:
@@ -149,7 +147,7 @@ def _rows(stream: Stream, cell: Cell, rng: np.random.Generator) -> Iterator[tupl
     """Yield for each batch rows of the input, the last states of the same steps, and the rows' indices."""
     node = cell.node
     has_initial = len(node.inputs) > INITIAL and node.inputs[INITIAL]
-    fraction = MAX_ROWS / sum(prod(b[node.inputs[0]].shape[:2]) for b in stream.live)
+    fraction = MAX_ROWS / sum(prod(b.shape(node.inputs[0])[:2]) for b in stream.live)
     for batch, y in zip(stream.live, stream.probe(node, 0), strict=True):
         x = cell.inputs(batch[node.inputs[0]])
         h = cell.states(y, stream.value(node.inputs[INITIAL], batch) if has_initial else None)

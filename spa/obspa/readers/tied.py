@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -64,21 +65,31 @@ def joint_moments(
         others: the other products, in the pruned network.
         shared_mean: whether the products share one bias or have none; otherwise each has its own.
     """
+    uses = _uses_ahead(reconstruction, first, others, shared_mean)
+    if not shared_mean:
+        return Moments.about_own_means(itertools.chain([first], uses))
+    for _ in uses:
+        pass
+    return first
+
+
+def _uses_ahead(
+    reconstruction: Reconstruction, first: Moments, others: Sequence[Linear], shared_mean: bool
+) -> Iterator[Moments]:
+    """Yield the moments of each use behind the first, or add them to the first's; see :func:`joint_moments`."""
     analysis, kept, dense = reconstruction.analysis, reconstruction.kept, reconstruction.dense
     ahead = dense.fork()
-    parts = [first]
     for lin in sorted(others, key=lambda o: o.node.index):
         dense_lin = linear(ahead.graph, ahead.graph.producer[lin.node.outputs[0]])
         if dense_lin is None:
             continue
         ahead.after(dense_lin.node)
         name = dense_lin.node.outputs[0]
-        samples = sum(dense_lin.samples(b[name].shape) for b in ahead.live)
+        samples = sum(dense_lin.samples(b.shape(name)) for b in ahead.live)
         rows = first if shared_mean else Moments()
         for batch in ahead.live:
             y = sliced(kept, analysis.axes.get(name), batch[name])
             x = sliced(kept, analysis.axes.get(dense_lin.source), batch[dense_lin.source])
             chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, first.mean_x.shape[1])
             rows.add(lin.input_rows(x, y.shape, dense.graph, chosen), lin.output_rows(y, chosen))
-        parts.append(rows)
-    return first if shared_mean else Moments.about_own_means(parts)
+        yield rows
