@@ -197,10 +197,11 @@ def show_bench(found: BenchReport) -> None:
     """Print latency, throughput and memory, with ratios against the first model."""
     console = Console()
     title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} alternating runs"
-    table = _table(title, "model", "median ms", "p10", "p90", "samples/s", "speed-up", "file MB", "peak MB")
+    table = _table(title, "model", "median ms", "p10", "p90", "samples/s", "speed-up", "by p10", "file MB", "peak MB")
     for m in found.models:
         peak = "-" if m.peak_memory_bytes is None else f"{m.peak_memory_bytes / 1e6:.0f}"
         cells = [f"{m.median_ms:.3f}", f"{m.p10_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.throughput:.1f}", f"{m.speedup:.2f}x"]
+        cells.append(f"{m.speedup_p10:.2f}x")
         _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
     console.print(table)
     for shapes in {shapes_text(inputs): None for inputs in found.inputs}:

@@ -40,7 +40,10 @@ from spa.widths.stopwatch import Cache, Stopwatch, cache_file
 POINTS = 11  # networks whose parts are timed: a prime, see `_design`
 BLOCKS = (1, 8, 16)  # channels that a machine may work on at once
 BETTER = 0.9  # of the error, from which on a larger block is believed
-CORRECTIONS = 2  # choices anew after measuring what was chosen
+CORRECTIONS = 4  # choices anew after measuring what was chosen
+LONGEST_STEP = 0.5  # of the latency that is left, the most that a correction goes beyond what was measured
+BUSY = 2.0  # the spread of the dense network's times from which on they are not to be trusted
+SAME = 0.005  # of the estimated latency: choices that differ less are not worth another measurement
 TOLERANCE = 0.05  # of the latency asked for, within which what is measured counts as meeting it
 WITHOUT_RUNS = "A budget of latency needs a model that onnxruntime runs. Use --of macs."
 Features = tuple[tuple[Axes, ...], ...]
@@ -238,9 +241,10 @@ def measure(
     """
     graph = analysis.graph
     try:
-        (dense_ms,), inputs = stopwatch.networks([graph.self_contained()])
+        timing = stopwatch.networks([graph.self_contained()])
     except ModelError as error:
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+    (dense_ms,), inputs = timing.ms, timing.inputs
     parts = _parts(analysis)
     sizes = Sizes(analysis.space, [g.dim for g in groups])
     features = [_features(analysis, nodes) for nodes in parts]
@@ -364,7 +368,7 @@ def choose(
     """Choose the channels to keep so that the pruned network's measured latency is what is asked for.
 
     What was chosen is measured beside the dense network. Where that misses the goal by more than ``TOLERANCE``, the
-    estimates are taken to be wrong by the factor measured, and the choice is made anew; the nearest one stays.
+    choice is made anew, between the networks measured so far (the dense one is the first); the nearest one stays.
 
     Args:
         analysis: the dense network.
@@ -388,27 +392,43 @@ def choose(
     if ms is not None:
         ask = replace(ask, ratio=_ratio(analysis, groups, ask, ms, model))
     dense_model = analysis.graph.self_contained()
-    best: _Attempt[Picked] | None = None
-    choices = 0
-    while choices <= CORRECTIONS:
+    attempts: list[_Attempt[Picked]] = []
+    spread = 1.0
+    while len(attempts) <= CORRECTIONS:
         try:
             choice, picked = pick(ask, model)
         except PlanError:
-            if best is None:
+            if not attempts:
                 raise
             break
         pruned = Graph(apply(analysis, make_plan(analysis, choice.kept)), analysis.graph.base)
-        (dense, measured), _ = stopwatch.networks([dense_model, pruned.self_contained()])
-        attempt = _Attempt(choice, picked, (1 - budget.ratio) * dense if ms is None else ms, measured, dense)
-        best = attempt if best is None or attempt.miss < best.miss else best
-        choices += 1
-        ratio = 1 - (1 - choice.reached) * attempt.goal / measured
-        if attempt.miss <= TOLERANCE or not 0 < ratio < 1:
+        timing = stopwatch.networks([dense_model, pruned.self_contained()])
+        (dense, measured), spread = timing.ms, max(spread, timing.spread)
+        goal = (1 - budget.ratio) * dense if ms is None else ms
+        attempts.append(_Attempt(choice=choice, picked=picked, goal=goal, measured=measured, dense=dense))
+        ratio = _between(attempts)
+        if attempts[-1].miss <= TOLERANCE or abs(ratio - ask.ratio) < SAME:
             break
         ask = replace(ask, ratio=ratio)
-    assert best is not None  # the first choice raises or is taken
-    report = best.report(choices, stopwatch.threads, model)
-    return best.choice, best.picked, report, _notes(report, model)
+    best = min(attempts, key=lambda a: a.miss)
+    report = best.report(len(attempts), stopwatch.threads, model)
+    return best.choice, best.picked, report, _notes(report, model, spread)
+
+
+def _between(attempts: Sequence[_Attempt[Picked]]) -> float:
+    """Return the share of the estimated latency to remove next, by a straight line between what was measured.
+
+    Attempts that are too slow and too fast enclose it. Where none is too fast, the line goes on from the last, but not
+    far: what a busy machine takes for the latency must not empty the network.
+    """
+    last = attempts[-1]
+    measured = [(a.choice.reached, a.measured / a.goal) for a in attempts]
+    low, above = max([(0.0, last.dense / last.goal), *(m for m in measured if m[1] > 1)])
+    fast = [m for m in measured if m[1] <= 1 and m[0] > low]
+    if fast:
+        high, below = min(fast)
+        return low + (high - low) * (above - 1) / (above - below)
+    return 1 - (1 - low) * max(1 / above, LONGEST_STEP)
 
 
 @dataclass(frozen=True)
@@ -457,8 +477,13 @@ def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: floa
     return 1 - ms / model.dense_ms
 
 
-def _notes(found: Mapping[str, Any], model: LatencyModel) -> tuple[str, ...]:
+def _notes(found: Mapping[str, Any], model: LatencyModel, spread: float) -> tuple[str, ...]:
     notes = []
+    if spread > BUSY:
+        notes.append(
+            f"this machine is too busy to time by: the dense network's runs differ by a factor of {spread:.2g}; "
+            "prune again where nothing else runs"
+        )
     if abs(found["measured"] / found["goal"] - 1) > TOLERANCE:
         notes.append(
             f"asked for {found['goal']:.3g} ms; the nearest network that was found takes {found['measured']:.3g} ms"

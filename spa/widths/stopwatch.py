@@ -22,6 +22,21 @@ from spa.running.bench import bench
 from spa.running.runtime import ORT_ERRORS, clean_reason, load_session, to_ort
 
 
+@dataclass(frozen=True)
+class Timing:
+    """The times of networks that took turns.
+
+    Attributes:
+        ms: by network the milliseconds that a tenth of the runs stay below: what others do beside it hardly counts.
+        inputs: the shapes that the first was fed.
+        spread: by how much nine tenths of the first's runs differ at most, as a factor; above 2 the machine is busy.
+    """
+
+    ms: tuple[float, ...]
+    inputs: Mapping[str, tuple[int, ...]]
+    spread: float
+
+
 @dataclass
 class Stopwatch:
     """A timer of operators and networks in onnxruntime on this machine.
@@ -49,11 +64,8 @@ class Stopwatch:
         """The conditions that the times of operators depend on: onnxruntime, processor and threads."""
         return f"onnxruntime {ort.__version__}, {cpu_name()}, {self.threads} threads"
 
-    def networks(self, models: Sequence[ModelProto]) -> tuple[list[float], Mapping[str, tuple[int, ...]]]:
-        """Time models that take turns; return their milliseconds, and the shapes that the first was fed.
-
-        The first's time is the median; those of the others follow from the median of the ratios run by run, which is
-        steadier on a busy machine.
+    def networks(self, models: Sequence[ModelProto]) -> Timing:
+        """Time models that take turns.
 
         Raises:
             ModelError: onnxruntime cannot run one.
@@ -66,11 +78,13 @@ class Stopwatch:
             sizes=self.sizes,
             isolate_memory=False,
         )
-        return [found.models[0].median_ms / m.speedup for m in found.models], found.inputs[0]
+        first = found.models[0]
+        return Timing(tuple(m.p10_ms for m in found.models), found.inputs[0], first.p90_ms / first.p10_ms)
 
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
-        """Time a part: return the least milliseconds of its operators in a run, by onnxruntime's own profile.
+        """Time a part: return the milliseconds of its operators that a tenth of the runs stay below.
 
+        They come from onnxruntime's own profile.
         Conversions to and from its blocked layout are left out: inside a network there are none between parts.
 
         Raises:
@@ -95,7 +109,7 @@ class Stopwatch:
                 totals.append(0.0)
             elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
                 totals[-1] += event["dur"] / 1000
-        return min(totals[self.warmup : runs])
+        return float(np.percentile(totals[self.warmup : runs], 10))
 
 
 def cpu_name() -> str:

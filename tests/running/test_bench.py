@@ -105,11 +105,14 @@ def test_speed_is_per_sample_and_per_round(monkeypatch):
     one, six = quick([wide(8, rows=1), wide(8, rows=6)]).models
     assert (one.median_ms, six.median_ms) == (10.0, 5.0)
     assert (one.speedup, six.speedup) == (1.0, 2.0 * 6)
+    assert six.speedup_p10 == pytest.approx(2.0 * 6)
     times[1, 1:] = (
         2.5,
         100.0,
     )  # ratios 2, 4, 1; their median is 2, though that of the latencies is 10 over 2.5
-    assert quick([wide(8, rows=1), wide(8, rows=1)]).models[1].speedup == 2.0
+    found = quick([wide(8, rows=1), wide(8, rows=1)]).models[1]
+    assert found.speedup == 2.0
+    assert found.speedup_p10 == pytest.approx(2.8 / 0.9)  # tenths between the first two of three runs
 
 
 def test_names_are_paths_or_graphs(tmp_path):

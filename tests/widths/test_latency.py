@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Fake(Stopwatch):
 
     block = 1
     slower = 1.0  # whole networks, once they are pruned
+    spread = 1.1
     timed = 0
     dense = 0.0
 
@@ -65,11 +67,11 @@ class Fake(Stopwatch):
         self.timed += 1
         return 1e-5 + self._ms(model)
 
-    def networks(self, models: Sequence[ModelProto]) -> tuple[list[float], Mapping[str, tuple[int, ...]]]:
+    def networks(self, models: Sequence[ModelProto]) -> stopwatch.Timing:
         times = [self._ms(m) for m in models]
         self.dense = times[0]
         inputs = bench(models[:1], runs=1, warmup=0, threads=1, isolate_memory=False).inputs[0]
-        return [times[0], *(t * self.slower for t in times[1:])], inputs
+        return stopwatch.Timing((times[0], *(t * self.slower for t in times[1:])), inputs, self.spread)
 
 
 class Blocked(Fake):
@@ -323,6 +325,43 @@ def test_what_is_measured_corrects_what_was_estimated(cache: Path, monkeypatch: 
     assert report.latency["choices"] == 2
     assert report.latency["measured"] == pytest.approx(0.6 * report.latency["dense"], rel=latency.TOLERANCE)
     assert report.latency["measured"] == pytest.approx(1.2 * report.latency["estimated"], rel=0.05)
+
+
+@pytest.mark.parametrize(("power", "choices"), [(3.0, 3), (0.4, 4)])
+def test_a_network_is_not_emptied_where_estimates_are_far_off(
+    power: float, choices: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Curved(Fake):
+        """A machine on which the whole gains much more, or much less, than its parts."""
+
+        def networks(self, models: Sequence[ModelProto]) -> stopwatch.Timing:
+            timing = super().networks(models)
+            return replace(timing, ms=tuple(timing.ms[0] * (ms / timing.ms[0]) ** power for ms in timing.ms))
+
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Curved())
+    report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
+    assert report.latency is not None
+    assert report.latency["measured"] == pytest.approx(0.7 * report.latency["dense"], rel=latency.TOLERANCE)
+    estimated = report.latency["estimated"] / report.latency["dense"]
+    assert estimated == pytest.approx(0.7 ** (1 / power), abs=0.07)
+    assert report.latency["choices"] <= choices
+    assert not report.notes
+
+
+def test_one_wild_measurement_does_not_empty_the_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Disturbed(Fake):
+        asked = 0
+
+        def networks(self, models: Sequence[ModelProto]) -> stopwatch.Timing:
+            timing = super().networks(models)
+            self.asked += len(models) > 1
+            wild = 4.0 if len(models) > 1 and self.asked == 1 else 1.0
+            return replace(timing, ms=(timing.ms[0], *(wild * ms for ms in timing.ms[1:])), spread=wild)
+
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, watch=Disturbed(): watch)
+    report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
+    assert report.reached < 0.6
+    assert any("too busy to time by" in note and "factor of 4" in note for note in report.notes)
 
 
 def test_a_budget_that_is_missed_in_the_end_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

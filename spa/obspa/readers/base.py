@@ -27,7 +27,7 @@ class FitSettings:
         pruned_input_fraction: the inputs that a fit learns from are a blend, this fraction of the pruned network's and
             the rest of the dense network's. Below 1, a fit repairs part of the errors of earlier layers: the full
             repair, learnt from few inputs, does not carry over to others.
-        producer_rounds: how many times at most the producers of removed channels are refitted, too, each time followed by
+        producer_rounds: how often at most the producers of removed channels are refitted, too, each time followed by
             their reader (:mod:`spa.obspa.producers`).
         seed: the seed of the positions that fits learn from.
     """
