@@ -137,7 +137,7 @@ def exit_codes() -> str:
                 "",
             )
     codes[1] = (
-        "The output cannot be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
+        "An output cannot or must not be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
         "`--atol` or `--rtol`, where given. `spa prove`: pruned and masked network differ.",
         "",
     )

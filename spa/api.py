@@ -84,12 +84,12 @@ class Result:
             force: allow overwriting the dense model's own file.
 
         Raises:
-            SpaError: the model failed its checks, or the file cannot be written.
+            SpaError: the model failed its checks, or a file cannot or must not be written.
         """
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        pruned = Source(self.model, self.source.path, self.source.base, self.analysis.points.chosen)
+        pruned = replace(self.source, model=self.model, sizes=self.analysis.points.chosen)
         write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:

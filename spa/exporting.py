@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def export(
     dense = model.source
     outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(dense.model.graph))
     own = {"external": outside, "name": "the pruned model"} if target == "onnx" else {}
-    return _write(Source(model.model, dense.path, dense.base), target, path, sizes or {}, own | options)
+    return _write(replace(dense, model=model.model), target, path, sizes or {}, own | options)
 
 
 def _is_result(model: Any) -> bool:
@@ -76,7 +77,7 @@ def _write(
     source: Source, target: str, path: str | os.PathLike[str], sizes: Mapping[str, int], options: dict[str, Any]
 ) -> Path:
     if sizes:
-        source = Source(_fixed(source.model, sizes), source.path, source.base)
+        source = replace(source, model=_fixed(source.model, sizes))
     if target == "onnx":
         from spa.exporters.onnx import write
 

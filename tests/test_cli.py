@@ -131,9 +131,16 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
     before = model.read_bytes()
     output, weights = tmp_path / "small.onnx", tmp_path / "model.onnx.data"
     weights.write_bytes(bytes(range(256)))
-    for target in (model, output, weights, tmp_path, tmp_path / "none" / "x"):
-        result = spa("prune", model, "-o", output, "--criterion", "l2", option, target)
-        refused(result, 3, option, "Choose another file")
+    remedies = {
+        model: (3, "is the model that is pruned. Choose another file"),
+        output: (3, "is what --output writes. Choose another file"),
+        output.with_name("small.onnx.data"): (3, "is where the weights of --output may go. Choose another file"),
+        weights: (1, "is no JSON or HTML. Choose another file"),
+        tmp_path: (1, "is a folder. Name a file in it"),
+        tmp_path / "none" / "x": (1, "its folder does not exist. Choose another place"),
+    }
+    for target, (code, words) in remedies.items():
+        refused(spa("prune", model, "-o", output, "--criterion", "l2", option, target), code, option, words)
     refused(spa("prune", model, "-o", output, "--report", tmp_path / "x", "--plan-out", tmp_path / "x"), 3, "is what")
     assert model.read_bytes() == before
     assert weights.read_bytes() == bytes(range(256))

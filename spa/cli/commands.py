@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,8 @@ from spa.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from spa.api import Result
 
 
 class _Commands(TyperGroup):
@@ -76,17 +80,16 @@ def prune(
 ) -> None:
     """Remove channels from MODEL until the budget is met, and write the smaller network."""
     from spa import api
+    from spa.model.writing import text_draft
 
     _check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune(model, request=request, progress=progress)
-    result.save(output, force=outputs.force)
-    if outputs.plan_out:
-        _write_text(outputs.plan_out, result.plan.to_json())
-    if outputs.report:
-        from spa.report.html import page
-
-        _write_text(outputs.report, page(result.report, str(model), str(output)))
+    with ExitStack() as stack:  # everything is drafted before anything takes its name
+        texts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
+        result.save(output, force=outputs.force)
+        for text in texts:
+            text.publish(text.folder)
     if outputs.as_json:
         _print_json(result.report.to_dict() | {"output": str(output)})
     else:
@@ -212,6 +215,8 @@ def export(
     """Write MODEL for another runtime or framework, and compare what it computes."""
     from spa.exporting import export as write
 
+    if to in ("onnx", "ort"):
+        _check_targets({"--output": output}, model)
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
     written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
     typer.echo(f"{model} → {written}")
@@ -243,6 +248,7 @@ def convert(
     from spa.exporters.onnx import write
     from spa.model.io import Source
 
+    _check_targets({"--output": output}, source)
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:
         options["factory"] = parse_callable(factory)
@@ -271,24 +277,32 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
-    """Refuse texts that could not be written, or would replace a model or each other, before any work.
+    """Refuse files that could not be written, or would replace a model or each other, before any work.
 
     Raises:
-        PlanError: says which option names what.
+        PlanError: two of them are one file.
+        SpaError: one of them cannot or must not be written, or a text would replace what is none.
     """
+    from spa.model.files import data_file
+    from spa.model.writing import check_data_target, check_target
+
     taken = {model.resolve(): "the model that is pruned"}
     for option, path in targets.items():
         if path is None:
             continue
         place = path.resolve()
-        if option != "--output":
-            if place in taken:
-                raise PlanError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
-            if not place.parent.is_dir() or place.is_dir():
-                what = "is a folder" if place.is_dir() else "lies in a folder that does not exist"
-                raise PlanError(f"{option} {str(path)!r} {what}. Choose another file.")
-            if place.exists() and not _is_text(place):
-                raise PlanError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+        if option != "--output" and place in taken:
+            raise PlanError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
+        try:
+            check_target(path, models=[model])
+            if option == "--output":
+                check_data_target(path, model)
+        except SpaError as error:
+            raise SpaError(f"{option}: {error}") from error
+        if option != "--output" and place.exists() and not _is_text(place):
+            raise SpaError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+        if option == "--output":
+            taken.setdefault(data_file(path).resolve(), "where the weights of --output may go")
         taken.setdefault(place, f"what {option} writes")
 
 
@@ -300,14 +314,14 @@ def _is_text(path: Path) -> bool:
         return file.read(64).lstrip()[:1] in (b"", b"{", b"<")
 
 
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise SpaError(f"cannot write {str(path)!r}: {error.strerror}. Choose another place.") from error
+def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the texts to write with the files that they go to."""
+    if outputs.plan_out:
+        yield outputs.plan_out, result.plan.to_json()
+    if outputs.report:
+        from spa.report.html import page
+
+        yield outputs.report, page(result.report, str(model), str(output))
 
 
 def _print_json(content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
-from spa.model.graph import tensors_of
+from spa.model.graph import stored_tensors, tensors_of
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
 
@@ -26,12 +27,14 @@ class Source:
         path: its file, or None.
         base: the folder that external data lies in, or None.
         sizes: of open axes, by ``input[axis]``, at which the model is known to make sense; it is checked there.
+        stamps: by path of a file of external data, what tells whether it was written to since.
     """
 
     model: ModelProto
     path: Path | None = None
     base: Path | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
 def load(source: Any) -> Source:
@@ -41,9 +44,9 @@ def load(source: Any) -> Source:
         source: a path, the file's bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
 
     Raises:
-        ModelError: the file does not exist or is not ONNX, the model is malformed, or its external data is missing or
-            lies outside its folder.
-        UnsupportedError: the opset is too old or too new.
+        ModelError: the file does not exist or is not ONNX, the model is malformed, or its external data is missing,
+            lies outside its folder or in what is no regular file.
+        UnsupportedError: the opset is too old or too new, or data lies outside where it cannot be written again.
     """
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     name = repr(str(path)) if path else "the model"
@@ -58,15 +61,40 @@ def load(source: Any) -> Source:
     else:
         raise ModelError(f"cannot read a {type(source).__name__}. Give a path, bytes, a ModelProto or a gs.Graph.")
     base = path.parent if path else None
-    _check(model, name, base)
-    return Source(normalise(model, own=source is not model), path, base)
+    _check(model, name)
+    _check_order(model, name)
+    stamps = _check_external(model, name, base)  # functions included, before they are inlined
+    model = normalise(model, own=source is not model)
+    _check_placeable(model, name)
+    return Source(model, path, base, stamps=stamps)
+
+
+def unchanged(source: Source) -> None:
+    """Refuse a model whose external data was written to since it was read.
+
+    Raises:
+        ModelError: names the file.
+    """
+    if not any(t.data_location == TensorProto.EXTERNAL for t in stored_tensors(source.model)):
+        return
+    for file, stamp in source.stamps.items():
+        if not file.exists() or _stamp(file.stat()) != stamp:
+            raise ModelError(f"the external data file {str(file)!r} has changed since it was read. Start again.")
+
+
+def _stamp(about: os.stat_result) -> tuple[int, ...]:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _read(path: Path) -> bytes:
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused by the system
+            raise ModelError(f"cannot read {str(path)!r}: it is a pipe, a device or a socket. Give a file.")
         return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}. Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot read {str(path)!r}: {reason}. Check the path.") from error
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
@@ -78,7 +106,7 @@ def _parse(data: bytes, name: str) -> ModelProto:
     return model
 
 
-def _check(model: ModelProto, name: str, base: Path | None) -> None:
+def _check(model: ModelProto, name: str) -> None:
     if not model.opset_import or not model.HasField("graph") or not (model.graph.node or model.graph.initializer):
         raise ModelError(f"{name} is not an ONNX model: it has no graph or no opset. Export or copy it again.")
     if not model.graph.output:
@@ -89,36 +117,66 @@ def _check(model: ModelProto, name: str, base: Path | None) -> None:
             "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one, or update onnxruntime"
         )
         raise UnsupportedError(f"{name} has opset {opset}; {OLDEST_OPSET} to {newest_opset()} are covered. {remedy}.")
-    for tensor in tensors_of(model.graph):
+
+
+def _check_external(model: ModelProto, name: str, base: Path | None) -> dict[Path, tuple[int, ...]]:
+    """Check all external data of a model, wherever in it a tensor stands; return the stamp of each file."""
+    files: dict[Path, tuple[int, ...]] = {}
+    for tensor in stored_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            _check_external(tensor, name, base)
-    _check_order(model, name)
+            file = _data_file(tensor, name, base)
+            files[file] = _stamp(file.stat())
+    return files
 
 
-def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
+def _check_placeable(model: ModelProto, name: str) -> None:
+    """Refuse external data where it cannot be pruned or written again."""
+    outside = [t for t in stored_tensors(model) if t.data_location == TensorProto.EXTERNAL]
+    known = [t for t in tensors_of(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    if len(outside) > len(known):
+        raise UnsupportedError(
+            f"{name} keeps sparse tensors or parts for training in external data. Store them in the model file itself."
+        )
+
+
+def _data_file(tensor: TensorProto, name: str, base: Path | None) -> Path:
+    """Return the file that a tensor's external data lies in: regular, large enough, in the model's folder."""
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     if base is None:
         raise ModelError(f"{name}: tensor {tensor.name!r} has external data. Give the model's path instead.")
     root = base.resolve()
-    file = (base / location).resolve()
+    try:
+        file = (base / location).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null character; links in a circle
+        file = root
     if not location or os.path.isabs(location) or root not in file.parents:
         raise ModelError(
             f"{name}: tensor {tensor.name!r} lies in {location!r}, outside the model's folder. "
             "Move the data beside the model; other places are refused."
         )
     try:
-        available = file.stat().st_size
+        about = file.stat()
     except OSError as error:
         raise ModelError(
             f"{name}: the external data file {location!r} of tensor {tensor.name!r} is missing. "
             "Put it beside the model."
         ) from error
-    end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
-    if end > available:
+    if not stat.S_ISREG(about.st_mode):
+        raise ModelError(
+            f"{name}: the external data {location!r} of tensor {tensor.name!r} is no regular file. Export it again."
+        )
+    bounds = [entries.get(key) or "0" for key in ("offset", "length")]
+    if not all(bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds):
+        raise ModelError(
+            f"{name}: tensor {tensor.name!r} has external data at {bounds[0]!r}, of length {bounds[1]!r}: "
+            "these are no numbers. Export it again."
+        )
+    if sum(map(int, bounds)) > about.st_size:
         raise ModelError(
             f"{name}: the external data file {location!r} is truncated at tensor {tensor.name!r}. Copy it again."
         )
+    return file
 
 
 def _check_order(model: ModelProto, name: str) -> None:
