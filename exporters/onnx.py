@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spa.errors import PlanError
+from spa.errors import OptionError
 from spa.exporters.checks import check
 from spa.exporters.variants import load, variant
 from spa.model.files import place
@@ -47,14 +47,15 @@ def write(
         The target.
 
     Raises:
-        PlanError: the target is the source's file; or the opset, the IR version or the optimised graph is not possible,
-            or computes something else in onnxruntime.
+        OptionError: the target is the source's file, or the opset or the IR version is out of range.
+        PlanError: the opset, the IR version or the optimised graph is not possible, or computes something else in
+            onnxruntime.
         ModelError: onnxruntime cannot load or run the source either.
         SpaError: a file cannot or must not be written.
     """
     target = Path(path)
     if source.path is not None and not force and target.exists() and target.samefile(source.path):
-        raise PlanError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
+        raise OptionError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
     with drafts(target, () if source.path is None else [source.path]) as drafted:
         draft = drafted.folder / target.name
         place(source.model, draft, source.base, external)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from spa.errors import PlanError, SizeError, suggestion
+from spa.errors import OptionError, SizeError, suggestion
 from spa.model.graph import tensors_of
 from spa.model.io import Source, load
 
@@ -45,16 +45,16 @@ def export(
         The file or folder to load.
 
     Raises:
-        PlanError: no such target, an option that it does not have, or one that cannot be met.
+        OptionError: no such target, an option that it does not have, or one that cannot be met.
         SizeError: no such open size.
         ModelError: the model is malformed.
         UnsupportedError: the target's package is not installed or cannot express the model.
         SpaError: nothing can be written there.
     """
     if target not in TARGETS:
-        raise PlanError(f"cannot export to {target!r}. Choose one of {', '.join(TARGETS)}.")
+        raise OptionError(f"cannot export to {target!r}. Choose one of {', '.join(TARGETS)}.")
     if target != "onnx" and options:
-        raise PlanError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
+        raise OptionError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
     if not _is_result(model):
         return _write(load(model), target, path, sizes or {}, options)
     if not sizes and target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from typer.core import TyperGroup
 
 from spa._version import __version__
 from spa.cli.bars import progress_bars
+from spa.cli.failures import Interrupted, run
 from spa.cli.options import (
     Outputs,
     RandomInputs,
@@ -25,7 +25,7 @@ from spa.cli.options import (
     parse_sizes,
     with_options,
 )
-from spa.errors import InvariantError, PlanError, SpaError
+from spa.errors import OptionError, SpaError, printable
 from spa.request import Request
 
 if TYPE_CHECKING:
@@ -35,14 +35,13 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """The commands, which an interrupt ends with a message and not with a traceback."""
+    """The commands, which an interrupt ends with a message of ours."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # typer's own context is click's
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            sys.stderr.write("spa: interrupted; no half-written file is left\n")
-            raise typer.Exit(130) from interrupt
+        except KeyboardInterrupt as interrupt:  # before typer makes of it what its version does
+            raise Interrupted from interrupt
 
 
 app = typer.Typer(
@@ -52,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Structured pruning of any network, on its ONNX graph.\n\n"
     "Exit codes: 0 done, 1 cannot write or models differ, 2 wrong command line, 3 impossible request, "
-    "4 malformed model, 5 model not covered, 70 a bug in spa, 130 interrupted.",
+    "4 malformed model, 5 model not covered, 6 a file is missing, 70 a bug in spa, 130 interrupted.",
 )
 
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
@@ -219,7 +218,7 @@ def export(
         _check_targets({"--output": output}, model)
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
     written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
-    typer.echo(f"{model} → {written}")
+    typer.echo(printable(f"{model} → {written}"))
 
 
 @app.command()
@@ -254,10 +253,10 @@ def convert(
         options["factory"] = parse_callable(factory)
     imported = convert_model(source, parse_example_inputs(inputs), **_given(options))
     write(Source(imported.model), output)
-    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.exporter}")
+    typer.echo(printable(f"{source} → {output}: {imported.kind}, by {imported.exporter}"))
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:
-        typer.echo(note)
+        typer.echo(printable(note))
 
 
 def _feeds(
@@ -280,7 +279,7 @@ def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
     """Refuse files that could not be written, or would replace a model or each other, before any work.
 
     Raises:
-        PlanError: two of them are one file.
+        OptionError: two of them are one file.
         SpaError: one of them cannot or must not be written, or a text would replace what is none.
     """
     from spa.model.files import data_file
@@ -292,7 +291,7 @@ def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
             continue
         place = path.resolve()
         if option != "--output" and place in taken:
-            raise PlanError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
+            raise OptionError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
         try:
             check_target(path, models=[model])
             if option == "--output":
@@ -333,12 +332,4 @@ def main() -> None:
     # Read where numpy is loaded, which no command has done yet: idle threads of OpenBLAS wait 2^20 cycles for more work
     # and not 2^28, in which they would take the cores from onnxruntime.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
-    try:
-        app()
-    except SpaError as error:
-        sys.stderr.write(f"spa: error: {error}\n")
-        sys.exit(error.exit_code)
-    except Exception:  # whatever nobody foresaw is a bug of ours, and has its own exit code
-        traceback.print_exc()
-        sys.stderr.write(f"spa: this is a bug in spa {__version__}. Please report it with the lines above.\n")
-        sys.exit(InvariantError.exit_code)
+    sys.exit(run(app))

@@ -17,7 +17,7 @@ from spa.criteria.answers import Answer, real_scores
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter
 from spa.criteria.scores import by_parameter
-from spa.errors import PlanError, SpaError, suggestion
+from spa.errors import OptionError, PlanError, SpaError, suggestion
 from spa.extras import entry_points
 
 Array = np.ndarray
@@ -222,7 +222,7 @@ def get(chosen: str | Criterion | ParameterScore) -> Criterion:
     (0, 2)
 
     Raises:
-        PlanError: no criterion has that name.
+        OptionError: no criterion has that name.
     """
     if isinstance(chosen, Criterion):
         return chosen
@@ -231,7 +231,7 @@ def get(chosen: str | Criterion | ParameterScore) -> Criterion:
     _load_packages()
     if not isinstance(chosen, str) or chosen not in _CRITERIA:
         hint = suggestion(chosen, _CRITERIA)
-        raise PlanError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
+        raise OptionError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
     return _CRITERIA[chosen]
 
 

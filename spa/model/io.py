@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
+from spa.model.files import read_bytes
 from spa.model.graph import stored_tensors, tensors_of
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
@@ -44,8 +45,9 @@ def load(source: Any) -> Source:
         source: a path, the file's bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
 
     Raises:
-        ModelError: the file does not exist or is not ONNX, the model is malformed, or its external data is missing,
-            lies outside its folder or in what is no regular file.
+        UnreadableError: the file is not there or cannot be opened.
+        ModelError: it is not ONNX, the model is malformed, or its external data is missing, lies outside its folder or
+            in what is no regular file.
         UnsupportedError: the opset is too old or too new, or data lies outside where it cannot be written again.
     """
     path = Path(source) if isinstance(source, str | os.PathLike) else None
@@ -53,7 +55,7 @@ def load(source: Any) -> Source:
     if isinstance(source, ModelProto):
         model = source
     elif path is not None or isinstance(source, bytes):
-        model = _parse(_read(path) if path else source, name)
+        model = _parse(read_bytes(path) if path else source, name)
     elif type(source).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
@@ -84,17 +86,6 @@ def unchanged(source: Source) -> None:
 
 def _stamp(about: os.stat_result) -> tuple[int, ...]:
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
-
-
-def _read(path: Path) -> bytes:
-    try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused by the system
-            raise ModelError(f"cannot read {str(path)!r}: it is a pipe, a device or a socket. Give a file.")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"cannot read {str(path)!r}: {reason}. Check the path.") from error
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
