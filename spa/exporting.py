@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto, TensorProto
 
 from spa.errors import OptionError, SizeError, suggestion
+from spa.model.diagnosis import diagnosed
 from spa.model.graph import tensors_of
 from spa.model.io import Source, load
 
@@ -56,7 +57,9 @@ def export(
     if target != "onnx" and options:
         raise OptionError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
     if not _is_result(model):
-        return _write(load(model), target, path, sizes or {}, options)
+        source = load(model)
+        with diagnosed(source):
+            return _write(source, target, path, sizes or {}, options)
     if not sizes and target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":
         from spa.exporters.tensorflow import save
 

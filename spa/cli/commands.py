@@ -108,7 +108,9 @@ def prove(
     """Prove that PLAN applied to MODEL computes what MODEL computes with the removed channels masked."""
     from spa import api
     from spa.coupling.plan import Plan
+    from spa.running.trial import try_out
 
+    try_out(model)
     proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
         _print_json(proof.to_dict())
@@ -155,9 +157,12 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: the same interface? how far apart are their outputs, on random inputs or on --data?"""
+    from spa.running.trial import try_out
     from spa.running.verify import verify as compare
 
     options = inputs.keywords()
+    for path in (a, b):
+        try_out(path)
     if data is not None:
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
     found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
@@ -183,7 +188,10 @@ def bench(
 ) -> None:
     """Measure latency, throughput and memory in onnxruntime, the models in turns."""
     from spa.running.bench import bench as measure
+    from spa.running.trial import try_out
 
+    for model in models:
+        try_out(model)
     found = measure(
         [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
     )

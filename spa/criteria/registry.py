@@ -18,7 +18,7 @@ from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter
 from spa.criteria.scores import by_parameter
 from spa.errors import OptionError, PlanError, SpaError, suggestion
-from spa.extras import entry_points
+from spa.extras import entry_points, load_entries
 
 Array = np.ndarray
 ParameterScore: TypeAlias = Callable[[Parameter], Array]
@@ -198,8 +198,7 @@ def _of_function(
 @cache
 def _load_packages() -> None:
     """Import what installed packages register through the entry-point group ``spa.criteria``."""
-    for entry in entry_points(group="spa.criteria"):
-        entry.load()
+    load_entries(entry_points(group="spa.criteria"))
 
 
 def get(chosen: str | Criterion | ParameterScore) -> Criterion:

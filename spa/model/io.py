@@ -11,10 +11,12 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError, UnsupportedError
 from spa.model.files import read_bytes
-from spa.model.graph import stored_tensors, tensors_of
+from spa.model.graph import stored_tensors, subgraphs_of, tensors_of
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
 
@@ -28,6 +30,7 @@ class Source:
         path: its file, or None.
         base: the folder that external data lies in, or None.
         sizes: of open axes, by ``input[axis]``, at which the model is known to make sense; it is checked there.
+        macs: of a run at these sizes, per sample, where they are known.
         stamps: by path of a file of external data, what tells whether it was written to since.
     """
 
@@ -35,6 +38,7 @@ class Source:
     path: Path | None = None
     base: Path | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    macs: float | None = None
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -66,7 +70,11 @@ def load(source: Any) -> Source:
     _check(model, name)
     _check_order(model, name)
     stamps = _check_external(model, name, base)  # functions included, before they are inlined
-    model = normalise(model, own=source is not model)
+    try:
+        model = normalise(model, own=source is not model)
+    except (ValidationError, InferenceError, RuntimeError) as error:  # of onnx's inliner
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(f"{name}: its local functions cannot be inlined: {reason}. Export it again.") from error
     _check_placeable(model, name)
     return Source(model, path, base, stamps=stamps)
 
@@ -100,6 +108,7 @@ def _parse(data: bytes, name: str) -> ModelProto:
 def _check(model: ModelProto, name: str) -> None:
     if not model.opset_import or not model.HasField("graph") or not (model.graph.node or model.graph.initializer):
         raise ModelError(f"{name} is not an ONNX model: it has no graph or no opset. Export or copy it again.")
+    _check_text(model, name)
     if not model.graph.output:
         raise ModelError(f"{name} has no outputs. Export it again with its outputs named.")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
@@ -108,6 +117,26 @@ def _check(model: ModelProto, name: str) -> None:
             "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one, or update onnxruntime"
         )
         raise UnsupportedError(f"{name} has opset {opset}; {OLDEST_OPSET} to {newest_opset()} are covered. {remedy}.")
+
+
+def _check_text(model: ModelProto, name: str) -> None:
+    """Refuse names that are not text: protobuf reads any bytes, and gives them as bytes."""
+    graphs, nodes = [model.graph], [n for f in model.functions for n in f.node]
+    words: list[Any] = [word for f in model.functions for word in (f.name, f.domain, *f.input, *f.output)]
+    words += [o.domain for o in model.opset_import]
+    while graphs or nodes:
+        for graph in graphs:
+            values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+            words += [graph.name, *(value.name for value in values)]
+            words += [d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim]
+            nodes += graph.node
+        for node in nodes:
+            words += [node.op_type, node.domain, node.name, *node.input, *node.output]
+            words += [attribute.name for attribute in node.attribute]
+        graphs, nodes = [inner for node in nodes for inner in subgraphs_of(node)], []
+    wrong = next((word for word in words if isinstance(word, bytes)), None)
+    if wrong is not None:
+        raise ModelError(f"{name}: the name {wrong!r} is not text in UTF-8. Export the model again.")
 
 
 def _check_external(model: ModelProto, name: str, base: Path | None) -> dict[Path, tuple[int, ...]]:
