@@ -29,6 +29,7 @@ from spa.progress import Progress, silent
 from spa.request import Request
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
+from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
 from spa.widths.selection import Selection, select
 
@@ -328,6 +329,7 @@ class Job:
         model = apply(self.analysis, plan)
         if fold is not None:
             fold(model, self.analysis.graph.base)
+            conform(model)
         self.clock("prune")
         outcome = Outcome(plan=plan, model=model, losses=losses or {}, notes=notes)
         if self.calibrated is None:

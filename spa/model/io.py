@@ -6,19 +6,22 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError, UnsupportedError
 from spa.model.files import read_bytes
-from spa.model.graph import stored_tensors, subgraphs_of, tensors_of
+from spa.model.graph import stored_tensors, subgraphs_of, tensor_array, tensors_of
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
+
+MOST_TAKEN_IN = 2**30  # bytes of external data in sub-graphs and attributes that are read into the message
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,23 @@ def load(source: Any) -> Source:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(f"{name}: its local functions cannot be inlined: {reason}. Export it again.") from error
     _check_placeable(model, name)
+    if base is not None:  # and the message is our own
+        _take_in(model, base)
     return Source(model, path, base, stamps=stamps)
+
+
+def _take_in(model: ModelProto, base: Path) -> None:
+    """Read external data of attributes into the model: parts of a network that are run alone have no folder.
+
+    Whole networks inside a sub-graph stay outside, where they would not fit into one message.
+    """
+    stored = islice(tensors_of(model.graph), len(model.graph.initializer), None)  # which come first
+    inner = [tensor for tensor in stored if tensor.data_location == TensorProto.EXTERNAL]
+    arrays = [tensor_array(tensor, base) for tensor in inner]
+    if sum(array.nbytes for array in arrays) > MOST_TAKEN_IN:
+        return
+    for tensor, array in zip(inner, arrays, strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def unchanged(source: Source) -> None:

@@ -249,8 +249,15 @@ def _schema_outputs(
             outputs.append((tensor.elem_type if tensor is not None else 0, None))
             continue
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        if node.op == "TopK" and not node.domain and len(values) > 1 and values[1] is None and shapes[0] is not None:
+            # Where data decide how many there are, inference forgets the sizes of the other axes, too.
+            dims = tuple(-1 if axis == _axis(node, len(dims)) else size for axis, size in enumerate(shapes[0]))
         outputs.append((tensor.elem_type, dims))
     return outputs
+
+
+def _axis(node: Node, rank: int) -> int:
+    return int(node.attributes.get("axis", -1)) % max(1, rank)
 
 
 def _bare(node: Node) -> onnx.NodeProto:

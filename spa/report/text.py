@@ -89,10 +89,7 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         console.print(_text(f"note: {note}."))
     if report.skipped:
         console.print(
-            _text(
-                f"left out on request: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: "
-                f"{report.skipped[0][2]}"
-            )
+            _text(f"left out: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: {report.skipped[0][2]}")
         )
     for label, reason in report.barriers:
         console.print(_text(f"barrier: {label}: {reason}"))
