@@ -17,14 +17,15 @@ HERE = Path(__file__).parent
 # Exit codes that no exception stands for; the others are read from the classes of spa.errors.
 OTHER_CODES = {
     0: ("done", ""),
-    2: ("The command line is wrong: an unknown option, or a value of the wrong form.", "`spa COMMAND --help`"),
     130: ("Interrupted. No half-written file is left.", ""),
 }
 REMEDIES = {
+    2: "`spa COMMAND --help`",
     1: "Choose another place for the output; for `spa verify` and `spa prove`, look at what they printed",
     3: "Ask for less, or lift a constraint that the message names",
     4: "Check the file, or the inputs, that the message names",
     5: "See [Read a refusal](../guides/read-a-refusal.md)",
+    6: "Check the path that the message names",
     70: "Please report it with the model or its architecture",
 }
 
@@ -137,7 +138,7 @@ def exit_codes() -> str:
                 "",
             )
     codes[1] = (
-        "The output cannot be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
+        "An output cannot or must not be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
         "`--atol` or `--rtol`, where given. `spa prove`: pruned and masked network differ.",
         "",
     )
@@ -146,7 +147,8 @@ def exit_codes() -> str:
     ]
     return (
         "# Exit codes\n\nOn failure, one message goes to standard error and nothing is left half-written. In Python, the same "
-        "messages are exceptions; all derive from `spa.SpaError`, whose `exit_code` is the number below.\n\n"
+        "messages are exceptions; all derive from `spa.SpaError`, whose `exit_code` is the number below. With `--json` the "
+        'message is JSON on standard output: `{"error": {"kind": …, "message": …, "exit_code": …}}`.\n\n'
         + _table(("code", "meaning", "what to do"), rows)
     )
 

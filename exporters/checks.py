@@ -12,8 +12,10 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from spa.errors import InvariantError, ModelError
+from spa.model.files import data_file
 from spa.model.graph import tensors_of
 from spa.running.feeds import first_run, working_feeds
+from spa.running.guarded import guarded, seconds_for
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
@@ -26,19 +28,32 @@ _ALLOWED_ELSE = 1e-5
 _SEEDS = 3
 
 
-def check(draft: Path, source: Path | None, name: str = "the model", sizes: Mapping[str, int] | None = None) -> None:
-    """Check that a file passes the checker (unless its source fails it, too), loads and runs.
+def check(
+    draft: Path,
+    source: Path | None,
+    name: str = "the model",
+    sizes: Mapping[str, int] | None = None,
+    macs: float | None = None,
+) -> None:
+    """Check that a file passes the checker (unless its source fails it, too), loads and runs; in a child process.
 
     Args:
         draft: the file.
         source: the file that it was made from.
         name: what messages call the draft.
         sizes: of open axes, to run it at; where it is refused at them, others are tried.
+        macs: of a run, where they are known.
 
     Raises:
-        ModelError: the source does not load or run either, or the checker objects to the draft alone.
+        ModelError: the source does not load or run either, the checker objects to the draft alone, or onnxruntime
+            crashes or does not end.
         InvariantError: the draft does not load or run.
     """
+    size = draft.stat().st_size + (data_file(draft).stat().st_size if data_file(draft).exists() else 0)
+    guarded(_check, draft, source, name, sizes, name=name, seconds=seconds_for(size, macs))
+
+
+def _check(draft: Path, source: Path | None, name: str, sizes: Mapping[str, int] | None) -> None:
     reason = objection(draft)
     if reason is not None and (source is None or objection(source) is None):
         raise ModelError(f"{name} fails onnx.checker: {reason}. Check what it was made from.")
@@ -56,6 +71,8 @@ def objection(path: Path) -> str | None:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         return str(error).strip().splitlines()[0]
+    except UnicodeDecodeError:  # of its message
+        return "a name is not text in UTF-8"
     return None
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from spa.errors import SpaError, UnsupportedError
+from spa.errors import UnsupportedError
 from spa.exporters.checks import allowed, check, distance
-from spa.exporters.files import drafts, move
 from spa.exporters.jax import function
 from spa.extras import extra
 from spa.frameworks.reasons import reason_of
 from spa.model.files import place
 from spa.model.io import load
+from spa.model.writing import drafts, made_folder
 from spa.running.feeds import first_run
 from spa.running.runtime import input_specs, load_session, output_specs
 
@@ -54,19 +54,15 @@ def write_jax(model: ModelProto, directory: str | os.PathLike[str], base: Path |
         SpaError: the files cannot be written.
     """
     target = Path(directory)
-    try:
-        target.mkdir(exist_ok=True)
-    except OSError as error:
-        raise SpaError(f"cannot write {str(target)!r}: {error.strerror}. Choose another place.") from error
-    with drafts(target / PROGRAM) as folder:
-        original = folder / "model.onnx"
+    with made_folder(target), drafts(target / PROGRAM) as draft:
+        original = draft.folder / "model.onnx"
         place(model, original, base)
         program = program_of(original)
-        done = folder / "done"
+        done = draft.folder / "done"
         done.mkdir()
         (done / PROGRAM).write_bytes(program.serialised)
         _write_arrays(done / PARAMETERS, program.params)
-        move(done, target)
+        draft.publish(done)
     return target / PROGRAM
 
 

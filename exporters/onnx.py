@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spa.errors import PlanError
+from spa.errors import OptionError
 from spa.exporters.checks import check
-from spa.exporters.files import drafts, move
 from spa.exporters.variants import load, variant
 from spa.model.files import place
-from spa.model.io import Source
+from spa.model.io import Source, unchanged
+from spa.model.writing import drafts
 
 
 def write(
@@ -28,7 +28,8 @@ def write(
 
     The model goes to a temporary file beside the target, is checked there (``onnx.checker``, loaded and run in
     onnxruntime) and takes the target's name in one step. Weights go to ``NAME.data`` beside it where the source kept
-    them outside (``external``), or where the model is too large for one file.
+    them outside (``external``), or where the model is too large for one file; both files appear, or none. What another
+    model keeps its weights in is never replaced, nor are links, folders and special files.
 
     Args:
         source: the model to write, which is not changed, with the file that it was made from, if there is one, and
@@ -46,22 +47,25 @@ def write(
         The target.
 
     Raises:
-        PlanError: the target is the source's file; or the opset, the IR version or the optimised graph is not possible,
-            or computes something else in onnxruntime.
+        OptionError: the target is the source's file, or the opset or the IR version is out of range.
+        PlanError: the opset, the IR version or the optimised graph is not possible, or computes something else in
+            onnxruntime.
         ModelError: onnxruntime cannot load or run the source either.
-        SpaError: the file cannot be written.
+        SpaError: a file cannot or must not be written.
     """
     target = Path(path)
     if source.path is not None and not force and target.exists() and target.samefile(source.path):
-        raise PlanError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
-    with drafts(target) as folder:
-        draft = folder / target.name
+        raise OptionError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
+    with drafts(target, () if source.path is None else [source.path]) as drafted:
+        draft = drafted.folder / target.name
         place(source.model, draft, source.base, external)
-        check(draft, source.path, name, source.sizes)
+        unchanged(source)
+        check(draft, source.path, name, source.sizes, source.macs)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)
+        folder = draft.parent
         if rewritten != draft:
             folder = folder / "rewritten"
             folder.mkdir()
             place(load(rewritten), folder / target.name, rewritten.parent, external)
-        move(folder, target.parent)
+        drafted.publish(folder)
     return target

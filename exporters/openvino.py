@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from spa.errors import SpaError, UnsupportedError
+from spa.errors import UnsupportedError
 from spa.exporters.checks import allowed, check, distance
-from spa.exporters.files import drafts, move
 from spa.extras import extra
 from spa.model.files import place
+from spa.model.writing import drafts, made_folder
 
 
 def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -36,15 +36,11 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
         import openvino
     target = Path(directory)
     names = [output.name for output in model.graph.output]
-    try:
-        target.mkdir(exist_ok=True)
-    except OSError as error:
-        raise SpaError(f"cannot write {str(target)!r}: {error.strerror}. Choose another place.") from error
-    with drafts(target / "model.xml") as folder:
-        original = folder / "model.onnx"
+    with made_folder(target), drafts(target / "model.xml") as draft:
+        original = draft.folder / "model.onnx"
         place(model, original, base)
         check(original, None)
-        done = folder / "done"
+        done = draft.folder / "done"
         done.mkdir()
         try:
             openvino.save_model(openvino.convert_model(original), done / "model.xml", compress_to_fp16=False)
@@ -59,7 +55,7 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             raise UnsupportedError(
                 f"openvino's outputs differ from onnxruntime's by {worst:.2g}. Export to onnx or ort."
             )
-        move(done, target)
+        draft.publish(done)
     return target / "model.xml"
 
 

@@ -9,9 +9,9 @@ from onnx import ModelProto
 
 from spa.errors import ModelError, UnsupportedError
 from spa.exporters.checks import allowed, check, difference
-from spa.exporters.files import drafts, move
 from spa.exporters.variants import optimise_to
 from spa.model.files import place
+from spa.model.writing import drafts
 
 
 def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -37,11 +37,11 @@ def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None
         raise UnsupportedError(
             f"cannot write {str(target)!r}: onnxruntime knows the format by the ending .ort. Choose it."
         )
-    with drafts(target) as folder:
-        original = folder / "model.onnx"
+    with drafts(target) as draft:
+        original = draft.folder / "model.onnx"
         place(model, original, base)
         check(original, None)
-        done = folder / "done"
+        done = draft.folder / "done"
         done.mkdir()
         try:
             optimise_to(original, done / target.name, level="EXTENDED", form="ORT")
@@ -50,5 +50,5 @@ def write_ort(model: ModelProto, path: str | os.PathLike[str], base: Path | None
             raise UnsupportedError(f"the .ort file cannot be made: {error} {remedy}") from error
         if reason is not None:
             raise UnsupportedError(f"the .ort file differs from the model: {reason}. {remedy}")
-        move(done, target.parent)
+        draft.publish(done)
     return target

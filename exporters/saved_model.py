@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError, UnsupportedError
 from spa.exporters.checks import allowed, distance
-from spa.exporters.files import drafts
 from spa.exporters.jax_files import PLATFORMS, Program, program_of
 from spa.extras import extra
 from spa.frameworks.reasons import reason_of
 from spa.model.files import place
+from spa.model.writing import drafts
 from spa.running.runtime import TensorSpec, input_specs, load_session, output_specs
 
 SIGNATURE = "serving_default"
@@ -62,7 +61,8 @@ def write_saved_model(model: ModelProto, path: str | os.PathLike[str], base: Pat
     lite = target.suffix == ".tflite"
     if target.is_dir() or (target.exists() and not lite):
         raise SpaError(f"cannot write {str(target)!r}: it exists. Choose another name.")
-    with drafts(target) as folder:
+    with drafts(target) as draft:
+        folder = draft.folder
         original = folder / "model.onnx"
         place(model, original, base)
         program = program_of(original)
@@ -74,9 +74,9 @@ def write_saved_model(model: ModelProto, path: str | os.PathLike[str], base: Pat
         if lite:
             content = _lite(written, _is_open(interface))
             _compare(lambda: _Lite(content, interface), "TensorFlow Lite", model, original, program.batches)
-            written = folder / "written"
+            written = folder / target.name
             written.write_bytes(content)
-        shutil.move(written, target)
+        draft.publish_one(written)
     return target
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
 from spa.frameworks.reasons import first_line
 from spa.frameworks.tensorflow import difference, example_feeds, read
 from spa.importers.tensorflow import convert, weight_sources
+from spa.model.writing import drafts
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
@@ -358,14 +357,11 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
         raise SpaError(f"cannot write {str(target)!r}: choose .keras, .tflite or, for a SavedModel, no suffix.")
     if target.is_dir():
         raise SpaError(f"cannot write {str(target)!r}: the folder exists. Choose another name.")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
-            _write(model, draft)
-            _check(model, draft)
-            shutil.move(draft, target)
-    except OSError as error:
-        raise SpaError(f"cannot write {str(target)!r}: {error.strerror or error}. Choose another place.") from error
+    with drafts(target) as drafted:
+        draft = drafted.folder / target.name
+        _write(model, draft)
+        _check(model, draft)
+        drafted.publish_one(draft)
     return target
 
 

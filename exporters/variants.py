@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, version_converter
 
-from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
 from spa.exporters.checks import allowed, difference, objection
 from spa.model.files import INLINE, data_file
 from spa.model.versions import OLDEST_IR, OLDEST_OPSET, covers_opset, newest_ir, newest_opset
@@ -87,7 +87,7 @@ def _at_opset(draft: Path, opset: int) -> Path:
     model = load(draft)
     remedy = f"Keep opset {opset_of(model)}, or export the model again with opset {opset}."
     if not covers_opset(opset):
-        raise PlanError(f"opset {opset} is out of range: {OLDEST_OPSET} to {newest_opset()} can be checked. {remedy}")
+        raise OptionError(f"opset {opset} is out of range: {OLDEST_OPSET} to {newest_opset()} can be checked. {remedy}")
     try:
         converted = version_converter.convert_version(model, opset)
     except RuntimeError as error:
@@ -114,7 +114,7 @@ def _at_ir(draft: Path, ir_version: int) -> Path:
     model = load(draft)
     remedy = f"Keep IR version {model.ir_version}."
     if not OLDEST_IR <= ir_version <= newest_ir():
-        raise PlanError(
+        raise OptionError(
             f"IR version {ir_version} is out of range: {OLDEST_IR} to {newest_ir()} can be checked. {remedy}"
         )
     model.ir_version = ir_version

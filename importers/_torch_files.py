@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from spa.errors import ModelError, PlanError, SpaError
+from spa.errors import ModelError, PlanError, SpaError, UnreadableError
 
 Factory = str | Callable[[], nn.Module]
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")
@@ -40,7 +40,7 @@ def read(path: Path, factory: Factory | None, trust: bool) -> tuple[nn.Module | 
         PlanError: a checkpoint without a factory.
     """
     if not path.is_file():
-        raise ModelError(f"cannot read {str(path)!r}: there is no such file. Check the path.")
+        raise UnreadableError(f"cannot read {str(path)!r}: there is no such file. Check the path.")
     kind = _kind(path)
     if kind == "TorchScript":
         return _attempt(path, partial(torch.jit.load, str(path), map_location="cpu")), ""

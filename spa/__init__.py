@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-23
+25
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
-from spa.errors import InvariantError, ModelError, PlanError, SpaError, UnsupportedError
+from spa.errors import (
+    InvariantError,
+    ModelError,
+    OptionError,
+    PlanError,
+    SpaError,
+    UnreadableError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from spa.api import Result, analyze, prove, prune
@@ -53,12 +61,14 @@ __all__ = [
     "Analysis",
     "InvariantError",
     "ModelError",
+    "OptionError",
     "Plan",
     "PlanError",
     "Proof",
     "Request",
     "Result",
     "SpaError",
+    "UnreadableError",
     "UnsupportedError",
     "__version__",
     "analyze",

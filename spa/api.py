@@ -18,6 +18,7 @@ from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
 from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
+from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
@@ -84,13 +85,14 @@ class Result:
             force: allow overwriting the dense model's own file.
 
         Raises:
-            SpaError: the model failed its checks, or the file cannot be written.
+            SpaError: the model failed its checks, or a file cannot or must not be written.
         """
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        pruned = Source(self.model, self.source.path, self.source.base, self.analysis.points.chosen)
-        write(pruned, path, force=force, external=external, name="the pruned model")
+        pruned = replace(self.source, model=self.model, sizes=self.analysis.points.chosen, macs=self.report.after.macs)
+        with diagnosed(self.source):
+            write(pruned, path, force=force, external=external, name="the pruned model")
 
     def to_graphsurgeon(self) -> gs.Graph:
         """Return the pruned model as an onnx-graphsurgeon graph."""
@@ -148,7 +150,8 @@ def analyze(
     128
     """
     source, _ = _opened(model, example_inputs, convert_options or {}, Clock())
-    return couple(Graph(source.model, source.base), sizes)
+    with diagnosed(source):
+        return couple(Graph(source.model, source.base), sizes)
 
 
 def prove(model: Any, plan: Plan | str | os.PathLike[str], **options: Any) -> Proof:
@@ -219,12 +222,13 @@ def prune(
     clock = Clock()
     source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
-    analysis = couple(Graph(source.model, source.base), request.timing.sizes)
-    clock("analyse")
-    framework = None if framework_model is None else framework_model.kind
-    job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
-    outcome = reach(job)
-    report = _report(job, outcome, source, framework_model)
+    with diagnosed(source):
+        analysis = couple(Graph(source.model, source.base), request.timing.sizes)
+        clock("analyse")
+        framework = None if framework_model is None else framework_model.kind
+        job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
+        outcome = reach(job)
+        report = _report(job, outcome, source, framework_model)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
 

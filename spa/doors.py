@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
 from spa.frameworks.kinds import SUFFIXES, kind_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def import_model(source: Any, example_inputs: Any, options: Mapping[str, Any]) -
 def convert_result(result: Result, target: str) -> Any:
     """Return a result as an object of a framework (see :meth:`spa.api.Result.to`)."""
     if target not in TARGETS:
-        raise PlanError(f"cannot give a result to {target!r}. Choose one of {', '.join(TARGETS)}.")
+        raise OptionError(f"cannot give a result to {target!r}. Choose one of {', '.join(TARGETS)}.")
     if target == "onnx":
         return result.model
     if target == "graphsurgeon":

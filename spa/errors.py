@@ -1,4 +1,4 @@
-"""Errors, in four classes.
+"""Errors, by what is at fault.
 
 Every message has one grammar: the object, the fact, the remedy, as in
 ``Conv 'layer1.0': W has 3 axes, expected 4. Check the exporter.``
@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["InvariantError", "ModelError", "OutOfReachError", "PlanError", "SizeError", "SpaError", "UnsupportedError"]
+__all__ = [
+    "InvariantError",
+    "ModelError",
+    "OptionError",
+    "OutOfReachError",
+    "PlanError",
+    "SizeError",
+    "SpaError",
+    "UnreadableError",
+    "UnsupportedError",
+]
 
 
 class SpaError(Exception):
@@ -18,7 +28,7 @@ class SpaError(Exception):
 
 
 class PlanError(SpaError):
-    """An impossible request: an unreachable ratio, nothing to prune, an option that fits nothing."""
+    """An impossible request: an unreachable ratio, nothing to prune, an option that does not fit this model."""
 
     exit_code = 3
 
@@ -27,16 +37,26 @@ class OutOfReachError(PlanError):
     """More is asked for than can be removed."""
 
 
-class SizeError(PlanError):
-    """A size that names no open axis of the model: a slip on the command line."""
+class OptionError(PlanError):
+    """An option that fits no model: unknown, no choice, out of range, or at odds with another one."""
 
     exit_code = 2
+
+
+class SizeError(OptionError):
+    """A size that names no open axis of the model: a slip on the command line."""
 
 
 class ModelError(SpaError):
     """Malformed input: not a model, a broken one, or one that onnxruntime cannot run."""
 
     exit_code = 4
+
+
+class UnreadableError(ModelError, PlanError):
+    """A file that was named (a model, data, a plan, a request) is not there or cannot be opened."""
+
+    exit_code = 6
 
 
 class UnsupportedError(SpaError):
@@ -52,6 +72,15 @@ class InvariantError(SpaError):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message} This is a bug in spa; please report it with the model or its architecture.")
+
+
+def printable(text: str) -> str:
+    r"""Return a text that a terminal shows as it is: what would command the terminal, or has no form, is escaped.
+
+    >>> printable("conv\x1b[31m")
+    'conv\\x1b[31m'
+    """
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from spa.errors import PlanError, SizeError, suggestion
+from spa.errors import OptionError, SizeError, suggestion
+from spa.model.diagnosis import diagnosed
 from spa.model.graph import tensors_of
 from spa.model.io import Source, load
 
@@ -44,18 +46,20 @@ def export(
         The file or folder to load.
 
     Raises:
-        PlanError: no such target, an option that it does not have, or one that cannot be met.
+        OptionError: no such target, an option that it does not have, or one that cannot be met.
         SizeError: no such open size.
         ModelError: the model is malformed.
         UnsupportedError: the target's package is not installed or cannot express the model.
         SpaError: nothing can be written there.
     """
     if target not in TARGETS:
-        raise PlanError(f"cannot export to {target!r}. Choose one of {', '.join(TARGETS)}.")
+        raise OptionError(f"cannot export to {target!r}. Choose one of {', '.join(TARGETS)}.")
     if target != "onnx" and options:
-        raise PlanError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
+        raise OptionError(f"the target {target} takes no {', '.join(options)}: that is for onnx. Leave it out.")
     if not _is_result(model):
-        return _write(load(model), target, path, sizes or {}, options)
+        source = load(model)
+        with diagnosed(source):
+            return _write(source, target, path, sizes or {}, options)
     if not sizes and target == "tensorflow" and model.origin is not None and model.origin.imported.kind == "keras":
         from spa.exporters.tensorflow import save
 
@@ -63,7 +67,7 @@ def export(
     dense = model.source
     outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(dense.model.graph))
     own = {"external": outside, "name": "the pruned model"} if target == "onnx" else {}
-    return _write(Source(model.model, dense.path, dense.base), target, path, sizes or {}, own | options)
+    return _write(replace(dense, model=model.model), target, path, sizes or {}, own | options)
 
 
 def _is_result(model: Any) -> bool:
@@ -76,7 +80,7 @@ def _write(
     source: Source, target: str, path: str | os.PathLike[str], sizes: Mapping[str, int], options: dict[str, Any]
 ) -> Path:
     if sizes:
-        source = Source(_fixed(source.model, sizes), source.path, source.base)
+        source = replace(source, model=_fixed(source.model, sizes))
     if target == "onnx":
         from spa.exporters.onnx import write
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -30,6 +30,22 @@ def entry_points(group: str) -> EntryPoints:
     """Return what installed packages have in a group of entry points."""
     found: EntryPoints = _all_entry_points().select(group=group)
     return found
+
+
+def load_entries(entries: Iterable[Any]) -> None:
+    """Import what entry points name, which registers rules or criteria.
+
+    Raises:
+        UnsupportedError: one cannot be imported, or registers what is registered already.
+    """
+    for entry in entries:
+        try:
+            entry.load()
+        except Exception as error:  # a package of somebody's, which can raise anything
+            package = getattr(getattr(entry, "dist", None), "name", None) or entry.name
+            raise UnsupportedError(
+                f"the package {package!r} cannot be used: {type(error).__name__}: {error} Mend or uninstall it."
+            ) from error
 
 
 @cache

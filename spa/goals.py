@@ -27,9 +27,11 @@ def reach(job: Job) -> Outcome:
         PlanError: the goal is out of reach.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
+    goal = job.request.goal
     if job.needs_inputs:
         job.calibrate()
-    goal = job.request.goal
+    elif goal.unit == "latency":
+        job.try_out()
     if goal.kind == "plan":
         outcome = job.cut(goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan)))
     elif isinstance(removal := job.answer, Removal):

@@ -16,6 +16,7 @@ import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
 from spa.coupling.analysis import Analysis
+from spa.coupling.cost import measure
 from spa.coupling.plan import Plan
 from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored_groups
 from spa.criteria.context import Context, Inputs
@@ -28,6 +29,7 @@ from spa.progress import Progress, silent
 from spa.request import Request
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
+from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
 from spa.widths.selection import Selection, select
 
@@ -138,6 +140,7 @@ class Job:
         from spa.obspa.pipeline import Calibrated
 
         request = self.request
+        self.try_out()
         self.calibration = _inputs(self.analysis, request)
         self.dense_accuracy = self.accuracy(self.analysis.graph.model)
         synthetic = request.inputs.data is None
@@ -153,6 +156,19 @@ class Job:
             )
         self.clock("calibrate")
         return self.calibrated
+
+    def try_out(self) -> None:
+        """Run the dense model once in a child process, so that a crash or a hang of its kernels is a message.
+
+        Raises:
+            ForeignFailure: it crashed, or did not end.
+        """
+        from spa.running.trial import try_out
+
+        analysis = self.analysis
+        with running():
+            try_out(analysis.graph.self_contained(), analysis.points.chosen, measure(analysis).macs)
+        self.clock("try")
 
     def accuracy(self, model: ModelProto) -> float | None:
         """Return a model's top-1 accuracy on the inputs held out in percent; None where there are no labels."""
@@ -313,6 +329,7 @@ class Job:
         model = apply(self.analysis, plan)
         if fold is not None:
             fold(model, self.analysis.graph.base)
+            conform(model)
         self.clock("prune")
         outcome = Outcome(plan=plan, model=model, losses=losses or {}, notes=notes)
         if self.calibrated is None:

@@ -131,10 +131,17 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
     before = model.read_bytes()
     output, weights = tmp_path / "small.onnx", tmp_path / "model.onnx.data"
     weights.write_bytes(bytes(range(256)))
-    for target in (model, output, weights, tmp_path, tmp_path / "none" / "x"):
-        result = spa("prune", model, "-o", output, "--criterion", "l2", option, target)
-        refused(result, 3, option, "Choose another file")
-    refused(spa("prune", model, "-o", output, "--report", tmp_path / "x", "--plan-out", tmp_path / "x"), 3, "is what")
+    remedies = {
+        model: (2, "is the model that is pruned. Choose another file"),
+        output: (2, "is what --output writes. Choose another file"),
+        output.with_name("small.onnx.data"): (2, "is where the weights of --output may go. Choose another file"),
+        weights: (1, "is no JSON or HTML. Choose another file"),
+        tmp_path: (1, "is a folder. Name a file in it"),
+        tmp_path / "none" / "x": (1, "its folder does not exist. Choose another place"),
+    }
+    for target, (code, words) in remedies.items():
+        refused(spa("prune", model, "-o", output, "--criterion", "l2", option, target), code, option, words)
+    refused(spa("prune", model, "-o", output, "--report", tmp_path / "x", "--plan-out", tmp_path / "x"), 2, "is what")
     assert model.read_bytes() == before
     assert weights.read_bytes() == bytes(range(256))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -145,7 +152,7 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
 def test_what_nobody_foresaw_is_a_bug_with_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     from spa.cli import commands
 
-    def broken() -> None:
+    def broken(standalone_mode: bool) -> None:
         raise KeyError("nobody foresaw")
 
     monkeypatch.setattr(commands, "app", broken)
@@ -155,7 +162,7 @@ def test_what_nobody_foresaw_is_a_bug_with_its_own_exit_code(monkeypatch: pytest
 
 
 def test_a_folder_without_a_model_is_no_model(tmp_path: Path) -> None:
-    refused(spa("inspect", tmp_path), 4, "directory")
+    refused(spa("inspect", tmp_path), 6, "it is a folder")
 
 
 def test_the_html_report_names_both_files_and_every_group(model: Path, tmp_path: Path) -> None:
@@ -196,7 +203,7 @@ def test_bench_prints_ratios_against_the_first(model: Path) -> None:
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    refused(spa("prune", tmp_path / "no.onnx", "-o", tmp_path / "o.onnx"), 4, "no.onnx", "No such file")
+    refused(spa("prune", tmp_path / "no.onnx", "-o", tmp_path / "o.onnx"), 6, "no.onnx", "No such file")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage \xff\xfe garbage", RESNET.read_bytes()[:5000]])
@@ -206,9 +213,12 @@ def test_garbage_and_truncated_files_are_said(tmp_path: Path, content: bytes) ->
     assert not (tmp_path / "o.onnx").exists()
 
 
-@pytest.mark.parametrize(("ratio", "words"), [(0, "between 0 and 1"), (1, "between 0 and 1"), (-2, "between 0 and 1")])
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(0, "between 0 and 1"), (1, "between 0 and 1"), (-2, "between 0 and 1"), (1.5, "between"), (30, "between")],
+)
 def test_a_ratio_outside_its_range_is_refused(model: Path, tmp_path: Path, ratio: float, words: str) -> None:
-    refused(spa("prune", model, "-o", tmp_path / "o.onnx", f"--ratio={ratio}"), 3, words)
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", f"--ratio={ratio}"), 2, words)
 
 
 def test_an_impossible_ratio_is_refused_with_what_is_reachable(model: Path, tmp_path: Path) -> None:
@@ -218,7 +228,7 @@ def test_an_impossible_ratio_is_refused_with_what_is_reachable(model: Path, tmp_
 
 @pytest.mark.parametrize("option", ["--of", "--ranking", "--criterion", "--norm", "--agg", "--reconstruct"])
 def test_an_unknown_choice_is_refused_with_the_known_ones(model: Path, tmp_path: Path, option: str) -> None:
-    refused(spa("prune", model, "-o", tmp_path / "o.onnx", option, "nonsense"), 3, "'nonsense'", "Choose one of")
+    refused(spa("prune", model, "-o", tmp_path / "o.onnx", option, "nonsense"), 2, "'nonsense'", "Choose one of")
 
 
 def test_nothing_to_prune_is_said_and_nothing_written(model: Path, tmp_path: Path) -> None:
@@ -232,7 +242,7 @@ def test_a_set_of_groups_that_matches_none_is_refused(model: Path, tmp_path: Pat
 
 def test_the_input_is_not_overwritten_without_force(model: Path) -> None:
     before = model.read_bytes()
-    refused(spa("prune", model, "-o", model), 3, "is the input", "--force")
+    refused(spa("prune", model, "-o", model), 2, "is the input", "--force")
     assert model.read_bytes() == before
     assert spa("prune", model, "-o", model, "--criterion", "l2", "--force").returncode == 0
     assert len(model.read_bytes()) < len(before)
@@ -300,6 +310,73 @@ def test_a_model_that_onnxruntime_cannot_load_is_said_with_its_reason(tmp_path: 
     path.write_bytes(model.SerializeToString())
     refused(spa("prune", path, "-o", tmp_path / "o.onnx", "--round-to", 1), 4, "onnxruntime cannot load", "my.domain")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (("--ratio", "30"), 2, "OptionError"),
+        (("--of", "maccs"), 2, "OptionError"),
+        (("--ratio", "0.5", "--latency-ms", "2"), 2, "OptionError"),
+        (("--no-such-option",), 2, "UsageError"),
+        (("--threads", "many"), 2, "UsageError"),
+        (("--size", "x"), 2, "UsageError"),
+        (("--config", "none.toml"), 6, "UnreadableError"),
+        (("--plan", "none.json"), 6, "UnreadableError"),
+        (("--data", "none.npz"), 6, "UnreadableError"),
+        (("--ignore", "*", "--criterion", "l2"), 3, "PlanError"),
+        (("--report", "no/page.html"), 1, "SpaError"),
+    ],
+)
+def test_a_failure_is_json_where_the_report_would_be(
+    model: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, kind: str
+) -> None:
+    result = spa("prune", model, "-o", tmp_path / "o.onnx", *arguments, "--json", cwd=tmp_path)
+    failure = json.loads(result.stdout)["error"]
+    assert (result.returncode, failure["exit_code"], failure["kind"]) == (code, code, kind)
+    assert failure["message"]
+    assert result.stderr == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from spa.cli import failures
+
+    def broken(standalone_mode: bool) -> None:
+        raise KeyError("a\x1b[31m")
+
+    monkeypatch.setattr(sys, "argv", ["spa", "prune", "--json"])
+    assert failures.run(broken) == 70
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["kind"] == "KeyError"
+    assert "Traceback" in said.err
+    assert "\x1b" not in said.err
+
+
+def test_names_command_no_terminal_and_are_no_markup(tmp_path: Path) -> None:
+    odd = "\x1b]0;title\x07[red]a[/red]\u202e"
+    network = linear(f"my.domain::Odd{odd}")
+    for name in ("x", "h", "y"):
+        for node in network.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [odd + n if n == name else n for n in names]
+        for value in (*network.graph.input, *network.graph.output):
+            value.name = odd + name if value.name == name else value.name
+    (tmp_path / "a[").mkdir()
+    path, data = tmp_path / "[bold]m.onnx", tmp_path / "a[" / "red].npz"
+    path.write_bytes(network.SerializeToString())
+    np.savez(data, **{odd + "x": np.ones((64, 7), np.float32)})
+    found = spa("inspect", path)
+    assert found.returncode == 0, found.stderr
+    wrong = spa("prune", path, "-o", tmp_path / "o.onnx", "--data", data)
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (3, False), wrong.stderr
+    shutil.copy(RESNET, tmp_path / "a[" / "red].onnx")
+    np.savez(data, np.random.default_rng(0).random((64, 1, 8, 8), dtype=np.float32))
+    pruned = spa("prune", "a[/red].onnx", "-o", "a[/].onnx", "--data", "a[/red].npz", "--verbose", cwd=tmp_path)
+    assert pruned.returncode == 0, pruned.stderr
+    for result in (found, wrong, pruned):
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.stdout + result.stderr)
+    assert "a[/red].npz" in pruned.stdout
 
 
 # -- external data --------------------------------------------------------------------------------------------------
@@ -388,7 +465,7 @@ def test_threads_of_openblas_are_told_to_rest_before_numpy_reads_it() -> None:
     code = (
         "import os, sys, spa.cli.commands\n"
         "print('numpy' in sys.modules)\n"
-        "spa.cli.commands.app = lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
+        "spa.cli.commands.app = lambda standalone_mode: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
         "spa.cli.main()"
     )
     for given, found in (({}, "20"), ({"OPENBLAS_THREAD_TIMEOUT": "26"}, "26")):
@@ -425,8 +502,8 @@ def test_export_fixes_open_sizes(model: Path, tmp_path: Path) -> None:
 
 
 def test_export_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
-    refused(spa("export", model, "--to", "ort", "-o", tmp_path / "o.ort", "--optimise"), 3, "takes no optimise")
-    refused(spa("export", model, "--to", "coreml", "-o", tmp_path / "o"), 3, "'coreml'", "Choose one of")
+    refused(spa("export", model, "--to", "ort", "-o", tmp_path / "o.ort", "--optimise"), 2, "takes no optimise")
+    refused(spa("export", model, "--to", "coreml", "-o", tmp_path / "o"), 2, "'coreml'", "Choose one of")
     refused(spa("export", model, "--to", "onnx", "-o", tmp_path / "o.onnx", "--opset", 13), 3, "Keep opset 17")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 

@@ -16,6 +16,8 @@ from spa.exporters.pytorch.check import arrays, difference, feeds_of, made_up, o
 from spa.exporters.pytorch.module import OnnxModule, graph_module
 from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.write_back import fitted
+from spa.frameworks.reasons import first_line
+from spa.model.writing import drafts, made_folder
 from spa.running.runtime import input_specs
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def save(source: Result | ModelProto, directory: str | os.PathLike[str], base: P
 
     Args:
         source: a result, or an ONNX model.
-        directory: where ``model.pt2`` is put; made if it does not exist.
+        directory: where ``model.pt2`` is put; made where it is missing.
         base: the folder of an ONNX model's external data.
 
     Returns:
@@ -83,27 +85,27 @@ def save(source: Result | ModelProto, directory: str | os.PathLike[str], base: P
 
     Raises:
         UnsupportedError: an operator is not covered, or PyTorch cannot trace the graph (data decide what is run).
+        SpaError: the file cannot be written.
     """
     model, base = (source, base) if isinstance(source, ModelProto) else (source.model, source.source.base)
     module = graph_module(model, base).eval()
     feeds = made_up(model, base)
     args = tuple(tensor(feeds[n]) for n in module.input_names)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / FILE
-    try:
-        torch.export.save(torch.export.export(module, args, dynamic_shapes=(_open_axes(model),)), file)
-        with torch.no_grad():
-            got = arrays(torch.export.load(file).module()(*args))
-    except Exception as error:  # torch.export raises what each of its many parts raises
-        file.unlink(missing_ok=True)
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"torch.export cannot take the network: {reason}. Export to ONNX instead.") from error
-    off = difference(got, reference(model, base, feeds))
-    if not off <= tolerance(model):
-        file.unlink()
-        raise InvariantError(f"the saved program differs from onnxruntime by {off:.2g} of the largest output.")
-    return file
+    target = Path(directory)
+    with made_folder(target), drafts(target / FILE) as draft:
+        file = draft.folder / FILE
+        try:
+            torch.export.save(torch.export.export(module, args, dynamic_shapes=(_open_axes(model),)), file)
+            with torch.no_grad():
+                got = arrays(torch.export.load(file).module()(*args))
+        except Exception as error:  # torch.export raises what each of its many parts raises
+            reason = first_line(error)
+            raise UnsupportedError(f"torch.export cannot take the network: {reason} Export to ONNX instead.") from error
+        off = difference(got, reference(model, base, feeds))
+        if not off <= tolerance(model):
+            raise InvariantError(f"the saved program differs from onnxruntime by {off:.2g} of the largest output.")
+        draft.publish_one(file)
+    return target / FILE
 
 
 def _open_axes(model: ModelProto) -> tuple[dict[int, Any], ...]:

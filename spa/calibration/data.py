@@ -20,7 +20,7 @@ from spa.calibration.batches import comfortable
 from spa.calibration.interface import Interface, interface_of, names_text, shape_text
 from spa.calibration.pieces import LABELS, Piece, capitalise, from_bare, from_item, from_names, joined, joined_labels
 from spa.calibration.samples import is_table, rows_of, samples_of
-from spa.errors import PlanError
+from spa.errors import PlanError, UnreadableError
 
 __all__ = ["Calibration", "read_data"]
 
@@ -263,7 +263,7 @@ def _read(data: Any, reading: _Reading, images_as: Images) -> tuple[str, list[Pi
 def _loaded(path: Path) -> Any:
     """Read an ``.npz`` file as a dict of arrays, or an ``.npy`` file as an array."""
     if not path.exists():
-        raise PlanError(f"{path}: there is no such file or folder. Check the path.")
+        raise UnreadableError(f"{path}: there is no such file or folder. Check the path.")
     suffix = path.suffix.lower()
     if suffix not in _ARRAYS:
         raise PlanError(f"{path}: the suffix '{suffix}' is unknown. Give an .npz or .npy file, or a folder.")

@@ -89,6 +89,11 @@ class Synthesiser:
             if number is not None and number < 1:
                 raise PlanError(f"{option} is {number}. Give 1 or more.")
         recipe = self.recipe
+        empty = next((name for name, array in recipe.feeds(seed).items() if not array.size), None)
+        if empty is not None and not recipe.batch:
+            raise ModelError(
+                f"input {empty!r} is declared with a size of 0, so that running it tells nothing. Open it."
+            )
         most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
         recipe = self._resized(recipe, min(most, samples))
         count = -(-samples // recipe.batch)

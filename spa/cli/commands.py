@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 
 from spa._version import __version__
 from spa.cli.bars import progress_bars
+from spa.cli.failures import Interrupted, run
 from spa.cli.options import (
     Outputs,
     RandomInputs,
@@ -23,22 +25,23 @@ from spa.cli.options import (
     parse_sizes,
     with_options,
 )
-from spa.errors import InvariantError, PlanError, SpaError
+from spa.errors import OptionError, SpaError, printable
 from spa.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from spa.api import Result
+
 
 class _Commands(TyperGroup):
-    """The commands, which an interrupt ends with a message and not with a traceback."""
+    """The commands, which an interrupt ends with a message of ours."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # typer's own context is click's
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            sys.stderr.write("spa: interrupted; no half-written file is left\n")
-            raise typer.Exit(130) from interrupt
+        except KeyboardInterrupt as interrupt:  # before typer makes of it what its version does
+            raise Interrupted from interrupt
 
 
 app = typer.Typer(
@@ -48,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Structured pruning of any network, on its ONNX graph.\n\n"
     "Exit codes: 0 done, 1 cannot write or models differ, 2 wrong command line, 3 impossible request, "
-    "4 malformed model, 5 model not covered, 70 a bug in spa, 130 interrupted.",
+    "4 malformed model, 5 model not covered, 6 a file is missing, 70 a bug in spa, 130 interrupted.",
 )
 
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
@@ -76,17 +79,16 @@ def prune(
 ) -> None:
     """Remove channels from MODEL until the budget is met, and write the smaller network."""
     from spa import api
+    from spa.model.writing import text_draft
 
     _check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune(model, request=request, progress=progress)
-    result.save(output, force=outputs.force)
-    if outputs.plan_out:
-        _write_text(outputs.plan_out, result.plan.to_json())
-    if outputs.report:
-        from spa.report.html import page
-
-        _write_text(outputs.report, page(result.report, str(model), str(output)))
+    with ExitStack() as stack:  # everything is drafted before anything takes its name
+        texts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
+        result.save(output, force=outputs.force)
+        for text in texts:
+            text.publish(text.folder)
     if outputs.as_json:
         _print_json(result.report.to_dict() | {"output": str(output)})
     else:
@@ -106,7 +108,9 @@ def prove(
     """Prove that PLAN applied to MODEL computes what MODEL computes with the removed channels masked."""
     from spa import api
     from spa.coupling.plan import Plan
+    from spa.running.trial import try_out
 
+    try_out(model)
     proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
         _print_json(proof.to_dict())
@@ -153,9 +157,12 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: the same interface? how far apart are their outputs, on random inputs or on --data?"""
+    from spa.running.trial import try_out
     from spa.running.verify import verify as compare
 
     options = inputs.keywords()
+    for path in (a, b):
+        try_out(path)
     if data is not None:
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
     found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
@@ -181,7 +188,10 @@ def bench(
 ) -> None:
     """Measure latency, throughput and memory in onnxruntime, the models in turns."""
     from spa.running.bench import bench as measure
+    from spa.running.trial import try_out
 
+    for model in models:
+        try_out(model)
     found = measure(
         [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
     )
@@ -212,9 +222,11 @@ def export(
     """Write MODEL for another runtime or framework, and compare what it computes."""
     from spa.exporting import export as write
 
+    if to in ("onnx", "ort"):
+        _check_targets({"--output": output}, model)
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
     written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
-    typer.echo(f"{model} → {written}")
+    typer.echo(printable(f"{model} → {written}"))
 
 
 @app.command()
@@ -243,15 +255,16 @@ def convert(
     from spa.exporters.onnx import write
     from spa.model.io import Source
 
+    _check_targets({"--output": output}, source)
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:
         options["factory"] = parse_callable(factory)
     imported = convert_model(source, parse_example_inputs(inputs), **_given(options))
     write(Source(imported.model), output)
-    typer.echo(f"{source} → {output}: {imported.kind}, by {imported.exporter}")
+    typer.echo(printable(f"{source} → {output}: {imported.kind}, by {imported.exporter}"))
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:
-        typer.echo(note)
+        typer.echo(printable(note))
 
 
 def _feeds(
@@ -271,24 +284,32 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
-    """Refuse texts that could not be written, or would replace a model or each other, before any work.
+    """Refuse files that could not be written, or would replace a model or each other, before any work.
 
     Raises:
-        PlanError: says which option names what.
+        OptionError: two of them are one file.
+        SpaError: one of them cannot or must not be written, or a text would replace what is none.
     """
+    from spa.model.files import data_file
+    from spa.model.writing import check_data_target, check_target
+
     taken = {model.resolve(): "the model that is pruned"}
     for option, path in targets.items():
         if path is None:
             continue
         place = path.resolve()
-        if option != "--output":
-            if place in taken:
-                raise PlanError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
-            if not place.parent.is_dir() or place.is_dir():
-                what = "is a folder" if place.is_dir() else "lies in a folder that does not exist"
-                raise PlanError(f"{option} {str(path)!r} {what}. Choose another file.")
-            if place.exists() and not _is_text(place):
-                raise PlanError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+        if option != "--output" and place in taken:
+            raise OptionError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
+        try:
+            check_target(path, models=[model])
+            if option == "--output":
+                check_data_target(path, model)
+        except SpaError as error:
+            raise SpaError(f"{option}: {error}") from error
+        if option != "--output" and place.exists() and not _is_text(place):
+            raise SpaError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+        if option == "--output":
+            taken.setdefault(data_file(path).resolve(), "where the weights of --output may go")
         taken.setdefault(place, f"what {option} writes")
 
 
@@ -300,14 +321,14 @@ def _is_text(path: Path) -> bool:
         return file.read(64).lstrip()[:1] in (b"", b"{", b"<")
 
 
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise SpaError(f"cannot write {str(path)!r}: {error.strerror}. Choose another place.") from error
+def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the texts to write with the files that they go to."""
+    if outputs.plan_out:
+        yield outputs.plan_out, result.plan.to_json()
+    if outputs.report:
+        from spa.report.html import page
+
+        yield outputs.report, page(result.report, str(model), str(output))
 
 
 def _print_json(content: Any) -> None:
@@ -319,12 +340,4 @@ def main() -> None:
     # Read where numpy is loaded, which no command has done yet: idle threads of OpenBLAS wait 2^20 cycles for more work
     # and not 2^28, in which they would take the cores from onnxruntime.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
-    try:
-        app()
-    except SpaError as error:
-        sys.stderr.write(f"spa: error: {error}\n")
-        sys.exit(error.exit_code)
-    except Exception:  # whatever nobody foresaw is a bug of ours, and has its own exit code
-        traceback.print_exc()
-        sys.stderr.write(f"spa: this is a bug in spa {__version__}. Please report it with the lines above.\n")
-        sys.exit(InvariantError.exit_code)
+    sys.exit(run(app))

@@ -29,6 +29,10 @@ TIED = "spa.tied"  # the key of a tensor's metadata by which an importer says so
 Use = tuple[str, int, int]  # of a constant: (its name, node index, operand); node index -1 where all uses are tied
 
 
+MOST_CHANNELS = 2**22  # of which a score each is still cheap; axes that are longer hold data, such as a table of words
+TOO_MANY = f"it has more than {MOST_CHANNELS} channels"
+
+
 @dataclass(frozen=True)
 class Place:
     """An axis of a constant on which a group lies.
@@ -255,7 +259,7 @@ class Analysis:
                     readers=tuple(sorted(readers.get(dim, ()))),
                     writers=tuple(sorted(writers.get(dim, ()))),
                     crossings=self.space.crossings(dim),
-                    frozen=self.space.reason(dim),
+                    frozen=self.space.reason(dim) or (TOO_MANY if dim.size > MOST_CHANNELS else None),
                 )
             )
         return tuple(groups)

@@ -14,6 +14,7 @@ import numpy as np
 from spa.algebra.axes import Dim, Kept
 from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
+from spa.model.files import read_bytes
 
 FORMAT = 1
 
@@ -110,26 +111,17 @@ class Plan:
         """Read a plan from a file.
 
         Raises:
-            PlanError: the file cannot be read, or is not a plan.
+            UnreadableError: the file is not there or cannot be opened.
+            PlanError: it is not a plan.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise _unreadable(path, "there is no such file") from error
-        except IsADirectoryError as error:
-            raise _unreadable(path, "it is a folder") from error
+            text = read_bytes(Path(path), "the plan").decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _unreadable(path, "it is not text in UTF-8") from error
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise _unreadable(path, str(getattr(error, "strerror", None) or error).lower()) from error
+            raise _no_plan(f"{str(path)!r} is not text in UTF-8") from error
         return Plan.from_json(text)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _unreadable(path: str | Path, fact: str) -> PlanError:
-    return PlanError(f"cannot read the plan {str(path)!r}: {fact}. Check the path.")
 
 
 def _no_plan(fact: str) -> PlanError:

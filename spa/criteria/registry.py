@@ -17,8 +17,8 @@ from spa.criteria.answers import Answer, real_scores
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter
 from spa.criteria.scores import by_parameter
-from spa.errors import PlanError, SpaError, suggestion
-from spa.extras import entry_points
+from spa.errors import OptionError, PlanError, SpaError, suggestion
+from spa.extras import entry_points, load_entries
 
 Array = np.ndarray
 ParameterScore: TypeAlias = Callable[[Parameter], Array]
@@ -198,8 +198,7 @@ def _of_function(
 @cache
 def _load_packages() -> None:
     """Import what installed packages register through the entry-point group ``spa.criteria``."""
-    for entry in entry_points(group="spa.criteria"):
-        entry.load()
+    load_entries(entry_points(group="spa.criteria"))
 
 
 def get(chosen: str | Criterion | ParameterScore) -> Criterion:
@@ -222,7 +221,7 @@ def get(chosen: str | Criterion | ParameterScore) -> Criterion:
     (0, 2)
 
     Raises:
-        PlanError: no criterion has that name.
+        OptionError: no criterion has that name.
     """
     if isinstance(chosen, Criterion):
         return chosen
@@ -231,7 +230,7 @@ def get(chosen: str | Criterion | ParameterScore) -> Criterion:
     _load_packages()
     if not isinstance(chosen, str) or chosen not in _CRITERIA:
         hint = suggestion(chosen, _CRITERIA)
-        raise PlanError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
+        raise OptionError(f"unknown criterion {chosen!r}.{hint} Choose one of {', '.join(names())}.")
     return _CRITERIA[chosen]
 
 

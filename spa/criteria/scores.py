@@ -11,7 +11,7 @@ import numpy as np
 
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter, parameters, weights
-from spa.errors import PlanError
+from spa.errors import OptionError
 
 Array = np.ndarray
 Select = Callable[[Sequence[Parameter]], list[Parameter]]
@@ -41,11 +41,11 @@ def check(norm: str, agg: str) -> None:
     """Refuse unknown names.
 
     Raises:
-        PlanError: NORM or AGG is unknown.
+        OptionError: NORM or AGG is unknown.
     """
     for option, chosen, known in (("norm", norm, NORMS), ("agg", agg, AGGREGATES)):
         if chosen not in known:
-            raise PlanError(f"unknown {option} {chosen!r}. Choose one of {', '.join(known)}.")
+            raise OptionError(f"unknown {option} {chosen!r}. Choose one of {', '.join(known)}.")
 
 
 def combine(context: Context, rows: Mapping[str, Sequence[Array]], norm: str | None = None) -> dict[str, Array]:

@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
-from spa.errors import ModelError
+from spa.errors import ModelError, UnreadableError
 from spa.extras import extra
 from spa.frameworks.keras import by_path, keras_variables
 from spa.frameworks.reasons import first_line
@@ -74,7 +74,7 @@ def read(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists():
-            raise ModelError(f"cannot read {str(path)!r}: there is no such file or folder. Check the path.")
+            raise UnreadableError(f"cannot read {str(path)!r}: there is no such file or folder. Check the path.")
         if path.is_dir():
             return _from_saved_model(tf, path, signature)
         if path.suffix in (".keras", ".h5"):

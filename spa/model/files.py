@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
+from spa.errors import UnreadableError
 from spa.model.graph import tensor_array, tensors_of
 
 LARGEST_MESSAGE = 2**31 - 2**20  # protobuf's limit, less some room for what is not weights
 INLINE = 1024  # bytes; smaller tensors stay in the model file
+
+
+def read_bytes(path: Path, what: str = "") -> bytes:
+    """Read a file that somebody named.
+
+    Args:
+        path: the file.
+        what: what messages call it, such as ``the plan``; its path follows.
+
+    Raises:
+        UnreadableError: it is not there, is no regular file, or cannot be opened.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.read_bytes()
+        reason = "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = str(getattr(error, "strerror", None) or error)
+    raise UnreadableError(f"cannot read {f'{what} {str(path)!r}'.strip()}: {reason}. Check the path.")
 
 
 def place(model: ModelProto, path: Path, base: Path | None, external: bool = False) -> None:

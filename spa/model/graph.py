@@ -158,6 +158,29 @@ def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from tensors_of(subgraph)
 
 
+def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield all tensors stored anywhere in a model; those of sparse tensors, functions and training, too."""
+    graphs = [model.graph, *(g for t in model.training_info for g in (t.initialization, t.algorithm))]
+    attributes = [a for f in model.functions for a in f.attribute_proto]
+    nodes = [node for f in model.functions for node in f.node]
+    while graphs or nodes or attributes:
+        for graph in graphs:
+            yield from graph.initializer
+            yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
+            nodes += graph.node
+        attributes += [attribute for node in nodes for attribute in node.attribute]
+        for attribute in attributes:
+            yield from (*_given(attribute, "t"), *attribute.tensors)
+            for sparse in (*_given(attribute, "sparse_tensor"), *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+        graphs = [g for a in attributes for g in (*_given(a, "g"), *a.graphs)]
+        nodes, attributes = [], []
+
+
+def _given(attribute: AttributeProto, field: str) -> tuple[Any, ...]:
+    return (getattr(attribute, field),) if attribute.HasField(field) else ()
+
+
 class Graph:
     """The main graph of a model as lists and dictionaries.
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError, UnsupportedError
-from spa.model.graph import tensors_of
+from spa.model.files import read_bytes
+from spa.model.graph import stored_tensors, subgraphs_of, tensor_array, tensors_of
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
+
+MOST_TAKEN_IN = 2**30  # bytes of external data in sub-graphs and attributes that are read into the message
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,16 @@ class Source:
         path: its file, or None.
         base: the folder that external data lies in, or None.
         sizes: of open axes, by ``input[axis]``, at which the model is known to make sense; it is checked there.
+        macs: of a run at these sizes, per sample, where they are known.
+        stamps: by path of a file of external data, what tells whether it was written to since.
     """
 
     model: ModelProto
     path: Path | None = None
     base: Path | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    macs: float | None = None
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
 def load(source: Any) -> Source:
@@ -41,16 +52,17 @@ def load(source: Any) -> Source:
         source: a path, the file's bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
 
     Raises:
-        ModelError: the file does not exist or is not ONNX, the model is malformed, or its external data is missing or
-            lies outside its folder.
-        UnsupportedError: the opset is too old or too new.
+        UnreadableError: the file is not there or cannot be opened.
+        ModelError: it is not ONNX, the model is malformed, or its external data is missing, lies outside its folder or
+            in what is no regular file.
+        UnsupportedError: the opset is too old or too new, or data lies outside where it cannot be written again.
     """
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     name = repr(str(path)) if path else "the model"
     if isinstance(source, ModelProto):
         model = source
     elif path is not None or isinstance(source, bytes):
-        model = _parse(_read(path) if path else source, name)
+        model = _parse(read_bytes(path) if path else source, name)
     elif type(source).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
@@ -58,15 +70,49 @@ def load(source: Any) -> Source:
     else:
         raise ModelError(f"cannot read a {type(source).__name__}. Give a path, bytes, a ModelProto or a gs.Graph.")
     base = path.parent if path else None
-    _check(model, name, base)
-    return Source(normalise(model, own=source is not model), path, base)
-
-
-def _read(path: Path) -> bytes:
+    _check(model, name)
+    _check_order(model, name)
+    stamps = _check_external(model, name, base)  # functions included, before they are inlined
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}. Check the path.") from error
+        model = normalise(model, own=source is not model)
+    except (ValidationError, InferenceError, RuntimeError) as error:  # of onnx's inliner
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(f"{name}: its local functions cannot be inlined: {reason}. Export it again.") from error
+    _check_placeable(model, name)
+    if base is not None:  # and the message is our own
+        _take_in(model, base)
+    return Source(model, path, base, stamps=stamps)
+
+
+def _take_in(model: ModelProto, base: Path) -> None:
+    """Read external data of attributes into the model: parts of a network that are run alone have no folder.
+
+    Whole networks inside a sub-graph stay outside, where they would not fit into one message.
+    """
+    stored = islice(tensors_of(model.graph), len(model.graph.initializer), None)  # which come first
+    inner = [tensor for tensor in stored if tensor.data_location == TensorProto.EXTERNAL]
+    arrays = [tensor_array(tensor, base) for tensor in inner]
+    if sum(array.nbytes for array in arrays) > MOST_TAKEN_IN:
+        return
+    for tensor, array in zip(inner, arrays, strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def unchanged(source: Source) -> None:
+    """Refuse a model whose external data was written to since it was read.
+
+    Raises:
+        ModelError: names the file.
+    """
+    if not any(t.data_location == TensorProto.EXTERNAL for t in stored_tensors(source.model)):
+        return
+    for file, stamp in source.stamps.items():
+        if not file.exists() or _stamp(file.stat()) != stamp:
+            raise ModelError(f"the external data file {str(file)!r} has changed since it was read. Start again.")
+
+
+def _stamp(about: os.stat_result) -> tuple[int, ...]:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
@@ -78,9 +124,10 @@ def _parse(data: bytes, name: str) -> ModelProto:
     return model
 
 
-def _check(model: ModelProto, name: str, base: Path | None) -> None:
+def _check(model: ModelProto, name: str) -> None:
     if not model.opset_import or not model.HasField("graph") or not (model.graph.node or model.graph.initializer):
         raise ModelError(f"{name} is not an ONNX model: it has no graph or no opset. Export or copy it again.")
+    _check_text(model, name)
     if not model.graph.output:
         raise ModelError(f"{name} has no outputs. Export it again with its outputs named.")
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
@@ -89,36 +136,86 @@ def _check(model: ModelProto, name: str, base: Path | None) -> None:
             "Export with a newer one" if opset < OLDEST_OPSET else "Export with an older one, or update onnxruntime"
         )
         raise UnsupportedError(f"{name} has opset {opset}; {OLDEST_OPSET} to {newest_opset()} are covered. {remedy}.")
-    for tensor in tensors_of(model.graph):
+
+
+def _check_text(model: ModelProto, name: str) -> None:
+    """Refuse names that are not text: protobuf reads any bytes, and gives them as bytes."""
+    graphs, nodes = [model.graph], [n for f in model.functions for n in f.node]
+    words: list[Any] = [word for f in model.functions for word in (f.name, f.domain, *f.input, *f.output)]
+    words += [o.domain for o in model.opset_import]
+    while graphs or nodes:
+        for graph in graphs:
+            values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+            words += [graph.name, *(value.name for value in values)]
+            words += [d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim]
+            nodes += graph.node
+        for node in nodes:
+            words += [node.op_type, node.domain, node.name, *node.input, *node.output]
+            words += [attribute.name for attribute in node.attribute]
+        graphs, nodes = [inner for node in nodes for inner in subgraphs_of(node)], []
+    wrong = next((word for word in words if isinstance(word, bytes)), None)
+    if wrong is not None:
+        raise ModelError(f"{name}: the name {wrong!r} is not text in UTF-8. Export the model again.")
+
+
+def _check_external(model: ModelProto, name: str, base: Path | None) -> dict[Path, tuple[int, ...]]:
+    """Check all external data of a model, wherever in it a tensor stands; return the stamp of each file."""
+    files: dict[Path, tuple[int, ...]] = {}
+    for tensor in stored_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            _check_external(tensor, name, base)
-    _check_order(model, name)
+            file = _data_file(tensor, name, base)
+            files[file] = _stamp(file.stat())
+    return files
 
 
-def _check_external(tensor: TensorProto, name: str, base: Path | None) -> None:
+def _check_placeable(model: ModelProto, name: str) -> None:
+    """Refuse external data where it cannot be pruned or written again."""
+    outside = [t for t in stored_tensors(model) if t.data_location == TensorProto.EXTERNAL]
+    known = [t for t in tensors_of(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    if len(outside) > len(known):
+        raise UnsupportedError(
+            f"{name} keeps sparse tensors or parts for training in external data. Store them in the model file itself."
+        )
+
+
+def _data_file(tensor: TensorProto, name: str, base: Path | None) -> Path:
+    """Return the file that a tensor's external data lies in: regular, large enough, in the model's folder."""
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     if base is None:
         raise ModelError(f"{name}: tensor {tensor.name!r} has external data. Give the model's path instead.")
     root = base.resolve()
-    file = (base / location).resolve()
+    try:
+        file = (base / location).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null character; links in a circle
+        file = root
     if not location or os.path.isabs(location) or root not in file.parents:
         raise ModelError(
             f"{name}: tensor {tensor.name!r} lies in {location!r}, outside the model's folder. "
             "Move the data beside the model; other places are refused."
         )
     try:
-        available = file.stat().st_size
+        about = file.stat()
     except OSError as error:
         raise ModelError(
             f"{name}: the external data file {location!r} of tensor {tensor.name!r} is missing. "
             "Put it beside the model."
         ) from error
-    end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
-    if end > available:
+    if not stat.S_ISREG(about.st_mode):
+        raise ModelError(
+            f"{name}: the external data {location!r} of tensor {tensor.name!r} is no regular file. Export it again."
+        )
+    bounds = [entries.get(key) or "0" for key in ("offset", "length")]
+    if not all(bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds):
+        raise ModelError(
+            f"{name}: tensor {tensor.name!r} has external data at {bounds[0]!r}, of length {bounds[1]!r}: "
+            "these are no numbers. Export it again."
+        )
+    if sum(map(int, bounds)) > about.st_size:
         raise ModelError(
             f"{name}: the external data file {location!r} is truncated at tensor {tensor.name!r}. Copy it again."
         )
+    return file
 
 
 def _check_order(model: ModelProto, name: str) -> None:

@@ -5,18 +5,24 @@ Cases:
 2. Node names that occur twice are made unique (onnxruntime refuses them).
 3. ``SplitToSequence`` by known sizes whose pieces are all taken by ``SequenceAt`` with a constant position becomes one
    ``Slice`` for each of these (PyTorch's unoptimised export writes ``torch.split`` so).
+4. Sparse initializers become dense ones, which can be scored, sliced and refitted.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import ModelProto, NodeProto, helper, inliner, numpy_helper
+import math
 
-from spa.model.graph import Graph
+import numpy as np
+from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
+
+from spa.errors import ModelError, UnsupportedError
+from spa.model.graph import Graph, tensor_array
+
+MOST_DENSE = 2**28  # elements of a sparse initializer that is made dense
 
 
 def normalise(model: ModelProto, own: bool) -> ModelProto:
-    """Rewrite cases 1 to 3.
+    """Rewrite cases 1 to 4.
 
     Args:
         model: the model.
@@ -24,11 +30,15 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
 
     Returns:
         The rewritten model; the same message where nothing had to be done.
+
+    Raises:
+        ModelError: a sparse initializer contradicts itself.
+        UnsupportedError: one would be too large as a dense one.
     """
     if model.functions:  # Case 1
         model, own = inliner.inline_local_functions(model), True
     duplicates, sequences = _has_duplicates(model), _splits(model)
-    if not duplicates and not sequences:
+    if not duplicates and not sequences and not model.graph.sparse_initializer:
         return model
     if not own:
         copy = ModelProto()
@@ -36,6 +46,8 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
         model = copy
     if sequences:
         _rewrite(model, sequences)
+    model.graph.initializer.extend(_dense(tensor) for tensor in model.graph.sparse_initializer)
+    del model.graph.sparse_initializer[:]
     _unique_names(model)
     return model
 
@@ -56,6 +68,22 @@ def _unique_names(model: ModelProto) -> None:  # Case 2
             node.name = f"{node.name}_{count}"
             taken.add(node.name)
         seen.add(node.name)
+
+
+def _dense(sparse: SparseTensorProto) -> TensorProto:  # Case 4
+    name, size = sparse.values.name, math.prod(sparse.dims)
+    if size > MOST_DENSE:
+        raise UnsupportedError(f"the sparse initializer {name!r} has {size} elements. Split it into smaller ones.")
+    values, places = tensor_array(sparse.values), tensor_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"the sparse initializer {name!r} is malformed: {error}. Export the model again.") from error
+    return numpy_helper.from_array(dense, name)
 
 
 def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int]]]:

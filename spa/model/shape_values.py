@@ -6,6 +6,7 @@ follows the ONNX specification of its operator, as far as shape arithmetic uses 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,31 @@ LARGEST_VALUE = 1 << 20  # elements that are computed at all; a walk keeps fewer
 
 Arguments = Sequence[Any]
 Folder = Callable[[Node, Arguments], "list[np.ndarray] | None"]
+
+
+def is_larger(node: Node, arguments: Arguments, most: int) -> bool:
+    """Return whether a result would have more than some number of elements, told from its operands before it is made.
+
+    Operators that are not listed make no more elements than they take, or say so themselves.
+    """
+    given = [a for a in arguments if a is not None]
+    if node.op == "Tile":
+        size = arguments[0].size * math.prod(max(0, int(v)) for v in np.ravel(arguments[1]))
+    elif node.op == "Expand":
+        size = math.prod(np.broadcast_shapes(arguments[0].shape, _few(arguments[1])))
+    elif node.op == "Gather":
+        size = arguments[1].size * (arguments[0].size // max(1, arguments[0].shape[node.attributes.get("axis", 0)]))
+    elif node.op == "Concat":
+        size = sum(a.size for a in given)
+    elif node.op in BROADCAST:
+        size = math.prod(np.broadcast_shapes(*(a.shape for a in given)))
+    else:
+        return False
+    return size > most
+
+
+def _few(shape: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(v) for v in np.ravel(shape))
 
 
 def _integers(node: Node, arguments: Arguments, name: str, position: int) -> list[int] | None:
@@ -87,14 +113,14 @@ def _constant_of_shape(node: Node, a: Arguments) -> list[np.ndarray] | None:
     if fill.dtype.kind == "f":
         return None  # data, even where it is small
     shape = [int(v) for v in a[0]]
-    if np.prod(shape, dtype=np.int64) > LARGEST_VALUE:
+    if math.prod(shape) > LARGEST_VALUE:
         return None
     return [np.full(shape, fill.reshape(-1)[0], dtype=fill.dtype)]
 
 
 def _range(node: Node, a: Arguments) -> list[np.ndarray] | None:
     start, limit, step = (np.ravel(v)[0] for v in a)
-    if abs((limit - start) / step) > LARGEST_VALUE:
+    if not abs((float(limit) - float(start)) / float(step)) <= LARGEST_VALUE:  # NaN, too
         return None
     return [np.arange(start, limit, step, dtype=a[0].dtype)]
 
@@ -145,6 +171,9 @@ def _variadic(function: Callable[..., Any]) -> Folder:
     return fold
 
 
+BROADCAST = frozenset(
+    "Add Sub Mul Div Mod Pow Equal Greater GreaterOrEqual Less LessOrEqual And Or Where Min Max".split()
+)
 FOLDERS: dict[str, Folder] = {
     "Shape": _shape,
     "Size": _size,

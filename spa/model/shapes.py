@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, TypeProto, helper, numpy_helper
+from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError
 from spa.model import contrib_shapes  # noqa: F401 # registers them
 from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, has_notation, noted, shape_function
-from spa.model.shape_values import FOLDERS, LARGEST_VALUE
+from spa.model.shape_values import FOLDERS, LARGEST_VALUE, is_larger
 from spa.model.traits import NUMPY_FLOATS, SIZES, Trait, traits
 
 OutputType = tuple[int, "Shape | None"]  # element type and shape of an output
@@ -132,9 +133,13 @@ class Walker:
                 return False
             arguments = [values.get(i, walk.value[name]) if name else None for i, name in enumerate(node.inputs)]
         try:
+            if is_larger(node, arguments, max(limit, LARGEST_VALUE)):
+                return False
             results = folder(node, arguments)
         except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
             raise ModelError(f"{node.label}: {error}.") from error
+        except KeyError as error:
+            raise ModelError(f"{node.label}: its attribute {error} is missing.") from error
         if results is None or not all(_worth_keeping(r, limit) for r in results):
             return False
         # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
@@ -234,8 +239,8 @@ def _schema_outputs(
         inferred = onnx.shape_inference.infer_node_outputs(
             schema, _bare(node), types, data, opset_imports=opsets, ir_version=10
         )
-    except (InferenceError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (InferenceError, ValidationError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].rstrip(".")
         raise ModelError(f"{node.label}: {reason}.") from error
     outputs: list[OutputType] = []
     for name in node.outputs:
@@ -244,8 +249,15 @@ def _schema_outputs(
             outputs.append((tensor.elem_type if tensor is not None else 0, None))
             continue
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        if node.op == "TopK" and not node.domain and len(values) > 1 and values[1] is None and shapes[0] is not None:
+            # Where data decide how many there are, inference forgets the sizes of the other axes, too.
+            dims = tuple(-1 if axis == _axis(node, len(dims)) else size for axis, size in enumerate(shapes[0]))
         outputs.append((tensor.elem_type, dims))
     return outputs
+
+
+def _axis(node: Node, rank: int) -> int:
+    return int(node.attributes.get("axis", -1)) % max(1, rank)
 
 
 def _bare(node: Node) -> onnx.NodeProto:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from spa.errors import PlanError, SizeError, suggestion
+from spa.errors import OptionError, SizeError, suggestion
 
 __all__ = [
     "FALLBACKS",
@@ -178,7 +178,7 @@ def resolve(inputs: Sequence[OpenInput], guess: Guess, sizes: Mapping[str, int] 
 
     Raises:
         SizeError: ``sizes`` names no open axis.
-        PlanError: a size is not positive.
+        OptionError: a size is not positive.
     """
     return _solve(inputs, guess, sizes)[0]
 
@@ -301,7 +301,7 @@ def _check(sizes: Mapping[str, int], axes: Sequence[tuple[OpenInput, int, str | 
             near = suggestion(name, (*listed, *places))
             raise SizeError(f"sizes: '{name}' is not a dynamic axis.{near} Choose from: {', '.join(listed) or 'none'}.")
         if size < 1:
-            raise PlanError(f"sizes: '{name}' is {size}. Give at least 1.")
+            raise OptionError(f"sizes: '{name}' is {size}. Give at least 1.")
 
 
 def _total(values: Mapping[str, int]) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spa.errors import InvariantError
+from spa.errors import ModelError
 from spa.obspa.curves import ReaderState
 from spa.obspa.moments import NOT_FINITE, at_least_single, damping_for, mean_energy
 
@@ -90,7 +90,7 @@ def _gram(x: Array, damping: float) -> tuple[Array, Array]:
     """Return XXᵀ + λI of each block, (blocks, rows, rows), and λ, (blocks,); λ is relative to the mean energy."""
     energy = np.einsum("bni,bni->bi", x, x)
     if not np.isfinite(energy).all():
-        raise InvariantError(NOT_FINITE)
+        raise ModelError(NOT_FINITE)
     added = damping * mean_energy(energy).astype(np.float64)
     return (x @ x.transpose(0, 2, 1)).astype(np.float64) + added[:, None, None] * np.eye(x.shape[1]), added
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spa.errors import InvariantError
+from spa.errors import ModelError
 
 Array = np.ndarray
 MIN_ROWS = 4096  # rows are collected until there are as many: a product of fewer costs mostly moving memory
 MAX_WAITING = 16_000_000  # the most values that wait: 64 MB in float32
 OUTER_ROWS = 512  # rows of a large matrix that change at a time, so that nothing of its size is made beside it
-NOT_FINITE = "the activation statistics cannot be factored: they hold values that are not finite."
+NOT_FINITE = (
+    "the model's activations hold values that are not finite, so that no layer can be fitted to them. Give other "
+    "inputs with --data, or use a criterion that looks at the weights alone (l2, say)."
+)
 
 
 class Moments:
@@ -178,7 +181,7 @@ class Damped:
         added: what was added to the diagonal of each block, (blocks,).
 
     Raises:
-        InvariantError: the matrix holds values that are not finite.
+        ModelError: the matrix holds values that are not finite.
     """
 
     def __init__(self, h: Array, damping: float) -> None:
@@ -193,7 +196,7 @@ class Damped:
                 self._matrix = h
                 return
             damping = max(damping, 1e-9) * 10
-        raise InvariantError(NOT_FINITE)
+        raise ModelError(NOT_FINITE)
 
     def solve(self, right: Array) -> Array:
         """Return R H⁻¹ for rows R, (blocks, rows, n), float64."""

@@ -26,6 +26,7 @@ from spa.running.change import Change, Yardstick, classes_seen
 from spa.running.stream import Feeds, Stream
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
+from spa.surgery.conform import conform
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
@@ -135,6 +136,7 @@ class Calibrated:
             )
         if not same_model:
             Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edits)
+        conform(pruned)  # refits may have added biases
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""

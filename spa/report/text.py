@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spa.errors import printable
+
 if TYPE_CHECKING:
     from spa.report import Report
     from spa.running.bench import BenchReport
@@ -31,15 +33,20 @@ def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
 
 
+def _text(content: str) -> Text:
+    """Return what is printed as it is: neither markup of rich nor a terminal's escape sequences count in it."""
+    return Text(printable(content))
+
+
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table = Table(title=_text(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(c)) for c in cells))
+    table.add_row(*(_text(str(c)) for c in cells))
 
 
 def cost_cells(report: Report) -> list[Sequence[object]]:
@@ -67,28 +74,25 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         _row(table, *cells)
     console.print(table)
     if report.sizes:
-        console.print(Text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
+        console.print(_text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
         for cells in group_cells(report):
             _row(groups, *cells)
         console.print(groups)
-        console.print(Text(effort(report)))
+        console.print(_text(effort(report)))
     if report.calibration:
-        console.print(calibrated(report.calibration))
+        console.print(_text(calibrated(report.calibration)))
     if report.latency:
-        console.print(Text(timed(report.latency)))
+        console.print(_text(timed(report.latency)))
     for note in report.notes:
-        console.print(Text(f"note: {note}."))
+        console.print(_text(f"note: {note}."))
     if report.skipped:
         console.print(
-            Text(
-                f"left out on request: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: "
-                f"{report.skipped[0][2]}"
-            )
+            _text(f"left out: {len(report.skipped)} groups, first {report.skipped[0][0]!r}: {report.skipped[0][2]}")
         )
     for label, reason in report.barriers:
-        console.print(Text(f"barrier: {label}: {reason}"))
+        console.print(_text(f"barrier: {label}: {reason}"))
 
 
 def effort(report: Report) -> str:
@@ -128,26 +132,26 @@ def show_inspection(found: dict[str, Any], source: str, most: int | None) -> Non
     """Print groups, frozen groups, barriers and reach."""
     console = Console()
     cost = found["cost"]
-    console.print(Text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
-    console.print(Text(f"MACs per sample, counted for {shapes_text(found['inputs'])}"))
+    console.print(_text(f"{source}: {count(cost['params'])} parameters, {count(cost['macs'])} MACs"))
+    console.print(_text(f"MACs per sample, counted for {shapes_text(found['inputs'])}"))
     if found["open"]:
-        console.print(Text(f"open axes: {', '.join(found['open'])} (--size NAME=N counts for other sizes)"))
+        console.print(_text(f"open axes: {', '.join(found['open'])} (--size NAME=N counts for other sizes)"))
     table = _table("groups, by fraction of the parameters", "group", "channels", "params", "MACs", "crosses")
     for g in found["groups"][:most]:
         crosses = g["crossings"][0] if g["crossings"] else ""
         _row(table, g["name"], g["channels"], f"{g['params']:.1%}", f"{g['macs']:.1%}", crosses)
     console.print(table)
     if most is not None and len(found["groups"]) > most:
-        console.print(Text(f"... and {len(found['groups']) - most} more (--all)"))
+        console.print(_text(f"... and {len(found['groups']) - most} more (--all)"))
     frozen = _table("frozen", "group", "channels", "params", "reason")
     for g in found["frozen"][:most]:
         _row(frozen, g["name"], g["channels"], f"{g['params']:.1%}", g["frozen"])
     console.print(frozen)
     for b in found["barriers"]:
-        console.print(Text(f"barrier: {b['operator']}: {b['reason']}"))
+        console.print(_text(f"barrier: {b['operator']}: {b['reason']}"))
     free, crossing = found["reach"]["free"], found["reach"]["with crossings"]
     console.print(
-        Text(
+        _text(
             f"removing half of every free group removes {free:.1%} of the parameters; with --cross-norm {crossing:.1%}"
         )
     )
@@ -156,9 +160,9 @@ def show_inspection(found: dict[str, Any], source: str, most: int | None) -> Non
 def show_verification(found: VerifyReport) -> None:
     """Print the interfaces' differences and the outputs'."""
     console = Console()
-    console.print(Text("same interface" if found.same_interface else "different interfaces:"))
+    console.print(_text("same interface" if found.same_interface else "different interfaces:"))
     for sentence in found.interface:
-        console.print(Text(f"  {sentence}"))
+        console.print(_text(f"  {sentence}"))
     table = _table("outputs", "output", "shape", "largest difference", "cosine", "equal")
     for o in found.outputs:
         cosine = "-" if o.cosine is None else f"{o.cosine:.6f}"
@@ -166,7 +170,7 @@ def show_verification(found: VerifyReport) -> None:
         equal = "-" if o.equal is None else "yes" if o.equal else "no"
         _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
     console.print(table)
-    console.print(Text(f"on inputs such as {shapes_text(found.inputs)}"))
+    console.print(_text(f"on inputs such as {shapes_text(found.inputs)}"))
 
 
 def show_proof(found: Proof) -> None:
@@ -174,19 +178,19 @@ def show_proof(found: Proof) -> None:
     console = Console()
     inputs = shapes_text(found.inputs)
     verdict = "equal to" if found.holds else "DIFFERENT from"
-    console.print(Text(f"{len(found.groups)} groups pruned: {verdict} the masked original"))
+    console.print(_text(f"{len(found.groups)} groups pruned: {verdict} the masked original"))
     console.print(
-        Text(
+        _text(
             f"largest difference {found.error:.2g} of the outputs' size (allowed: {found.tolerance:g}); "
             f"masking itself moved them by {found.effect:.2g}"
         )
     )
-    console.print(Text(f"{len(found.seeds)} random inputs; {inputs}"))
+    console.print(_text(f"{len(found.seeds)} random inputs; {inputs}"))
     if found.is_empty:
-        console.print(Text("note: masking moved no output on these inputs, so that equality says nothing."))
+        console.print(_text("note: masking moved no output on these inputs, so that equality says nothing."))
     if found.crossing:
         console.print(
-            Text(
+            _text(
                 f"note: {len(found.crossing)} groups cross a normalisation, whose statistics change when channels go; "
                 f"they were left whole here, first {found.crossing[0]!r}."
             )
@@ -205,4 +209,4 @@ def show_bench(found: BenchReport) -> None:
         _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
     console.print(table)
     for shapes in {shapes_text(inputs): None for inputs in found.inputs}:
-        console.print(Text(f"timed with {shapes}"))
+        console.print(_text(f"timed with {shapes}"))

@@ -9,7 +9,7 @@ the documentation of :func:`spa.prune` and the JSON schema of reports are made f
 ('ratio', 'macs', ('head.*',))
 >>> Request.of(ratio=0.3, latency_ms=2.0)
 Traceback (most recent call last):
-spa.errors.PlanError: ratio=0.3 and latency_ms=2 are asked for together. Choose one.
+spa.errors.OptionError: ratio=0.3 and latency_ms=2 are asked for together. Choose one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spa.errors import PlanError, nearest, suggestion
+from spa.errors import OptionError, nearest, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
@@ -111,18 +111,20 @@ class Goal(Section):
         requested = [f"{name}={value:g}" for name, value in targets.items() if value is not None]
         requested += ["a plan"] if self.plan is not None else []
         if len(requested) > 1:
-            raise PlanError(f"{' and '.join(requested)} are asked for together. Choose one.")
+            raise OptionError(f"{' and '.join(requested)} are asked for together. Choose one.")
         for name in ("latency_ms", "max_distortion"):
             value = targets[name]
             if value is not None and not 0 < float(value) < float("inf"):
-                raise PlanError(f"{name} is {value:g}. Give a number above 0.")
+                raise OptionError(f"{name} is {value:g}. Give a number above 0.")
         if number is not None and not 0 < float(number) < 1:
-            raise PlanError(f"ratio is {number:g}, the fraction to remove. Choose one between 0 and 1, ends excluded.")
+            raise OptionError(
+                f"ratio is {number:g}, the fraction to remove. Choose one between 0 and 1, ends excluded."
+            )
         if self.of == "latency" and (self.ratio == "auto" or self.max_distortion is not None):
-            raise PlanError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
+            raise OptionError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
         if self.latency_ms is not None and (self.ratio == "auto" or self.of not in ("macs", "latency")):
             other = "ratio 'auto'" if self.ratio == "auto" else f"a budget of {self.of}"
-            raise PlanError(
+            raise OptionError(
                 f"a latency of {self.latency_ms:g} ms and {other} are asked for together. Leave one of the two out."
             )
 
@@ -350,13 +352,13 @@ class Request:
             **given: the fields of the sections: ``ratio``, ``criterion``, ``round_to`` …
 
         Raises:
-            PlanError: an option is unknown or out of range, or two contradict each other.
+            OptionError: an option is unknown or out of range, or two contradict each other.
         """
         homes = {about.name: section for section, about in options()}
         for name in given:
             if name not in homes:
                 hint = suggestion(name, homes) or f" Choose among {', '.join(homes)}."
-                raise PlanError(f"unknown option {name!r}.{hint}")
+                raise OptionError(f"unknown option {name!r}.{hint}")
         base = base or cls()
         if any(given.get(name) is not None for name in TARGETS):  # a new goal replaces the old one
             base = replace(base, goal=Goal(of=base.goal.of))
@@ -378,37 +380,40 @@ class Request:
         """Read a request from a TOML file with the sections as tables; paths in it are relative to its folder.
 
         Raises:
-            PlanError: the file cannot be read, or holds what is no option.
+            UnreadableError: the file is not there or cannot be opened.
+            OptionError: it is no TOML, or holds what is no option.
         """
         import tomllib
 
+        from spa.model.files import read_bytes  # with onnx, which a command line without a file can do without
+
         name = os.fspath(path)
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PlanError(f"cannot read the request {name!r}: {error}.") from error
+            content = tomllib.loads(read_bytes(Path(path), "the request").decode("utf-8-sig"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise OptionError(f"cannot read the request {name!r}: {error}.") from error
         known = {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()}
         given: dict[str, Any] = {}
         for section, values in content.items():
             if section not in known or not isinstance(values, dict):
                 sections = ", ".join(f"[{known_section}]" for known_section in known)
-                raise PlanError(f"{name!r}: {section!r} is no section. Use {sections}.")
+                raise OptionError(f"{name!r}: {section!r} is no section. Use {sections}.")
             for key, value in values.items():
                 about = known[section].get(key)
                 if about is None or not about.metadata["kind"].on_file:
-                    raise PlanError(f"{name!r}: [{section}] has no option {key!r}. {_where(key)}")
+                    raise OptionError(f"{name!r}: [{section}] has no option {key!r}. {_where(key)}")
                 is_path = about.metadata["kind"] is FILE and isinstance(value, str)
                 given[key] = str(Path(path).parent / value) if is_path else value
         try:
             return cls.of(**given)
-        except PlanError as error:
-            raise PlanError(f"{name!r}: {error}") from error
+        except OptionError as error:
+            raise OptionError(f"{name!r}: {error}") from error
 
     def to_toml(self) -> str:
         """Return the request as TOML, the options that differ from the defaults.
 
         Raises:
-            PlanError: an option holds an object that no file can hold.
+            OptionError: an option holds an object that no file can hold.
         """
         import tomli_w
 
@@ -421,7 +426,7 @@ class Request:
                 value = os.fspath(value) if isinstance(value, os.PathLike) else value
                 value = list(value) if isinstance(value, tuple) else value
                 if not about.metadata["kind"].on_file or not isinstance(value, str | int | float | list | dict):
-                    raise PlanError(f"{about.name} is an object, which no file can hold. Give a path or a name.")
+                    raise OptionError(f"{about.name} is an object, which no file can hold. Give a path or a name.")
                 if value != about.default:
                     content.setdefault(section.name, {})[about.name] = value
         return tomli_w.dumps(content)

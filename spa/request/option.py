@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from spa.errors import PlanError, suggestion
+from spa.errors import OptionError, suggestion
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Section:
         """Convert every value.
 
         Raises:
-            PlanError: a value is not of the option's kind, no choice of it, or out of its bounds.
+            OptionError: a value is not of the option's kind, no choice of it, or out of its bounds.
         """
         for about in fields(self):  # type: ignore[arg-type] # every section is a dataclass
             object.__setattr__(self, about.name, _converted(about, getattr(self, about.name)))
@@ -162,10 +162,10 @@ def _converted(about: Field[Any], value: Any) -> Any:
             raise ValueError
     except ValueError:
         limits = "" if least is None else f" of {least} or more" if most is None else f" from {least} to {most}"
-        raise PlanError(f"{about.name} is {_shown(value)}. Give {kind.expected}{limits}.") from None
+        raise OptionError(f"{about.name} is {_shown(value)}. Give {kind.expected}{limits}.") from None
     if choices is not None and value not in choices():
         hint = suggestion(value, choices())
-        raise PlanError(f"unknown {about.name} {value!r}.{hint} Choose one of {', '.join(choices())}.")
+        raise OptionError(f"unknown {about.name} {value!r}.{hint} Choose one of {', '.join(choices())}.")
     return value
 
 

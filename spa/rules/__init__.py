@@ -12,7 +12,7 @@ import onnx
 
 from spa.algebra.notation import output_shapes, rule_of
 from spa.algebra.op import Op
-from spa.extras import entry_points
+from spa.extras import entry_points, load_entries
 from spa.model.graph import Node, schema_of
 from spa.model.shape_registry import register_notation
 
@@ -104,8 +104,7 @@ def unsupported(key: str, reason: str) -> None:
 @cache
 def load() -> None:
     """Import the rules of installed packages; those of this one are there as soon as it is imported."""
-    for entry in entry_points(group="spa.rules"):
-        entry.load()
+    load_entries(entry_points(group="spa.rules"))
 
 
 def unreviewed(node: Node) -> str | None:

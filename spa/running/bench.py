@@ -26,6 +26,7 @@ import onnx
 import onnxruntime as ort
 
 from spa.errors import InvariantError, ModelError, PlanError
+from spa.model.writing import draft_folder
 from spa.running.feeds import Recipe, first_run, resolve_sizes
 from spa.running.memory import peak_resident
 from spa.running.runtime import (
@@ -345,7 +346,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _peak_memory(model: Model, name: str, feeds: Mapping[str, np.ndarray], threads: int) -> int | None:
     """Measure the peak memory, in bytes, of loading a model and running it in a fresh process."""
-    with tempfile.TemporaryDirectory(prefix="spa-bench-") as folder:
+    with draft_folder(Path(tempfile.gettempdir())) as folder:
         path = os.path.join(folder, "model.onnx")
         if isinstance(model, bytes):
             Path(path).write_bytes(model)

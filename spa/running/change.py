@@ -152,22 +152,47 @@ def _compared(graph: Graph, output: str) -> Compared:
 def _centred(value: Array, compared: Compared) -> Array:
     """Return logits less their mean over the classes, to which a softmax is blind; other tensors as they are."""
     value = value.astype(np.float64)
-    return value - value.mean(axis=compared.axis, keepdims=True) if compared.kind == "softmax" else value
+    if compared.kind != "softmax":
+        return value
+    finite = np.isfinite(value)  # a class that is ruled out has a logit of minus infinity
+    return value - value.mean(
+        axis=compared.axis, keepdims=True, where=finite | ~finite.any(compared.axis, keepdims=True)
+    )
 
 
 def relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
     """Return the squared error of a tensor over its variance; the squared error alone if it does not vary.
 
+    Values that are not finite count as equal where they are the same in both, else the error is infinite.
+
     Args:
         pairs: the tensor in the dense and in the pruned network, by batch, (samples, ...).
     """
+    try:
+        pairs = [_finite(a, b) for a, b in pairs]
+    except ValueError:
+        return float("inf")
     error = sum(float(np.square(a - b).sum()) for a, b in pairs)
     _, energy = _spread([a for a, _ in pairs])
     return error / energy if energy > 0 else error
 
 
+def _finite(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return two arrays with 0 where neither is finite; raise ValueError where they are not so in the same way."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    if finite.all():
+        return a, b
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        raise ValueError
+    return np.where(finite, a, 0), np.where(finite, b, 0)
+
+
 def _spread(values: Sequence[Array]) -> tuple[float, float]:
-    """Return the sum of squares of a tensor, and that of its differences from the mean over the samples."""
+    """Return the sum of squares of a tensor, and that of its differences from the mean over the samples.
+
+    Values that are not finite count as 0.
+    """
+    values = [v if np.isfinite(v).all() else np.where(np.isfinite(v), v, 0) for v in values]
     if len({v.shape[1:] for v in values}) > 1 or not values[0].ndim:
         mean = np.asarray(sum(float(v.sum()) for v in values) / max(sum(v.size for v in values), 1))
     else:

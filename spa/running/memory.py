@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,3 +27,16 @@ def peak_resident() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available() -> int | None:
+    """Return the bytes that this process can still take without swapping, or None where the platform does not say."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    group = Path("/sys/fs/cgroup")  # a container's limit
+    with suppress(OSError, ValueError):
+        most, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        found.append(max(0, int(most) - int(used)))
+    return min(found, default=None)

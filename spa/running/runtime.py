@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -23,6 +24,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from spa.errors import ModelError, UnsupportedError
+from spa.model.files import read_bytes
 
 __all__ = [
     "ORT_ERRORS",
@@ -168,17 +170,15 @@ def load_graph(model: Model, *, name: str | None = None) -> onnx.ModelProto:
         The parsed model.
 
     Raises:
-        ModelError: the file cannot be read, or is not an ONNX model.
+        UnreadableError: the file is not there or cannot be opened.
+        ModelError: it is not an ONNX model.
     """
     if isinstance(model, onnx.ModelProto):
         return model
     name = model_name(model) if name is None else name
+    content = model if isinstance(model, bytes) else read_bytes(Path(model))
     try:
-        if isinstance(model, bytes):
-            return onnx.load_model_from_string(model)
-        return onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{name} cannot be read: {error.strerror or error}.") from error
+        return onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ModelError(f"{name} is not an ONNX model, or is cut short: protobuf cannot parse it.") from error
 

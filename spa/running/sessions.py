@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from spa.model.files import place
 from spa.model.graph import tensors_of
+from spa.model.writing import draft_folder
 from spa.running.runtime import load_session, model_name
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def open_session(
     if not outside and sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
         yield load_session(model, name=name)
         return
-    with tempfile.TemporaryDirectory(prefix="spa-session-") as folder:
-        file = Path(folder) / "model.onnx"
+    with draft_folder(Path(tempfile.gettempdir())) as folder:
+        file = folder / "model.onnx"
         place(model, file, base, external=True)
         name = model_name(model) if name is None else name
         del model  # perhaps the last reference to gigabytes

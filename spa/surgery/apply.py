@@ -13,6 +13,7 @@ from spa.algebra.op import Tie
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
 from spa.model.graph import Graph, dead_nodes, names_read
+from spa.surgery.conform import conform
 from spa.surgery.integers import correct, restated, wrong_operands
 
 Message = TypeVar("Message", NodeProto, ValueInfoProto)
@@ -67,7 +68,7 @@ class _Surgeon:
         self._interface()
         self._computed()
         self._assemble()
-        return self.model
+        return conform(self.model)
 
     def fresh(self, base: str) -> str:
         """Return a tensor name that is not taken, and take it."""
@@ -170,11 +171,6 @@ class _Surgeon:
         stale = [i for i in graph.value_info if not self._redeclare(i, self.analysis.axes.get(i.name))]
         for info in stale:
             graph.value_info.remove(info)
-        for info in graph.input:
-            if info.name in self.graph.initializers:
-                tensor = self.new.get(info.name)
-                for dim, size in zip(info.type.tensor_type.shape.dim, tensor.dims if tensor else (), strict=False):
-                    dim.dim_value = size
 
     def _redeclare(self, info: ValueInfoProto, axes: Axes | None) -> bool:
         """Restate a declared shape; return False where it contradicts the axes."""

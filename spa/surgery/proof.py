@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto
 
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
-from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
 from spa.model.graph import Graph
 from spa.running.feeds import first_run
 from spa.running.runtime import load_session, run
@@ -93,7 +93,7 @@ def prove(
         UnsupportedError: the model draws random numbers, so that no two runs of it agree.
     """
     if seeds < 1:
-        raise PlanError(f"seeds is {seeds}. Give 1 or more.")
+        raise OptionError(f"seeds is {seeds}. Give 1 or more.")
     groups = {g.name: g for g in analysis.groups}
     plan.masks(analysis)  # refuses a plan that does not fit
     pruned = [n for n, kept in plan.kept.items() if len(kept) < plan.sizes[n]]

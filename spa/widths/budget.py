@@ -13,7 +13,7 @@ import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import Cost, CostModel, LatencyTerms
-from spa.errors import OutOfReachError, PlanError
+from spa.errors import OptionError, OutOfReachError
 from spa.widths.ladders import Ladder, ladders_of, widths_at
 from spa.widths.ranking import RANKINGS, Chunk, ranked_chunks, rungs_after
 
@@ -46,15 +46,15 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise PlanError(
+            raise OptionError(
                 f"ratio is {self.ratio:g}, the fraction to remove. Choose one between 0 and 1, ends excluded."
             )
         for name, known in (("of", UNITS), ("ranking", RANKINGS)):
             if (value := getattr(self, name)) not in known:
-                raise PlanError(f"unknown {name} {value!r}. Choose one of {', '.join(known)}.")
+                raise OptionError(f"unknown {name} {value!r}. Choose one of {', '.join(known)}.")
         for name in ("round_to", "min_width"):
             if getattr(self, name) < 1:
-                raise PlanError(f"{name} is {getattr(self, name)}. Choose 1 or more.")
+                raise OptionError(f"{name} is {getattr(self, name)}. Choose 1 or more.")
 
     def ladders(self, analysis: Analysis, groups: Sequence[Group]) -> list[Ladder]:
         """Return the widths that this budget allows the groups, as :func:`spa.widths.ladders.ladders_of` does."""

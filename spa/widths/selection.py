@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
+
+import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.errors import PlanError
+
+NOT_FINITE = "holds values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Selection:
 
     Attributes:
         groups: those that may.
-        skipped: (name, channels, reason) of those that the request leaves out.
+        skipped: (name, channels, reason) of those that the request leaves out, or whose weights cannot be scored.
     """
 
     groups: tuple[Group, ...]
@@ -34,6 +39,12 @@ def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = Fa
     Raises:
         PlanError: no group is left; the message names the first reason.
     """
+
+    @cache
+    def is_finite(tensor: str) -> bool:
+        value = analysis.graph.array(tensor)
+        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
+
     groups: list[Group] = []
     skipped: list[tuple[str, int, str]] = []
     for group in analysis.prunable:
@@ -42,6 +53,8 @@ def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = Fa
             skipped.append((group.name, group.size, f"the request ignores {pattern!r}"))
         elif group.crossings and not cross_norm:
             skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
+        elif odd := next((p.tensor for p in group.places if not is_finite(p.tensor)), None):
+            skipped.append((group.name, group.size, f"{odd!r} {NOT_FINITE}"))
         else:
             groups.append(group)
     if not groups:
@@ -62,6 +75,8 @@ def _ignored_by(analysis: Analysis, group: Group, patterns: Sequence[str]) -> st
 def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
     if skipped:
         name, _, reason = skipped[0]
+        if all(why.endswith(NOT_FINITE) for _, _, why in skipped):
+            return f"no group can be pruned: {name!r}: {reason}. Repair the weights, or train the network again."
         return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
     if analysis.barriers:
         operator, reason = next(iter(analysis.barriers.items()))

@@ -79,11 +79,9 @@ def test_a_plan_of_another_format_is_refused_with_both() -> None:
 
 def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b"\xe9")
-    for name, fact in (
-        ("none.json", "there is no such file"),
-        ("", "it is a folder"),
-        ("latin.json", "it is not text in UTF-8"),
-    ):
-        with pytest.raises(spa.PlanError) as error:
+    with pytest.raises(spa.PlanError, match=r"this is not a plan: '.*latin.json' is not text in UTF-8"):
+        spa.Plan.load(tmp_path / "latin.json")
+    for name, fact in (("none.json", "No such file or directory"), ("", "it is a folder")):
+        with pytest.raises(spa.UnreadableError) as error:
             spa.Plan.load(tmp_path / name)
         assert str(error.value) == f"cannot read the plan {str(tmp_path / name)!r}: {fact}. Check the path."

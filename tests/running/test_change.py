@@ -140,3 +140,15 @@ def test_outputs_that_do_not_vary_are_said_once_they_were_compared() -> None:
     assert calibrated.notes() == ()
     calibrated.change(model)
     assert [note for note in calibrated.notes() if note.startswith("output 'y' hardly differs")]
+
+
+def test_values_that_are_not_finite_are_equal_or_an_infinite_error() -> None:
+    dense = np.asarray([[1.0, -np.inf, 3.0], [2.0, -np.inf, np.nan]])
+    near = dense.copy()
+    near[0, 0] = 1.5
+    assert relative_error([(dense, dense)]) == 0
+    assert 0 < relative_error([(dense, near)]) < 1
+    for value in (0.0, np.inf, np.nan):
+        other = dense.copy()
+        other[0, 1] = value
+        assert relative_error([(dense, other)]) == np.inf
