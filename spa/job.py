@@ -478,6 +478,7 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
+        _refuse_made_up(request)
         read = read_data(
             inputs.data,
             graph.model,
@@ -493,15 +494,29 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
     maker, notes = _maker(analysis, request)
     with running():
         imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
+        text = maker.text(graph.base, inputs.text, inputs.tokenizer)
+    notes += tuple(note for note in (imagery.note, text.note) if note)
 
     def made_up(samples: int, seed: int) -> Calibration:
         with running():
-            batches = maker.batches(samples, seed=seed, imagery=imagery)
+            batches = maker.batches(samples, seed=seed, imagery=imagery, text=text)
         count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, count, "synthetic", (*notes, *([imagery.note] if imagery.note else [])))
+        return Calibration(batches, None, count, "synthetic", notes)
 
     held_out = made_up(max(held_out_samples(inputs.samples), FEWEST_HELD_OUT), (seed + 1) % 2**32)
     return replace(made_up(inputs.samples, seed), held_out=held_out)
+
+
+def _refuse_made_up(request: Request) -> None:
+    """Refuse options that say what to make up where inputs are given.
+
+    Raises:
+        PlanError: there is one.
+    """
+    inputs = request.inputs
+    asked = {"domain": inputs.domain != "auto", "text": inputs.text, "tokenizer": inputs.tokenizer}
+    if names := [name for name, given in asked.items() if given]:
+        raise PlanError(f"data and {names[0]} are given together, which is for made-up inputs. Leave one of them out.")
 
 
 def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str, ...]]:

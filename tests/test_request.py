@@ -41,6 +41,8 @@ REQUEST = {
     "mean": (0.5, 0.25, 0.125),
     "std": (0.5, 0.5, 0.5),
     "domain": "text",
+    "text": "/data/pages.txt",
+    "tokenizer": "/data/tokenizer.json",
     "reconstruct": "bias",
     "recover": 3,
     "insist": True,

@@ -3,22 +3,25 @@
 Statistics of activations depend on more than shapes: under white noise the filters of an image network see no
 edge and hardly fire. Inputs that look like images therefore get dead leaves (Lee, Mumford, Huang 2001), which
 have occlusion, edges and the power spectrum in common with photographs and train networks surprisingly well (Baradad
-et al. 2021), and lines of words, which networks that read answer to; inputs that look like series get 1/f noise. All
-others are as :mod:`spa.running.feeds` makes them.
+et al. 2021), and lines of words, which networks that read answer to; token ids get text; inputs that look like
+series get 1/f noise. All others are as :mod:`spa.running.feeds` makes them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from spa.calibration.batches import comfortable
 from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
+from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
 from spa.model.traits import FLOAT_NAMES
 from spa.running.feeds import Recipe, first_run, resolve_sizes
@@ -76,13 +79,33 @@ class Synthesiser:
         recipe = self._resized(self.recipe, IMAGES)
 
         def make(imagery: Imagery) -> dict[str, np.ndarray]:
-            return _batch(recipe, (self.seed, 0), replace(imagery, mean=mean, std=std) if given else imagery)
+            return _batch(recipe, (self.seed, 0), replace(imagery, mean=mean, std=std) if given else imagery, Text())
 
         chosen = choose(self.model, make, domain, given, threads)
         return replace(chosen, mean=mean, std=std, values="as given") if given else chosen
 
+    def text(
+        self,
+        folder: Path | None = None,
+        text: str | os.PathLike[str] | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+    ) -> Text:
+        """Choose what token ids are made of (:func:`spa.calibration.tokens.choose_text`).
+
+        Args:
+            folder: the model's own, in which a tokenizer may lie.
+            text: a file of text.
+            tokenizer: the tokenizer's file or folder.
+        """
+        return choose_text(self.recipe, folder, text, tokenizer)
+
     def batches(
-        self, samples: int, batch: int | None = None, seed: int = 0, imagery: Imagery | None = None
+        self,
+        samples: int,
+        batch: int | None = None,
+        seed: int = 0,
+        imagery: Imagery | None = None,
+        text: Text | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Make inputs; the arguments are those of :func:`synthesise`."""
         for option, number in (("samples", samples), ("batch", batch)):
@@ -99,7 +122,8 @@ class Synthesiser:
         count = -(-samples // recipe.batch)
         remainder = samples - (count - 1) * recipe.batch
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
-        return [_batch(each, (seed, index), imagery or Imagery()) for index, each in enumerate(recipes)]
+        imagery, text = imagery or Imagery(), text or Text()
+        return [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
 
     def _resized(self, base: Recipe, size: int) -> Recipe:
         """Return the recipe at another batch size, or as it was where the model refuses that."""
@@ -121,12 +145,14 @@ def synthesise(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     imagery: Imagery | None = None,
+    text: Text | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Synthesise calibration inputs, of sizes at which the model has been seen to run.
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images (:mod:`spa.calibration.imagery`). Floats of
-    rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. The
-    rest is as `spa.running.feeds` makes it, with a fresh seed for each batch.
+    rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
+    that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`). The rest is as `spa.running.feeds`
+    makes it, with a fresh seed for each batch.
 
     Args:
         model: the model, which is not changed.
@@ -136,6 +162,7 @@ def synthesise(
         seed: the same arguments give the same bytes.
         sizes: sizes of dynamic axes, by the axis' name or by ``input[axis]``.
         imagery: what images show and the values that they have; photographs normalised as ImageNet's by default.
+        text: what token ids are made of; words as frequent as those of languages by default.
 
     Returns:
         One mapping from input to array per batch; the last batch is smaller if ``samples`` leaves a remainder
@@ -146,7 +173,7 @@ def synthesise(
         UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
         ModelError: the model cannot be loaded, or ran on none of the sizes that were tried.
     """
-    return Synthesiser(model, seed, sizes).batches(samples, batch, seed, imagery)
+    return Synthesiser(model, seed, sizes).batches(samples, batch, seed, imagery, text)
 
 
 def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -178,8 +205,9 @@ def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 # -- inputs --------------------------------------------------------------------------------------------------
 
 
-def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery) -> dict[str, np.ndarray]:
+def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) -> dict[str, np.ndarray]:
     feeds = recipe.feeds(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+    text.fill(recipe, feeds, np.random.default_rng([*seed, zlib.crc32(b"text")]))
     for spec in recipe.specs:
         if not _is_content(recipe, spec):
             continue

@@ -263,6 +263,19 @@ class Inputs(Section):
         kind=WORD,
         choices=_domains,
     )
+    text: str | os.PathLike[str] | None = option(
+        None,
+        "a file of text, in UTF-8, that made-up token ids are cut from",
+        kind=FILE,
+        shown="pages that come with SPA",
+    )
+    tokenizer: str | os.PathLike[str] | None = option(
+        None,
+        "the tokenizer of made-up text: `tokenizer.json`, `vocab.txt`, or `vocab.json` with `merges.txt` "
+        "(needs the extra `text`)",
+        kind=FILE,
+        shown="the one beside the model",
+    )
     preprocess: Callable[[Any], Any] | None = option(
         None,
         "a function that makes inputs of a sample: of an image of a folder (`PIL.Image`), a row of arrays or of a "

@@ -64,13 +64,7 @@ class Recipe:
         Raises:
             UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
         """
-        shapes = {
-            spec.name: tuple(
-                dim if isinstance(dim, int) else self.sizes[f"{spec.name}[{axis}]"]
-                for axis, dim in enumerate(spec.shape)
-            )
-            for spec in self.specs
-        }
+        shapes = {spec.name: self.shape(spec) for spec in self.specs}
         length = min((_length(s, shapes[s.name]) for s in self.specs if len(s.shape) >= 2), default=1)
         feeds = {}
         for spec in self.specs:
@@ -85,6 +79,12 @@ class Recipe:
             feeds[name] = np.ascontiguousarray(values).reshape(shape).astype(spec.dtype)
         return feeds
 
+    def shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """Return the shape of an input as it is made."""
+        return tuple(
+            dim if isinstance(dim, int) else self.sizes[f"{spec.name}[{axis}]"] for axis, dim in enumerate(spec.shape)
+        )
+
     @property
     def batch(self) -> int:
         """Samples per run: the size of the axis along which samples lie, of the first input that has one."""
@@ -96,9 +96,9 @@ class Recipe:
         return 1
 
 
-_MASK = re.compile(r"mask", re.IGNORECASE)
-_POSITION = re.compile(r"position", re.IGNORECASE)
-_SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)
+MASK = re.compile(r"mask", re.IGNORECASE)
+POSITION = re.compile(r"position", re.IGNORECASE)
+SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)
 _LENGTH = re.compile(r"len(gth)?s?($|_)", re.IGNORECASE)
 
 
@@ -302,16 +302,16 @@ def _draw(
     guess: Guess,
 ) -> np.ndarray:
     """Draw the values of one input, before the conversion to its type."""
-    if _MASK.search(name):
+    if MASK.search(name):
         return _prefix_mask(shape, rng)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape)
     if dtype.kind not in "iu" and bound is None:
         return rng.standard_normal(shape)
     # From here on integers, and ids that are fed as floats and cast, as Keras does.
-    if _POSITION.search(name) and shape:
+    if POSITION.search(name) and shape:
         return np.broadcast_to(np.arange(shape[-1]) % (bound or shape[-1]), shape)
-    if _SEGMENT.search(name):
+    if SEGMENT.search(name):
         return rng.integers(0, min(bound or 2, 2), shape)
     if bound is not None:
         return rng.integers(0, bound, shape)
