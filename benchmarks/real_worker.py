@@ -1,8 +1,8 @@
 """The parts of `real.py` that hold arrays, each in a process of its own: make inputs, and measure a pruned file.
 
 python benchmarks/real_worker.py list
-python benchmarks/real_worker.py calibrate SITE CACHE NETWORK COUNT FILE [PHOTOS]
-python benchmarks/real_worker.py measure SITE CACHE NETWORK REPORT FILE [PHOTOS]
+python benchmarks/real_worker.py calibrate DIR NETWORK COUNT FILE [PHOTOS]
+python benchmarks/real_worker.py measure DIR NETWORK REPORT FILE [PHOTOS]
 """
 
 from __future__ import annotations
@@ -91,10 +91,12 @@ def _made_up_pass(file: Path, calibration: dict[str, Any]) -> float | None:
 def main() -> None:
     """Do one part."""
     if sys.argv[1:] == ["list"]:
-        common.answer({name: {"title": n.title, "metric": n.metric} for name, n in NETWORKS.items()})
+        common.answer(
+            {name: {k: getattr(n, k) for k in ("title", "metric", "options", "most")} for name, n in NETWORKS.items()}
+        )
         return
-    part, site, cache, name, what, file, *photos = sys.argv[1:]
-    place = Place(Path(site), Path(cache) / "exported", Path(photos[0]) if photos else None)
+    part, folder, name, what, file, *photos = sys.argv[1:]
+    place = Place(Path(folder), Path(photos[0]) if photos else None)
     network = NETWORKS[name]
     if part == "calibrate":
         common.answer(calibrate(network, place, int(what), Path(file)))

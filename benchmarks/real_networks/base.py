@@ -27,13 +27,16 @@ class Place:
 
     Attributes:
         site: the folder into which the packages were installed.
-        exported: networks that were exported from the packages' weights.
         photos: a folder of photographs, if the user gave one.
     """
 
     site: Path
-    exported: Path
     photos: Path | None = None
+
+    @property
+    def exported(self) -> Path:
+        """The folder of networks that were exported from the packages' weights."""
+        return self.site / "exported"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from real_networks.base import Array, Inputs, Network, Outputs, Place, Scores, in_package, percent, seeded
+from real_networks.base import Array, Inputs, Network, Outputs, Place, Scores, in_package, seeded
 
 ENDS, READ, PADDING = 1024, 4096, 256  # bytes kept of either end, bytes read, the id of no byte
 FOLDERS = ("/usr/share", "/usr/include", "/etc")
