@@ -221,7 +221,8 @@ def _verdict(code: int, late: bool, errors: str, timeout: float) -> tuple[str, s
     if code == 0:
         return "ok", ""
     if any(sign in errors for sign in _MEMORY_SIGNS) or code == -signal.SIGKILL:
-        return "out of memory", last
+        said = [line.strip() for line in errors.splitlines() if any(sign in line for sign in _MEMORY_SIGNS)]
+        return "out of memory", said[-1][:300] if said else last
     return "failed", last or f"exit code {code}"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from real_networks import octets, reading, tokens
+from real_networks import faces, octets, reading, series, sound, tokens
 from real_networks.base import Network
 
-# The light ones first.
 NETWORKS: dict[str, Network] = {
-    network.name: network for module in (reading, octets, tokens) for network in module.NETWORKS
+    network.name: network for module in (reading, octets, tokens, sound, series, faces) for network in module.NETWORKS
 }

