@@ -112,6 +112,7 @@ class Child:
         seconds: wall-clock time of the whole process.
         peak_mb: largest resident set, MB (10^6 bytes).
         data: what the child handed to `answer`.
+        cpu_seconds: processor time of all its threads.
     """
 
     status: str
@@ -119,6 +120,7 @@ class Child:
     seconds: float
     peak_mb: float
     data: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -130,7 +132,13 @@ class Child:
         return asdict(self)
 
 
-def run(command: Sequence[str], timeout: float = 600, memory: int | None = None, cores: int | None = None) -> Child:
+def run(
+    command: Sequence[str],
+    timeout: float = 600,
+    memory: int | None = None,
+    cores: int | None = None,
+    output: Path | None = None,
+) -> Child:
     """Run a command to its end and measure it.
 
     Args:
@@ -138,6 +146,7 @@ def run(command: Sequence[str], timeout: float = 600, memory: int | None = None,
         timeout: seconds after which the child and its own children are killed.
         memory: limit on the address space (RLIMIT_AS), bytes; None for none.
         cores: number of CPU cores the child may use; None for all.
+        output: the file that gets what the child writes to its standard output; None for none.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
@@ -153,9 +162,12 @@ def run(command: Sequence[str], timeout: float = 600, memory: int | None = None,
         code, usage, late = _wait(process, start + timeout)
         seconds = time.perf_counter() - start
         texts = [_text(stream) for stream in (out, err)]
+    if output is not None:
+        output.write_text(texts[0])
     peak = usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
     status, reason = _verdict(code, late, texts[1], timeout)
-    return Child(status, reason, round(seconds, 3), round(peak, 1), _answered(texts[0]))
+    processor = round(usage.ru_utime + usage.ru_stime, 3)
+    return Child(status, reason, round(seconds, 3), round(peak, 1), _answered(texts[0]), processor)
 
 
 def python(script: str, *arguments: str, **limits: Any) -> Child:
@@ -209,7 +221,8 @@ def _verdict(code: int, late: bool, errors: str, timeout: float) -> tuple[str, s
     if code == 0:
         return "ok", ""
     if any(sign in errors for sign in _MEMORY_SIGNS) or code == -signal.SIGKILL:
-        return "out of memory", last
+        said = [line.strip() for line in errors.splitlines() if any(sign in line for sign in _MEMORY_SIGNS)]
+        return "out of memory", said[-1][:300] if said else last
     return "failed", last or f"exit code {code}"
 
 
