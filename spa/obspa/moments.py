@@ -138,6 +138,34 @@ class Moments:
         return joint
 
 
+class Means:
+    """Means of input rows x and target rows t, where no weights are to be fitted.
+
+    Attributes:
+        count: the number of rows added.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._x = self._t = np.zeros(())
+
+    def add(self, x: Array, t: Array) -> None:
+        """Add rows x of shape (blocks, rows, inputs) and t of shape (blocks, rows, outputs)."""
+        self.count += x.shape[1]
+        self._x = self._x + x.sum(axis=1, dtype=np.float64)
+        self._t = self._t + t.sum(axis=1, dtype=np.float64)
+
+    @property
+    def mean_x(self) -> Array:
+        """Mean inputs, (blocks, inputs)."""
+        return self._x / self.count
+
+    @property
+    def mean_t(self) -> Array:
+        """Mean targets, (blocks, outputs)."""
+        return self._t / self.count
+
+
 def _add_outer(matrix: Array, a: Array, b: Array) -> None:
     """Add the products of two vectors to each block of a matrix, some rows at a time."""
     for start in range(0, matrix.shape[1], OUTER_ROWS):

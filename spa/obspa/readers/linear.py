@@ -17,14 +17,15 @@ from spa.obspa.affine import Tail, before_transpose, find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.curves import MomentReader, Observation, Reader
 from spa.obspa.linear import Linear, linear
-from spa.obspa.moments import Moments, damping_for, least_squares
+from spa.obspa.moments import Means, Moments, damping_for, least_squares
 from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair, refine
 from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.running.runtime import run
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
-Rows = Moments | dual.Rows
+Fitted = Moments | dual.Rows
+Rows = Fitted | Means
 MAX_ROWS = 10_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
@@ -48,7 +49,7 @@ def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...]
     return np.sort(rng.choice(total, count, replace=False))
 
 
-def accumulator(inputs: int, samples: int, cross: bool = True) -> Rows:
+def accumulator(inputs: int, samples: int, cross: bool = True) -> Fitted:
     """Return an accumulator of a layer's rows: their moments or, if these would be too large, some of the rows."""
     return Moments(cross) if inputs <= dual.MAX_MOMENT_INPUTS else dual.Rows(ceil(samples / dual.MAX_ROWS))
 
@@ -118,6 +119,10 @@ class LinearLayer(ReaderKind):
         """Return the layers that one fit of the weights serves."""
         return [lin]
 
+    def rows_for(self, graph: Graph, lin: Linear, samples: int) -> Rows:
+        """Return what gathers the rows of a fit: all that the weights need, or means where a bias alone is fitted."""
+        return accumulator(lin.size(graph)[2], samples)
+
     def fit_weights(
         self, reconstruction: Reconstruction, lin: Linear, rows: Rows, matrix: Array, slot: BiasSlot | None
     ) -> Array:
@@ -133,6 +138,8 @@ class LinearLayer(ReaderKind):
         Returns:
             The new weights, of the same shape.
         """
+        if isinstance(rows, Means):
+            return matrix
         fitted = least_squares_of(rows, matrix, reconstruction.settings.damping, slot is not None)
         store(reconstruction.pruned, lin, fitted)
         return fitted
@@ -158,7 +165,8 @@ class LinearLayer(ReaderKind):
         blocks, channels, columns = lin.size(graph)
         matrix = lin.matrix(graph, np.float64 if columns <= dual.MAX_MOMENT_INPUTS else np.float32)
         after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
-        rows = _rows(reconstruction, target, lin, after, inputs)
+        rows = self.rows_for(graph, lin, reconstruction.samples(target))
+        _gather(rows, reconstruction, target, lin, after, inputs)
         slot = slot or BiasSlot.find(reconstruction.pruned, lin, after, self.served_by_fit(graph, lin))
         fitted = self.fit_weights(reconstruction, lin, rows, matrix, slot)
         if slot is not None:
@@ -174,7 +182,7 @@ class LinearLayer(ReaderKind):
         return find_pair(reconstruction.pruned.graph, lin) if lin is not None and pruned else None
 
 
-def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Rows, Array]:
+def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tuple[Fitted, Array]:
     """Return rows of a reader, and the square root of each output's weight in the loss, (blocks, outputs)."""
     graph, name = stream.graph, lin.node.outputs[0]
     samples = sum(lin.samples(b.shape(name)) for b in stream.live)
@@ -197,13 +205,17 @@ def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tup
     return rows, after.scale.reshape(blocks, channels) / np.sqrt(energy if energy > 0 else 1.0)
 
 
-def _rows(
-    reconstruction: Reconstruction, target: Linear, lin: Linear, after: Tail, inputs: Callable[[int], Array] | None
-) -> Rows:
-    """Gather the inputs and the targets of a layer of the pruned network; arguments as in :meth:`_fit`."""
+def _gather(
+    rows: Rows,
+    reconstruction: Reconstruction,
+    target: Linear,
+    lin: Linear,
+    after: Tail,
+    inputs: Callable[[int], Array] | None,
+) -> None:
+    """Add the inputs and the targets of a layer of the pruned network to rows; other arguments as in :meth:`_fit`."""
     graph, name = reconstruction.pruned.graph, target.node.outputs[0]
     columns = lin.size(graph)[2]
-    rows = accumulator(columns, reconstruction.samples(target))
     for number in range(len(reconstruction.dense.live)):
         dense_batch, pruned_batch = reconstruction.dense.live[number], reconstruction.pruned.live[number]
         y = reconstruction.kept_part(name, dense_batch)
@@ -217,7 +229,6 @@ def _rows(
         else:
             x = inputs(number)
         rows.add(lin.input_rows(x, y.shape, graph, chosen), t)
-    return rows
 
 
 def _branch_loss(
@@ -237,7 +248,7 @@ def _inverse_scale(after: Tail) -> Array:
     return np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
 
 
-def least_squares_of(rows: Rows, prior: Array, damping: float, mean: bool) -> Array:
+def least_squares_of(rows: Fitted, prior: Array, damping: float, mean: bool) -> Array:
     """Fit accumulated rows by damped least squares, about the means if ``mean`` is set: a bias takes them over."""
     damping = damping_for(damping, prior.shape[2], rows.count)
     if isinstance(rows, dual.Rows):

@@ -10,7 +10,7 @@ import numpy as np
 from spa.model.graph import Graph, Node
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear, uses
-from spa.obspa.moments import Moments
+from spa.obspa.moments import Means, Moments
 from spa.obspa.readers.base import Reconstruction
 from spa.obspa.readers.linear import LinearLayer, Rows, draw_positions, least_squares_of, store
 from spa.running.stream import sliced
@@ -36,13 +36,17 @@ class TiedLayer(LinearLayer):
         first = bool(products) and lin.node.index == min(u.node.index for u in products)
         return products if first else [lin]
 
+    def rows_for(self, graph: Graph, lin: Linear, samples: int) -> Rows:
+        """Return what gathers the rows of a fit: only the first of the products fits the weights."""
+        return super().rows_for(graph, lin, samples) if len(self.served_by_fit(graph, lin)) > 1 else Means()
+
     def fit_weights(
         self, reconstruction: Reconstruction, lin: Linear, rows: Rows, matrix: Array, slot: BiasSlot | None
     ) -> Array:
         """Fit and store the weights if the layer is the first of the products; see :meth:`LinearLayer.fit_weights`."""
         graph = reconstruction.pruned.graph
         others = [u for u in self.served_by_fit(graph, lin) if u.node is not lin.node]
-        if not others:
+        if isinstance(rows, Means):
             return matrix
         shared_mean = slot is None or (lin.bias is not None and len(graph.users[lin.bias]) > 1)
         used = joint_moments(reconstruction, rows, others, shared_mean) if isinstance(rows, Moments) else rows
@@ -85,11 +89,12 @@ def _uses_ahead(
             continue
         ahead.after(dense_lin.node)
         name = dense_lin.node.outputs[0]
+        columns = lin.size(reconstruction.pruned.graph)[2]
         samples = sum(dense_lin.samples(b.shape(name)) for b in ahead.live)
         rows = first if shared_mean else Moments()
         for batch in ahead.live:
             y = sliced(kept, analysis.axes.get(name), batch[name])
             x = sliced(kept, analysis.axes.get(dense_lin.source), batch[dense_lin.source])
-            chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, first.mean_x.shape[1])
+            chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, columns)
             rows.add(lin.input_rows(x, y.shape, dense.graph, chosen), lin.output_rows(y, chosen))
         yield rows
