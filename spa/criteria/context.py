@@ -42,7 +42,9 @@ class Inputs:
     @property
     def samples(self) -> int:
         """The number of samples in all batches."""
-        return sum(len(next(iter(b.values()))) for b in self.batches)
+        from spa.running.stream import samples_in
+
+        return samples_in(self.batches)
 
     def stream(self) -> Stream:
         """Return a new stream of all batches through the model."""

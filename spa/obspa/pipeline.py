@@ -23,7 +23,7 @@ from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
-from spa.running.stream import Feeds, Stream
+from spa.running.stream import Feeds, Stream, samples_in
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.surgery.conform import conform
@@ -37,6 +37,7 @@ T = TypeVar("T")
 # See FitSettings for the next three. They were chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs
 # (benchmarks/results/ablation.md).
 DAMPING = 0.03
+DAMPING_SAMPLES = 512  # given inputs damp by as much more as they are fewer: rows of one sample resemble each other
 PRUNED_INPUT_FRACTION = 0.85
 PRUNED_INPUT_FRACTION_SYNTHETIC = 0.7  # with synthetic inputs, from which fits carry over less
 PRODUCER_ROUNDS = 3  # with given inputs; made-up ones gain nothing by more than one
@@ -120,7 +121,7 @@ class Calibrated:
         else:
             fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
             settings = FitSettings(
-                damping=DAMPING,
+                damping=DAMPING if self.synthetic else DAMPING * (1 + DAMPING_SAMPLES / samples_in(self.batches)),
                 pruned_input_fraction=fraction,
                 producer_rounds=1 if self.synthetic else PRODUCER_ROUNDS,
                 seed=self.seed,
@@ -190,7 +191,7 @@ class Calibrated:
         """Return the first batches that together have the samples on which outputs are compared."""
         batches: list[Feeds] = []
         for batch in self.held_out or self.batches:
-            if sum(len(next(iter(b.values()))) for b in batches) < COMPARED_SAMPLES:
+            if samples_in(batches) < COMPARED_SAMPLES:
                 batches.append(batch)
         return batches
 

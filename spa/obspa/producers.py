@@ -78,7 +78,7 @@ class LayerPair:
 
 @dataclass(frozen=True)
 class Changes:
-    """What steps change of a producer.
+    """The changes that steps make to a producer.
 
     Attributes:
         matrix: the change of its matrix, (outputs, inputs).

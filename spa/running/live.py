@@ -98,7 +98,7 @@ class Live(MutableMapping[str, Array]):
 
 @dataclass
 class Shelf:
-    """Where new tensors go: to memory as long as there is room, else into one file.
+    """The places of new tensors: memory as long as there is room, else one file.
 
     Attributes:
         room: the bytes that may still go to memory.

@@ -36,6 +36,14 @@ class Bias:
     operand: int = 2
 
 
+def samples_in(batches: Sequence[Feeds]) -> int:
+    """Return the number of samples of all batches: of a batch the longest first axis of its inputs.
+
+    Some inputs are scalars that all samples share, and states have their samples along the second axis.
+    """
+    return sum(max((len(v) for v in b.values() if v.ndim), default=1) for b in batches)
+
+
 class Stream:
     """A network and the live tensors of all calibration batches at one point of its node order.
 

@@ -1,4 +1,4 @@
-"""Declarations of initializers, in agreement with what these are after pruning and repair.
+"""Declarations of initializers that agree with what they are after pruning and repair.
 
 Cases:
 1. An initializer that is listed in ``value_info`` (PyTorch's default exporter does so) or among the inputs has the type
