@@ -134,7 +134,7 @@ def exit_codes() -> str:
         error = getattr(errors, name)
         if "exit_code" in vars(error):
             codes[error.exit_code] = (
-                _text(inspect.getdoc(error) or "").split(". ")[0].rstrip(".") + f" (`spa.{name}`).",
+                _text(inspect.getdoc(error) or "").split(". ")[0].rstrip(".") + f" (`{_public(name)}`).",
                 "",
             )
     codes[1] = (
@@ -151,6 +151,13 @@ def exit_codes() -> str:
         'message is JSON on standard output: `{"error": {"kind": …, "message": …, "exit_code": …}}`.\n\n'
         + _table(("code", "meaning", "what to do"), rows)
     )
+
+
+def _public(error: str) -> str:
+    """Return the name that users import an error by."""
+    import spa
+
+    return f"spa.{error}" if error in spa.__all__ else f"spa.errors.{error}"
 
 
 def operators() -> str:

@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-25
+23
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from spa._version import __version__
 from spa.errors import (
     InvariantError,
     ModelError,
-    OptionError,
     PlanError,
     SpaError,
-    UnreadableError,
     UnsupportedError,
 )
 
@@ -61,14 +59,12 @@ __all__ = [
     "Analysis",
     "InvariantError",
     "ModelError",
-    "OptionError",
     "Plan",
     "PlanError",
     "Proof",
     "Request",
     "Result",
     "SpaError",
-    "UnreadableError",
     "UnsupportedError",
     "__version__",
     "analyze",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import spa
+from spa.errors import UnreadableError
 
 PLAN = spa.Plan(kept={"g": (0, 2)}, sizes={"g": 3}, parameters={"w": {0: (0, 2)}})
 
@@ -82,6 +83,6 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> 
     with pytest.raises(spa.PlanError, match=r"this is not a plan: '.*latin.json' is not text in UTF-8"):
         spa.Plan.load(tmp_path / "latin.json")
     for name, fact in (("none.json", "No such file or directory"), ("", "it is a folder")):
-        with pytest.raises(spa.UnreadableError) as error:
+        with pytest.raises(UnreadableError) as error:
             spa.Plan.load(tmp_path / name)
         assert str(error.value) == f"cannot read the plan {str(tmp_path / name)!r}: {fact}. Check the path."
