@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from spa.calibration.batches import comfortable
+from spa.calibration.byte_files import byte_inputs, fill_bytes
 from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
 from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
@@ -98,6 +99,16 @@ class Synthesiser:
             tokenizer: the tokenizer's file or folder.
         """
         return choose_text(self.recipe, folder, text, tokenizer)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be said of the inputs, but for images and text."""
+        files = ", ".join(byte_inputs(self.recipe))
+        return (
+            (f"bytes ({files}) are those of made-up files: text, tables, pictures, archives, programs",)
+            if files
+            else ()
+        )
 
     def batches(
         self,
@@ -203,6 +214,7 @@ def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) -> dict[str, np.ndarray]:
     feeds = recipe.feeds(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
     text.fill(recipe, feeds, np.random.default_rng([*seed, zlib.crc32(b"text")]))
+    fill_bytes(recipe, feeds, np.random.default_rng([*seed, zlib.crc32(b"bytes")]))
     for spec in recipe.specs:
         if not _is_content(recipe, spec):
             continue
