@@ -22,6 +22,7 @@ import onnx
 from spa.calibration.batches import comfortable
 from spa.calibration.byte_files import byte_inputs, fill_bytes
 from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
+from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
 from spa.model.traits import FLOAT_NAMES
@@ -61,6 +62,7 @@ class Synthesiser:
         self.session = load_session(model, name=self.name)
         ranges = ranges_for(model, input_specs(self.session))
         self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
+        self.heard = sound_inputs(model, self.recipe)
 
     def imagery(
         self, domain: str = "auto", mean: Numbers | None = None, std: Numbers | None = None, threads: int = 2
@@ -103,12 +105,14 @@ class Synthesiser:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs, but for images and text."""
-        files = ", ".join(byte_inputs(self.recipe))
-        return (
-            (f"bytes ({files}) are those of made-up files: text, tables, pictures, archives, programs",)
-            if files
-            else ()
-        )
+        notes = []
+        if names := byte_inputs(self.recipe):
+            notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
+        if self.heard:
+            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
+        if pairs := state_pairs(self.session, self.recipe):
+            notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
+        return tuple(notes)
 
     def batches(
         self,
@@ -124,12 +128,16 @@ class Synthesiser:
                 raise PlanError(f"{option} is {number}. Give 1 or more.")
         recipe = self.recipe
         most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
+        if batch is None and state_pairs(self.session, recipe):  # so that states are carried some way
+            most = min(most, max(1, samples // STEPS))
         recipe = self._resized(recipe, min(most, samples))
         count = -(-samples // recipe.batch)
         remainder = samples - (count - 1) * recipe.batch
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
         imagery, text = imagery or Imagery(), text or Text()
-        return [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
+        return made
 
     def _resized(self, base: Recipe, size: int) -> Recipe:
         """Return the recipe at another batch size, or as it was where the model refuses that."""
@@ -157,8 +165,10 @@ def synthesise(
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images (:mod:`spa.calibration.imagery`). Floats of
     rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
-    that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`). The rest is as `spa.running.feeds`
-    makes it, with a fresh seed for each batch.
+    that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`), bytes are files
+    (:mod:`spa.calibration.byte_files`), what a long filter reads is sound, and recurrent states are carried from batch
+    to batch (:mod:`spa.calibration.streams`). The rest is as `spa.running.feeds` makes it, with a fresh seed for each
+    batch.
 
     Args:
         model: the model, which is not changed.
