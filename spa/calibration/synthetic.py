@@ -164,7 +164,7 @@ def synthesise(
     """Synthesise calibration inputs, of sizes at which the model has been seen to run.
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images (:mod:`spa.calibration.imagery`). Floats of
-    rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
+    rank 3 with a long axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
     that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`), bytes are files
     (:mod:`spa.calibration.byte_files`), what a long filter reads is sound, and recurrent states are carried from batch
     to batch (:mod:`spa.calibration.streams`). The rest is as `spa.running.feeds` makes it, with a fresh seed for each
@@ -235,8 +235,9 @@ def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) 
             height, width = array.shape[2:] if axis == 1 else array.shape[1:3]
             images = imagery.draw(array.shape[0], array.shape[axis], height, width, rng)
             content = np.moveaxis(imagery.normalised(images, spec.name), 1, axis)
-        elif _is_series(spec, array.shape):
-            content = pink_noise(array.shape, rng)
+        elif (time := _time_axis(spec, array.shape)) is not None:
+            moved = np.moveaxis(array, time, -1).shape
+            content = np.moveaxis(pink_noise(moved, rng), -1, time)
         else:
             continue
         feeds[spec.name] = np.ascontiguousarray(content, dtype=array.dtype)
@@ -261,7 +262,15 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def _is_series(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    if len(shape) not in (2, 3) or shape[-1] < _SHORTEST_SERIES:
-        return False
-    return len(shape) == 3 or _SOUND.search(spec.name) is not None
+def _time_axis(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
+    """Return the axis along which a series goes on; None for a shape that is not one of series.
+
+    Of [batch, channels, time] and [batch, time, channels] an open axis is the time, for channels are fixed; where both
+    are open or fixed, the last one is if it is long enough.
+    """
+    if len(shape) == 2 and _SOUND.search(spec.name) is None:
+        return None
+    long = [axis for axis in range(max(1, len(shape) - 2), len(shape)) if shape[axis] >= _SHORTEST_SERIES]
+    if len(shape) not in (2, 3) or not long:
+        return None
+    return max(long, key=lambda axis: (not isinstance(spec.shape[axis], int), axis))
