@@ -495,7 +495,7 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
     with running():
         imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
         text = maker.text(graph.base, inputs.text, inputs.tokenizer)
-    notes += tuple(note for note in (imagery.note, text.note) if note)
+    notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
 
     def made_up(samples: int, seed: int) -> Calibration:
         with running():

@@ -20,7 +20,9 @@ import numpy as np
 import onnx
 
 from spa.calibration.batches import comfortable
+from spa.calibration.byte_files import byte_inputs, fill_bytes
 from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
+from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
 from spa.model.traits import FLOAT_NAMES
@@ -60,6 +62,7 @@ class Synthesiser:
         self.session = load_session(model, name=self.name)
         ranges = ranges_for(model, input_specs(self.session))
         self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
+        self.heard = sound_inputs(model, self.recipe)
 
     def imagery(
         self, domain: str = "auto", mean: Numbers | None = None, std: Numbers | None = None, threads: int = 2
@@ -99,6 +102,18 @@ class Synthesiser:
         """
         return choose_text(self.recipe, folder, text, tokenizer)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be said of the inputs, but for images and text."""
+        notes = []
+        if names := byte_inputs(self.recipe):
+            notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
+        if self.heard:
+            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
+        if pairs := state_pairs(self.session, self.recipe):
+            notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
+        return tuple(notes)
+
     def batches(
         self,
         samples: int,
@@ -118,12 +133,16 @@ class Synthesiser:
                 f"input {empty!r} is declared with a size of 0, so that running it tells nothing. Open it."
             )
         most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
+        if batch is None and state_pairs(self.session, recipe):  # so that states are carried some way
+            most = min(most, max(1, samples // STEPS))
         recipe = self._resized(recipe, min(most, samples))
         count = -(-samples // recipe.batch)
         remainder = samples - (count - 1) * recipe.batch
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
         imagery, text = imagery or Imagery(), text or Text()
-        return [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
+        return made
 
     def _resized(self, base: Recipe, size: int) -> Recipe:
         """Return the recipe at another batch size, or as it was where the model refuses that."""
@@ -150,9 +169,11 @@ def synthesise(
     """Synthesise calibration inputs, of sizes at which the model has been seen to run.
 
     Floats of rank 4 with 1, 3 or 4 channels (first or last) are images (:mod:`spa.calibration.imagery`). Floats of
-    rank 3 with a long last axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
-    that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`). The rest is as `spa.running.feeds`
-    makes it, with a fresh seed for each batch.
+    rank 3 with a long axis, and those of rank 2 that are named after sound, are series: `pink_noise`. Integers
+    that index the table of a vocabulary are text (:mod:`spa.calibration.tokens`), bytes are files
+    (:mod:`spa.calibration.byte_files`), what a long filter reads is sound, and recurrent states are carried from batch
+    to batch (:mod:`spa.calibration.streams`). The rest is as `spa.running.feeds` makes it, with a fresh seed for each
+    batch.
 
     Args:
         model: the model, which is not changed.
@@ -208,6 +229,7 @@ def pink_noise(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) -> dict[str, np.ndarray]:
     feeds = recipe.feeds(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
     text.fill(recipe, feeds, np.random.default_rng([*seed, zlib.crc32(b"text")]))
+    fill_bytes(recipe, feeds, np.random.default_rng([*seed, zlib.crc32(b"bytes")]))
     for spec in recipe.specs:
         if not _is_content(recipe, spec):
             continue
@@ -218,8 +240,9 @@ def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) 
             height, width = array.shape[2:] if axis == 1 else array.shape[1:3]
             images = imagery.draw(array.shape[0], array.shape[axis], height, width, rng)
             content = np.moveaxis(imagery.normalised(images, spec.name), 1, axis)
-        elif _is_series(spec, array.shape):
-            content = pink_noise(array.shape, rng)
+        elif (time := _time_axis(spec, array.shape)) is not None:
+            moved = np.moveaxis(array, time, -1).shape
+            content = np.moveaxis(pink_noise(moved, rng), -1, time)
         else:
             continue
         feeds[spec.name] = np.ascontiguousarray(content, dtype=array.dtype)
@@ -244,7 +267,15 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def _is_series(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    if len(shape) not in (2, 3) or shape[-1] < _SHORTEST_SERIES:
-        return False
-    return len(shape) == 3 or _SOUND.search(spec.name) is not None
+def _time_axis(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
+    """Return the axis along which a series goes on; None for a shape that is not one of series.
+
+    Of [batch, channels, time] and [batch, time, channels] an open axis is the time, for channels are fixed; where both
+    are open or fixed, the last one is if it is long enough.
+    """
+    if len(shape) == 2 and _SOUND.search(spec.name) is None:
+        return None
+    long = [axis for axis in range(max(1, len(shape) - 2), len(shape)) if shape[axis] >= _SHORTEST_SERIES]
+    if len(shape) not in (2, 3) or not long:
+        return None
+    return max(long, key=lambda axis: (not isinstance(spec.shape[axis], int), axis))

@@ -17,7 +17,12 @@ from spa.extras import extra
 
 _READABLE = ("tokenizer.json", "vocab.txt", "vocab.json")  # in the order of preference
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+_UNKNOWN_TOKENS = ("[UNK]", "<unk>", "<|unk|>")
 _PROBE = "a"
+FOREIGN = 1.5  # times as many tokens per word as in the language that a tokenizer knows best
+UNKNOWN = 0.02  # fraction of a passage's tokens that may be unknown ones
+CODE = 0.25  # of sequences begin with code, where there is prose, too
+_LETTERS_PER_WORD = 1.6  # of languages that put no space between words
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Corpus:
         before: the special tokens that begin a sequence.
         after: those that end it.
         padding: the id that fills a sequence up.
+        weights: how often each passage is drawn; they sum to one.
+        languages: those of the prose.
     """
 
     passages: tuple[np.ndarray, ...]
@@ -37,6 +44,8 @@ class Corpus:
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     padding: int = 0
+    weights: np.ndarray | None = None
+    languages: tuple[str, ...] = ()
 
     @property
     def largest(self) -> int:
@@ -115,26 +124,64 @@ def tokenise(tokenizer: Any, passages: Sequence[Passage]) -> Corpus:
 
     Args:
         tokenizer: from :func:`read_tokenizer`.
-        passages: the text; those of which nothing is left are dropped.
+        passages: the text. Those of which nothing is left are dropped, and prose in languages that the tokenizer
+            does not know.
     """
+    encodings = [tokenizer.encode(passage.text, add_special_tokens=False) for passage in passages]
+    kept = _of_known_languages(passages, [e.ids for e in encodings], tokenizer)
     ids, starts = [], []
-    for passage in passages:
-        encoding = tokenizer.encode(passage.text, add_special_tokens=False)
-        if not encoding.ids:
-            continue
-        ids.append(np.asarray(encoding.ids, np.int64))
+    for at in kept:
         # A token of byte-level BPE begins with the space before its word.
-        begins = np.asarray([begin for begin, _ in encoding.offsets])
-        begun = np.searchsorted(np.maximum.accumulate(begins), np.asarray(passage.starts) - 1)
-        starts.append(np.unique(np.minimum(np.r_[0, begun[1:]], len(encoding.ids) - 1)))
+        begins = np.maximum.accumulate(np.asarray([begin for begin, _ in encodings[at].offsets]))
+        begun = np.searchsorted(begins, np.asarray(passages[at].starts) - 1)
+        ids.append(np.asarray(encodings[at].ids, np.int64))
+        starts.append(np.unique(np.minimum(np.r_[0, begun[1:]], len(begins) - 1)))
     bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     full = tokenizer.encode(_PROBE, add_special_tokens=True).ids
-    at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    padding = next((i for i in map(tokenizer.token_to_id, _PADDING) if i is not None), 0)
+    first = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return Corpus(
         passages=tuple(ids),
         starts=tuple(starts),
-        before=tuple(full[:at]),
-        after=tuple(full[at + len(bare) :]),
-        padding=padding,
+        before=tuple(full[:first]),
+        after=tuple(full[first + len(bare) :]),
+        padding=_first_id(tokenizer, _PADDING) or 0,
+        weights=_weights(np.array([passages[at].kind == "code" for at in kept])),
+        languages=tuple(dict.fromkeys(passages[at].language for at in kept if passages[at].kind == "prose")),
     )
+
+
+def _first_id(tokenizer: Any, names: Sequence[str]) -> int | None:
+    return next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
+
+
+def _weights(is_code: np.ndarray) -> np.ndarray:
+    """Return weights that sum to one, of which code has its share where there is prose, too."""
+    share = CODE if is_code.any() and not is_code.all() else 1.0
+    weights = np.where(is_code, share / max(is_code.sum(), 1), (1 - share or 1.0) / max((~is_code).sum(), 1))
+    return weights / max(weights.sum(), 1e-9)
+
+
+def _of_known_languages(passages: Sequence[Passage], ids: Sequence[Sequence[int]], tokenizer: Any) -> list[int]:
+    """Return the positions of the passages that the tokenizer's own text resembles.
+
+    A tokenizer cuts the words of languages that it was not made of into many pieces, or does not know them.
+    """
+    unknown = _first_id(tokenizer, _UNKNOWN_TOKENS)
+    known = [at for at, row in enumerate(ids) if row and row.count(unknown) <= UNKNOWN * len(row)]
+    if not known:  # a user's text, say: better than none
+        return [at for at, row in enumerate(ids) if row]
+    tokens: dict[str, int] = {}
+    words: dict[str, float] = {}
+    for at in known:
+        language = passages[at].language
+        tokens[language] = tokens.get(language, 0) + len(ids[at])
+        words[language] = words.get(language, 0) + _words(passages[at].text)
+    prose = {passages[at].language for at in known if passages[at].kind == "prose"}
+    per_word = {language: tokens[language] / words[language] for language in prose}
+    fewest = min(per_word.values(), default=0)
+    return [at for at in known if passages[at].kind != "prose" or per_word[passages[at].language] <= FOREIGN * fewest]
+
+
+def _words(text: str) -> float:
+    """Return about how many words a text has."""
+    return max(len(text.split()), len(text) / (2 * 6), sum(c > "\u2e80" for c in text) / _LETTERS_PER_WORD)

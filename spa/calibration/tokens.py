@@ -138,7 +138,7 @@ def _sequence(corpus: Corpus, used: int, length: int, rng: np.random.Generator) 
     parts: list[np.ndarray] = []
     filled = 0
     while filled < room:
-        at = int(rng.integers(len(corpus.passages)))
+        at = int(rng.choice(len(corpus.passages), p=corpus.weights))
         ids, starts = corpus.passages[at], corpus.starts[at]
         first = int(rng.integers(len(starts)))
         last = first + int(rng.integers(1, MOST_SENTENCES + 1))
@@ -211,7 +211,7 @@ def choose_text(
         if given:
             raise
         return Text(note=f"{without}: {error}")
-    said = os.fspath(text) if text is not None else "passages of prose and code that come with SPA"
+    said = os.fspath(text) if text is not None else "passages that come with SPA: code, " + ", ".join(corpus.languages)
     return Text(corpus=corpus, note=f"token ids ({', '.join(rows)}) are {said}, tokenised with {path}")
 
 

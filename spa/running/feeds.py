@@ -99,6 +99,7 @@ class Recipe:
 MASK = re.compile(r"mask", re.IGNORECASE)
 POSITION = re.compile(r"position", re.IGNORECASE)
 SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)
+_RATE = re.compile(r"^sr$|sampl(e|ing)_?rate", re.IGNORECASE)  # of sound, in Hz
 _LENGTH = re.compile(r"len(gth)?s?($|_)", re.IGNORECASE)
 
 
@@ -315,6 +316,8 @@ def _draw(
         return rng.integers(0, min(bound or 2, 2), shape)
     if bound is not None:
         return rng.integers(0, bound, shape)
+    if _RATE.search(name) and not shape:
+        return np.full(shape, 16_000)
     if _LENGTH.search(name):
         return np.full(shape, length)
     if dtype.itemsize == 1:  # Images, or quantised activations: the whole range is valid.

@@ -187,6 +187,30 @@ def test_what_does_not_fit_is_refused(options):
         synthesise(one_input(), **{"samples": 2, **options})
 
 
+@pytest.mark.parametrize(
+    ("declared", "time"),
+    [
+        (("batch", 64, 6), 1),
+        (("batch", 6, 64), 2),
+        (("batch", "time", 80), 1),
+        (("batch", 80, "time"), 2),
+        (("batch", 40, 64), 2),
+    ],
+    ids=["few channels last", "few channels first", "open steps first", "open steps last", "both long"],
+)
+def test_series_go_on_along_the_axis_of_time(declared, time):
+    series = np.moveaxis(synthesise(one_input("eeg", declared), 16)[0]["eeg"], time, -1)
+    np.testing.assert_allclose(series.std(axis=-1), 1, rtol=1e-3)
+    steps = [
+        np.corrcoef(
+            np.take(series, range(1, series.shape[a]), a).ravel(),
+            np.take(series, range(series.shape[a] - 1), a).ravel(),
+        )[0, 1]
+        for a in (2, 1)
+    ]
+    assert steps[0] > 0.3 > steps[1] + 0.1
+
+
 # -- the statistics of images and series ---------------------------------------------------------------------
 
 

@@ -105,7 +105,7 @@ def test_the_pages_that_come_with_the_package_are_of_many_languages_and_forms():
     found = passages()
     assert {"en", "de", "fr", "es", "zh", "ja", "ar", "hi"} <= {p.language for p in found if p.kind == "prose"}
     assert {"py", "html", "json", "csv"} <= {p.language for p in found if p.kind == "code"}
-    assert 15_000 < sum(len(p.text.encode()) for p in found) < 30_000
+    assert 15_000 < sum(len(p.text.encode()) for p in found) < 32_000
     assert all(p.text and not p.text.startswith("%%") for p in found)
 
 
@@ -126,6 +126,33 @@ def test_tokenised_passages_know_their_sentences_and_the_special_tokens():
     assert [list(ids) for ids in corpus.passages] == [[4, 5, 8, 6, 7]]
     assert [list(starts) for starts in corpus.starts] == [[0, 3]]
     assert (corpus.before, corpus.after, corpus.padding) == ((2,), (3,), 0)
+
+
+class Letters(Words):
+    """A tokenizer that cuts words that it does not know into letters."""
+
+    def encode(self, text, add_special_tokens=True):
+        offsets = []
+        for begin, end in super().encode(text, add_special_tokens=False).offsets:
+            known = text[begin:end] in WORDS
+            offsets += [(begin, end)] if known else [(at, at + 1) for at in range(begin, end)]
+        return Encoding([4] * len(offsets), offsets)
+
+
+@pytest.mark.parametrize("tokenizer", [Words(), Letters()], ids=["unknown words", "words in pieces"])
+def test_languages_that_the_tokenizer_does_not_know_are_left_out(tokenizer):
+    english, french = Passage("prose", "en", "ferry left harbour ."), Passage("prose", "fr", "bateau parti port .")
+    corpus = tokenise(tokenizer, [french, english, english])
+    assert (corpus.languages, len(corpus.passages)) == (("en",), 2)
+    assert len(tokenise(tokenizer, [french]).passages) == 1, "a user's text is kept"
+
+
+def test_code_has_its_share_however_many_pieces_there_are():
+    prose, code = Passage("prose", "en", "ferry left"), Passage("code", "py", "bread bread")
+    corpus = tokenise(Words(), [prose, code, code, code])
+    assert corpus.weights is not None and np.allclose(corpus.weights, [0.75, *[0.25 / 3] * 3])
+    for alone in (prose, code):
+        assert np.allclose(tokenise(Words(), [alone, alone]).weights, 0.5)
 
 
 # -- ids, masks, segments ------------------------------------------------------------------------------------------
