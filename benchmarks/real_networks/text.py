@@ -37,7 +37,14 @@ CHINESE = """
 
 @lru_cache
 def sentences(part: int) -> tuple[str, ...]:
-    """Find sentences of prose in the docstrings of the standard library's modules, every other module for a part."""
+    """Find sentences of prose that only the modules of a part have."""
+    other = set(_docstrings(1 - part))
+    return tuple(sentence for sentence in _docstrings(part) if sentence not in other)
+
+
+@lru_cache
+def _docstrings(part: int) -> tuple[str, ...]:
+    """Find sentences in the docstrings of the standard library's modules, every other module for a part."""
     found: dict[str, None] = {}
     sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     for path in sources[part::2]:
