@@ -21,6 +21,7 @@ from spa.model.graph import stored_tensors, subgraphs_of, tensor_array, tensors_
 from spa.model.normalise import normalise
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
 
+NOT_OUTSIDE = "keeps sparse tensors or parts for training in external data. Store them in the model file itself."
 MOST_TAKEN_IN = 2**30  # bytes of external data in sub-graphs and attributes that are read into the message
 
 
@@ -73,6 +74,7 @@ def load(source: Any) -> Source:
     _check(model, name)
     _check_order(model, name)
     stamps = _check_external(model, name, base)  # functions included, before they are inlined
+    _check_sparse(model, name)  # before they are made dense
     try:
         model = normalise(model, own=source is not model)
     except (ValidationError, InferenceError, RuntimeError) as error:  # of onnx's inliner
@@ -168,14 +170,19 @@ def _check_external(model: ModelProto, name: str, base: Path | None) -> dict[Pat
     return files
 
 
+def _check_sparse(model: ModelProto, name: str) -> None:
+    """Refuse sparse initializers in external data."""
+    parts = (part for sparse in model.graph.sparse_initializer for part in (sparse.values, sparse.indices))
+    if any(part.data_location == TensorProto.EXTERNAL for part in parts):
+        raise UnsupportedError(f"{name} {NOT_OUTSIDE}")
+
+
 def _check_placeable(model: ModelProto, name: str) -> None:
     """Refuse external data where it cannot be pruned or written again."""
     outside = [t for t in stored_tensors(model) if t.data_location == TensorProto.EXTERNAL]
     known = [t for t in tensors_of(model.graph) if t.data_location == TensorProto.EXTERNAL]
     if len(outside) > len(known):
-        raise UnsupportedError(
-            f"{name} keeps sparse tensors or parts for training in external data. Store them in the model file itself."
-        )
+        raise UnsupportedError(f"{name} {NOT_OUTSIDE}")
 
 
 def _data_file(tensor: TensorProto, name: str, base: Path | None) -> Path:
