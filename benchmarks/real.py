@@ -111,7 +111,7 @@ class Runner:
         row = child.to_dict() | {"load": common.load()}
         if not child.ok:
             return row
-        said = json.loads(report.read_text())
+        said = json.loads(report.read_text().replace(f"{self.scratch}/", ""))  # a folder that is gone by then
         measured = self._worker("measure", trial.network, str(report), str(pruned))
         pruned.unlink()
         if not measured.ok:
