@@ -406,10 +406,11 @@ def prepare(
         clock: goes on counting.
 
     Raises:
-        PlanError: no group can be pruned under the request.
+        PlanError: no group can be pruned under the request, or options contradict each other.
     """
     if not isinstance(analysis, Analysis):
         raise PlanError(f"a {type(analysis).__name__} is no analysis. Give what spa.analyze returns.")
+    _refuse_made_up(request)
     criterion = criteria.get(request.scoring.criterion)
     planned = request.goal.kind == "plan"
     constraints = request.constraints
@@ -478,7 +479,6 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
-        _refuse_made_up(request)
         read = read_data(
             inputs.data,
             graph.model,
@@ -514,6 +514,8 @@ def _refuse_made_up(request: Request) -> None:
         PlanError: there is one.
     """
     inputs = request.inputs
+    if inputs.data is None:
+        return
     asked = {"domain": inputs.domain != "auto", "text": inputs.text, "tokenizer": inputs.tokenizer}
     if names := [name for name, given in asked.items() if given]:
         raise PlanError(f"data and {names[0]} are given together, which is for made-up inputs. Leave one of them out.")
