@@ -238,3 +238,24 @@ def test_a_constant_with_axes_of_its_own_leaves_the_producer_as_it_is(shape: tup
     kept = np.arange(0, 9, 2)
     pruned = [refitted(model, "a[", kept, x, before) for before in (False, True)]
     np.testing.assert_array_equal(*(outputs(p, x) for p in pruned))
+
+
+def test_sequences_of_different_lengths_refit_a_producer_by_the_most_frequent() -> None:
+    rng = np.random.default_rng(21)
+    weights = {"a": rng.standard_normal((6, 12)), "b": rng.standard_normal((12, 5)) / 3}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"]),
+    ]
+    model = network(nodes, weights, ["n", "length", 6], 3)
+    analysis = couple(Graph(model))
+    plan = make_plan(analysis, {group(analysis, "a["): np.arange(7)})
+    long = rng.standard_normal((40, 9, 6)).astype(np.float32)
+    batches = [{"x": long[:20]}, {"x": rng.standard_normal((3, 30, 6)).astype(np.float32)}, {"x": long[20:]}]
+    errors = []
+    for rounds in (0, 1):
+        pruned = apply(analysis, plan)
+        reconstruct(analysis, plan, pruned, batches, FitSettings(damping=1e-3, producer_rounds=rounds))
+        errors.append(error(model, pruned, rng.standard_normal((50, 4, 6)).astype(np.float32)))
+    assert errors[1] < 0.9 * errors[0]

@@ -328,6 +328,8 @@ def _step_samples(
 ) -> tuple[Array, Array]:
     """Return the inputs of a producer and the targets of its reader, on the samples that steps learn from.
 
+    Where sequences differ in length, they are those of the length that most samples have.
+
     Args:
         reconstruction: both networks.
         target: the reader in the dense network.
@@ -340,7 +342,7 @@ def _step_samples(
     first = pruned.live[0]
     shape = reconstruction.kept_part(output, reconstruction.dense.live[0]).shape
     fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first.shape(reader.source), shape)
-    xs, ts = [], []
+    found: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for batches in zip(reconstruction.dense.live, pruned.live, strict=True):
         samples = batches[1].shape(p.source)[0]
         chosen = np.linspace(0, samples, max(1, round(fraction * samples)), endpoint=False).astype(int)
@@ -352,6 +354,8 @@ def _step_samples(
         lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, t.shape)
         if lost is not None:
             t = t + lost * np.expand_dims(_inverse_scale(after), reader.other_axes(t.ndim))
-        xs.append(reconstruction.blended(source, p.source, dense_batch, pruned_batch))
-        ts.append(t)
+        x = reconstruction.blended(source, p.source, dense_batch, pruned_batch)
+        found.setdefault((*x.shape[1:], *t.shape[1:]), []).append((x, t))
+    most = max(found.values(), key=lambda pairs: sum(len(x) for x, _ in pairs))
+    xs, ts = zip(*most, strict=True)
     return np.concatenate(xs), np.concatenate(ts)
