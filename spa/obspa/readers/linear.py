@@ -26,7 +26,7 @@ from spa.running.stream import Feeds, Stream
 Array = np.ndarray
 Fitted = Moments | dual.Rows
 Rows = Fitted | Means
-MAX_ROWS = 10_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
+MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
 def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
