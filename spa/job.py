@@ -497,14 +497,18 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
         text = maker.text(graph.base, inputs.text, inputs.tokenizer)
     notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
 
+    count = maker.affordable(inputs.samples)
+    if count < inputs.samples:
+        notes += (f"{count} inputs are made up, not {inputs.samples}: more of this size take much memory (see --size)",)
+
     def made_up(samples: int, seed: int) -> Calibration:
         with running():
             batches = maker.batches(samples, seed=seed, imagery=imagery, text=text)
-        count = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, count, "synthetic", notes)
+        made = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
+        return Calibration(batches, None, made, "synthetic", notes)
 
-    held_out = made_up(max(held_out_samples(inputs.samples), FEWEST_HELD_OUT), (seed + 1) % 2**32)
-    return replace(made_up(inputs.samples, seed), held_out=held_out)
+    held_out = made_up(max(held_out_samples(count), FEWEST_HELD_OUT), (seed + 1) % 2**32)
+    return replace(made_up(count, seed), held_out=held_out)
 
 
 def _refuse_made_up(request: Request) -> None:

@@ -41,6 +41,9 @@ _SOUND = re.compile(r"audio|wave|wav($|_)|speech|(^|_)(log)?mel|(^|_)spec($|_|tr
 # has computed is closer to white noise than to an image or a series.
 _COMPUTED = re.compile(r"mask|past|cache|state|hidden|embed|latent|noise", re.IGNORECASE)
 
+MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations come on top
+FEWEST = 32  # samples that are made whatever they take
+
 
 class Synthesiser:
     """Makes inputs for one model, of sizes at which it has been seen to run.
@@ -113,6 +116,11 @@ class Synthesiser:
         if pairs := state_pairs(self.session, self.recipe):
             notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
         return tuple(notes)
+
+    def affordable(self, samples: int) -> int:
+        """Return how many of some samples to make, so that they take no more than ``MAX_BYTES``, but at least 32."""
+        each = sum(array.nbytes for array in self.recipe.feeds(self.seed).values()) / max(self.recipe.batch, 1)
+        return min(samples, max(FEWEST, int(MAX_BYTES // max(each, 1))))
 
     def batches(
         self,

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import spa
 from spa.calibration.imagery import Imagery
 from spa.calibration.leaves import dead_leaves
-from spa.calibration.synthetic import pink_noise, synthesise
+from spa.calibration.synthetic import Synthesiser, pink_noise, synthesise
 from spa.errors import PlanError
 from spa.running.runtime import input_specs, load_session, run
 
@@ -265,3 +266,26 @@ def test_pink_noise_comes_in_any_shape(shape):
     assert series.shape == shape
     assert series.dtype == np.float32
     assert np.isfinite(series).all()
+
+
+@pytest.mark.parametrize(("side", "made"), [(8, 512), (512, 85), (1024, 32)])
+def test_large_inputs_are_made_in_numbers_that_fit_into_memory(side: int, made: int) -> None:
+    maker = Synthesiser(one_input(shape=("batch", 3, side, side)), 0)
+    assert maker.affordable(512) == made
+    assert maker.affordable(20) == 20
+
+
+def test_fewer_made_up_inputs_than_asked_for_are_said() -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)}
+    weights["v"] = np.random.default_rng(1).standard_normal((2, 4, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[64, 64]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["y"]),
+    ]
+    report = spa.prune(
+        model(nodes, [("x", F, ["n", 3, 1024, 1024])], weights), ratio=0.3, round_to=1, insist=True
+    ).report
+    assert report.calibration is not None
+    assert report.calibration["samples"] == 32
+    assert any("32 inputs are made up, not 512" in note for note in report.notes)
