@@ -26,6 +26,7 @@ __all__ = ["Calibration", "read_data"]
 
 _ARRAYS = (".npy", ".npz")
 _FEW = 32
+FEW_HELD_OUT = 32  # of fewer, changes are known to a factor of two only
 MOST_HELD_OUT = 64  # samples; with labels, of which accuracies are fractions, MOST_LABELLED where there are more
 MOST_LABELLED = 512
 _MANY_SHAPES = 16
@@ -62,9 +63,9 @@ def held_out_samples(samples: int) -> int:
     """Return how many of some samples are held out of every fit: an eighth, a quarter of few, none of very few.
 
     >>> [held_out_samples(n) for n in (4, 16, 128, 512, 4096)]
-    [0, 4, 16, 64, 64]
+    [0, 4, 32, 64, 64]
     """
-    share = samples // 8 if samples >= 32 else samples // 4
+    share = max(samples // 8, min(samples // 4, FEW_HELD_OUT))
     return min(share, MOST_HELD_OUT) if share > 1 else 0
 
 

@@ -466,7 +466,7 @@ def test_samples_are_held_out_of_what_fits_see() -> None:
         assert (part.labels == values).all()
     unlabelled = read_data({"x": x}, model, samples=64, hold_out=True)
     assert unlabelled.held_out is not None
-    assert (unlabelled.samples, unlabelled.held_out.samples) == (64, 8)
+    assert (unlabelled.samples, unlabelled.held_out.samples) == (64, 16)
     few = read_data({"x": x[:20]}, model, samples=64, hold_out=True)
     assert few.held_out is not None
     assert (few.samples, few.held_out.samples) == (15, 5)
