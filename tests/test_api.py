@@ -372,4 +372,4 @@ def test_a_pruning_measures_on_what_it_held_out(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pipeline, "Yardstick", Spy)
     spa.prune(RESNET, ratio=0.3, data=_given(40), samples=32)
-    assert seen == [4]
+    assert seen == [8]
