@@ -1,8 +1,9 @@
-"""Progress bars on the terminal."""
+"""Progress: bars on the terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,10 +14,35 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+SECONDS_PER_LINE = 15.0
+
+
+def _lines() -> Callable[[str, float], None]:
+    """Return a function that writes a stage and how much of it is done, but no more than a line in 15 seconds."""
+    start = last = time.monotonic()
+
+    def show(stage: str, share: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_PER_LINE:
+            last = now
+            sys.stderr.write(f"spa: {stage} {share:.0%}, after {now - start:.0f} s\n")
+            sys.stderr.flush()
+
+    return show
+
+
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[Callable[[str, float], None]]:
-    """Show a bar for each stage with the time left, on standard error where that is a terminal."""
-    if not (shown and sys.stderr.isatty()):
+    """Show a bar for each stage with the time left, on standard error; where that is no terminal, a line now and then.
+
+    Args:
+        shown: whether to show bars on a terminal; lines in a log are written in any case.
+    """
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    if not shown:
         yield silent
         return
     from rich.console import Console
