@@ -12,7 +12,7 @@ from spa.criteria.answers import Curves, Removal
 from spa.errors import OutOfReachError, PlanError
 from spa.job import Job, Outcome
 from spa.progress import silent
-from spa.widths.budget import Budget
+from spa.widths.budget import Budget, refuse_out_of_reach
 
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
@@ -29,6 +29,8 @@ def reach(job: Job) -> Outcome:
     """
     goal = job.request.goal
     if job.needs_inputs:
+        if goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency":
+            refuse_out_of_reach(job.analysis, job.selection.groups, job.budget)
         job.calibrate()
     elif goal.unit == "latency":
         job.try_out()

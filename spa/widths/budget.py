@@ -163,6 +163,23 @@ def _nearest(removed: Callable[[Sequence[Chunk]], float], chunks: Sequence[Chunk
     return min(candidates, key=miss)
 
 
+def refuse_out_of_reach(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> None:
+    """Refuse a budget that even the narrowest widths do not meet, before anything is scored.
+
+    Args:
+        analysis: the model.
+        groups: the groups that may be pruned.
+        budget: what to remove; not of latency.
+
+    Raises:
+        OutOfReachError: the budget asks for more than can go.
+    """
+    ladders = budget.ladders(analysis, groups)
+    costs = CostModel(analysis, [g.dim for g in groups])
+    most = costs.removed(widths_at(ladders, [len(ladder.rungs) - 1 for ladder in ladders]), budget.of)
+    check(budget, most, most)
+
+
 def check(budget: Budget, reached: float, most: float) -> tuple[str, ...]:
     """Return the notes on a budget that is met only nearly; none on one that is met.
 
