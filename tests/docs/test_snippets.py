@@ -145,4 +145,4 @@ def test_a_wrong_output_and_a_failing_command_are_seen(monkeypatch: pytest.Monke
     assert agrees(only.expected, "5\n", figures_vary=True)
     assert not agrees(only.expected, "five\n", figures_vary=True)
     monkeypatch.chdir(tmp_path)
-    assert "exit code 4" in run_console(Block("console", "$ spa inspect missing.onnx\n", 1), monkeypatch)
+    assert "exit code 6" in run_console(Block("console", "$ spa inspect missing.onnx\n", 1), monkeypatch)
