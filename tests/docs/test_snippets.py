@@ -85,7 +85,9 @@ def run_python(block: Block, page: str, namespace: dict[str, Any]) -> str:
 def run_console(block: Block, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the calls of a block print on either stream, with the exit code where it is none of success."""
     from spa import cli
+    from spa.cli import bars
 
+    monkeypatch.setattr(bars, "SECONDS_PER_LINE", float("inf"))  # how long a command takes is not the page's
     printed = io.StringIO()
     source = block.source.replace("\\\n", " ")
     for line in (line[2:] for line in source.splitlines() if line.startswith("$ ")):
