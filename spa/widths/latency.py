@@ -407,7 +407,7 @@ def choose(
         goal = (1 - budget.ratio) * dense if ms is None else ms
         attempts.append(_Attempt(choice=choice, picked=picked, goal=goal, measured=measured, dense=dense))
         ratio = _between(attempts)
-        if attempts[-1].miss <= TOLERANCE or abs(ratio - ask.ratio) < SAME:
+        if attempts[-1].miss <= TOLERANCE or not 0 < ratio < 1 or abs(ratio - ask.ratio) < SAME:
             break
         ask = replace(ask, ratio=ratio)
     best = min(attempts, key=lambda a: a.miss)
