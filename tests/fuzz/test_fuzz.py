@@ -1,6 +1,6 @@
 """Fuzzers: mutants of model files end in a result or one message, and random networks are pruned correctly.
 
-An ordinary run takes seconds; ``SPA_FUZZ_SECONDS=30`` gives the two a minute (CI), ``-m slow`` half an hour. A
+An ordinary run takes seconds; ``SPA_FUZZ_SECONDS=30`` gives the two a minute, ``-m slow`` half an hour. A
 failure names the seed: ``mutant(seed)`` or ``network(seed)`` makes the same file again.
 """
 
