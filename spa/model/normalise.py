@@ -11,12 +11,13 @@ Cases:
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
-from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
-from spa.model.graph import Graph, tensor_array
+from spa.model.graph import Graph, subgraphs_of, tensor_array
 
 MOST_DENSE = 2**28  # elements of a sparse initializer that is made dense
 
@@ -32,11 +33,12 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
         The rewritten model; the same message where nothing had to be done.
 
     Raises:
-        ModelError: a sparse initializer contradicts itself.
+        ModelError: two initializers have one name, or a sparse one contradicts itself.
         UnsupportedError: one would be too large as a dense one.
     """
     if model.functions:  # Case 1
         model, own = inliner.inline_local_functions(model), True
+    _refuse_one_name_for_two(model.graph)
     duplicates, sequences = _has_duplicates(model), _splits(model)
     if not duplicates and not sequences and not model.graph.sparse_initializer:
         return model
@@ -50,6 +52,17 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
     del model.graph.sparse_initializer[:]
     _unique_names(model)
     return model
+
+
+def _refuse_one_name_for_two(graph: GraphProto) -> None:
+    """Refuse initializers of one name, of which runtimes take one or the other."""
+    names = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ModelError(f"initializer {twice!r} is listed more than once. Keep one of them.")
+    for node in graph.node:
+        for subgraph in subgraphs_of(node):
+            _refuse_one_name_for_two(subgraph)
 
 
 def _has_duplicates(model: ModelProto) -> bool:

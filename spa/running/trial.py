@@ -10,9 +10,11 @@ from onnx import ModelProto
 
 from spa.errors import SpaError
 from spa.model.files import data_file
+from spa.model.graph import tensors_of
 from spa.running.feeds import working_feeds
 from spa.running.guarded import ForeignFailure, guarded, seconds_for
 from spa.running.runtime import Model, load_session, model_name
+from spa.running.sessions import open_session
 
 
 def try_out(
@@ -39,12 +41,16 @@ def try_out(
 
 
 def _run(model: Model, sizes: Mapping[str, int] | None, name: str) -> None:
-    working_feeds(load_session(model, name=name), model=model, sizes=sizes, name=name)
+    if isinstance(model, ModelProto):  # of any size
+        with open_session(model, name=name) as session:
+            working_feeds(session, model=model, sizes=sizes, name=name)
+    else:
+        working_feeds(load_session(model, name=name), model=model, sizes=sizes, name=name)
 
 
 def _size(model: Model) -> int:
     if isinstance(model, ModelProto):
-        return int(model.ByteSize())
+        return sum(len(t.raw_data) for t in tensors_of(model.graph))  # ByteSize fails above 2 GiB
     if isinstance(model, bytes):
         return len(model)
     paths = (Path(os.fspath(model)), data_file(Path(os.fspath(model))))

@@ -29,6 +29,22 @@ def with_an_attribute_twice(model: ModelProto) -> None:
         model.graph.node[0].attribute.append(helper.make_attribute("transB", 0))
 
 
+def with_an_initializer_twice(model: ModelProto) -> None:
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+
+
+def with_an_initializer_twice_in_a_branch(model: ModelProto) -> None:
+    branches = []
+    for name in ("then", "else"):
+        value = numpy_helper.from_array(np.zeros(2, np.float32), f"{name}_value")
+        info = helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [2])
+        branches.append(helper.make_graph([], name, [], [info], [value, value]))
+    condition = numpy_helper.from_array(np.array(True), "condition")
+    model.graph.initializer.append(condition)
+    node = helper.make_node("If", ["condition"], ["unused"], then_branch=branches[0], else_branch=branches[1])
+    model.graph.node.append(node)
+
+
 def with_recursive_functions(model: ModelProto) -> None:
     for name, other in (("A", "B"), ("B", "A")):
         node = helper.make_node(other, ["X"], ["Y"], domain="rec")
@@ -69,6 +85,8 @@ def with_a_negative_size(model: ModelProto) -> None:
     [
         without_an_operand,
         with_an_attribute_twice,
+        with_an_initializer_twice,
+        with_an_initializer_twice_in_a_branch,
         with_recursive_functions,
         with_a_cast_to_nothing,
         with_an_operator_that_is_no_text,
