@@ -17,7 +17,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
-from spa.model.graph import Graph, subgraphs_of, tensor_array
+from spa.model.graph import Graph, tensor_array
 
 MOST_DENSE = 2**28  # elements of a sparse initializer that is made dense
 
@@ -55,14 +55,11 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
 
 
 def _refuse_one_name_for_two(graph: GraphProto) -> None:
-    """Refuse initializers of one name, of which runtimes take one or the other."""
+    """Refuse initializers of one name; onnxruntime takes one, and refuses them in branches alone."""
     names = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ModelError(f"initializer {twice!r} is listed more than once. Keep one of them.")
-    for node in graph.node:
-        for subgraph in subgraphs_of(node):
-            _refuse_one_name_for_two(subgraph)
 
 
 def _has_duplicates(model: ModelProto) -> bool:
