@@ -14,9 +14,10 @@ import math
 from collections import Counter
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from spa.errors import ModelError, UnsupportedError
+from spa.model.functions import inlined
 from spa.model.graph import Graph, tensor_array
 
 MOST_DENSE = 2**28  # elements of a sparse initializer that is made dense
@@ -37,7 +38,7 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
         UnsupportedError: one would be too large as a dense one.
     """
     if model.functions:  # Case 1
-        model, own = inliner.inline_local_functions(model), True
+        model, own = inlined(model), True
     _refuse_one_name_for_two(model.graph)
     duplicates, sequences = _has_duplicates(model), _splits(model)
     if not duplicates and not sequences and not model.graph.sparse_initializer:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx.numpy_helper
 
+from spa.model.functions import inlined
 from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
@@ -45,8 +45,7 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
     Returns:
         Bounds by the input's name; an input that indexes nothing is absent.
     """
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = inlined(model)
     tracer = _Tracer(model)
     tracer.walk(model.graph.node)
     return tracer.bounds
