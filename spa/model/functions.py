@@ -28,8 +28,9 @@ def inlined(model: ModelProto) -> ModelProto:
         return model
     keys = {(f.domain, f.name, f.overload): f for f in model.functions}
     calls = {key: Counter(_called(function.node, keys)) for key, function in keys.items()}
-    graph = nx.DiGraph((key, other) for key, others in calls.items() for other in others)
+    graph = nx.DiGraph()
     graph.add_nodes_from(keys)
+    graph.add_edges_from((key, other) for key, others in calls.items() for other in others)
     if not nx.is_directed_acyclic_graph(graph):
         names = " -> ".join(repr(key[1]) for key, _ in nx.find_cycle(graph))
         raise ModelError(f"local functions call each other in a circle: {names}. ONNX forbids that; export it again.")
