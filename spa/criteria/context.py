@@ -28,6 +28,7 @@ class Inputs:
         batches: by input name, samples along the first axis.
         labels: the class of each sample, (samples,), where the data has labels.
         synthetic: whether the inputs were made up.
+        held_out: inputs on which nothing is fitted, for what is to be measured.
         threads: of onnxruntime.
         progress: called with a stage and the fraction of it that is done.
     """
@@ -36,6 +37,7 @@ class Inputs:
     batches: Sequence[Feeds]
     labels: Array | None = None
     synthetic: bool = False
+    held_out: Sequence[Feeds] = ()
     threads: int = 2
     progress: Progress = silent
 

@@ -19,6 +19,10 @@ REFIT_DISCOUNT_SYNTHETIC = 0.0  # with synthetic inputs: their refits repair too
 # MACs over all synthetic inputs up to which both discounts are tried: neither is always the better one
 # (benchmarks/results/trials.md).
 TRIALS = 1e11
+GAUGE_DAMPING = 0.1  # of the fits of a group that is cut alone, as refits to some hundred inputs have
+# Measuring all groups on these inputs may cost as much as this many passes over all of them.
+MEASURED_PASSES = 2
+FEWEST_MEASURED, MOST_MEASURED = 4, 32
 
 
 def loss_curves(context: Context) -> Curves:
@@ -30,20 +34,30 @@ def loss_curves(context: Context) -> Curves:
     Returns:
         The curves, once for each discount of :func:`refit_discounts`.
     """
-    from spa.obspa.score import curves, discounted  # imports onnxruntime, which not every use of the registry needs
+    # These import onnxruntime, which not every use of the registry needs.
+    from spa.obspa.score import curves, discounted
+    from spa.obspa.sensitivity import Gauge, corrected
+    from spa.running.stream import first_samples
 
     inputs = context.required_inputs()
-    losses = curves(
+    few = first_samples(inputs.held_out, measured_samples(inputs.samples, len(context.groups)))
+    losses, measured = curves(
         inputs.analysis,
         inputs.counterparts(context.groups),
         inputs.batches,
         inputs.threads,
         context.seed,
         progress=inputs.progress,
+        gauge=Gauge(inputs.analysis, few, GAUGE_DAMPING, inputs.threads) if few else None,
     )
     others = _by_weights(context, [g for g in context.groups if g.name not in losses])
     discounts = refit_discounts(context, inputs)
-    return Curves(tuple(discounted(losses, context.groups, d) | others for d in discounts))
+    return Curves(tuple(corrected(discounted(losses, context.groups, d), measured) | others for d in discounts))
+
+
+def measured_samples(samples: int, groups: int) -> int:
+    """Return the number of inputs on which each group is measured."""
+    return min(max(MEASURED_PASSES * samples // max(groups, 1), FEWEST_MEASURED), MOST_MEASURED)
 
 
 def refit_discounts(context: Context, inputs: Inputs) -> tuple[float, ...]:

@@ -68,6 +68,25 @@ class MomentReader:
         """Return the reader before any removal."""
         return _MomentState(self, damping)
 
+    def regression(self, gone: Array, damping: float) -> tuple[Array, Array, Array]:
+        """Return how the inputs of removed channels follow from all others.
+
+        Args:
+            gone: the removed channels.
+            damping: added to the diagonal of H, as a fraction of its mean.
+
+        Returns:
+            The inputs of the removed channels, the other inputs, and the matrix B of (blocks, removed, others) with
+            which B x is nearest to the removed inputs, for centred inputs x.
+        """
+        removed = np.unique(self.columns[gone])
+        removed = removed[removed >= 0]
+        others = np.setdiff1d(np.arange(self.h.shape[1]), removed)
+        if self.rows is not None:
+            damping = damping_for(damping, self.h.shape[1], self.rows)
+        matrix = Damped(self.h[:, others[:, None], others].astype(np.float64), damping)
+        return removed, others, matrix.solve(self.h[:, removed[:, None], others].astype(np.float64))
+
     def with_use(self, other: MomentReader) -> MomentReader:
         """Return one reader for this and another use of the same weights, which one fit serves.
 
@@ -93,6 +112,7 @@ class Observation:
         blocks: the number of independent products that the axis is divided among (the groups of a convolution).
         taps: the number of matrix columns for each index of the axis (the size of a kernel).
         weights: the name of the weights, if other nodes read them, too.
+        mean: the mean of the inputs, (blocks, matrix columns); None if it is not known.
     """
 
     make_reader: Callable[[Array], Reader]
@@ -100,6 +120,7 @@ class Observation:
     blocks: int = 1
     taps: int = 1
     weights: str | None = None
+    mean: Array | None = None
 
     def columns(self, dim: Dim, size: int) -> Array | None:
         """Return the inputs of each channel of a group.

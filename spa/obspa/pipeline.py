@@ -23,6 +23,7 @@ from spa.obspa.refit import reconstruct
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
+from spa.running.padding import with_padding
 from spa.running.stream import Feeds, Stream, samples_in
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
@@ -85,6 +86,8 @@ class Calibrated:
     @_bounded
     def __post_init__(self) -> None:
         graph = self.analysis.graph
+        self.batches = with_padding(graph, self.batches, self.threads)
+        self.held_out = with_padding(graph, self.held_out, self.threads)
         model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
         self._calibration_analysis = (
             self.analysis if model is None else couple(Graph(model, graph.base), self.analysis.points.chosen)
@@ -101,6 +104,7 @@ class Calibrated:
             batches=self.batches,
             labels=labels,
             synthetic=self.synthetic,
+            held_out=self.held_out,
             threads=self.threads,
             progress=self.progress,
         )

@@ -129,7 +129,14 @@ def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
 
 
 def refine(
-    pruned: Stream, pair: LayerPair, x: Array, target: Array, scale: Array, damping: float, constants: bool
+    pruned: Stream,
+    pair: LayerPair,
+    x: Array,
+    target: Array,
+    scale: Array,
+    damping: float,
+    constants: bool,
+    real: Array | None = None,
 ) -> Changes | None:
     """Take Gauss-Newton steps on a producer's weights towards its reader's target; the reader's weights stay.
 
@@ -141,11 +148,12 @@ def refine(
         scale: the factor of the error of each of the reader's output channels, (channels,).
         damping: added to the diagonal of A, as a fraction of its mean.
         constants: whether the producer's bias can change.
+        real: which positions of the samples count, (samples, positions); all by default.
 
     Returns:
         What changes; None if no step helps.
     """
-    taken = _GaussNewton(pruned, pair, x, target, scale, constants).take(damping)
+    taken = _GaussNewton(pruned, pair, x, target, scale, constants, real).take(damping)
     if taken is None:
         return None
     change, removed = taken
@@ -157,7 +165,16 @@ def refine(
 class _GaussNewton:
     """Gauss-Newton steps of a producer on some samples; notation as at the top of the module."""
 
-    def __init__(self, pruned: Stream, pair: LayerPair, x: Array, target: Array, scale: Array, constants: bool) -> None:
+    def __init__(
+        self,
+        pruned: Stream,
+        pair: LayerPair,
+        x: Array,
+        target: Array,
+        scale: Array,
+        constants: bool,
+        real: Array | None,
+    ) -> None:
         graph, p, reader = pruned.graph, pair.producer, pair.reader
         self.graph, self.pair, self.name = graph, pair, p.node.outputs[0]
         self.z0 = run(pruned.session([p.node], p.source, self.name, x), {p.source: x})[0]
@@ -169,7 +186,20 @@ class _GaussNewton:
         self.others = reader.other_axes(target.ndim)
         self.scale = np.expand_dims(np.abs(scale).astype(self.x.dtype), self.others)
         self.target = target * self.scale
+        self.real, self.count = self._aligned(real, target.shape), len(self.x)
+        if self.real is not None:
+            self.count = int(self.real.sum())
+            self.x = self.x * p.output_rows(self.real, np.arange(self.real.shape[1]))[0]
         self.w = reader.matrix(graph, self.x.dtype) * np.abs(scale).astype(self.x.dtype)[:, None]
+
+    def _aligned(self, real: Array | None, shape: tuple[int, ...]) -> Array | None:
+        """Return ones at real positions and zeros at padded ones, (samples, positions, 1).
+
+        None where all are real, or where the outputs of either layer are not (samples, positions, channels).
+        """
+        if real is None or {shape[:-1], self.z0.shape[:-1]} != {real.shape} or self.others != (0, 1):
+            return None
+        return real[:, :, None].astype(self.x.dtype)
 
     def output_change(self, change: Array) -> Array:
         """Return how the producer's outputs change with its weights."""
@@ -180,7 +210,11 @@ class _GaussNewton:
         """Return the reader's scaled error about its mean, target less output, for outputs z of the producer."""
         error = run(self.both, {self.name: z})[0] * -self.scale
         error += self.target
-        error -= error.mean(axis=self.others, keepdims=True)
+        if self.real is None:
+            error -= error.mean(axis=self.others, keepdims=True)
+        else:
+            error *= self.real
+            error -= self.real * (error.sum(axis=self.others, keepdims=True) / self.real.sum())
         return np.asarray(error)
 
     def slope(self, z: Array) -> Array:
@@ -201,9 +235,9 @@ class _GaussNewton:
         backward = self.pair.reader.input_gradient(residual, self.w, slope.shape, self.graph)
         backward *= slope
         every = np.arange(p.positions(slope.shape))
-        gradient = p.output_rows(backward, every)[0].T @ self.x / len(self.x)
-        slopes = p.output_rows(slope, every)[0]
-        curvature = (reading * (slopes.T @ slopes / len(slopes))).astype(np.float64)
+        gradient = p.output_rows(backward, every)[0].T @ self.x / self.count
+        slopes = p.output_rows(slope if self.real is None else slope * self.real, every)[0]
+        curvature = (reading * (slopes.T @ slopes / self.count)).astype(np.float64)
         half = Damped(curvature[None], CURVATURE_DAMPING).solve(gradient.T[None].astype(np.float64))[0].T
         return inputs.solve(half[None])[0]
 
@@ -217,8 +251,8 @@ class _GaussNewton:
         slope = self.slope(self.z0)
         if slope.shape != self.z0.shape:
             return None
-        moments = (self.x.T @ self.x / len(self.x)).astype(np.float64)
-        inputs = Damped(moments[None], damping_for(damping, len(moments), len(self.x)))
+        moments = (self.x.T @ self.x / self.count).astype(np.float64)
+        inputs = Damped(moments[None], damping_for(damping, len(moments), self.count))
         w = self.w[0].reshape(self.w.shape[1], -1, self.pair.reader.taps(self.graph)).astype(np.float64)
         reading = np.einsum("oct,odt->cd", w, w, optimize=True)
         change = np.zeros((self.pair.producer.size(self.graph)[1], self.x.shape[1]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.criteria.answers import Curve
 from spa.model.graph import Node
-from spa.obspa.curves import MomentReader, Observation, Reader, greedy
+from spa.obspa.curves import MomentReader, Observation, greedy
 from spa.obspa.readers import kind_of
+from spa.obspa.sensitivity import Gauge, Measured, Use
 from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream
 
@@ -29,7 +31,8 @@ def curves(
     seed: int = 0,
     damping: float = 1e-3,
     progress: Progress = silent,
-) -> dict[str, Curve]:
+    gauge: Gauge | None = None,
+) -> tuple[dict[str, Curve], dict[str, Measured]]:
     """Find for each group the order in which channels are removed, and the relative output error of each width.
 
     A loss is the squared error of the reader's output, after the scale of a following BatchNormalization, divided by
@@ -43,9 +46,11 @@ def curves(
         seed: the seed of the positions that readers are observed at.
         damping: see :func:`spa.obspa.curves.greedy`.
         progress: called with a stage and the fraction of it that is done.
+        gauge: measures a point of each curve.
 
     Returns:
-        The curves by group name; groups without a reader of a known kind (see :func:`observe`) are missing.
+        The curves by group name; groups without a reader of a known kind (see :func:`observe`) are missing. And what
+        was measured of them.
     """
     groups_of_reader: dict[int, list[Group]] = {}
     for group in groups:
@@ -55,36 +60,42 @@ def curves(
     stream = Stream(graph.model, graph.base, batches, threads)
     rng = np.random.default_rng(seed)
     last = {g.name: max(g.readers, default=-1) for g in groups}
-    pending: dict[str, list[tuple[Reader, str | None]]] = {g.name: [] for g in groups}
+    pending: dict[str, list[Use]] = {g.name: [] for g in groups}
     result: dict[str, Curve] = {}
+    measured: dict[str, Measured] = {}
     for index in sorted(groups_of_reader):
         progress("score", index / len(graph.nodes))
-        for observation in observe(analysis, stream, stream.graph.nodes[index], rng):
+        node = stream.graph.nodes[index]
+        for observation in observe(analysis, stream, node, rng):
             for group in groups_of_reader[index]:
                 columns = observation.columns(group.dim, group.size)
                 if columns is not None:
-                    _add(pending[group.name], observation.make_reader(columns), observation.weights)
+                    reader = observation.make_reader(columns)
+                    _add(pending[group.name], Use(node, reader, observation.weights, observation.mean))
         for group in groups_of_reader[index]:
             if last[group.name] == index and pending[group.name]:
                 weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
-                readers = [reader for reader, _ in pending.pop(group.name)]
-                curve = greedy(readers, group.size, damping=damping)
+                found = pending.pop(group.name)
+                curve = greedy([use.reader for use in found], group.size, damping=damping)
                 result[group.name] = Curve(curve.order, curve.loss * weight)
-    return result
+                if gauge is not None and (point := gauge.measure(group, curve.order, found)) is not None:
+                    measured[group.name] = point
+    return result, measured
 
 
-def _add(readers: list[tuple[Reader, str | None]], reader: Reader, weights: str | None) -> None:
-    """Add a reader to those of a group, each with its shared weights; another use of the same weights joins the first.
+def _add(readers: list[Use], new: Use) -> None:
+    """Add a reader to those of a group; another use of the same weights joins the first.
 
     A recurrent network, unrolled, uses a matrix at each step: one matrix of second moments serves all of them.
     """
-    for i, (first, name) in enumerate(readers):
-        if weights is None or name != weights or not isinstance(first, MomentReader):
+    for i, use in enumerate(readers):
+        first, other = use.reader, new.reader
+        if new.weights is None or use.weights != new.weights or not isinstance(first, MomentReader):
             continue
-        if isinstance(reader, MomentReader) and np.array_equal(first.columns, reader.columns):
-            readers[i] = (first.with_use(reader), name)
+        if isinstance(other, MomentReader) and np.array_equal(first.columns, other.columns):
+            readers[i] = replace(use, reader=first.with_use(other))
             return
-    readers.append((reader, weights))
+    readers.append(new)
 
 
 def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: float) -> dict[str, Curve]:

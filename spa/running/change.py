@@ -16,6 +16,7 @@ from onnx import ModelProto
 
 from spa.model.graph import Graph
 from spa.model.traits import FLOAT_NAMES, Trait, traits
+from spa.running.padding import only_real
 from spa.running.runtime import output_specs
 from spa.running.stream import Feeds, Stream
 
@@ -107,7 +108,10 @@ class Yardstick:
         return tuple(c.output for c in self.compared if _hardly_varies([b[c.tensor] for b in self.dense]))
 
     def _run(self, model: ModelProto, base: Path | None) -> Tensors:
-        return Stream(model, base, self.batches, self.threads).finish([c.tensor for c in self.compared])
+        stream = Stream(model, base, self.batches, self.threads)
+        reals = [live.real for live in stream.live]
+        found = stream.finish([c.tensor for c in self.compared])
+        return [{n: only_real(v, real) for n, v in b.items()} for b, real in zip(found, reals, strict=True)]
 
 
 def classes_seen(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> dict[str, tuple[Array, int]]:

@@ -12,6 +12,18 @@ import numpy as np
 Array = np.ndarray
 
 
+class PaddedBatch(dict[str, Array]):
+    """The inputs of a batch of sequences of different lengths.
+
+    Attributes:
+        real: which positions are no padding, (samples, positions).
+    """
+
+    def __init__(self, feeds: Mapping[str, Array], real: Array) -> None:
+        super().__init__(feeds)
+        self.real = real
+
+
 class _File:
     """A temporary file without a name, which is closed with the last tensor in it."""
 
@@ -54,9 +66,14 @@ class Stored:
 
 
 class Live(MutableMapping[str, Array]):
-    """Tensors by name; those on disk are read whenever they are asked for, and not kept."""
+    """Tensors by name; those on disk are read whenever they are asked for, and not kept.
+
+    Attributes:
+        real: which positions of the batch's sequences are no padding, (samples, positions); None where all are.
+    """
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self.real: Array | None = tensors.real if isinstance(tensors, Live | PaddedBatch) else None
         self._tensors: dict[str, Array | Stored] = dict(tensors._tensors if isinstance(tensors, Live) else tensors)
 
     def __getitem__(self, name: str) -> Array:

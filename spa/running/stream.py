@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession
 from spa.algebra.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.model.graph import Graph, Node
-from spa.running.live import Live, Shelf
+from spa.running.live import Live, PaddedBatch, Shelf
 from spa.running.runtime import load_session, run
 
 MEMORY = 1 << 27  # bytes of live tensors that may stay in memory; reading others back takes less time than making them
@@ -42,6 +42,26 @@ def samples_in(batches: Sequence[Feeds]) -> int:
     Some inputs are scalars that all samples share, and states have their samples along the second axis.
     """
     return sum(max((len(v) for v in b.values() if v.ndim), default=1) for b in batches)
+
+
+def first_samples(batches: Sequence[Feeds], count: int) -> list[Feeds]:
+    """Return the first batches that together have so many samples.
+
+    A batch that has more is cut where all of its inputs have their samples along the first axis.
+    """
+    found: list[Feeds] = []
+    for batch in batches:
+        missing, size = count - samples_in(found) if found else count, samples_in([batch])
+        if missing <= 0:
+            break
+        cut = size > missing and all(v.ndim and len(v) == size for v in batch.values())
+        found.append(_cut(batch, missing) if cut else batch)
+    return found
+
+
+def _cut(batch: Feeds, samples: int) -> Feeds:
+    first = {n: v[:samples] for n, v in batch.items()}
+    return PaddedBatch(first, batch.real[:samples]) if isinstance(batch, PaddedBatch) else first
 
 
 class Stream:

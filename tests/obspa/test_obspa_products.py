@@ -184,7 +184,7 @@ def test_whole_heads_are_scored_and_refitted_through_the_output_projection() -> 
     analysis = couple(Graph(model))
     heads = next(g for g in analysis.free if g.size == 2)
     x = rng.standard_normal((80, 5, 6)).astype(np.float32)
-    losses = curves(analysis, analysis.free, [{"x": x}])
+    losses, _ = curves(analysis, analysis.free, [{"x": x}])
     stream = Stream(model, None, [{"x": x}])
     stream.after(stream.graph.producer["y"])
     rows = stream.live[0]["zr"].reshape(-1, 2, 7).astype(np.float64)

@@ -58,7 +58,7 @@ def check_reader(
     _, want, before, after = rebuilt(model, name, few, x, 1e-3, batch_axis)
     assert error(after, want) < error(before, want)
     analysis = couple(Graph(model))
-    curve = curves(analysis, analysis.free, [{"x": x}])[group(analysis, name)]
+    curve = curves(analysis, analysis.free, [{"x": x}])[0][group(analysis, name)]
     assert curve.loss[1] < 1e-2 * curve.loss[-1]
     assert curve.order[0] in (gone, PARTNER)
 

@@ -95,7 +95,7 @@ def test_a_new_kind_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "KINDS", (kind,))
     analysis = couple(Graph(network))
     x = np.random.default_rng(1).standard_normal((10, 6)).astype(np.float32)
-    assert curves(analysis, analysis.free, [{"x": x}]) == {}
+    assert curves(analysis, analysis.free, [{"x": x}]) == ({}, {})
     assert kind.asked == [("observe", "v"), ("observe", "u")]
     kind.asked.clear()
     plan = make_plan(analysis, {g.name: np.arange(g.size - 2) for g in analysis.free})

@@ -89,6 +89,24 @@ class Linear:
         """Return output rows (blocks, samples · chosen, outputs) at the chosen positions of every sample."""
         raise NotImplementedError
 
+    def real_rows(self, real: Array | None, shape: tuple[int, ...], chosen: Array) -> Array | slice:
+        """Return which of the rows at the chosen positions of every sample are of no padding: an index of rows.
+
+        Args:
+            real: which positions of sequences are no padding, (samples, positions); None where all are.
+            shape: the output's shape.
+            chosen: flat indices of positions.
+        """
+        if real is None:
+            return slice(None)
+        if shape[: real.ndim] == real.shape and len(shape) > real.ndim:
+            marks = real.reshape(*real.shape, *[1] * (len(shape) - real.ndim))
+        elif len(shape) == 2 and shape[0] == real.size:  # samples and positions are one axis
+            marks = real.reshape(-1, 1)
+        else:
+            return slice(None)
+        return np.asarray(self.output_rows(np.broadcast_to(marks, shape), chosen)[0, :, 0])
+
     def output_from_rows(self, rows: Array, shape: tuple[int, ...]) -> Array:
         """Return the output of a shape from its rows at all positions; the inverse of :meth:`output_rows`."""
         raise NotImplementedError

@@ -82,7 +82,8 @@ class LinearLayer(ReaderKind):
             return []
         inputs = analysis.space.resolve(product(*(axes[a] for a in lin.input_axes)))
         weights = lin.weight if len(graph.users[lin.weight]) > 1 else None
-        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph), weights=weights)]
+        mean = rows.mean_x if isinstance(rows, Moments) else None
+        return [Observation(make_reader, inputs, blocks=lin.blocks, taps=lin.taps(graph), weights=weights, mean=mean)]
 
     # -- refitting ---------------------------------------------------------------------------------------------
 
@@ -195,9 +196,10 @@ def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tup
     for batch in stream.live:
         x, y = batch[lin.source], batch[name]
         chosen = draw_positions(rng, lin, y.shape, samples, size)
-        rows.add(lin.input_rows(x, y.shape, graph, chosen), lin.output_rows(y, chosen))
+        real = lin.real_rows(batch.real, y.shape, chosen)
+        rows.add(lin.input_rows(x, y.shape, graph, chosen)[:, real], lin.output_rows(y, chosen)[:, real])
         if skip in batch and (addition := after.aligned(batch[skip])).shape == y.shape:
-            s = lin.output_rows(addition, chosen)
+            s = lin.output_rows(addition, chosen)[:, real]
             addend.add(s[:, :, :1], s)
     energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
     if addend.count:
@@ -228,7 +230,8 @@ def _gather(
             x = reconstruction.blended(target.source, lin.source, dense_batch, pruned_batch)
         else:
             x = inputs(number)
-        rows.add(lin.input_rows(x, y.shape, graph, chosen), t)
+        real = lin.real_rows(dense_batch.real, y.shape, chosen)
+        rows.add(lin.input_rows(x, y.shape, graph, chosen)[:, real], t[:, real])
 
 
 def _branch_loss(
@@ -302,10 +305,10 @@ def _refit_producer(
     source = _in_dense(reconstruction, p).source
     blocks, channels, _ = pair.reader.size(pruned.graph)
     after = find_tail(pruned.graph, pair.reader.node, blocks * channels, pair.reader.channel_axis)
-    x, t = _step_samples(reconstruction, target, pair, p, source, after)
+    x, t, real = _step_samples(reconstruction, target, pair, p, source, after)
     before = find_tail(pruned.graph, p.node, p.size(pruned.graph)[1], p.channel_axis)
     slot = BiasSlot.find(pruned, p, before, [p])
-    changes = refine(pruned, pair, x, t, after.scale, reconstruction.settings.damping, slot is not None)
+    changes = refine(pruned, pair, x, t, after.scale, reconstruction.settings.damping, slot is not None, real)
     if changes is None:
         return None
     store(pruned, p, p.matrix(pruned.graph) + changes.matrix[None])
@@ -325,8 +328,10 @@ def _refit_producer(
 
 def _step_samples(
     reconstruction: Reconstruction, target: Linear, pair: LayerPair, p: Linear, source: str, after: Tail
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array | None]:
     """Return the inputs of a producer and the targets of its reader, on the samples that steps learn from.
+
+    And which of their positions are no padding, (samples, positions); None where all are.
 
     Where sequences differ in length, they are those of the length that most samples have.
 
@@ -342,7 +347,7 @@ def _step_samples(
     first = pruned.live[0]
     shape = reconstruction.kept_part(output, reconstruction.dense.live[0]).shape
     fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first.shape(reader.source), shape)
-    found: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
+    found: dict[tuple[int, ...], list[tuple[Array, Array, Array]]] = {}
     for batches in zip(reconstruction.dense.live, pruned.live, strict=True):
         samples = batches[1].shape(p.source)[0]
         chosen = np.linspace(0, samples, max(1, round(fraction * samples)), endpoint=False).astype(int)
@@ -355,7 +360,9 @@ def _step_samples(
         if lost is not None:
             t = t + lost * np.expand_dims(_inverse_scale(after), reader.other_axes(t.ndim))
         x = reconstruction.blended(source, p.source, dense_batch, pruned_batch)
-        found.setdefault((*x.shape[1:], *t.shape[1:]), []).append((x, t))
-    most = max(found.values(), key=lambda pairs: sum(len(x) for x, _ in pairs))
-    xs, ts = zip(*most, strict=True)
-    return np.concatenate(xs), np.concatenate(ts)
+        real = batches[0].real
+        marks = np.ones(t.shape[:2], bool) if real is None or real.shape[0] != samples else real[chosen]
+        found.setdefault((*x.shape[1:], *t.shape[1:]), []).append((x, t, marks))
+    most = max(found.values(), key=lambda parts: sum(len(x) for x, *_ in parts))
+    xs, ts, marks = (np.concatenate(part) for part in zip(*most, strict=True))
+    return xs, ts, None if marks.all() else marks

@@ -96,5 +96,6 @@ def _uses_ahead(
             y = sliced(kept, analysis.axes.get(name), batch[name])
             x = sliced(kept, analysis.axes.get(dense_lin.source), batch[dense_lin.source])
             chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, columns)
-            rows.add(lin.input_rows(x, y.shape, dense.graph, chosen), lin.output_rows(y, chosen))
+            real = lin.real_rows(batch.real, y.shape, chosen)
+            rows.add(lin.input_rows(x, y.shape, dense.graph, chosen)[:, real], lin.output_rows(y, chosen)[:, real])
         yield rows
