@@ -7,6 +7,7 @@ its rows) and from the input's name where it does not (masks, positions, lengths
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zlib
@@ -62,7 +63,7 @@ class Recipe:
             One array per input.
 
         Raises:
-            UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
+            UnsupportedError: an input is a string, a sequence, of a type that numpy lacks, or too large.
         """
         shapes = {spec.name: self.shape(spec) for spec in self.specs}
         length = min((_length(s, shapes[s.name]) for s in self.specs if len(s.shape) >= 2), default=1)
@@ -72,6 +73,10 @@ class Recipe:
             if spec.dtype is None:
                 raise UnsupportedError(
                     f"Input '{name}': no values can be made up for type {spec.type}. Give feeds of your own."
+                )
+            if math.prod(shape) > MOST_ELEMENTS:
+                raise UnsupportedError(
+                    f"Input '{name}' of shape {list(shape)} is larger than inputs that are made up. Give feeds of your own."
                 )
             # crc32 rather than hash(), which differs from one process to the next.
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -96,6 +101,7 @@ class Recipe:
         return 1
 
 
+MOST_ELEMENTS = 2**28  # of an input that is made up: 2 GiB as they are drawn
 MASK = re.compile(r"mask", re.IGNORECASE)
 POSITION = re.compile(r"position", re.IGNORECASE)
 SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)

@@ -74,6 +74,11 @@ def test_strings_are_refused_by_name():
         make_feeds(only_inputs(value("words", TensorProto.STRING, [2])))
 
 
+def test_inputs_too_large_to_make_up_are_refused_before_they_are_drawn():
+    with pytest.raises(UnsupportedError, match=r"^Input 'x' of shape \[4611686018427387904\] is larger"):
+        make_feeds(only_inputs(value("x", TensorProto.BOOL, [2**62])))
+
+
 def test_the_same_seed_gives_the_same_values_and_another_seed_others():
     m = only_inputs(value("x", F, [2, 3]))
     first, again, other = (make_feeds(m, seed=seed)["x"] for seed in (5, 5, 6))
