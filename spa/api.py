@@ -21,6 +21,7 @@ from spa.job import Clock, Job, Outcome, prepare
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.model.io import Source, load
+from spa.model.simplify import simplified
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
 from spa.request import Request, options
@@ -256,10 +257,10 @@ def _opened(
 ) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
     if not kind_of(model, convert_options):
-        return load(model), None
+        return simplified(load(model)), None
     framework_model = import_model(model, example_inputs, convert_options)
     clock("convert")
-    return load(framework_model.imported.model), framework_model
+    return simplified(load(framework_model.imported.model), fold=False), framework_model  # parameters keep their names
 
 
 def _report(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:

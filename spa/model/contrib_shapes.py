@@ -269,3 +269,19 @@ def group_query(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
 def group_norm(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> list[tuple[int, Shape]]:
     """Return an output like the input; being functions, these operators have no shape inference in ONNX."""
     return [(dtypes[0], shapes[0] or ())]
+
+
+@contrib_shape("GreaterOrEqual", "LessOrEqual")
+def comparison(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Broadcast the operands; before version 16 these operators have no shape inference in ONNX."""
+    return [(TensorProto.BOOL, tuple(np.broadcast_shapes(_of(shapes, 0), _of(shapes, 1))))]
+
+
+@contrib_shape("Compress")
+def compress(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
+    """Return an output whose compressed axis depends on data; before version 11 ONNX does not tell its shape."""
+    x, axis = list(_of(shapes, 0)), node.attributes.get("axis")
+    if axis is None:
+        return [(dtypes[0], (-1,))]
+    x[axis] = -1
+    return [(dtypes[0], tuple(x))]

@@ -17,6 +17,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from spa.errors import ModelError
+from spa.model.versions import FREE_INITIALIZERS
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -144,6 +145,21 @@ def dead_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> set[int]:
         for sub in subgraphs_of(node):
             needed.update(outer_uses(sub))
     return dead
+
+
+def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Give a graph other nodes, of which some may be its own."""
+    copies = [NodeProto() for _ in nodes]
+    for copy, node in zip(copies, nodes, strict=True):
+        copy.CopyFrom(node)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def constant_sources(graph: Graph) -> set[str]:
+    """Return the constants whose value nobody outside can replace: before IR version 4 all weights are inputs."""
+    inputs = {i.name for i in graph.model.graph.input} if graph.model.ir_version >= FREE_INITIALIZERS else set()
+    return {name for name in graph.constants if name not in inputs}
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:

@@ -72,7 +72,7 @@ def load(source: Any) -> Source:
         raise ModelError(f"cannot read a {type(source).__name__}. Give a path, bytes, a ModelProto or a gs.Graph.")
     base = path.parent if path else None
     _check(model, name)
-    _check_order(model, name)
+    _check_names(model, name)
     stamps = _check_external(model, name, base)  # functions included, before they are inlined
     _check_sparse(model, name)  # before they are made dense
     try:
@@ -225,18 +225,19 @@ def _data_file(tensor: TensorProto, name: str, base: Path | None) -> Path:
     return file
 
 
-def _check_order(model: ModelProto, name: str) -> None:
+def _check_names(model: ModelProto, name: str) -> None:
+    """Refuse a graph in which a node reads what none computes."""
     graph = model.graph
     defined = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     defined |= {t.values.name for t in graph.sparse_initializer} | {""}
+    defined |= {output for node in graph.node for output in node.output}
     for node in graph.node:
         missing = next((i for i in node.input if i not in defined), None)
         if missing is not None:
             raise ModelError(
-                f"{name}: {node.op_type} {node.name!r} reads {missing!r} before any node computes it. "
+                f"{name}: {node.op_type} {node.name!r} reads {missing!r}, which no node computes. "
                 "Check the model with onnx.checker."
             )
-        defined.update(node.output)
     undefined = next((o.name for o in graph.output if o.name not in defined), None)
     if undefined is not None:
         raise ModelError(f"{name}: no node computes the output {undefined!r}. Check the model with onnx.checker.")

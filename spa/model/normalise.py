@@ -6,6 +6,7 @@ Cases:
 3. ``SplitToSequence`` by known sizes whose pieces are all taken by ``SequenceAt`` with a constant position becomes one
    ``Slice`` for each of these (PyTorch's unoptimised export writes ``torch.split`` so).
 4. Sparse initializers become dense ones, which can be scored, sliced and refitted.
+5. Nodes are put in topological order.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 
 from spa.errors import ModelError, UnsupportedError
 from spa.model.functions import inlined
-from spa.model.graph import Graph, tensor_array
+from spa.model.graph import Graph, replace_nodes, subgraphs_of, tensor_array
+from spa.model.order import is_sorted, sort
 
 MOST_DENSE = 2**28  # elements of a sparse initializer that is made dense
 
 
 def normalise(model: ModelProto, own: bool) -> ModelProto:
-    """Rewrite cases 1 to 4.
+    """Rewrite cases 1 to 5.
 
     Args:
         model: the model.
@@ -34,29 +36,34 @@ def normalise(model: ModelProto, own: bool) -> ModelProto:
         The rewritten model; the same message where nothing had to be done.
 
     Raises:
-        ModelError: two initializers have one name, or a sparse one contradicts itself.
+        ModelError: two initializers have one name, a sparse one contradicts itself, or nodes read each other in a
+            circle.
         UnsupportedError: one would be too large as a dense one.
     """
     if model.functions:  # Case 1
         model, own = inlined(model), True
     _refuse_one_name_for_two(model.graph)
+    if not is_sorted(model.graph):  # Case 5, before what relies on it
+        model, own = model if own else copied(model), True
+        sort(model)
     duplicates, sequences = _has_duplicates(model), _splits(model)
     if not duplicates and not sequences and not model.graph.sparse_initializer:
         return model
     if not own:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        model = copy
+        model = copied(model)
     if sequences:
         _rewrite(model, sequences)
     model.graph.initializer.extend(_dense(tensor) for tensor in model.graph.sparse_initializer)
     del model.graph.sparse_initializer[:]
-    _unique_names(model)
+    unique_names(model)
     return model
 
 
 def _refuse_one_name_for_two(graph: GraphProto) -> None:
-    """Refuse initializers of one name; onnxruntime takes one, and refuses them in branches alone."""
+    """Refuse initializers of one name, in sub-graphs, too; onnxruntime takes one of them."""
+    for node in graph.node:
+        for inner in subgraphs_of(node):
+            _refuse_one_name_for_two(inner)
     names = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
@@ -68,7 +75,8 @@ def _has_duplicates(model: ModelProto) -> bool:
     return len(set(names)) < len(names)
 
 
-def _unique_names(model: ModelProto) -> None:  # Case 2
+def unique_names(model: ModelProto) -> None:  # Case 2
+    """Give nodes of one name different ones, in place."""
     taken = {n.name for n in model.graph.node}
     seen: set[str] = set()
     for node in model.graph.node:
@@ -151,12 +159,11 @@ def _rewrite(model: ModelProto, sequences: dict[int, dict[int, tuple[int, int]]]
             operands = [node.input[0], *(f"{output}/{name}" for name in bounds)]
             replaced[taker] = helper.make_node("Slice", operands, [output], name=nodes[taker].name)
     kept = [replaced.get(i, node) for i, node in enumerate(nodes)]
-    copies = [_copied(n) for n in kept if n is not None]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    replace_nodes(model.graph, [n for n in kept if n is not None])
 
 
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
+def copied(message: ModelProto) -> ModelProto:
+    """Return a copy of a model."""
+    copy = ModelProto()
+    copy.CopyFrom(message)
     return copy

@@ -183,13 +183,19 @@ class Walker:
         attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
         key = (node.key, node.version, tuple(shapes), tuple(dtypes), value_keys, attributes, len(node.outputs))
         if node.subgraphs:
-            return _schema_outputs(node, shapes, dtypes, values, walk)
+            try:
+                return _schema_outputs(node, shapes, dtypes, values, walk)
+            except ModelError:
+                return None  # a branch that does not run at these sizes may well contradict itself
         if key not in self._memo:
             function = shape_function(node.key)
             if function is None:
                 self._memo[key] = _schema_outputs(node, shapes, dtypes, values, walk)
             else:
-                self._memo[key] = list(function(node, shapes, dtypes))
+                try:
+                    self._memo[key] = list(function(node, shapes, dtypes))
+                except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+                    raise ModelError(f"{node.label}: its operands do not fit together ({error!r}).") from error
         return self._memo[key]
 
 

@@ -70,6 +70,13 @@ class TwoPoints:
             for i, override in enumerate(overrides)
         ]
 
+    def walked(self, graph: Graph, inputs: Sequence[OpenInput], sizes: Mapping[str, int]) -> Walk | None:
+        """Walk the graph at other sizes, by ``input[axis]``; return None where it refuses them."""
+        try:
+            return self.walker.walk(graph, _shapes(inputs, sizes), _UNKNOWN[0], known=self.first.value)
+        except ModelError:
+            return None
+
     @property
     def walks(self) -> list[Walk]:
         """The distinct walks: one for a model without open sizes."""

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 OLDEST_OPSET = 7  # earlier operators broadcast by attributes
 CERTAIN_OPSET = 21  # known to every onnx and onnxruntime that pyproject.toml allows, so that nobody need be asked
-OLDEST_IR = 4  # earlier files list every weight as an input, too
+FREE_INITIALIZERS = 4  # the first IR version in which initializers need not be inputs
+OLDEST_IR = FREE_INITIALIZERS
 
 
 def covers_opset(opset: int) -> bool:

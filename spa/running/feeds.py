@@ -76,7 +76,7 @@ class Recipe:
                 )
             if math.prod(shape) > MOST_ELEMENTS:
                 raise UnsupportedError(
-                    f"Input '{name}' of shape {list(shape)} is larger than inputs that are made up. Give feeds of your own."
+                    f"Input '{name}' of shape {list(shape)} is too large to be made up. Give feeds of your own."
                 )
             # crc32 rather than hash(), which differs from one process to the next.
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])

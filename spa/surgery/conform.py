@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-FREE_INITIALIZERS = 4  # the first IR version in which initializers need not be inputs
+from spa.model.versions import FREE_INITIALIZERS
 
 
 def conform(model: ModelProto) -> ModelProto:

@@ -70,6 +70,12 @@ def test_a_broadcasting_operator_unifies_trailing_axes(name: str) -> None:
     verify(model, "2 5 7 | 5 1 | 2 5 7")
 
 
+@pytest.mark.parametrize("opset", [13, 15])
+@pytest.mark.parametrize("name", ["GreaterOrEqual", "LessOrEqual"])
+def test_a_comparison_without_shape_inference_in_its_version_passes_all_axes(name: str, opset: int) -> None:
+    verify(wrap(name, Data(2, 5, 7), Data(5, 1), opset=opset, shapes=[(2, 5, 7)], cast=True), "2 5 7 | 5 1 | 2 5 7")
+
+
 def typed(op: str, operands: int, dtype: int, **attributes: object) -> ModelProto:
     """float channels → Cast → operator → Cast → reader."""
     net = Net(18)

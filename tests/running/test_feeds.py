@@ -75,7 +75,7 @@ def test_strings_are_refused_by_name():
 
 
 def test_inputs_too_large_to_make_up_are_refused_before_they_are_drawn():
-    with pytest.raises(UnsupportedError, match=r"^Input 'x' of shape \[4611686018427387904\] is larger"):
+    with pytest.raises(UnsupportedError, match=r"^Input 'x' of shape \[4611686018427387904\] is too large"):
         make_feeds(only_inputs(value("x", TensorProto.BOOL, [2**62])))
 
 

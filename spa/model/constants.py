@@ -1,0 +1,187 @@
+"""Folding of what is computed from constants alone into constants, so that weights can be scored, sliced and refitted.
+
+Weight and spectral normalisation that an exporter left in the graph, weights that are stored as halves or transposed,
+zero points behind a Cast: an operator computes each of them from initializers at every run. Removing channels before it
+would change what it computes for the others (a norm is taken over fewer), so it is computed once, here.
+
+Left as they are:
+1. What quantises: the integers are the weights.
+2. Results of more than twice the bytes of the constants that they come from: the file stores the small ones on purpose.
+3. Large constants of several uses, of which only some lie behind operators (a table of tokens that is an output layer's
+   matrix, too): each use would get a copy of its own.
+4. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import networkx as nx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from spa.errors import ModelError
+from spa.model.graph import Graph, Node, constant_sources, names_read, replace_nodes
+from spa.model.shapes import Walk, Walker
+from spa.model.versions import FREE_INITIALIZERS
+
+GROWTH = 2  # bytes of a result by those of the constants behind it: halves become singles
+LARGE = 1024  # elements of a constant, of two axes or more, of which there should be one copy
+MOST_FOLDED = 2**29  # bytes of all results together
+
+_FOLDED = frozenset(
+    """
+    Abs Add And Cast CastLike Ceil Clip Concat Div Equal Exp Expand Flatten Floor Gather Greater GreaterOrEqual Identity
+    Less LessOrEqual Log MatMul Max Min Mul Neg Not Or Pow Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Sigmoid Sign Slice Split Sqrt Squeeze Sub Tanh Tile Transpose
+    Unsqueeze Where Xor
+    """.split()
+)
+
+
+def fold_constants(model: ModelProto, base: Path | None) -> int:
+    """Replace in place what is computed from constants alone by its value.
+
+    Args:
+        model: the model, in topological order.
+        base: the folder of its external data.
+
+    Returns:
+        How many operators were folded.
+    """
+    graph = Graph(model, base)
+    sources = constant_sources(graph)
+    nodes = _candidates(graph, sources)
+    if not nodes:
+        return 0
+    walk = _walk(graph, nodes, sources)
+    nodes = [n for n in nodes if all(o in walk.shape and (o, 0) not in walk.open_axes for o in n.outputs if o)]
+    while nodes and (wrong := _unwanted(graph, nodes, sources, walk)):
+        nodes = _without(nodes, wrong)
+    if not nodes:
+        return 0
+    results = _frontier(graph, nodes)
+    values = _computed(graph, nodes, results)
+    if values is None:
+        return 0
+    _replace(model, {n.index for n in nodes}, values)
+    return len(nodes)
+
+
+def has_folds(model: ModelProto, base: Path | None) -> bool:
+    """Return whether anything may be folded: a quick look that spares most models a copy."""
+    graph = Graph(model, base)
+    return bool(_candidates(graph, constant_sources(graph)))
+
+
+def _candidates(graph: Graph, sources: set[str]) -> list[Node]:
+    """Return the operators that read nothing but constants and each other, in order."""
+    known, found = set(sources), []
+    for node in graph.nodes:
+        given = [name for name in node.inputs if name]
+        foldable = node.op in _FOLDED and not node.domain and not any(o in graph.outputs for o in node.outputs)
+        if foldable and given and known.issuperset(given):
+            known.update(node.outputs)
+            found.append(node)
+    return found
+
+
+def _part(graph: Graph, nodes: list[Node], outputs: list[str]) -> ModelProto:
+    made = {name for node in nodes for name in node.outputs}
+    needed = {name for node in nodes for name in node.inputs if name and name not in made}
+    return graph.part(nodes, [], outputs, [graph.inlined(name) for name in sorted(needed)])
+
+
+def _walk(graph: Graph, nodes: list[Node], sources: set[str]) -> Walk:
+    """Find the shapes of results before any is computed; none where the operators contradict themselves."""
+    read = {name for node in nodes for name in node.inputs} & sources
+    view = Graph(graph.part(nodes, [], [], []), graph.base, {name: graph.constants[name] for name in sorted(read)})
+    try:
+        return Walker().walk(view, {})
+    except ModelError:
+        return Walk()  # said better by the analysis
+
+
+def _size(walk: Walk, name: str) -> int:
+    return math.prod(walk.shape[name])
+
+
+def _bytes(walk: Walk, name: str) -> int:
+    return _size(walk, name) * helper.tensor_dtype_to_np_dtype(walk.dtype[name]).itemsize
+
+
+def _frontier(graph: Graph, nodes: list[Node]) -> list[str]:
+    """Return the results that something reads which is not folded."""
+    folded = {node.index for node in nodes}
+    captured = {name for names in graph.captured.values() for name in names}
+    return [
+        name
+        for node in nodes
+        for name in node.outputs
+        if name and (name in captured or any(user.index not in folded for user, _ in graph.users.get(name, ())))
+    ]
+
+
+def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) -> set[int]:
+    """Return the nodes that must stay for cases 2 and 3, or none."""
+    flow = nx.DiGraph((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
+    results = set(_frontier(graph, nodes))
+    if sum(_bytes(walk, name) for name in results) > MOST_FOLDED:
+        return {node.index for node in nodes}
+    for name in results:  # Case 2
+        behind = nx.ancestors(flow, name) & sources
+        if _size(walk, name) >= LARGE and _bytes(walk, name) > GROWTH * sum(_bytes(walk, s) for s in behind):
+            return {graph.producer[name].index}
+    folded = {node.index for node in nodes}
+    captured = {name for names in graph.captured.values() for name in names}
+    for name in flow:  # Case 3
+        if not _is_large(walk, name):
+            continue
+        read = {user.index for user, _ in graph.users[name]}
+        ends = {n for n in nx.descendants(flow, name) & results if _is_large(walk, n)}
+        if len(ends) + (name in captured or not read <= folded) > 1:
+            return read & folded
+    return set()
+
+
+def _is_large(walk: Walk, name: str) -> bool:
+    return sum(n > 1 for n in walk.shape[name]) >= 2 and _size(walk, name) >= LARGE
+
+
+def _without(nodes: list[Node], wrong: set[int]) -> list[Node]:
+    """Return the nodes but for some, and for those that read what these compute."""
+    lost: set[str] = set()
+    kept = []
+    for node in nodes:
+        if node.index in wrong or not lost.isdisjoint(node.inputs):
+            lost.update(node.outputs)
+        else:
+            kept.append(node)
+    return kept
+
+
+def _computed(graph: Graph, nodes: list[Node], results: list[str]) -> dict[str, TensorProto] | None:
+    """Compute results by onnx's reference implementation; None where it cannot."""
+    from onnx.reference import ReferenceEvaluator  # here, since few files need it
+
+    try:
+        arrays = ReferenceEvaluator(_part(graph, nodes, results)).run(None, {})
+    except Exception:  # of any kernel: the operators stay
+        return None
+    return {name: numpy_helper.from_array(array, name) for name, array in zip(results, arrays, strict=True)}
+
+
+def _replace(model: ModelProto, folded: set[int], values: dict[str, TensorProto]) -> None:
+    """Take operators and the constants that only they read out of a model, and put in results."""
+    graph = model.graph
+    behind = {name for index in folded for name in graph.node[index].input}
+    replace_nodes(graph, [node for index, node in enumerate(graph.node) if index not in folded])
+    unread = behind - names_read(graph)
+    replace_nodes(graph, [node for node in graph.node if node.op_type != "Constant" or unread.isdisjoint(node.output)])
+    for items in (graph.initializer, graph.input):
+        for position in reversed(range(len(items))):
+            if items[position].name in unread:
+                del items[position]
+    graph.initializer.extend(values.values())
+    if model.ir_version < FREE_INITIALIZERS:
+        graph.input.extend(helper.make_tensor_value_info(n, t.data_type, t.dims) for n, t in values.items())
