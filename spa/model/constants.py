@@ -9,7 +9,8 @@ Left as they are:
 2. Results of more than twice the bytes of the constants that they come from: the file stores the small ones on purpose.
 3. Large constants of several uses, of which only some lie behind operators (a table of tokens that is an output layer's
    matrix, too): each use would get a copy of its own.
-4. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
+4. Identities alone: exporters write them where they merge weights that are equal, and names would change.
+5. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
 """
 
 from __future__ import annotations
@@ -123,11 +124,14 @@ def _frontier(graph: Graph, nodes: list[Node]) -> list[str]:
 
 
 def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) -> set[int]:
-    """Return the nodes that must stay for cases 2 and 3, or none."""
+    """Return the nodes that must stay for cases 2 to 4, or none."""
     flow = nx.DiGraph((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
     results = set(_frontier(graph, nodes))
     if sum(_bytes(walk, name) for name in results) > MOST_FOLDED:
         return {node.index for node in nodes}
+    for name in results:
+        if _is_alias(graph, name):  # Case 4
+            return {graph.producer[name].index}
     for name in results:  # Case 2
         behind = nx.ancestors(flow, name) & sources
         if _size(walk, name) >= LARGE and _bytes(walk, name) > GROWTH * sum(_bytes(walk, s) for s in behind):
@@ -142,6 +146,13 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
         if len(ends) + (name in captured or not read <= folded) > 1:
             return read & folded
     return set()
+
+
+def _is_alias(graph: Graph, name: str) -> bool:
+    """Return whether only Identities stand between a result and a constant."""
+    while (maker := graph.producer.get(name)) is not None and maker.op == "Identity":
+        name = maker.inputs[0]
+    return name in graph.constants
 
 
 def _is_large(walk: Walk, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which computed values follow the sizes of a model's inputs, element by element.
+"""Marks of computed values that follow the sizes of a model's inputs, element by element.
 
 An axis has the same size in three walks, at small, ordinary and large sizes of what is open, or follows the input. A
 value that is computed from sizes of the first kind alone is the same at every size; one that is merely equal in all

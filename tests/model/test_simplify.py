@@ -123,6 +123,14 @@ def test_integers_that_a_file_stores_for_large_weights_stay() -> None:
     assert ops(simple(model)) == ops(model)
 
 
+def test_identities_that_merge_equal_weights_stay() -> None:
+    net = Net()
+    bias = net.constant(np.linspace(0, 1, 7), "bias")
+    hidden = net.node("Add", net.matmul(net.input("x", ["n", 5]), 5, 7, bias=False), bias)
+    model = net.model(net.node("Add", hidden, net.node("Identity", net.node("Identity", bias))))
+    assert ops(simple(model)) == ops(model)
+
+
 def test_what_a_caller_may_replace_stays() -> None:
     model = weight_norm()
     model.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, [11, 7]))
