@@ -16,6 +16,7 @@ from spa.model.files import data_file
 from spa.model.graph import tensors_of
 from spa.running.feeds import first_run, working_feeds
 from spa.running.guarded import guarded, seconds_for
+from spa.running.obstacle import found
 from spa.running.runtime import load_session, run
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def check(
     name: str = "the model",
     sizes: Mapping[str, int] | None = None,
     macs: float | None = None,
+    obstacle: str | None = None,
 ) -> None:
     """Check that a file passes the checker (unless its source fails it, too), loads and runs; in a child process.
 
@@ -43,6 +45,7 @@ def check(
         name: what messages call the draft.
         sizes: of open axes, to run it at; where it is refused at them, others are tried.
         macs: of a run, where they are known.
+        obstacle: what keeps onnxruntime from running the source, where something does.
 
     Raises:
         ModelError: the source does not load or run either, the checker objects to the draft alone, or onnxruntime
@@ -50,19 +53,36 @@ def check(
         InvariantError: the draft does not load or run.
     """
     size = draft.stat().st_size + (data_file(draft).stat().st_size if data_file(draft).exists() else 0)
-    guarded(_check, draft, source, name, sizes, name=name, seconds=seconds_for(size, macs))
+    seconds = seconds_for(size, macs)
+    if obstacle is None:
+        guarded(_check, draft, source, name, sizes, name=name, seconds=seconds)
+    else:
+        guarded(_check_unrun, draft, source, name, name=name, seconds=seconds)
 
 
 def _check(draft: Path, source: Path | None, name: str, sizes: Mapping[str, int] | None) -> None:
-    reason = objection(draft)
-    if reason is not None and (source is None or objection(source) is None):
-        raise ModelError(f"{name} fails onnx.checker: {reason}. Check what it was made from.")
+    _check_form(draft, source, name)
     try:
         _run(draft, sizes)
     except ModelError as error:
         if source is not None:
             _run(source, sizes)  # raises with onnxruntime's reason where the source is at fault
         raise InvariantError(f"{name} does not run: {error}") from error
+
+
+def _check_unrun(draft: Path, source: Path | None, name: str) -> None:
+    """Check a file that onnxruntime has no kernels for: it must object to nothing else."""
+    _check_form(draft, source, name)
+    try:
+        found(draft)
+    except ModelError as error:
+        raise InvariantError(f"{name} does not load: {error}") from error
+
+
+def _check_form(draft: Path, source: Path | None, name: str) -> None:
+    reason = objection(draft)
+    if reason is not None and (source is None or objection(source) is None):
+        raise ModelError(f"{name} fails onnx.checker: {reason}. Check what it was made from.")
 
 
 def objection(path: Path) -> str | None:

@@ -60,7 +60,7 @@ def write(
         draft = drafted.folder / target.name
         place(source.model, draft, source.base, external)
         unchanged(source)
-        check(draft, source.path, name, source.sizes, source.macs)
+        check(draft, source.path, name, source.sizes, source.macs, source.obstacle)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)
         folder = draft.parent
         if rewritten != draft:

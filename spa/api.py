@@ -27,6 +27,7 @@ from spa.report import GroupReport, Report
 from spa.request import Request, options
 from spa.request.option import default_of
 from spa.running.memory import peak_resident
+from spa.running.obstacle import obstacle
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -229,6 +230,8 @@ def prune(
         framework = None if framework_model is None else framework_model.kind
         job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
         outcome = reach(job)
+        if job.calibrated is None:
+            source = replace(source, obstacle=obstacle(analysis.graph))
         report = _report(job, outcome, source, framework_model)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
@@ -297,6 +300,7 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
             *(() if framework_model is None else framework_model.imported.notes),
             *outcome.notes,
             *job.repair_notes,
+            *(() if source.obstacle is None else (f"the result has not been run: {source.obstacle}",)),
         ),
         seconds=job.clock.seconds,
         calibration=job.calibration_report(outcome),

@@ -125,7 +125,8 @@ def _frontier(graph: Graph, nodes: list[Node]) -> list[str]:
 
 def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) -> set[int]:
     """Return the nodes that must stay for cases 2 to 4, or none."""
-    flow = nx.DiGraph((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
+    flow = nx.DiGraph()
+    flow.add_edges_from((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
     results = set(_frontier(graph, nodes))
     if sum(_bytes(walk, name) for name in results) > MOST_FOLDED:
         return {node.index for node in nodes}

@@ -35,6 +35,7 @@ class Source:
         base: the folder that external data lies in, or None.
         sizes: of open axes, by ``input[axis]``, at which the model is known to make sense; it is checked there.
         macs: of a run at these sizes, per sample, where they are known.
+        obstacle: what keeps onnxruntime from running it, where that is known: an operator without a kernel, say.
         stamps: by path of a file of external data, what tells whether it was written to since.
     """
 
@@ -43,6 +44,7 @@ class Source:
     base: Path | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     macs: float | None = None
+    obstacle: str | None = None
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
