@@ -23,7 +23,7 @@ from spa.model import contrib_shapes  # noqa: F401 # registers them
 from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, has_notation, noted, shape_function
 from spa.model.shape_values import FOLDERS, LARGEST_VALUE, is_larger
-from spa.model.traits import NUMPY_FLOATS, SIZES, Trait, traits
+from spa.model.traits import INDICES, NUMPY_FLOATS, SIZES, Trait, traits
 
 OutputType = tuple[int, "Shape | None"]  # element type and shape of an output
 
@@ -142,9 +142,11 @@ class Walker:
             raise ModelError(f"{node.label}: its attribute {error} is missing.") from error
         if results is None or not all(_worth_keeping(r, limit) for r in results):
             return False
-        # Floats made from constants alone may be small weights: their value is known, but they keep their axes.
-        floats = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
-        is_data = floats and not any(n in walk.computed for n in node.inputs) and not measure
+        # What is made from constants alone may be small weights, masks or zero points, unless its type is that of
+        # sizes and indices: its value is known, but it keeps its axes.
+        data = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
+        data = data or not any(helper.np_dtype_to_tensor_dtype(r.dtype) in INDICES for r in results)
+        is_data = data and not any(n in walk.computed for n in node.inputs) and not measure
         for name, result in zip(node.outputs, results, strict=False):
             if name:
                 walk.value[name], walk.shape[name] = result, tuple(result.shape)

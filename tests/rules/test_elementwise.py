@@ -76,6 +76,17 @@ def test_a_comparison_without_shape_inference_in_its_version_passes_all_axes(nam
     verify(wrap(name, Data(2, 5, 7), Data(5, 1), opset=opset, shapes=[(2, 5, 7)], cast=True), "2 5 7 | 5 1 | 2 5 7")
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int32])
+def test_constants_of_one_value_per_channel_that_an_operator_makes_pass_all_axes(dtype: type) -> None:
+    net = Net()
+    values = net.constant(np.arange(7).astype(dtype) if dtype != np.bool_ else np.arange(7) % 3 == 0)
+    made = net.node("Not", values) if dtype == np.bool_ else net.node("Cast", values, to=TensorProto.UINT8)
+    mask = made if dtype == np.bool_ else net.node("Cast", made, to=TensorProto.BOOL)
+    hidden = net.gemm(net.input("x", ["n", 3]), 3, 7)
+    model = net.model(net.gemm(net.node("Where", mask, hidden, net.constant(0.0)), 7, 2))
+    assert [g.size for g in check(model).groups] == [7]
+
+
 def typed(op: str, operands: int, dtype: int, **attributes: object) -> ModelProto:
     """float channels → Cast → operator → Cast → reader."""
     net = Net(18)
