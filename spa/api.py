@@ -295,6 +295,7 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         skipped=job.selection.skipped,
         barriers=tuple(analysis.barriers.items()),
         notes=(
+            *job.selection.notes,
             *job.goal_notes,
             *job.input_notes,
             *(() if framework_model is None else framework_model.imported.notes),

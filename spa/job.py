@@ -414,12 +414,15 @@ def prepare(
     criterion = criteria.get(request.scoring.criterion)
     planned = request.goal.kind == "plan"
     constraints = request.constraints
-    selection = (
-        Selection(tuple(analysis.prunable)) if planned else select(analysis, constraints.ignore, constraints.cross_norm)
-    )
     reconstruct = request.repair.reconstruct
     if reconstruct == "auto":
         reconstruct = "none" if planned else criterion.reconstruct
+    repaired = reconstruct == "full"
+    selection = (
+        Selection(tuple(analysis.prunable))
+        if planned
+        else select(analysis, constraints.ignore, constraints.cross_norm, repaired)
+    )
     return Job(
         analysis=analysis,
         request=request,

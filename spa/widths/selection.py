@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -13,6 +13,12 @@ from spa.coupling.analysis import Analysis, Group
 from spa.errors import PlanError
 
 NOT_FINITE = "holds values that are not finite"
+# Operators whose statistics are a scale, which moves roundings alone: no normalisation, though no equality is claimed.
+SCALES = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+ALL_CROSS = (
+    "a normalisation takes statistics over every group: they are pruned all the same, since the repair makes up for "
+    "the change, which is measured on inputs held out"
+)
 
 
 @dataclass(frozen=True)
@@ -22,19 +28,25 @@ class Selection:
     Attributes:
         groups: those that may.
         skipped: (name, channels, reason) of those that the request leaves out, or whose weights cannot be scored.
+        notes: what the user should know of it.
     """
 
     groups: tuple[Group, ...]
     skipped: tuple[tuple[str, int, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = False) -> Selection:
+def select(
+    analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = False, repaired: bool = False
+) -> Selection:
     """Select the groups that may be pruned.
 
     Args:
         analysis: the model.
         ignore: shell patterns; groups are left out where a parameter, a node or an operator matches.
         cross_norm: keep groups over which a normalisation takes statistics.
+        repaired: whether a full repair follows, which makes up for changed statistics: then these groups are kept
+            where there are no others.
 
     Raises:
         PlanError: no group is left; the message names the first reason.
@@ -47,16 +59,20 @@ def select(analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = Fa
 
     groups: list[Group] = []
     skipped: list[tuple[str, int, str]] = []
+    crossing: list[str] = []
     for group in analysis.prunable:
         pattern = _ignored_by(analysis, group, ignore)
         if pattern is not None:
             skipped.append((group.name, group.size, f"the request ignores {pattern!r}"))
-        elif group.crossings and not cross_norm:
+        elif not cross_norm and any(label.partition(" ")[0] not in SCALES for label in group.crossings):
+            crossing.append(group.name)
             skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
         elif odd := next((p.tensor for p in group.places if not is_finite(p.tensor)), None):
             skipped.append((group.name, group.size, f"{odd!r} {NOT_FINITE}"))
         else:
             groups.append(group)
+    if not groups and crossing and repaired:
+        return replace(select(analysis, ignore, cross_norm=True), notes=(ALL_CROSS,))
     if not groups:
         raise PlanError(_nothing_left(analysis, skipped))
     return Selection(tuple(groups), tuple(skipped))
