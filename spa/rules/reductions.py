@@ -11,6 +11,7 @@ from spa.rules import rule
 # A zero adds nothing to these, so removing an index is the same as masking it; for the others it is not.
 SUMS = operators(Trait.SUM)
 STATISTICS = operators(Trait.STATISTIC)
+NORMS = frozenset({"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"})
 
 POOL = "X[n c *s] -> Y[n c *t]"
 
@@ -18,6 +19,8 @@ POOL = "X[n c *s] -> Y[n c *t]"
 @rule(*SUMS, *STATISTICS)
 def reduce(op: Op) -> None:
     """Reduce axes to one index or to none: a sum reads them (a removed index is a zero), a statistic crosses.
+
+    So does the norm of a weight, by which what is kept of it is divided.
 
     Spec: https://onnx.ai/onnx/operators/onnx__ReduceSum.html.
     """
@@ -28,7 +31,7 @@ def reduce(op: Op) -> None:
         return
     gone = {op.positive(a, len(axes)) for a in given} if given else set(range(len(axes)))
     for i in gone:
-        if op.node.op in SUMS:
+        if op.node.op in SUMS and not (op.constant[0] and op.node.op in NORMS):
             op.reads.append(Read(axes[i], 0, i))
         else:
             op.cross(axes[i])

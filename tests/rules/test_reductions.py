@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from spa.coupling.analysis import couple
+from spa.model.graph import Graph
 from spa.rules.reductions import STATISTICS, SUMS
-from tests.oracle import Data, verify, wrap
+from tests.oracle import Data, Net, verify, wrap
 
 Cases = dict[str, tuple[str, Callable[[], ModelProto]]]
 
@@ -91,3 +93,14 @@ def test_pooling_passes_the_channels(name: str) -> None:
 @pytest.mark.parametrize("name", ["GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"])
 def test_global_pooling_passes_the_channels(name: str) -> None:
     verify(wrap(name, Data(2, 5, 7, 7)), "2 5 7! 7! | 2 5 1 1")
+
+
+@pytest.mark.parametrize("op", ["ReduceL1", "ReduceL2", "ReduceSumSquare"])
+def test_the_norm_of_a_weight_crosses_and_that_of_activations_reads(op: str) -> None:
+    net = Net()
+    hidden = net.node("Relu", net.gemm(net.input("x", ["n", 3]), 3, 67))
+    w, axis = net.weight(67, 37), net.constant(np.asarray([0]))
+    y = net.node("MatMul", hidden, net.node("Div", w, net.node(op, w, axis, keepdims=1)))
+    normal = net.node("Div", y, net.node(op, y, net.constant(np.asarray([1])), keepdims=1))
+    analysis = couple(Graph(net.model(net.gemm(normal, 37, 2))))
+    assert {g.size: bool(g.crossings) for g in analysis.groups if g.frozen is None} == {67: True, 37: False}
