@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,21 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What one use of a constant keeps, where uses keep different parts.
+
+    Attributes:
+        output: the first output of the node that reads it.
+        operand: the position of the operand.
+        kept: axis → sorted kept indices; axes that are not named stay whole.
+    """
+
+    output: str
+    operand: int
+    kept: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Kept indices of each pruned group; groups that are not named keep everything. An empty plan is the identity.
 
@@ -27,6 +42,7 @@ class Plan:
         kept: group name → sorted kept indices.
         sizes: group name → number of channels of the group in the dense model.
         parameters: initializer name → axis → sorted kept indices, for use in other tools.
+        uses: initializer name → what each use keeps, of those that are read several times and cut differently.
 
     >>> plan = Plan(kept={"fc1.weight[0]": (0, 2)}, sizes={"fc1.weight[0]": 3}, parameters={})
     >>> plan.removes, Plan.from_json(plan.to_json()) == plan
@@ -36,6 +52,7 @@ class Plan:
     kept: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, int]
     parameters: Mapping[str, Mapping[int, tuple[int, ...]]]
+    uses: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
 
     @property
     def removes(self) -> bool:
@@ -78,8 +95,13 @@ class Plan:
         content: dict[str, Any] = {
             "format": FORMAT,
             "groups": {n: {"size": self.sizes[n], "kept": list(k)} for n, k in self.kept.items()},
-            "kept": {t: {str(a): list(k) for a, k in axes.items()} for t, axes in self.parameters.items()},
+            "kept": {t: _plain(axes) for t, axes in self.parameters.items()},
         }
+        if self.uses:
+            content["uses"] = {
+                tensor: [{"output": c.output, "operand": c.operand, "kept": _plain(c.kept)} for c in cuts]
+                for tensor, cuts in self.uses.items()
+            }
         return json.dumps(content, indent=1) + "\n"
 
     @staticmethod
@@ -99,12 +121,9 @@ class Plan:
             if type(size) is not int or size < 1:
                 raise _no_plan(f"{where} has the size {size!r}, expected a positive whole number")
             sizes[name], kept[name] = size, _indices(fields.get("kept"), where, size)
-        parameters = {
-            tensor: {_axis(axis, tensor): _indices(k, f"parameter {tensor!r}") for axis, k in axes.items()}
-            for tensor, value in _mapping(content.get("kept", {}), "'kept'").items()
-            for axes in [_mapping(value, f"parameter {tensor!r}")]
-        }
-        return Plan(kept=kept, sizes=sizes, parameters=parameters)
+        parameters = {t: _axes(v, t) for t, v in _mapping(content.get("kept", {}), "'kept'").items()}
+        uses = {t: _cuts(v, t) for t, v in _mapping(content.get("uses", {}), "'uses'").items()}
+        return Plan(kept=kept, sizes=sizes, parameters=parameters, uses=uses)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -168,6 +187,29 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _axes(value: Any, tensor: str) -> dict[int, tuple[int, ...]]:
+    where = f"parameter {tensor!r}"
+    return {_axis(axis, tensor): _indices(k, where) for axis, k in _mapping(value, where).items()}
+
+
+def _cuts(value: Any, tensor: str) -> tuple[Cut, ...]:
+    where = f"the uses of {tensor!r}"
+    if not isinstance(value, list):
+        raise _no_plan(f"{where} are {_kind(value)}, expected a list")
+    cuts = []
+    for entry in value:
+        fields = _mapping(entry, f"one of {where}")
+        output, operand = fields.get("output"), fields.get("operand")
+        if not isinstance(output, str) or type(operand) is not int or operand < 0:
+            raise _no_plan(f"one of {where} names no 'output' and 'operand'")
+        cuts.append(Cut(output, operand, _axes(fields.get("kept"), tensor)))
+    return tuple(cuts)
+
+
+def _plain(axes: Mapping[int, tuple[int, ...]]) -> dict[str, list[int]]:
+    return {str(axis): list(kept) for axis, kept in axes.items()}
+
+
 def _axis(text: str, tensor: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise _no_plan(f"parameter {tensor!r} has the axis {text!r}, expected a whole number")
@@ -221,14 +263,32 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
             pruned[name] = unique
     sizes = {name: groups[name].size if name in groups else -1 for name in pruned}
     masks = Plan(kept=pruned, sizes=sizes, parameters={}).masks(analysis)
-    return Plan(kept=pruned, sizes=sizes, parameters=_parameters(analysis, analysis.kept(masks)))
+    parameters, uses = _parameters(analysis, analysis.kept(masks))
+    return Plan(kept=pruned, sizes=sizes, parameters=parameters, uses=uses)
 
 
-def _parameters(analysis: Analysis, kept: Kept) -> dict[str, dict[int, tuple[int, ...]]]:
-    result: dict[str, dict[int, tuple[int, ...]]] = {}
-    for use, axes in analysis.uses.items():
-        for axis, expr in enumerate(axes):
-            if kept.size(expr) != expr.size:
-                indices = tuple(int(i) for i in np.flatnonzero(kept.mask(expr)))
-                result.setdefault(use[0], {}).setdefault(axis, indices)
-    return {name: result[name] for name in sorted(result)}
+def _parameters(
+    analysis: Analysis, kept: Kept
+) -> tuple[dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[Cut, ...]]]:
+    """Return by constant what stays of it; for those that uses cut differently, what stays for each use."""
+    cuts: dict[str, dict[tuple[int, int], dict[int, tuple[int, ...]]]] = {}
+    for (name, index, operand), axes in analysis.uses.items():
+        cuts.setdefault(name, {})[(index, operand)] = {
+            axis: tuple(int(i) for i in np.flatnonzero(kept.mask(expr)))
+            for axis, expr in enumerate(axes)
+            if kept.size(expr) != expr.size
+        }
+    alike: dict[str, dict[int, tuple[int, ...]]] = {}
+    different: dict[str, tuple[Cut, ...]] = {}
+    for name, by_use in sorted(cuts.items()):
+        first, *others = by_use.values()
+        if any(other != first for other in others):
+            nodes = analysis.graph.nodes
+            different[name] = tuple(
+                Cut(nodes[i].outputs[0], o, axes)
+                for (i, o), axes in sorted(by_use.items())
+                if i >= 0  # not in sub-graphs
+            )
+        elif first:
+            alike[name] = first
+    return alike, different

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import spa
 from spa.errors import UnreadableError
+from tests.oracle import Net
 
 PLAN = spa.Plan(kept={"g": (0, 2)}, sizes={"g": 3}, parameters={"w": {0: (0, 2)}})
 
@@ -27,7 +29,37 @@ def test_a_plan_is_read_with_a_byte_order_mark_and_in_any_order(given: str) -> N
     assert spa.Plan.from_json(given) == PLAN
 
 
+def test_a_constant_that_uses_cut_differently_is_listed_for_each_use(tmp_path: Path) -> None:
+    net = Net()
+    shared = net.constant(np.linspace(0.5, 1.5, 16), "shared")
+    x = net.input("x", ["n", 5])
+    hidden = [net.node("Mul", net.matmul(x, 5, 16, bias=False), shared) for _ in range(2)]
+    ends = [net.matmul(net.node("Relu", h), 16, 3, bias=False) for h in hidden]
+    whole = net.node("Mul", net.matmul(x, 5, 16, bias=False), shared)
+    model = net.model(net.node("Add", *ends), whole)
+    plan = spa.prune(model, criterion="random", ratio=0.3, round_to=1).plan
+    assert "shared" not in plan.parameters
+    cuts = {cut.output: cut for cut in plan.uses["shared"]}
+    assert cuts.keys() == {*hidden, whole}
+    assert {cut.operand for cut in cuts.values()} == {1}
+    assert cuts[whole].kept == {}
+    kept = [cuts[h].kept[0] for h in hidden]
+    assert kept[0] != kept[1]
+    assert set(kept) == set(plan.kept.values())
+    assert spa.Plan.from_json(plan.to_json()) == plan
+
+
+def uses(*entries: Any) -> str:
+    return text(uses={"w": list(entries)})
+
+
 REFUSED = {
+    text(uses=[]): "'uses' is a list, expected an object",
+    text(uses={"w": 3}): "the uses of 'w' are a number, expected a list",
+    uses(3): "one of the uses of 'w' is a number, expected an object",
+    uses({"output": "y"}): "one of the uses of 'w' names no 'output' and 'operand'",
+    uses({"output": "y", "operand": True, "kept": {}}): "one of the uses of 'w' names no 'output' and 'operand'",
+    uses({"output": "y", "operand": 1, "kept": {"0": [0.5]}}): "parameter 'w' keeps 0.5, which is no index",
     "": "it is empty",
     " \n": "it is empty",
     "{": "it is not JSON at line 1",
