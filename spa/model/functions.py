@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 
 import networkx as nx
-from onnx import ModelProto, NodeProto, inliner
+from onnx import ModelProto, NodeProto, defs, helper, inliner
 
 from spa.errors import ModelError
 
@@ -43,7 +43,47 @@ def inlined(model: ModelProto) -> ModelProto:
         raise ModelError(
             f"its local functions expand to {total:.3g} nodes (at most {MOST_NODES:,} are read). Simplify the model."
         )
-    return inliner.inline_local_functions(model)
+    return inliner.inline_local_functions(_of_one_version(model))
+
+
+def _of_one_version(model: ModelProto) -> ModelProto:
+    """Return a model whose functions import the versions that it imports itself, where that changes no operator.
+
+    onnx's inliner leaves the others alone; onnxruntime reads all of them in the model's versions.
+    """
+    versions = {_domain(o.domain): o.version for o in model.opset_import}
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for function in copy.functions:
+        for opset in function.opset_import:
+            domain = _domain(opset.domain)
+            version = versions.setdefault(domain, opset.version)
+            operators = {node.op_type for node in _all_nodes(function.node) if _domain(node.domain) == domain}
+            if all(_signature(op, opset.version, domain) == _signature(op, version, domain) for op in operators):
+                opset.version = version
+    known = {_domain(o.domain) for o in model.opset_import}
+    copy.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items() if d not in known)
+    return copy
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _signature(op: str, version: int, domain: str) -> object:
+    """Return what tells whether two versions of an operator differ in more than the types that they take.
+
+    Operators whose meaning changed have other operands, attributes or defaults. Where there is no schema, it is the
+    version.
+    """
+    try:
+        schema = defs.get_schema(op, version, domain)
+    except defs.SchemaError:
+        return version
+    attributes = {
+        n: (str(a.type), a.required, a.default_value.SerializeToString()) for n, a in schema.attributes.items()
+    }
+    return [i.name for i in schema.inputs], [o.name for o in schema.outputs], attributes
 
 
 def _called(nodes: Iterable[NodeProto], keys: Container[Key]) -> Iterator[Key]:

@@ -1,5 +1,7 @@
 """Local functions are inlined, and what would end onnx's inliner is refused before."""
 
+from typing import Any
+
 import onnx
 import pytest
 from onnx import ModelProto, helper
@@ -38,6 +40,24 @@ def test_a_model_without_functions_is_the_same_message() -> None:
     model = model_of(function("f", "Relu"))
     del model.functions[:]
     assert inlined(model) is model
+
+
+@pytest.mark.parametrize(
+    ("version", "op", "attributes", "expected"),
+    [
+        (13, "Relu", {}, ["Relu"]),  # whose types alone have changed
+        (11, "Softmax", {}, ["f"]),  # another axis by default
+        (11, "Softmax", {"axis": 1}, ["f"]),  # and over all axes behind it
+        (17, "ReduceMean", {"axes": [1]}, ["f"]),
+    ],
+)
+def test_a_function_of_another_version_is_inlined_where_its_operators_mean_the_same(
+    version: int, op: str, attributes: dict[str, Any], expected: list[str]
+) -> None:
+    node = helper.make_node(op, ["x"], ["y"], **attributes)
+    other = helper.make_function("own", "f", ["x"], ["y"], [node], [helper.make_opsetid("", version)])
+    assert [n.op_type for n in inlined(model_of(other)).graph.node] == expected
+    assert other.opset_import[0].version == version
 
 
 @pytest.mark.parametrize(
