@@ -141,26 +141,52 @@ def kept_channels(
 def _nearest(removed: Callable[[Sequence[Chunk]], float], chunks: Sequence[Chunk], ratio: float) -> Sequence[Chunk]:
     """Find the prefix whose removal is nearest to the ratio, by bisection.
 
-    Where chunks are so coarse that both neighbours miss it, one later chunk is taken out of turn, whichever comes
-    nearest. What is removed stays between the two neighbours, so it still grows with the ratio.
+    Where chunks are so coarse that both neighbours miss it, one later chunk is taken out of turn, or the ladder that
+    overshoots is passed over and the others go on, whichever comes nearest. What is removed stays between the two
+    neighbours, so it still grows with the ratio.
     """
-    low, high = 0, len(chunks)
-    while low < high:
-        middle = (low + high) // 2
-        if removed(chunks[:middle]) < ratio:
-            low = middle + 1
-        else:
-            high = middle
-    below = chunks[: max(low - 1, 0)]
-    candidates = [below, chunks[:low]]
 
     def miss(taken: Sequence[Chunk]) -> float:
         return abs(removed(taken) - ratio)
 
+    low = _first_reaching(removed, (), chunks, ratio)
+    below = chunks[: max(low - 1, 0)]
+    candidates = [below, chunks[:low]]
     if min(map(miss, candidates)) > TOLERANCE:
         next_of_ladder = {c.ladder: c for c in reversed(chunks[len(below) :])}
         candidates += [[*below, c] for _, c in sorted(next_of_ladder.items())]
+        candidates += _passing_over(removed, chunks, low, ratio)
     return min(candidates, key=miss)
+
+
+def _first_reaching(
+    removed: Callable[[Sequence[Chunk]], float], taken: Sequence[Chunk], chunks: Sequence[Chunk], ratio: float
+) -> int:
+    """Return how many chunks reach the ratio on top of some that are taken; all where they do not."""
+    low, high = 0, len(chunks)
+    while low < high:
+        middle = (low + high) // 2
+        if removed([*taken, *chunks[:middle]]) < ratio:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _passing_over(
+    removed: Callable[[Sequence[Chunk]], float], chunks: Sequence[Chunk], low: int, ratio: float
+) -> list[Sequence[Chunk]]:
+    """Return what comes near the ratio where each ladder in turn is given up whose next chunk overshoots it."""
+    candidates: list[Sequence[Chunk]] = []
+    taken: Sequence[Chunk] = ()
+    rest = chunks
+    while low > 0:
+        taken = [*taken, *rest[: low - 1]]
+        coarse = rest[low - 1].ladder
+        rest = [c for c in rest[low - 1 :] if c.ladder != coarse]
+        low = _first_reaching(removed, taken, rest, ratio)
+        candidates += [[*taken, *rest[:low]], [*taken, *rest[: max(low - 1, 0)]]]
+    return candidates
 
 
 def refuse_out_of_reach(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> None:

@@ -22,7 +22,7 @@ from spa.model.graph import Graph
 from spa.widths.budget import UNITS, Budget, choose, kept_channels
 from spa.widths.ladders import Ladder, alignment, allowed_widths, ladders_of
 from spa.widths.ranking import RANKINGS, ranked_chunks
-from tests.oracle import Net
+from tests.oracle import Net, random_array
 from tests.zoo import built
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -59,6 +59,18 @@ def test_densenet_is_monotonic_where_skipping_whole_groups_is_not() -> None:
     ]
     assert after == sorted(after, reverse=True)
     assert len(set(after)) == 4
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_a_group_of_coarse_steps_is_passed_over_where_others_meet_the_ratio(scale: float) -> None:
+    net = Net()
+    x = net.input("x", ["n", 5])
+    fine = net.matmul(net.node("Relu", net.matmul(x, 5, 256, bias=False)), 256, 3, bias=False)
+    first, second = (net.constant(scale * random_array(*shape)) for shape in ((5, 16), (16, 400)))
+    coarse = net.node("MatMul", net.node("Relu", net.node("MatMul", x, first)), second)
+    report = spa.prune(net.model(fine, coarse), criterion="l2", ratio=0.2).report
+    assert abs(report.reached - 0.2) <= 0.01
+    assert {group.size: group.kept for group in report.groups}[16] == 16
 
 
 def test_what_the_report_says_is_what_the_file_stores() -> None:
