@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cut:
-    """What one use of a constant keeps, where uses keep different parts.
+    """The part of a constant that one use keeps, where uses keep different parts.
 
     Attributes:
         output: the first output of the node that reads it.

@@ -34,18 +34,23 @@ def inline_branches(model: ModelProto) -> int:
     chosen = {i: _branch(node, known[node.input[0]]) for i, node in enumerate(graph.node) if _is_inlinable(node, known)}
     if not chosen:
         return 0
-    dead = {id(graph.node[i]) for i in dead_nodes(graph.node, [o.name for o in graph.output])}
+    outputs = [o.name for o in graph.output]
+    dead = dead_nodes(graph.node, outputs)  # before, and left alone
     names = _Names(graph)
     nodes: list[NodeProto] = []
+    spared: list[NodeProto] = []
     for index, node in enumerate(graph.node):
-        if index not in chosen:
+        if index in chosen:
+            inner, weights = _inlined(node, chosen[index], names)
+            nodes += inner
+            graph.initializer.extend(weights)
+        else:
             nodes.append(node)
-            continue
-        inner, weights = _inlined(node, chosen[index], names)
-        nodes += inner
-        graph.initializer.extend(weights)
-    unread = dead_nodes(nodes, [o.name for o in graph.output])
-    replace_nodes(graph, [n for i, n in enumerate(nodes) if i not in unread or id(n) in dead])
+        if index in dead:
+            spared += [node] if index not in chosen else inner
+    needed = {name for node in spared for name in (*node.output, *node.input)}
+    unread = dead_nodes(nodes, [*outputs, *needed])
+    replace_nodes(graph, [n for i, n in enumerate(nodes) if i not in unread])
     return len(chosen)
 
 

@@ -142,7 +142,7 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
     for name in flow:  # Case 3
         if not _is_large(walk, name):
             continue
-        read = {user.index for user, _ in graph.users[name]}
+        read = {user.index for user, _ in graph.users.get(name, ())}
         ends = {n for n in nx.descendants(flow, name) & results if _is_large(walk, n)}
         if len(ends) + (name in captured or not read <= folded) > 1:
             return read & folded

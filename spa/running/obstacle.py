@@ -1,4 +1,4 @@
-"""What keeps onnxruntime from running a valid model: an operator or type without a kernel, inputs of strings.
+"""Obstacles that keep onnxruntime from running a valid model: an operator or type without a kernel, inputs of strings.
 
 Criteria that look at the weights alone need no run, and such a model is pruned and written unrun, which is said. Any
 other reason for which a model does not load counts against the model.

@@ -310,3 +310,20 @@ def test_a_branch_that_returns_what_lies_outside_passes_it_on() -> None:
     del model.graph.input[1]
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "flag"))
     assert ops(simple(model)) == ["Identity"]
+
+
+def test_nodes_that_nothing_reads_keep_what_they_read() -> None:
+    model = with_branch("x", [helper.make_node("Neg", ["x"], ["p"])])
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["h"]))
+    model.graph.node.append(helper.make_node("Abs", ["h"], ["unread"]))
+    twin = onnx.NodeProto()
+    twin.CopyFrom(model.graph.node[0])
+    twin.output[0] = "z"
+    model.graph.node.append(twin)
+    model.graph.node.append(helper.make_node("Not", ["flag"], ["other"]))
+    model.graph.node.append(helper.make_node("Tanh", ["z"], ["unread too"]))
+    del model.graph.input[1]
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "flag"))
+    flat = simple(model)
+    assert ops(flat) == ["Neg", "Relu", "Abs", "Neg", "Tanh"]
+    assert same_outputs(model, flat, (2, 3))
