@@ -28,7 +28,7 @@ from spa.model.versions import FREE_INITIALIZERS
 
 GROWTH = 2  # bytes of a result by those of the constants behind it: halves become singles
 LARGE = 1024  # elements of a constant, of two axes or more, of which there should be one copy
-MOST_FOLDED = 2**29  # bytes of all results together
+MOST_FOLDED = 2**30  # bytes of all results together, those between included
 
 _FOLDED = frozenset(
     """
@@ -56,7 +56,7 @@ def fold_constants(model: ModelProto, base: Path | None) -> int:
     if not nodes:
         return 0
     walk = _walk(graph, nodes, sources)
-    nodes = [n for n in nodes if all(o in walk.shape and (o, 0) not in walk.open_axes for o in n.outputs if o)]
+    nodes = _without(nodes, {n.index for n in nodes if not _is_affordable(n, walk)})
     while nodes and (wrong := _unwanted(graph, nodes, sources, walk)):
         nodes = _without(nodes, wrong)
     if not nodes:
@@ -103,12 +103,23 @@ def _walk(graph: Graph, nodes: list[Node], sources: set[str]) -> Walk:
         return Walk()  # said better by the analysis
 
 
+def _is_affordable(node: Node, walk: Walk) -> bool:
+    """Return whether the shapes of all outputs are known, and none is large."""
+    outputs = [name for name in node.outputs if name]
+    return all(name in walk.shape and _bytes(walk, name) <= MOST_FOLDED for name in outputs) and not any(
+        (name, axis) in walk.open_axes for name in outputs for axis in range(len(walk.shape[name]))
+    )
+
+
 def _size(walk: Walk, name: str) -> int:
     return math.prod(walk.shape[name])
 
 
 def _bytes(walk: Walk, name: str) -> int:
-    return _size(walk, name) * helper.tensor_dtype_to_np_dtype(walk.dtype[name]).itemsize
+    try:
+        return _size(walk, name) * helper.tensor_dtype_to_np_dtype(walk.dtype[name]).itemsize
+    except KeyError:  # no type of ONNX's
+        return _size(walk, name)
 
 
 def _frontier(graph: Graph, nodes: list[Node]) -> list[str]:
@@ -128,7 +139,7 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
     flow = nx.DiGraph()
     flow.add_edges_from((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
     results = set(_frontier(graph, nodes))
-    if sum(_bytes(walk, name) for name in results) > MOST_FOLDED:
+    if sum(_bytes(walk, name) for node in nodes for name in node.outputs if name) > MOST_FOLDED:
         return {node.index for node in nodes}
     for name in results:
         if _is_alias(graph, name):  # Case 4

@@ -130,6 +130,10 @@ def shape_arithmetic(nodes: list[object], constants: dict[str, np.ndarray]) -> M
 NODE = helper.make_node
 BOMBS = {
     "Tile": ([NODE("Tile", ["a1", "n"], ["z"])], {"a1": [1, 2], "n": [500_000_000]}),
+    "Tile of weights": (
+        [NODE("Tile", ["w", "n"], ["t"]), NODE("ReduceMax", ["t"], ["m"]), NODE("Mul", ["x", "m"], ["z"])],
+        {"w": np.ones(2, np.float32), "n": [500_000_000]},
+    ),
     "Expand": ([NODE("Expand", ["a1", "n"], ["e"]), NODE("Neg", ["e"], ["z"])], {"a1": [1], "n": [500_000_000]}),
     "outer": (
         [NODE("Unsqueeze", ["v", "one"], ["u"]), NODE("Mul", ["u", "v"], ["z"])],
