@@ -102,6 +102,9 @@ _PAST = re.compile(r"past|cache", re.IGNORECASE)
 _SEQUENCE = re.compile(r"seq|len|time|token|frame|sample|steps|(^|_)[tsl]($|_)", re.IGNORECASE)
 _STATE = re.compile(r"state|hidden|cell|(^|_)[hc]n?_?[0-9]*($|_)", re.IGNORECASE)
 _TOTAL = ("total_sequence_length", "total_seq_len", "total_length")
+# What exporters call the axis that spans a cache and the new steps, where its name is no expression of theirs.
+_WHOLE = re.compile(r"total|_plus_|(^|_)(kv|key|all|full|whole)(_|$)", re.IGNORECASE)
+_MASK = re.compile(r"mask", re.IGNORECASE)
 # Heights of text lines and bands of spectra: an image of one such side is this many times as long.
 _LINE_HEIGHT, _LINE_RATIO = 96, 6
 
@@ -117,6 +120,8 @@ def kind_of_axis(of: OpenInput, axis: int) -> str:
                 return _series_or(kind, of)
     if axis == 0 or (axis == 1 and is_state(of)):
         return "batch"
+    if _PAST.search(of.name) and not of.integers:
+        return "past"
     if rank >= 4:
         # Channels-last images leave the last axis static; channels-first ones the second.
         channels_last = isinstance(of.shape[-1], int) and not isinstance(of.shape[1], int)
@@ -225,7 +230,8 @@ def _solve(
     sizes = dict(sizes or {})
     axes = [(each, axis, dim) for each in inputs for axis, dim in enumerate(each.shape) if not isinstance(dim, int)]
     declared = {dim for *_, dim in axes if dim}
-    plain = {dim for dim in declared if not _is_computed(dim, declared)}
+    wholes = _wholes(axes)
+    plain = {dim for dim in declared - wholes.keys() if not _is_computed(dim, declared)}
     _check(sizes, axes, plain)
     values = {name: size for name, size in sizes.items() if "[" not in name}
     free: dict[str, tuple[str, int]] = {}
@@ -238,19 +244,52 @@ def _solve(
         if dim in plain:
             choose(str(dim), each, axis)
     resolved = {}
-    for each, axis, dim in axes:
-        key = f"{each.name}[{axis}]"
-        if not dim:
+    for each, axis, dim in sorted(axes, key=lambda item: (item[2] or _key(item[0], item[1])) in wholes):
+        key = _key(each, axis)
+        if (dim or key) in wholes:
+            size = sizes.get(key) or values.get(dim or key) or _spanned(free) or _size(each, axis, guess)
+            resolved[key] = values[dim or key] = size
+        elif not dim:
             resolved[key] = sizes.get(key) or _size(each, axis, guess)
             free[key] = (kind_of_axis(each, axis), resolved[key])
-            continue
-        if dim not in values:
-            for name in _names(dim) if dim not in _TOTAL else ():
-                choose(name, replace(each, shape=(*each.shape[:axis], name, *each.shape[axis + 1 :])), axis)
-            size = _total(values) if dim in _TOTAL else _evaluated(dim, values)
-            values[dim] = _size(each, axis, guess) if size is None else max(size, 1)
-        resolved[key] = sizes.get(key) or values[dim]
+        else:
+            if dim not in values:
+                for name in _names(dim) if dim not in _TOTAL else ():
+                    choose(name, replace(each, shape=(*each.shape[:axis], name, *each.shape[axis + 1 :])), axis)
+                computed = _total(values) if dim in _TOTAL else _evaluated(dim, values)
+                values[dim] = _size(each, axis, guess) if computed is None else max(computed, 1)
+            resolved[key] = sizes.get(key) or values[dim]
     return resolved, free
+
+
+def _key(of: OpenInput, axis: int) -> str:
+    return f"{of.name}[{axis}]"
+
+
+def _wholes(axes: Sequence[tuple[OpenInput, int, str | None]]) -> dict[str, None]:
+    """Return the axes, by name or ``input[axis]``, that span a cache and the new steps, in models that have a cache.
+
+    Their names say so; or they are the last axis of a mask, of another name than the steps have elsewhere.
+    """
+    kinds = {_key(each, axis): kind_of_axis(each, axis) for each, axis, _ in axes}
+    if "past" not in kinds.values():
+        return {}
+    elsewhere = {dim for each, _, dim in axes if dim and not _MASK.search(each.name)}
+    found: dict[str, None] = {}
+    for each, axis, dim in axes:
+        last = _MASK.search(each.name) is not None and axis == len(each.shape) - 1 and dim not in elsewhere
+        called = dim is not None and _WHOLE.search(dim) is not None
+        computed = dim is not None and _is_computed(dim, elsewhere) and dim not in _TOTAL
+        if (last or called) and not computed and kinds[_key(each, axis)] != "batch":
+            found[dim or _key(each, axis)] = None
+    return found
+
+
+def _spanned(free: Mapping[str, tuple[str, int]]) -> int | None:
+    """Return the size of a cache and the new steps together; None where one of them is not open."""
+    past = next((size for kind, size in free.values() if kind == "past"), None)
+    steps = next((size for kind, size in free.values() if kind in ("sequence", "series")), None)
+    return None if past is None or steps is None else past + steps
 
 
 def _size(of: OpenInput, axis: int, guess: Guess) -> int:

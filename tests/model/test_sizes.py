@@ -32,6 +32,38 @@ def test_computed_names_follow_the_names_in_them() -> None:
     assert widened(alone, Guess(past=9), names=("past_len",))["mask[1]"] == 145
 
 
+@pytest.mark.parametrize(
+    ("steps", "past", "whole"),
+    [
+        ("S", "past", "total"),
+        ("seq", "past_len", "attention_mask_length"),
+        ("sequence", "past_seq", "past_seq_plus_sequence"),
+        ("seq", "P", "kv_len"),
+        ("s", "p", None),
+        (None, None, None),
+        ("sequence_length", "past_sequence_length", "total_sequence_length"),
+    ],
+)
+def test_a_mask_spans_cache_and_steps_in_any_spelling(steps: str | None, past: str | None, whole: str | None) -> None:
+    inputs = [
+        OpenInput("attention_mask", ("batch", whole), integers=True),  # before what it follows
+        OpenInput("x", ("batch", steps, 8)),
+        OpenInput("past_key_values.0.key", ("batch", 4, past, 16)),
+    ]
+    found = resolve(inputs, Guess(series=7, past=5))
+    assert (found["x[1]"], found["past_key_values.0.key[2]"], found["attention_mask[1]"]) == (7, 5, 12)
+    far = widened(inputs, Guess(series=7, past=5), names=["batch", steps or "x[1]", past or "past_key_values.0.key[2]"])
+    assert far["attention_mask[1]"] == far["x[1]"] + far["past_key_values.0.key[2]"] == 192
+    assert resolve(inputs, Guess(), {whole or "attention_mask[1]": 40})["attention_mask[1]"] == 40
+
+
+def test_masks_of_models_without_a_cache_or_of_the_steps_alone_are_as_long_as_the_steps() -> None:
+    plain = [OpenInput("mask", ("batch", "total"), integers=True), OpenInput("x", ("batch", "seq", 8))]
+    assert resolve(plain, Guess(sequence=9, series=7))["mask[1]"] == 9
+    cached = [OpenInput("x", ("b", "seq", 8)), OpenInput("cache", ("b", "p", 8)), OpenInput("mask", ("b", "seq"))]
+    assert resolve(cached, Guess(series=7, past=5))["mask[1]"] == 7
+
+
 def test_a_size_that_names_nothing_is_answered_with_the_nearest() -> None:
     with pytest.raises(SizeError, match=r"'hieght' is not a dynamic axis\. Did you mean 'height'\?") as refused:
         resolve([OpenInput("x", ("n", "height"))], Guess(), {"hieght": 3})
