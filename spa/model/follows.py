@@ -63,7 +63,7 @@ def _walks(graph: Graph, points: TwoPoints) -> list[Walk]:
     near, far = points.sizes
     for small in SMALL:
         sizes = resolve(inputs, small)
-        if any(sizes[f"{n}[{a}]"] >= near[n][a] > 1 or near[n][a] >= far[n][a] for n, a in axes):
+        if any(near[n][a] == far[n][a] or sizes[f"{n}[{a}]"] >= min(near[n][a], far[n][a]) > 1 for n, a in axes):
             continue
         if (walk := points.walked(graph, inputs, sizes)) is not None:
             return [*points.walks, walk]

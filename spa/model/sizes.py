@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from spa.errors import OptionError, SizeError, suggestion
@@ -200,8 +200,7 @@ def widened(
     guess: Guess,
     sizes: Mapping[str, int] | None = None,
     *,
-    names: Collection[str],
-    factor: int = 4,
+    factors: Mapping[str, float],
 ) -> dict[str, int]:
     """Return sizes far from those of :func:`resolve`, for some of the axes.
 
@@ -211,15 +210,20 @@ def widened(
         inputs: the inputs.
         guess: the sizes to get away from.
         sizes: as for :func:`resolve`.
-        names: the axes that grow, as :func:`free_axes` calls them; a batch becomes a size above most widths, series
-            and caches grow above most hops.
-        factor: by which images and sequences grow; above 2, a batch becomes a prime.
+        factors: by how much axes grow, or shrink below 1, by the names of :func:`free_axes`; series and caches grow by
+            four times as much where that is more than 2, above most hops. A batch becomes a size above most widths,
+            then a prime.
     """
-    batch, longer = (1031, 4 * factor) if factor > 2 else (512, factor)
     grown = {}
     for name, (kind, size) in free_axes(inputs, guess, sizes).items():
-        times = longer if kind in ("series", "past") else factor
-        grown[name] = size if name not in names else batch if kind == "batch" else size * times
+        factor = factors.get(name, 1)
+        if name not in factors:
+            grown[name] = size
+        elif kind == "batch":
+            grown[name] = 1031 if factor > 2 else 512
+        else:
+            times = 4 * factor if factor > 2 and kind in ("series", "past") else factor
+            grown[name] = max(1, int(size * times))
     return resolve(inputs, guess, grown)
 
 

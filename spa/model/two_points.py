@@ -7,7 +7,7 @@ may be written as constants. The sizes of the second walk are therefore far from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,8 @@ from spa.model.sizes import Guess, OpenInput, axis_name, batch_axes, free_axes, 
 
 # Sizes made up for axes whose size depends on data, at either point: primes that are unlikely sizes.
 _UNKNOWN = (1009, 2003)
+# By which axes grow from one point to the other, tried in this order; a table of positions may end where they began.
+_FACTORS = (4, 2, 0.5, 0.25)
 _MOST_ATTEMPTS = 8  # of axes of one kind that grow alone, where they cannot grow together
 
 
@@ -181,33 +183,40 @@ def _second(
         graph: the model.
         walker: walks.
         inputs: the inputs.
-        widen: returns sizes, given the ``names`` of the axes that grow and the ``factor``.
+        widen: returns sizes, given the ``factors`` by which axes grow.
         first: the walk at the first sizes.
 
     Returns:
-        The walk and the inputs' shapes; None where no axis can grow.
+        The walk and the inputs' shapes; None where no axis can grow or shrink.
     """
+    tried = [first.shapes]
 
-    def walk(names: Collection[str], factor: int) -> tuple[Walk, dict[str, Shape]] | None:
-        shapes = _shapes(inputs, widen(names=names, factor=factor))
+    def walk(factors: Mapping[str, float]) -> tuple[Walk, dict[str, Shape]] | None:
+        shapes = _shapes(inputs, widen(factors=factors))
+        if shapes in tried:
+            return None
+        tried.append(shapes)
         try:
             return walker.walk(graph, shapes, unknown=_UNKNOWN[1], known=first.walk.value), shapes
         except ModelError:
             return None
 
-    everything = list(first.free)
-    if found := walk(everything, 4) or walk(everything, 2):
-        return found
+    for factor in _FACTORS:
+        if found := walk(dict.fromkeys(first.free, factor)):
+            return found
     kinds: dict[str, list[str]] = {}
     for name, (kind, _) in first.free.items():
         kinds.setdefault(kind, []).append(name)
-    grown: list[str] = []
+    grown: dict[str, float] = {}
     best = None
     for kind in sorted(kinds, key=lambda k: k != "batch"):
         groups = [kinds[kind], *([n] for n in kinds[kind] if len(kinds[kind]) > 1)]
         for names in groups[:_MOST_ATTEMPTS]:
-            if not set(names) <= set(grown) and (found := walk([*grown, *names], 4) or walk([*grown, *names], 2)):
-                grown, best = [*grown, *names], found
+            for factor in _FACTORS if not set(names) <= grown.keys() else ():
+                factors = grown | dict.fromkeys(names, factor)
+                if found := walk(factors):
+                    grown, best = factors, found
+                    break
     return best
 
 

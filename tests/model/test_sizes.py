@@ -24,12 +24,12 @@ def test_computed_names_follow_the_names_in_them() -> None:
     cache = [OpenInput("x", ("B", "S", 8)), OpenInput("past", ("B", "P", 16)), OpenInput("mask", ("B", "P + S"))]
     found = resolve(cache, Guess(series=7), {"P": 5})
     assert (found["x[1]"], found["past[1]"], found["mask[1]"]) == (7, 5, 12)
-    far = widened(cache, Guess(series=7), {"P": 5}, names=("B", "S", "P"))
+    far = widened(cache, Guess(series=7), {"P": 5}, factors=dict.fromkeys("BSP", 4))
     assert (far["x[0]"], far["x[1]"], far["past[1]"], far["mask[1]"]) == (1031, 112, 80, 192)
     alone = [OpenInput("mask", ("B", "past_len + 1"))]
     assert resolve(alone, Guess(past=9))["mask[1]"] == 10
     assert resolve(alone, Guess(), {"past_len": 3})["mask[1]"] == 4
-    assert widened(alone, Guess(past=9), names=("past_len",))["mask[1]"] == 145
+    assert widened(alone, Guess(past=9), factors={"past_len": 4})["mask[1]"] == 145
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,11 @@ def test_a_mask_spans_cache_and_steps_in_any_spelling(steps: str | None, past: s
     ]
     found = resolve(inputs, Guess(series=7, past=5))
     assert (found["x[1]"], found["past_key_values.0.key[2]"], found["attention_mask[1]"]) == (7, 5, 12)
-    far = widened(inputs, Guess(series=7, past=5), names=["batch", steps or "x[1]", past or "past_key_values.0.key[2]"])
+    far = widened(
+        inputs,
+        Guess(series=7, past=5),
+        factors=dict.fromkeys(["batch", steps or "x[1]", past or "past_key_values.0.key[2]"], 4),
+    )
     assert far["attention_mask[1]"] == far["x[1]"] + far["past_key_values.0.key[2]"] == 192
     assert resolve(inputs, Guess(), {whole or "attention_mask[1]": 40})["attention_mask[1]"] == 40
 

@@ -579,3 +579,17 @@ def test_one_channel_of_each_group_is_enough() -> None:
 
 def test_a_bug_of_the_algebra_is_said_to_be_one() -> None:
     assert "bug" in str(InvariantError("x")) or "report" in str(InvariantError("x"))
+
+
+@pytest.mark.parametrize("positions", [64, 100, 300])
+def test_a_length_that_a_table_of_positions_bounds_stays_open(positions: int) -> None:
+    net = Net()
+    hidden = net.matmul(net.input("x", ["n", "s", 5]), 5, 24)
+    sizes = net.node("Shape", net.inputs[0].name)
+    batch, steps = (net.node("Gather", sizes, net.constant(np.asarray([i]))) for i in (0, 1))
+    zero, one = net.constant(np.asarray([0])), net.constant(np.asarray([1]))
+    places = net.node("Slice", net.weight(1, positions, 24), zero, steps, one)
+    shape = net.node("Concat", batch, steps, net.constant(np.asarray([24])), axis=0)
+    end = net.matmul(net.node("Reshape", net.node("Relu", net.node("Add", hidden, places)), shape), 24, 3)
+    feeds = [{"x": random_array(n, s, 5, seed=s)} for n, s in ((1, 3), (2, 50), (3, 64))]
+    assert [g.size for g in check(net.model(end), feeds=feeds).groups] == [24]
