@@ -9,7 +9,8 @@ Left as they are:
 2. Results of more than twice the bytes of the constants that they come from: the file stores the small ones on purpose.
 3. Large constants of several uses, of which only some lie behind operators (a table of tokens that is an output layer's
    matrix, too): each use would get a copy of its own.
-4. Identities alone: exporters write them where they merge weights that are equal, and names would change.
+4. An Identity or Transpose at the end, or a vector's Unsqueeze: rules and refits see through them, and weights keep their
+   names and axes.
 5. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
 """
 
@@ -22,7 +23,7 @@ import networkx as nx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa.errors import ModelError
-from spa.model.graph import Graph, Node, constant_sources, names_read, replace_nodes
+from spa.model.graph import Graph, Node, constant_sources, names_read, outer_uses, replace_nodes, subgraphs_of
 from spa.model.shapes import Walk, Walker
 from spa.model.versions import FREE_INITIALIZERS
 
@@ -66,6 +67,7 @@ def fold_constants(model: ModelProto, base: Path | None) -> int:
     if values is None:
         return 0
     _replace(model, {n.index for n in nodes}, values)
+    _keep_names(model, {name: source for name in results if (source := _stored_as(graph, name)) is not None})
     return len(nodes)
 
 
@@ -141,9 +143,9 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
     results = set(_frontier(graph, nodes))
     if sum(_bytes(walk, name) for node in nodes for name in node.outputs if name) > MOST_FOLDED:
         return {node.index for node in nodes}
-    for name in results:
-        if _is_alias(graph, name):  # Case 4
-            return {graph.producer[name].index}
+    seen_through = {graph.producer[name].index for name in results if _is_seen_through(graph.producer[name], walk)}
+    if seen_through:  # Case 4
+        return seen_through
     for name in results:  # Case 2
         behind = nx.ancestors(flow, name) & sources
         if _size(walk, name) >= LARGE and _bytes(walk, name) > GROWTH * sum(_bytes(walk, s) for s in behind):
@@ -160,11 +162,8 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
     return set()
 
 
-def _is_alias(graph: Graph, name: str) -> bool:
-    """Return whether only Identities stand between a result and a constant."""
-    while (maker := graph.producer.get(name)) is not None and maker.op == "Identity":
-        name = maker.inputs[0]
-    return name in graph.constants
+def _is_seen_through(node: Node, walk: Walk) -> bool:
+    return node.op in ("Identity", "Transpose") or (node.op == "Unsqueeze" and len(walk.shape[node.inputs[0]]) == 1)
 
 
 def _is_large(walk: Walk, name: str) -> bool:
@@ -208,3 +207,31 @@ def _replace(model: ModelProto, folded: set[int], values: dict[str, TensorProto]
     graph.initializer.extend(values.values())
     if model.ir_version < FREE_INITIALIZERS:
         graph.input.extend(helper.make_tensor_value_info(n, t.data_type, t.dims) for n, t in values.items())
+
+
+def _stored_as(graph: Graph, name: str) -> str | None:
+    """Return the constant that a result is in another type, or None where it is more than that."""
+    while (maker := graph.producer.get(name)) is not None and maker.op in ("Cast", "CastLike", "Identity"):
+        name = maker.inputs[0]
+    return name if name in graph.initializers else None
+
+
+def _keep_names(model: ModelProto, sources: dict[str, str]) -> None:
+    """Give results the names of constants that they are in another type, where those are gone."""
+    graph = model.graph
+    taken = {tensor.name for tensor in graph.initializer} | {info.name for info in graph.input}
+    inside = {name for node in graph.node for sub in subgraphs_of(node) for name in outer_uses(sub)}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        source = sources.get(tensor.name)
+        if source is not None and source not in taken and tensor.name not in inside:
+            taken.add(source)
+            renamed[tensor.name] = source
+            tensor.name = source
+    stale = [info for info in graph.value_info if info.name in renamed.values()]  # of another type
+    for info in stale:
+        graph.value_info.remove(info)
+    for info in (*graph.value_info, *graph.input):
+        info.name = renamed.get(info.name, info.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]

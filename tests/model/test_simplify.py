@@ -123,12 +123,31 @@ def test_integers_that_a_file_stores_for_large_weights_stay() -> None:
     assert ops(simple(model)) == ops(model)
 
 
-def test_identities_that_merge_equal_weights_stay() -> None:
+def test_what_rules_and_refits_see_through_stays_and_weights_keep_their_names_and_axes() -> None:
     net = Net()
     bias = net.constant(np.linspace(0, 1, 7), "bias")
-    hidden = net.node("Add", net.matmul(net.input("x", ["n", 5]), 5, 7, bias=False), bias)
-    model = net.model(net.node("Add", hidden, net.node("Identity", net.node("Identity", bias))))
+    weight = net.node("Transpose", net.constant(random_array(7, 5), "fc.weight"))
+    hidden = net.node("Add", net.node("MatMul", net.input("x", ["n", 5]), weight), bias)
+    row = net.node("Unsqueeze", bias, net.constant(np.asarray([0])))
+    model = net.model(net.node("Mul", net.node("Add", hidden, net.node("Identity", net.node("Identity", bias))), row))
     assert ops(simple(model)) == ops(model)
+
+
+@pytest.mark.parametrize("ir_version", [3, 10])
+def test_weights_stored_as_halves_keep_their_names(ir_version: int) -> None:
+    net = Net(opset=9 if ir_version == 3 else 21)
+    half = net.constant(random_array(7, 5).astype(np.float16), "fc.weight")
+    weight = net.node("Transpose", net.node("Cast", half, to=TensorProto.FLOAT))
+    model = net.model(net.matmul(net.node("MatMul", net.input("x", ["n", 5]), weight), 7, 3))
+    model.ir_version = ir_version
+    listed = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
+    (model.graph.input if ir_version == 3 else model.graph.value_info).extend(listed)
+    folded = simple(model)
+    assert ops(folded) == ["Transpose", "MatMul", "MatMul", "Add"]
+    (stored,) = [t for t in folded.graph.initializer if t.name == "fc.weight"]
+    assert (stored.data_type, list(stored.dims)) == (TensorProto.FLOAT, [7, 5])
+    onnx.checker.check_model(folded, full_check=True)
+    assert same_outputs(model, folded, (3, 5))
 
 
 def test_what_a_caller_may_replace_stays() -> None:
