@@ -9,8 +9,8 @@ Left as they are:
 2. Results of more than twice the bytes of the constants that they come from: the file stores the small ones on purpose.
 3. Large constants of several uses, of which only some lie behind operators (a table of tokens that is an output layer's
    matrix, too): each use would get a copy of its own.
-4. An Identity or Transpose at the end, or a vector's Unsqueeze: rules and refits see through them, and weights keep their
-   names and axes.
+4. An Identity or Transpose at the end, or a vector's Unsqueeze: rules and refits see through them, and weights keep
+   their names and axes.
 5. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
 """
 
