@@ -9,8 +9,7 @@ Left as they are:
 2. Results of more than twice the bytes of the constants that they come from: the file stores the small ones on purpose.
 3. Large constants of several uses, of which only some lie behind operators (a table of tokens that is an output layer's
    matrix, too): each use would get a copy of its own.
-4. An Identity or Transpose at the end, or a vector's Unsqueeze: rules and refits see through them, and weights keep
-   their names and axes.
+4. What only moves elements, at the end: rules see through it, and weights keep their names and axes.
 5. Operators whose result onnx's reference implementation is not known to agree on with onnxruntime.
 """
 
@@ -31,6 +30,7 @@ GROWTH = 2  # bytes of a result by those of the constants behind it: halves beco
 LARGE = 1024  # elements of a constant, of two axes or more, of which there should be one copy
 MOST_FOLDED = 2**30  # bytes of all results together, those between included
 
+MOVERS = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Split Squeeze Tile Transpose Unsqueeze".split())
 _FOLDED = frozenset(
     """
     Abs Add And Cast CastLike Ceil Clip Concat Div Equal Exp Expand Flatten Floor Gather Greater GreaterOrEqual Identity
@@ -143,7 +143,7 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
     results = set(_frontier(graph, nodes))
     if sum(_bytes(walk, name) for node in nodes for name in node.outputs if name) > MOST_FOLDED:
         return {node.index for node in nodes}
-    seen_through = {graph.producer[name].index for name in results if _is_seen_through(graph.producer[name], walk)}
+    seen_through = {graph.producer[name].index for name in results if graph.producer[name].op in MOVERS}
     if seen_through:  # Case 4
         return seen_through
     for name in results:  # Case 2
@@ -160,10 +160,6 @@ def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) ->
         if len(ends) + (name in captured or not read <= folded) > 1:
             return read & folded
     return set()
-
-
-def _is_seen_through(node: Node, walk: Walk) -> bool:
-    return node.op in ("Identity", "Transpose") or (node.op == "Unsqueeze" and len(walk.shape[node.inputs[0]]) == 1)
 
 
 def _is_large(walk: Walk, name: str) -> bool:
