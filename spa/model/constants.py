@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import networkx as nx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from spa.errors import ModelError
@@ -138,6 +137,8 @@ def _frontier(graph: Graph, nodes: list[Node]) -> list[str]:
 
 def _unwanted(graph: Graph, nodes: list[Node], sources: set[str], walk: Walk) -> set[int]:
     """Return the nodes that must stay for cases 2 to 4, or none."""
+    import networkx as nx  # here, since the import takes a tenth of a second
+
     flow = nx.DiGraph()
     flow.add_edges_from((name, out) for node in nodes for name in node.inputs if name for out in node.outputs if out)
     results = set(_frontier(graph, nodes))

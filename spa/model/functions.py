@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 
-import networkx as nx
 from onnx import ModelProto, NodeProto, defs, helper, inliner
 
 from spa.errors import ModelError
@@ -26,6 +25,8 @@ def inlined(model: ModelProto) -> ModelProto:
     """
     if not model.functions:
         return model
+    import networkx as nx  # here, since few files have functions and the import takes a tenth of a second
+
     keys = {(f.domain, f.name, f.overload): f for f in model.functions}
     calls = {key: Counter(_called(function.node, keys)) for key, function in keys.items()}
     graph = nx.DiGraph()

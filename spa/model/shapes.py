@@ -142,10 +142,10 @@ class Walker:
             raise ModelError(f"{node.label}: its attribute {error} is missing.") from error
         if results is None or not all(_worth_keeping(r, limit) for r in results):
             return False
-        # What is made from constants alone may be small weights, masks or zero points, unless its type is that of
-        # sizes and indices: its value is known, but it keeps its axes.
+        # What is made from constants alone may be small weights, or masks and zero points of one value per channel
+        # where its type is not that of sizes and indices: its value is known, but it keeps its axes.
         data = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
-        data = data or not any(helper.np_dtype_to_tensor_dtype(r.dtype) in INDICES for r in results)
+        data = data or all(_is_per_channel(r) for r in results)
         is_data = data and not any(n in walk.computed for n in node.inputs) and not measure
         for name, result in zip(node.outputs, results, strict=False):
             if name:
@@ -211,6 +211,10 @@ def _remedy(graph: Graph, walk: Walk) -> str:
             return f"The output shape of {told.label} is what its rule's line says. Check that line."
         return "Check the model with onnx.checker."
     return f"The output shape of {node.label} was made up, since its operands decide it. Make them constants."
+
+
+def _is_per_channel(result: np.ndarray) -> bool:
+    return max(result.shape, default=0) == result.size and helper.np_dtype_to_tensor_dtype(result.dtype) not in INDICES
 
 
 def _worth_keeping(result: np.ndarray, limit: int) -> bool:
