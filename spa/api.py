@@ -300,6 +300,7 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         seconds=job.clock.seconds,
         calibration=job.calibration_report(outcome),
         latency=None if outcome.latency is None else dict(outcome.latency),
+        metric=outcome.metric,
         memory=peak_resident(),
         inputs=analysis.points.sizes[0],
         sizes=analysis.points.chosen,

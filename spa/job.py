@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
+    from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
@@ -74,6 +75,7 @@ class Outcome:
         before: the change of the outputs before reconstruction, where inputs were at hand.
         after: the change in the end.
         latency: what was measured, where that is the budget.
+        metric: what the user's metric says, where there is one.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class Outcome:
     before: Change | None = None
     after: Change | None = None
     latency: Mapping[str, Any] | None = None
+    metric: dict[str, Any] | None = None
 
     @property
     def error(self) -> float | None:
@@ -106,6 +109,7 @@ class Job:
         calibration: the inputs, where they are needed.
         calibrated: the model with these inputs.
         dense_accuracy: of the dense model on them, in percent, where there are labels.
+        meter: the user's metric beside the dense model, where there is one.
     """
 
     analysis: Analysis
@@ -119,7 +123,9 @@ class Job:
     calibration: Calibration | None = None
     calibrated: Calibrated | None = None
     dense_accuracy: float | None = None
+    meter: Meter | None = None
     _answer: Answer | None = field(init=False, default=None)
+    _tried: bool = field(init=False, default=False)
 
     @property
     def needs_inputs(self) -> bool:
@@ -157,13 +163,52 @@ class Job:
         self.clock("calibrate")
         return self.calibrated
 
+    def start_metric(self) -> None:
+        """Evaluate the dense model by the user's metric, where there is one: what fails there costs no calibration.
+
+        Raises:
+            MetricError: the metric fails.
+            PlanError: the dense model is not what is asked for.
+        """
+        evaluation, inputs = self.request.evaluation, self.request.inputs
+        if evaluation.evaluate is None:
+            return
+        from spa.calibration.data import Images
+        from spa.steering.labelled import Samples
+        from spa.steering.meter import Meter, Tolerance
+        from spa.steering.metric import metric_of
+
+        self.try_out()
+        graph, goal = self.analysis.graph, self.request.goal
+        samples = Samples(
+            path=Path(),
+            graph=graph,
+            labels=inputs.labels,
+            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes),
+            preprocess=inputs.preprocess,
+        )
+        metric = metric_of(
+            evaluation.evaluate,
+            samples,
+            key=evaluation.metric,
+            better=evaluation.better,
+            seconds=evaluation.evaluate_seconds,
+        )
+        self.progress("evaluate", 0.0)
+        self.meter = Meter(metric, graph.model, Tolerance(goal.max_drop, goal.min_metric))
+        self.clock("evaluate")
+
     def try_out(self) -> None:
-        """Run the dense model once in a child process, so that a crash or a hang of its kernels is a message.
+        """Run the dense model in a child process before its first run here: a crash or a hang of kernels is a message.
 
         Raises:
             ForeignFailure: it crashed, or did not end.
         """
+        if self._tried:
+            return
         from spa.running.trial import try_out
+
+        self._tried = True
 
         analysis = self.analysis
         with running():

@@ -46,6 +46,10 @@ REQUEST = {
     "reconstruct": "bias",
     "recover": 3,
     "insist": True,
+    "evaluate": "python eval.py {model}",
+    "metric": "top5",
+    "better": "higher",
+    "evaluate_seconds": 60.0,
     "threads": 1,
     "batch": 5,
     "sizes": {"seq": 7},
@@ -59,7 +63,7 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
     path.write_text(request.to_toml(), encoding="utf-8")
     assert Request.from_toml(path) == request
     untested = {f.name for _, f in options() if f.metadata["kind"].on_file} - REQUEST.keys()
-    assert untested == {"max_distortion", "latency_ms", "plan"}  # goals, of which a request has one
+    assert untested == {"max_distortion", "max_drop", "min_metric", "latency_ms", "plan"}  # goals, of which a request has one
     for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)
@@ -206,6 +210,7 @@ def test_a_new_goal_replaces_the_old_one_and_two_at_once_are_refused(name: str) 
         ({"max_distortion": 0.1}, "distortion"),
         ({"latency_ms": 1.0}, "latency_ms"),
         ({"plan": "plan.json"}, "plan"),
+        ({"max_drop": 1.0, "evaluate": "top1:x.npz"}, "metric"),
     ],
 )
 def test_a_request_has_one_goal(given: dict[str, object], kind: str) -> None:

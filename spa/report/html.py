@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spa.report import Report
-from spa.report.text import calibrated, cost_cells, count, group_cells, timed
+from spa.report.text import calibrated, cost_cells, count, group_cells, measured, timed
 
 
 def page(report: Report, source: str, target: str) -> str:
@@ -24,6 +24,7 @@ def page(report: Report, source: str, target: str) -> str:
     sentences = [
         *([calibrated(report.calibration)] if report.calibration else []),
         *([timed(report.latency)] if report.latency else []),
+        *([measured(report.metric)] if report.metric else []),
         *report.notes,
     ]
     return environment.get_template("page.html.jinja").render(

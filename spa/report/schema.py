@@ -12,6 +12,7 @@ from spa.request import options
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
+    EVALUATION,
     FILE,
     FUNCTION,
     NUMBER,
@@ -39,6 +40,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Pyt
     PATTERNS: {"type": "array", "items": {"type": "string"}},
     NUMBERS: {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
     FUNCTION: {"type": "string"},
+    EVALUATION: {"type": "string"},
     ARRAYS: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 

@@ -85,6 +85,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         console.print(_text(calibrated(report.calibration)))
     if report.latency:
         console.print(_text(timed(report.latency)))
+    if report.metric:
+        _show_evaluations(console, report.metric)
     for note in report.notes:
         console.print(_text(f"note: {note}."))
     if report.skipped:
@@ -93,6 +95,32 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         )
     for label, reason in report.barriers:
         console.print(_text(f"barrier: {label}: {reason}"))
+
+
+def _show_evaluations(console: Console, found: dict[str, Any]) -> None:
+    """Print what a metric says, and what was evaluated on the way there."""
+    if len(found["evaluations"]) > 2:
+        table = _table("evaluations", "model", found["name"], "drop", "noise", "met", "output error", "seconds")
+        for e in found["evaluations"]:
+            met = "" if e["met"] is None else "yes" if e["met"] else "no"
+            change = "" if e["change"] is None else f"{e['change']:.3f}"
+            cells = f"{e['value']:.6g}", f"{e['drop']:.3g}", f"{e['noise']:.2g}", met, change, f"{e['seconds']:.1f}"
+            _row(table, e["model"], *cells)
+        console.print(table)
+    console.print(_text(measured(found)))
+
+
+def measured(found: dict[str, Any]) -> str:
+    """Say what a metric was before and after, and what was asked for, in one line."""
+    text = f"{found['name']} ({found['better']} is better): {found['dense']:.6g} before"
+    if found["pruned"] is not None:
+        text += f", {found['pruned']:.6g} after: {found['drop']:.3g} worse"
+        text += f", with a standard error of {found['noise']:.2g}" if found["noise"] else ""
+    if found["max_drop"] is not None:
+        text += f"; {found['max_drop']:g} was allowed"
+    if found["min_metric"] is not None:
+        text += f"; {found['min_metric']:g} was asked for"
+    return f"{text}; {len(found['evaluations'])} evaluations"
 
 
 def effort(report: Report) -> str:

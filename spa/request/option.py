@@ -99,6 +99,12 @@ def _callable(value: Any) -> Any:
     return value
 
 
+def _evaluation(value: Any) -> Any:
+    if not callable(value) and not (isinstance(value, str) and value.strip()):
+        raise ValueError
+    return value
+
+
 NUMBER = Kind("number", "a number", _number)
 WHOLE = Kind("whole number", "a whole number", _whole)
 SWITCH = Kind("switch", "True or False", _switch)
@@ -109,6 +115,7 @@ PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
 SIZES = Kind("sizes", "a mapping from names to whole numbers of 1 or more", _sizes)
 FILE = Kind("file", "a path", _source)
+EVALUATION = Kind("metric", "a command, module:function, or a function", _evaluation)
 FUNCTION = Kind("function", "a function", _callable, on_file=False)
 ARRAYS = Kind("arrays", "a mapping from initializer names to arrays", _arrays, on_file=False)
 
