@@ -286,7 +286,7 @@ class _MetricSearch:
         asked = f"{tolerance.max_drop:g} is allowed" if tolerance.max_drop else f"{tolerance.min_metric:g} is asked for"
         remedy = "Give the metric more samples" if least.noise >= least.drop else "Tolerate more"
         return PlanError(
-            f"even without {least.model} {name} is {least.value:g}, a drop of {least.drop:.3g} that may be "
-            f"{least.noise:.2g} more; {asked}. {remedy}, or leave sensitive layers alone with --ignore."
+            f"even without {least.model} {name} is {least.value:g}, a drop of {least.drop:.3g} with a standard error "
+            f"of {least.noise:.2g}; {asked}, with 95 % confidence. {remedy}, or spare sensitive layers with --ignore."
             f"{self.meter.lines()}"
         )

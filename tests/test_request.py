@@ -63,7 +63,13 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
     path.write_text(request.to_toml(), encoding="utf-8")
     assert Request.from_toml(path) == request
     untested = {f.name for _, f in options() if f.metadata["kind"].on_file} - REQUEST.keys()
-    assert untested == {"max_distortion", "max_drop", "min_metric", "latency_ms", "plan"}  # goals, of which a request has one
+    assert untested == {
+        "max_distortion",
+        "max_drop",
+        "min_metric",
+        "latency_ms",
+        "plan",
+    }  # goals, of which a request has one
     for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)

@@ -56,8 +56,8 @@ class Report:
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
         metric: of the user's metric its ``name``, which way is ``better``, its value for the ``dense`` and the
-            ``pruned`` model (None where it failed), how much worse that is (``drop``) and the standard error that
-            counted against it (``noise``), what was asked for (``max_drop``, ``min_metric``), the ``ratio`` that a
+            ``pruned`` model (None where it failed), how much worse that is (``drop``) and the standard error of
+            that (``noise``), what was asked for (``max_drop``, ``min_metric``), the ``ratio`` that a
             search arrived at, and all ``evaluations`` in turn.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
         inputs: the shapes of the inputs at which MACs are counted, per sample.

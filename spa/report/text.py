@@ -117,9 +117,9 @@ def measured(found: dict[str, Any]) -> str:
         text += f", {found['pruned']:.6g} after: {found['drop']:.3g} worse"
         text += f", with a standard error of {found['noise']:.2g}" if found["noise"] else ""
     if found["max_drop"] is not None:
-        text += f"; {found['max_drop']:g} was allowed"
+        text += f"; {found['max_drop']:g} was allowed, with 95 % confidence"
     if found["min_metric"] is not None:
-        text += f"; {found['min_metric']:g} was asked for"
+        text += f"; {found['min_metric']:g} was asked for, with 95 % confidence"
     return f"{text}; {len(found['evaluations'])} evaluations"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+CONFIDENCE = 1.645  # standard errors below which a value lies with 95 % confidence
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -49,12 +51,12 @@ def standard_error(values: np.ndarray, step: float) -> float:
 
     Args:
         values: one per sample, (samples,).
-        step: of decisions, as if one more had been different: that none of fifty differs does not prove that none of
-            a thousand would.
+        step: of decisions, as if 2.7 more had been different, which makes the bound Wilson's where none is: that none
+            of fifty differs does not prove that none of a thousand would.
 
-    >>> float(standard_error(np.zeros(100), 100.0))
-    1.0
+    >>> round(CONFIDENCE * standard_error(np.zeros(300), 100.0), 2)
+    0.9
     """
     n = values.size
-    squares = float(np.square(values - values.mean()).sum()) + step**2
+    squares = float(np.square(values - values.mean()).sum()) + (CONFIDENCE * step) ** 2
     return float(np.sqrt(squares / (n * max(n - 1, 1)))) if step == 0 else float(np.sqrt(squares) / n)

@@ -9,7 +9,7 @@ from typing import Any
 from onnx import ModelProto
 
 from spa.errors import PlanError
-from spa.steering.measurement import Measurement
+from spa.steering.measurement import CONFIDENCE, Measurement
 from spa.steering.metric import Metric
 
 
@@ -39,8 +39,8 @@ class Evaluation:
         model: ``dense``, ``pruned``, or how much was removed, in words.
         value: the metric.
         drop: how much worse it is than the dense model's.
-        noise: the standard error that counted against it.
-        met: whether it is within the tolerance even if it were worse by the noise; None where nothing is asked for.
+        noise: the standard error of the drop, as far as it is known; of the value where ``min_metric`` is asked for.
+        met: whether it is within the tolerance with 95 % confidence; None where nothing is asked for.
         seconds: the time of the evaluation.
         others: further numbers.
         ratio: the fraction that was asked to be removed, in a search.
@@ -115,10 +115,10 @@ class Meter:
         return self.spread if error is None else error
 
     def shortfall(self, found: Measurement) -> float:
-        """Return by how much a model misses what is asked for, were it worse by the noise; 0 or less meets it."""
+        """Return by how much a model misses what is asked for, with 95 % confidence; 0 or less meets it."""
         least, most = self.tolerance.min_metric, self.tolerance.max_drop
         missed = self._sign * ((least or 0.0) - found.value) if least is not None else self.drop(found) - (most or 0.0)
-        return missed + self.noise(found)
+        return missed + CONFIDENCE * self.noise(found)
 
     def measure(
         self, model: ModelProto, name: str = "pruned", ratio: float | None = None, change: float | None = None

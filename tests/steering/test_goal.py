@@ -23,7 +23,7 @@ def test_as_much_goes_as_the_metric_tolerates() -> None:
     result = spa.prune(RESNET, criterion="l2", evaluate=f"top1:{TEST}", max_drop=2.0)
     metric = result.report.metric
     assert metric is not None and len(metric["evaluations"]) <= 8
-    assert metric["drop"] + metric["noise"] <= 2.0
+    assert metric["drop"] + 1.645 * metric["noise"] <= 2.0
     assert 0.05 < result.report.reached < 0.6
     best = max(e["ratio"] for e in metric["evaluations"] if e["met"])
     assert metric["ratio"] == best
@@ -79,7 +79,9 @@ def test_a_metric_that_fails_on_the_dense_model_fails_before_anything_else(monke
 
 
 def test_a_tolerance_below_the_noise_is_refused_with_the_log() -> None:
-    with pytest.raises(PlanError, match=r"(?s)may be 0\.28 more; 0\.1 is allowed. Give the metric more samples.*dense"):
+    with pytest.raises(
+        PlanError, match=r"(?s)error of 0\.46; 0\.1 is allowed, with 95 % .*Give the metric more samples.*dense"
+    ):
         prune_with(f"top1:{TEST}", max_drop=0.1)
 
 
