@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-23
+27
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from spa.criteria import criterion
     from spa.doors import convert
     from spa.exporting import export
+    from spa.report.comparison import Sweep
+    from spa.report.sensitivity import Sensitivity
     from spa.request import Request
     from spa.rules import rule
     from spa.running.bench import bench
     from spa.running.verify import verify
+    from spa.sensing import sensitivity
     from spa.steps import apply, plan, repair, score
     from spa.surgery.proof import Proof
+    from spa.sweeping import sweep
 
 # Imported on first use, so that `import spa` and `spa --help` stay quick.
 _HOMES = {
@@ -40,6 +44,7 @@ _HOMES = {
     "Proof": "spa.surgery.proof",
     "Request": "spa.request",
     "Result": "spa.api",
+    "Sweep": "spa.report.comparison",
     "analyze": "spa.api",
     "apply": "spa.steps",
     "bench": "spa.running.bench",
@@ -52,6 +57,9 @@ _HOMES = {
     "repair": "spa.steps",
     "rule": "spa.rules",
     "score": "spa.steps",
+    "Sensitivity": "spa.report.sensitivity",
+    "sensitivity": "spa.sensing",
+    "sweep": "spa.sweeping",
     "verify": "spa.running.verify",
 }
 
@@ -64,7 +72,9 @@ __all__ = [
     "Proof",
     "Request",
     "Result",
+    "Sensitivity",
     "SpaError",
+    "Sweep",
     "UnsupportedError",
     "__version__",
     "analyze",
@@ -79,6 +89,8 @@ __all__ = [
     "repair",
     "rule",
     "score",
+    "sensitivity",
+    "sweep",
     "verify",
 ]
 

@@ -149,7 +149,7 @@ def analyze(
     >>> max(group.size for group in analysis.groups)
     128
     """
-    source, _ = _opened(model, example_inputs, convert_options or {}, Clock())
+    source, _ = opened(model, example_inputs, convert_options or {}, Clock())
     with diagnosed(source):
         return couple(Graph(source.model, source.base), sizes)
 
@@ -220,7 +220,7 @@ def prune(
         raise PlanError(f"request is a {type(request).__name__}. Give a spa.Request; Request.from_toml reads a file.")
     request = Request.of(request, **options)
     clock = Clock()
-    source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)
+    source, framework_model = opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
@@ -228,7 +228,7 @@ def prune(
         framework = None if framework_model is None else framework_model.kind
         job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
         outcome = reach(job)
-        report = _report(job, outcome, source, framework_model)
+        report = report_of(job, outcome, source, framework_model)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
 
@@ -251,7 +251,7 @@ def _document_options(function: Any) -> None:
 _document_options(prune)
 
 
-def _opened(
+def opened(
     model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock
 ) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
@@ -262,7 +262,7 @@ def _opened(
     return load(framework_model.imported.model), framework_model
 
 
-def _report(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
+def report_of(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
     """Put together what is to be said of a pruning."""
     analysis, groups = job.analysis, job.selection.groups
     costs = CostModel(analysis, [g.dim for g in groups])

@@ -21,6 +21,7 @@ EVALUATIONS = 8  # of a metric to meet a tolerance, those of the dense model inc
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
 DESTROYED = 0.9  # change of the outputs, relative to their variance; that of the best constant is 1
+REFITS = ("full", "readers")  # the repairs after which a destroyed network is a fault
 Point = tuple[float, float]  # a ratio and the change of the outputs there
 
 
@@ -34,6 +35,11 @@ def reach(job: Job) -> Outcome:
     """
     job.start_metric()
     prepare_inputs(job)
+    return attain(job)
+
+
+def attain(job: Job) -> Outcome:
+    """Prune as the goal says where metric and inputs are ready; raise as :func:`reach`."""
     goal = job.request.goal
     if goal.kind == "metric" and not isinstance(job.answer, Removal):
         return to_metric(job)
@@ -91,7 +97,7 @@ def checked(job: Job, outcome: Outcome) -> Outcome:
     if outcome.error is None or outcome.error < DESTROYED or not outcome.plan.removes or job.calibration is None:
         return outcome
     told = f"the outputs change by {outcome.error:.3g} of their variance, so that they are no better than a constant"
-    if job.reconstruct != "full" and not job.request.repair.recover:
+    if job.reconstruct not in REFITS and not job.request.repair.recover:
         return replace(outcome, notes=(*outcome.notes, f"{told}: train the network, or use --reconstruct full"))
     if job.request.repair.insist or job.calibration.held_out is None:
         return replace(outcome, notes=(*outcome.notes, told))
@@ -114,7 +120,7 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         trials: whether to cut and repair each choice that the criterion thinks worth a trial, and to keep the one that
             changes the outputs least.
     """
-    trials = trials and job.reconstruct == "full" and isinstance(job.answer, Curves)
+    trials = trials and job.reconstruct in REFITS and isinstance(job.answer, Curves)
     candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
     outcomes: list[Outcome] = []
     for candidate in range(candidates):

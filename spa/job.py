@@ -198,6 +198,19 @@ class Job:
         self.meter = Meter(metric, graph.model, Tolerance(goal.max_drop, goal.min_metric))
         self.clock("evaluate")
 
+    def adopt(self, other: Job, answer: bool) -> None:
+        """Take over what another job of the same model has prepared.
+
+        Args:
+            other: its calibration and its metric serve this one, too.
+            answer: whether its scores do: the criterion and the groups are the same.
+        """
+        self.calibration, self.calibrated = other.calibration, other.calibrated
+        self.dense_accuracy, self._tried = other.dense_accuracy, other._tried
+        self.meter = None if other.meter is None else other.meter.beside()
+        if answer:
+            self._answer, self.selection = other.answer, other.selection
+
     def try_out(self) -> None:
         """Run the dense model in a child process before its first run here: a crash or a hang of kernels is a message.
 

@@ -90,7 +90,7 @@ def prune(
         for text in texts:
             text.publish(text.folder)
     if outputs.as_json:
-        _print_json(result.report.to_dict() | {"output": str(output)})
+        print_json(result.report.to_dict() | {"output": str(output)})
     else:
         from spa.report.text import show_report
 
@@ -113,7 +113,7 @@ def prove(
     try_out(model)
     proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
-        _print_json(proof.to_dict())
+        print_json(proof.to_dict())
     else:
         from spa.report.text import show_proof
 
@@ -135,7 +135,7 @@ def inspect(
 
     found = inspection(api.analyze(model, sizes=parse_sizes(size)))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         from spa.report.text import show_inspection
 
@@ -167,7 +167,7 @@ def verify(
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
     found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from spa.report.text import show_verification
 
@@ -196,7 +196,7 @@ def bench(
         [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
     )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from spa.report.text import show_bench
 
@@ -331,7 +331,8 @@ def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Itera
         yield outputs.report, page(result.report, str(model), str(output))
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
+    """Print plain data as JSON."""
     typer.echo(json.dumps(content, indent=1, default=str))
 
 

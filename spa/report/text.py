@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from spa.errors import printable
 
 if TYPE_CHECKING:
     from spa.report import Report
+    from spa.report.comparison import Sweep
+    from spa.report.sensitivity import Sensitivity
     from spa.running.bench import BenchReport
     from spa.running.verify import VerifyReport
     from spa.surgery.proof import Proof
@@ -154,6 +156,52 @@ def timed(found: dict[str, Any]) -> str:
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
         f"({found['threads']} threads; {inputs})"
     )
+
+
+def show_sweep(found: Sweep) -> None:
+    """Print the points of a sweep, the Pareto front and its knee."""
+    console = Console()
+    title = f"{found.model}: {len(found.points)} points in {found.folder}"
+    table = _table(title, "network", "MACs", "parameters", "ms", "change", found.metric_name or "accuracy", "front")
+    dense = found.dense
+    quality = dense["metric"] if found.metric_name else dense["accuracy"]
+    _row(table, "dense", *_cells(dense["macs"], dense["params"], dense["milliseconds"], 0.0, quality), "")
+    for p in found.points:
+        if p.refused:
+            continue
+        quality = p.metric if found.metric_name else p.accuracy
+        mark = "knee" if p.name == found.knee else "yes" if p.on_front else ""
+        _row(table, p.name, *_cells(p.macs, p.params, p.milliseconds, p.change, quality), mark)
+    console.print(table)
+    for p in found.points:
+        if p.refused:
+            console.print(_text(f"no {p.name}: {p.refused}"))
+    if found.loss is None:
+        console.print(_text("nothing was measured that a network could be better in: no front."))
+
+
+def _cells(macs: Any, params: Any, ms: Any, change: Any, quality: Any) -> Iterator[str]:
+    yield count(macs)
+    yield count(params)
+    yield "-" if ms is None else f"{ms:.3f}"
+    yield "-" if change is None else f"{change:.4f}"
+    yield "-" if quality is None else f"{quality:.6g}"
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """Print what each group costs alone, a line for each width."""
+    console = Console()
+    title = f"{found.model}: each group pruned alone; losses by {found.criterion}"
+    table = _table(title, "layer", "width", "of", "loss", "MACs", "parameters", "change")
+    for g in found.groups:
+        changes = g.change or [None] * len(g.widths)
+        for i, (width, loss, macs, params, change) in enumerate(
+            zip(g.widths, g.loss, g.macs, g.params, changes, strict=True)
+        ):
+            layer, size = (g.layer, g.channels) if i == 0 else ("", "")
+            measured_change = "-" if change is None else f"{change:.3g}"
+            _row(table, layer, width, size, f"{loss:.3g}", f"-{macs:.1%}", f"-{params:.1%}", measured_change)
+    console.print(table)
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,6 +89,12 @@ class Meter:
             self.spread = abs(again.value - self.dense.value)
             self._enter("dense, again", again)
         self._check_tolerance()
+
+    def beside(self) -> Meter:
+        """Return a meter of the same dense model, whose log goes on by itself."""
+        meter = copy(self)
+        meter.log = list(self.log)
+        return meter
 
     def _check_tolerance(self) -> None:
         """Refuse a tolerance that the dense model does not meet, or that anything would meet."""
