@@ -23,6 +23,8 @@ from spa.model.graph import Graph
 from spa.model.io import Source, load
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
+from spa.report.environment import environment
+from spa.report.layers import layer_names
 from spa.request import Request, options
 from spa.request.option import default_of
 from spa.running.memory import peak_resident
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from spa.surgery.proof import Proof
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A pruned model and how it came about.
 
@@ -54,6 +56,18 @@ class Result:
     analysis: Analysis
     source: Source
     origin: FrameworkModel | None = None
+
+    def __repr__(self) -> str:
+        """Return the costs before and after in one line."""
+        from spa.report.text import one_line
+
+        return f"<spa.Result: {one_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """Return a small table, which notebooks show."""
+        from spa.report.html import summary
+
+        return summary(self.report)
 
     @property
     def pruned(self) -> Any:
@@ -304,6 +318,8 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
         memory=peak_resident(),
         inputs=analysis.points.sizes[0],
         sizes=analysis.points.chosen,
+        layers=layer_names(analysis),
+        environment=environment(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ def sensitivity(
         for done, group in enumerate(groups):
             progress("sensitivity", done / len(groups))
             found.append(_curve(job, group, names.get(group.name, group.name), curves[group.name], fractions, measure))
-    return Sensitivity(source.model.graph.name or "the model", job.criterion.name, tuple(found))
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else source.model.graph.name or "the model"
+    return Sensitivity(name, job.criterion.name, tuple(found))
 
 
 def _curve(job: Job, group: Group, layer: str, curve: Curve, fractions: Sequence[float], measure: bool) -> GroupCurve:

@@ -28,14 +28,16 @@ from spa.model.graph import Graph
 from spa.model.io import Source
 from spa.model.writing import check_target, text_draft
 from spa.progress import Progress, silent
+from spa.report.command import command_line
 from spa.report.comparison import Point, Sweep
 from spa.report.environment import environment
+from spa.report.html import sweep_page
 from spa.request import Request
 from spa.request.option import plain
 from spa.steering import pareto
 from spa.steering.grid import SWEPT, Spec, specs
 
-TABLE, SHEET = "sweep.json", "sweep.csv"
+TABLE, SHEET, PAGE = "sweep.json", "sweep.csv", "index.html"
 SECONDS = 0.5  # of timing each network
 
 
@@ -308,9 +310,21 @@ class _Store:
         dense_ms, points = self._timed(points, runner.analysis, base)
         found = _compared(self, points, reports[0], dense_ms, base)
         self._write(SHEET, found.to_csv())
+        self._write(PAGE, sweep_page(found, self._command(wanted, base)))
         content = found.to_dict() | {"fingerprint": self.fingerprint}
         self._write(TABLE, json.dumps(content, indent=1))
         return found
+
+    def _command(self, wanted: Sequence[Spec], base: Request) -> str:
+        """Return the command line of the sweep."""
+        lists: dict[str, list[Any]] = {
+            "--ratios": [s.ratio for s in wanted if s.ratio is not None],
+            "--latencies-ms": [s.latency_ms for s in wanted if s.latency_ms is not None],
+            "--criteria": [s.criterion for s in wanted],
+            "--round-tos": [s.round_to for s in wanted],
+        }
+        further = {flag: ",".join(str(v) for v in dict.fromkeys(values)) for flag, values in lists.items() if values}
+        return command_line("sweep", self.model, str(self.folder), _shared(base), further)
 
     def _point(self, spec: Spec) -> Point:
         point = Point(spec.name, **asdict(spec), refused=self._refused.get(spec.name))
@@ -360,11 +374,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _fingerprint(source: Source, base: Request) -> str:
     """Return what tells one sweep from another: the model, the options that all points share, and the version."""
-    shared = Request.of(base, ratio=None, criterion="obspa", round_to=None).to_dict()
-    shared["goal"] |= {"ratio": None, "latency_ms": None}
+    shared = _shared(base)
     digest = hashlib.sha256(source.model.SerializeToString(deterministic=True))
     digest.update(json.dumps([shared, __version__], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _shared(base: Request) -> dict[str, dict[str, Any]]:
+    """Return the options that all points share, as plain data."""
+    shared = Request.of(base, criterion="obspa", round_to=None).to_dict()
+    shared["goal"] |= {"ratio": None, "latency_ms": None}
+    return shared
 
 
 def _dense(report: Mapping[str, Any], ms: float | None) -> dict[str, float | None]:

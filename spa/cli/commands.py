@@ -81,7 +81,7 @@ def prune(
     from spa import api
     from spa.model.writing import text_draft
 
-    _check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
+    check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune(model, request=request, progress=progress)
     with ExitStack() as stack:  # everything is drafted before anything takes its name
@@ -223,7 +223,7 @@ def export(
     from spa.exporting import export as write
 
     if to in ("onnx", "ort"):
-        _check_targets({"--output": output}, model)
+        check_targets({"--output": output}, model)
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
     written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
     typer.echo(printable(f"{model} → {written}"))
@@ -255,7 +255,7 @@ def convert(
     from spa.exporters.onnx import write
     from spa.model.io import Source
 
-    _check_targets({"--output": output}, source)
+    check_targets({"--output": output}, source)
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:
         options["factory"] = parse_callable(factory)
@@ -283,7 +283,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
+def check_targets(targets: dict[str, Path | None], model: Path) -> None:
     """Refuse files that could not be written, or would replace a model or each other, before any work.
 
     Raises:

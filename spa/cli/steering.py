@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spa.cli.bars import progress_bars
-from spa.cli.commands import AsJson, Model, app, print_json
+from spa.cli.commands import AsJson, Model, app, check_targets, print_json
 from spa.cli.options import RequestCommand, with_options
 from spa.request import Request
+
+if TYPE_CHECKING:
+    from spa.report.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def sensitivity(
     request: Request,
     fractions: Annotated[str, typer.Option(help="Fractions of each group to remove.")] = "0.25,0.5,0.75",
     measure: Annotated[bool, typer.Option("--measure", help="Measure the outputs' change at each, too.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,10 +82,14 @@ def sensitivity(
     from spa.sensing import sensitivity as run
     from spa.steering.grid import numbers
 
+    if report is not None:
+        check_targets({"--report": report}, model)
     with progress_bars(not as_json) as progress:
         found = run(
             str(model), fractions=numbers(fractions, "fractions"), measure=measure, request=request, progress=progress
         )
+    if report is not None:
+        _write_page(report, found, str(model), request, fractions)
     if as_json:
         print_json(found.to_dict())
     elif as_csv:
@@ -90,3 +98,13 @@ def sensitivity(
         from spa.report.text import show_sensitivity
 
         show_sensitivity(found)
+
+
+def _write_page(target: Path, found: Sensitivity, model: str, request: Request, fractions: str) -> None:
+    from spa.model.writing import text_draft
+    from spa.report.command import command_line
+    from spa.report.html import sensitivity_page
+
+    command = command_line("sensitivity", model, None, request.to_dict(), {"--fractions": fractions})
+    with text_draft(target, sensitivity_page(found, command)) as draft:
+        draft.publish(draft.folder)

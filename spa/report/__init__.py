@@ -61,6 +61,8 @@ class Report:
             search arrived at, and all ``evaluations`` in turn.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
         inputs: the shapes of the inputs at which MACs are counted, per sample.
+        layers: by group the layer that computes it, by name, in the order of the network.
+        environment: the versions and the machine.
         sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 
@@ -80,6 +82,8 @@ class Report:
     memory: int | None = None
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

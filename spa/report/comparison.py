@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from spa.report.notebook import table
+
 
 @dataclass(frozen=True)
 class Point:
@@ -84,6 +86,16 @@ class Sweep:
     knee: str | None
     folder: str
     environment: Mapping[str, str]
+
+    def _repr_html_(self) -> str:
+        """Return a small table, which notebooks show."""
+        losses = ["" if self.loss is None else f"{getattr(p, self.loss) or 0.0:.3g}" for p in self.points]
+        rows = [
+            (p.name, str(p.macs), str(p.params), loss, "knee" if p.name == self.knee else "yes" if p.on_front else "")
+            for p, loss in zip(self.points, losses, strict=True)
+            if not p.refused
+        ]
+        return table(("network", "MACs", "parameters", self.loss or "", "front"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the sweep to plain data, ready for JSON."""

@@ -60,6 +60,17 @@ def cost_cells(report: Report) -> list[Sequence[object]]:
     return rows
 
 
+def one_line(report: Report) -> str:
+    """Say what pruning has removed, and what it has changed, in one line."""
+    costs = [f"{title} {before} → {after} (−{removed})" for title, before, after, removed in cost_cells(report)[:3]]
+    calibration, metric = report.calibration or {}, report.metric or {}
+    if calibration.get("after") is not None:
+        costs.append(f"output error {calibration['after']:.3f}")
+    if metric.get("pruned") is not None:
+        costs.append(f"{metric['name']} {metric['dense']:.6g} → {metric['pruned']:.6g}")
+    return ", ".join(costs)
+
+
 def group_cells(report: Report) -> list[Sequence[object]]:
     """Return a row of cells for each group: its name, channels, those kept, fractions of the dense model, and loss."""
     return [
