@@ -16,6 +16,7 @@ from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
 from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
+from spa.frameworks.modules import named
 from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
 from spa.model.diagnosis import diagnosed
@@ -232,7 +233,7 @@ def prune(
     """
     if not isinstance(request, Request | None):
         raise PlanError(f"request is a {type(request).__name__}. Give a spa.Request; Request.from_toml reads a file.")
-    request = Request.of(request, **options)
+    request = Request.of(request, **named(model, options))
     clock = Clock()
     source, framework_model = opened(model, example_inputs, convert_options or {}, clock)
     clock("load")

@@ -18,6 +18,7 @@ from spa.steering.meter import Meter
 from spa.widths.budget import Budget, refuse_out_of_reach
 
 EVALUATIONS = 8  # of a metric to meet a tolerance, those of the dense model included
+LEAST = 1e-9  # a ratio that asks for nothing beyond what else is asked for
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
 DESTROYED = 0.9  # change of the outputs, relative to their variance; that of the best constant is 1
@@ -51,6 +52,8 @@ def attain(job: Job) -> Outcome:
         outcome = to_distortion(job, goal.max_distortion)
     elif goal.unit == "latency":
         outcome = to_latency(job, goal.latency_ms)
+    elif goal.ratio is None and job.budget.fixed:
+        outcome = to_widths(job)
     else:
         outcome = to_budget(job, job.budget)
     return evaluated(job, checked(job, finished(job, outcome)))
@@ -130,6 +133,14 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         if all(plan != o.plan for o in outcomes):
             outcomes.append(job.cut(plan, losses, choice.notes))
     return min(outcomes, key=lambda o: o.error or 0.0)
+
+
+def to_widths(job: Job) -> Outcome:
+    """Give groups the widths that the request names, and leave all others whole."""
+    budget = replace(job.budget, floors={g.name: g.size for g in job.selection.groups})
+    outcome = to_budget(job, replace(budget, ratio=LEAST))
+    about_ratio = job.choose(replace(budget, ratio=LEAST))[0].notes  # that nobody has asked for
+    return replace(outcome, notes=tuple(n for n in outcome.notes if n not in about_ratio))
 
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:

@@ -473,7 +473,9 @@ def prepare(
     planned = request.goal.kind == "plan"
     constraints = request.constraints
     selection = (
-        Selection(tuple(analysis.prunable)) if planned else select(analysis, constraints.ignore, constraints.cross_norm)
+        Selection(tuple(analysis.prunable))
+        if planned
+        else select(analysis, constraints.ignore, constraints.cross_norm, constraints.only)
     )
     reconstruct = request.repair.reconstruct
     if reconstruct == "auto":
@@ -500,12 +502,34 @@ def _budget(analysis: Analysis, selection: Selection, request: Request, framewor
         round_to=constraints.round_to,
         min_width=constraints.min_width,
         equal=_equal_sets(analysis, selection, request, framework),
+        **_given_widths(analysis, selection, request),
     )
     if goal.kind == "auto":
         from spa.widths.sparsity import suggested_ratio
 
         budget = replace(budget, ratio=suggested_ratio(analysis, selection.groups, budget))
     return budget
+
+
+def _given_widths(analysis: Analysis, selection: Selection, request: Request) -> dict[str, dict[str, int]]:
+    """Return the widths that the request gives, exact ones (``fixed``) and those that are kept (``floors``), by group.
+
+    Raises:
+        PlanError: a pattern names no group, a width is more than the group has, or two contradict each other.
+    """
+    if request.goal.kind == "plan":
+        return {}
+    from spa.widths.given import given_widths
+
+    constraints = request.constraints
+    return given_widths(
+        analysis,
+        selection.groups,
+        width=constraints.width or {},
+        ratio_of=constraints.ratio_of or {},
+        keep_at_least=constraints.keep_at_least or {},
+        round_to=constraints.round_to,
+    )
 
 
 def _equal_sets(

@@ -31,6 +31,10 @@ REQUEST = {
     "norm": "max",
     "agg": "l2",
     "ignore": ("head.*", "Gemm"),
+    "only": ("layer*",),
+    "width": {"fc1": 24},
+    "ratio_of": {"layer3.*": 0.5},
+    "keep_at_least": {"layer1.*": 8},
     "equal": ("heads",),
     "round_to": 4,
     "min_width": 2,
@@ -129,7 +133,7 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
     [
         ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, channels, latency."),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, latency."),
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
@@ -248,10 +252,10 @@ def test_each_help_text_is_a_phrase_and_fits_two_lines() -> None:
 
 
 def test_a_report_is_valid_under_the_schema_and_a_wrong_one_is_not() -> None:
-    result = spa.prune(RESNET, ratio=0.3, criterion="l2", ignore=["head.*"])
+    result = spa.prune(RESNET, ratio=0.3, criterion="l2", ignore=["fc.*"])
     report = json.loads(json.dumps(result.report.to_dict())) | {"output": "small.onnx"}
     jsonschema.validate(report, report_schema())
-    assert report["requested"] == Request.of(ratio=0.3, criterion="l2", ignore=["head.*"]).to_dict()
+    assert report["requested"] == Request.of(ratio=0.3, criterion="l2", ignore=["fc.*"]).to_dict()
     for path, value in ((("reached",), "much"), (("requested", "goal", "of"), 3), (("groups", 0, "kept"), None)):
         broken = json.loads(json.dumps(report))
         at = broken

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spa.request import options
-from spa.request.option import SIZES, SWITCH, flag_of, plain
+from spa.request.option import FRACTIONS, SIZES, SWITCH, flag_of, plain
 
 
 def command_line(
@@ -38,7 +38,7 @@ def command_line(
             words += [flag, f"[{value}]"]
         elif kind is SWITCH:
             words.append(flag)
-        elif kind is SIZES:
+        elif kind in (SIZES, FRACTIONS):
             words += [word for name, size in value.items() for word in (flag, f"{name}={size}")]
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             words += [word for item in value for word in (flag, item)]

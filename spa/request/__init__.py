@@ -27,6 +27,7 @@ from spa.request.option import (
     ARRAYS,
     EVALUATION,
     FILE,
+    FRACTIONS,
     FUNCTION,
     NUMBER,
     NUMBERS,
@@ -95,7 +96,8 @@ class Goal(Section):
     )
     of: str = option(
         "macs",
-        "the unit of the ratio: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
+        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
+        "on this machine)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -229,8 +231,29 @@ class Constraints(Section):
 
     ignore: tuple[str, ...] = option(
         (),
-        "a pattern; groups stay whole in which a parameter, a node or an operator matches it; repeatable",
+        "a pattern; groups stay whole in which a parameter, a node, an operator or a module matches it; repeatable; in "
+        "Python also a module of PyTorch itself",
         kind=PATTERNS,
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "a pattern; only the outputs of layers are pruned that it matches, by the same names; repeatable",
+        kind=PATTERNS,
+    )
+    width: Mapping[str, int] | None = option(
+        None,
+        "the exact width of the outputs of layers that match: `fc1=256`; repeatable. Without another goal all other "
+        "groups stay whole",
+        kind=SIZES,
+    )
+    ratio_of: Mapping[str, float] | None = option(
+        None,
+        "the fraction to remove from the outputs of layers that match: `layer3.*=0.6`; repeatable. Without another "
+        "goal all other groups stay whole",
+        kind=FRACTIONS,
+    )
+    keep_at_least: Mapping[str, int] | None = option(
+        None, "the width that the outputs of layers that match do not fall below: `head*=64`; repeatable", kind=SIZES
     )
     equal: tuple[str, ...] | None = option(
         None,

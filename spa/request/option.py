@@ -81,6 +81,15 @@ def _sizes(value: Any) -> dict[str, int]:
     return sizes
 
 
+def _fractions(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    fractions = {_word(name): _number(fraction) for name, fraction in value.items()}
+    if any(not 0 < fraction < 1 for fraction in fractions.values()):
+        raise ValueError
+    return fractions
+
+
 def _source(value: Any) -> Any:
     if isinstance(value, bool | Real | bytes) or (isinstance(value, str) and not value):
         raise ValueError
@@ -114,6 +123,7 @@ RATIO = Kind("ratio", "a number between 0 and 1, or 'auto'", _ratio)
 PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
 SIZES = Kind("sizes", "a mapping from names to whole numbers of 1 or more", _sizes)
+FRACTIONS = Kind("fractions", "a mapping from names to numbers between 0 and 1", _fractions)
 FILE = Kind("file", "a path", _source)
 EVALUATION = Kind("metric", "a command, module:function, or a function", _evaluation)
 FUNCTION = Kind("function", "a function", _callable, on_file=False)
