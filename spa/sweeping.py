@@ -31,7 +31,6 @@ from spa.progress import Progress, silent
 from spa.report.command import command_line
 from spa.report.comparison import Point, Sweep
 from spa.report.environment import environment
-from spa.report.html import sweep_page
 from spa.request import Request
 from spa.request.option import plain
 from spa.steering import pareto
@@ -306,6 +305,8 @@ class _Store:
         if all(p.refused for p in points):
             raise PlanError(f"no point could be made; the first: {points[0].refused}")
         reports = [_read(self.folder / f"{p.name}.json") for p in points if not p.refused]
+        from spa.report.html import sweep_page
+
         runner.progress("time", 0.0)
         dense_ms, points = self._timed(points, runner.analysis, base)
         found = _compared(self, points, reports[0], dense_ms, base)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 
 from spa._version import __version__
+from spa.running.processor import cpu_name
 
 PACKAGES = ("onnx", "onnxruntime", "numpy")
 
@@ -16,11 +16,11 @@ def environment() -> dict[str, str]:
     >>> sorted(environment())[-1]
     'spa'
     """
-    from spa.widths.stopwatch import cpu_name
+    from importlib.metadata import version  # slow to import
 
     return {
         "spa": __version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES},
         "Python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "processor": cpu_name(),

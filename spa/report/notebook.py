@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import Environment
-
-_TABLE = Environment(autoescape=True).from_string(
+_TABLE = (
     "<table><thead><tr>{% for title in head %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>"
     "{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>"
     "{% for note in notes %}<p>{{ note }}.</p>{% endfor %}"
@@ -19,4 +17,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[st
     >>> table(("name",), [("a<b",)])
     '<table><thead><tr><th>name</th></tr></thead><tbody><tr><td>a&lt;b</td></tr></tbody></table>'
     """
-    return _TABLE.render(head=head, rows=rows, notes=notes)
+    from jinja2 import Environment  # slow to import
+
+    return Environment(autoescape=True).from_string(_TABLE).render(head=head, rows=rows, notes=notes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
 from spa.errors import PlanError
 from spa.steering.measurement import CONFIDENCE, Measurement
-from spa.steering.metric import Metric
+
+if TYPE_CHECKING:
+    from spa.steering.metric import Metric
 
 
 @dataclass(frozen=True)
