@@ -43,6 +43,7 @@ def test_an_estimate_that_is_right_saves_evaluations() -> None:
         assert found is not None
         assert 0 <= 0.01 - loss(found) <= 0.01 * NEAR or 0.01 ** (1 / 6) - found < NARROW
     assert len(tried) < len(guesses)
+    assert tried[1] == pytest.approx(0.01 ** (1 / 6), abs=0.005)  # where the line through both ends says
 
 
 def test_a_network_is_evaluated_once() -> None:
