@@ -5,8 +5,8 @@
 
 ``tolerance``: the shipped test set is too small to bound a point of accuracy on one half and to check it on the other.
 So the digits' networks are trained anew on 537 of the 1,797 images (recipes of ``models/train.py``), and the rest is
-split at random into two times 630 images: one half is the metric (``top1``, ``--max-drop 1``), the other is evaluated afterwards.
-Calibration uses the training images. Needs torch and scikit-learn.
+split at random into two times 630 images: one half is the metric (``top1``, ``--max-drop 1``), the other is evaluated
+afterwards. Calibration uses the training images. Needs torch and scikit-learn.
 
 ``cost``: CPU seconds on one thread of a sweep of seven ratios with given inputs (0.1 to 0.7), beside the mean of three
 single runs with the full repair (0.1, 0.4, 0.7). The timing of the networks, half a second each, is part of the sweep.

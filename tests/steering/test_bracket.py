@@ -43,7 +43,12 @@ def test_an_estimate_that_is_right_saves_evaluations() -> None:
         assert found is not None
         assert 0 <= 0.01 - loss(found) <= 0.01 * NEAR or 0.01 ** (1 / 6) - found < NARROW
     assert len(tried) < len(guesses)
-    assert tried[1] == pytest.approx(0.01 ** (1 / 6), abs=0.005)  # where the line through both ends says
+
+
+def test_the_next_ratio_is_where_a_line_in_the_estimated_loss_meets_the_tolerance() -> None:
+    bracketing, tried = tool(lambda r: r**2 - 0.1, lambda r: r**2)
+    search(bracketing, -0.1, 2)
+    assert tried == [0.5, pytest.approx(0.1**0.5, abs=0.003)]
 
 
 def test_a_network_is_evaluated_once() -> None:
