@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-27
+25
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from spa.criteria import criterion
     from spa.doors import convert
     from spa.exporting import export
-    from spa.report.comparison import Sweep
-    from spa.report.sensitivity import Sensitivity
     from spa.request import Request
     from spa.rules import rule
     from spa.running.bench import bench
@@ -44,7 +42,6 @@ _HOMES = {
     "Proof": "spa.surgery.proof",
     "Request": "spa.request",
     "Result": "spa.api",
-    "Sweep": "spa.report.comparison",
     "analyze": "spa.api",
     "apply": "spa.steps",
     "bench": "spa.running.bench",
@@ -57,7 +54,6 @@ _HOMES = {
     "repair": "spa.steps",
     "rule": "spa.rules",
     "score": "spa.steps",
-    "Sensitivity": "spa.report.sensitivity",
     "sensitivity": "spa.sensing",
     "sweep": "spa.sweeping",
     "verify": "spa.running.verify",
@@ -72,9 +68,7 @@ __all__ = [
     "Proof",
     "Request",
     "Result",
-    "Sensitivity",
     "SpaError",
-    "Sweep",
     "UnsupportedError",
     "__version__",
     "analyze",
