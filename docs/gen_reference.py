@@ -26,6 +26,7 @@ REMEDIES = {
     4: "Check the file, or the inputs, that the message names",
     5: "See [Read a refusal](../guides/read-a-refusal.md)",
     6: "Check the path that the message names",
+    7: "Run the metric by hand on the model, and look at its output, which the message ends with",
     70: "Please report it with the model or its architecture",
 }
 

@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-23
+25
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from spa.rules import rule
     from spa.running.bench import bench
     from spa.running.verify import verify
+    from spa.sensing import sensitivity
     from spa.steps import apply, plan, repair, score
     from spa.surgery.proof import Proof
+    from spa.sweeping import sweep
 
 # Imported on first use, so that `import spa` and `spa --help` stay quick.
 _HOMES = {
@@ -52,6 +54,8 @@ _HOMES = {
     "repair": "spa.steps",
     "rule": "spa.rules",
     "score": "spa.steps",
+    "sensitivity": "spa.sensing",
+    "sweep": "spa.sweeping",
     "verify": "spa.running.verify",
 }
 
@@ -79,6 +83,8 @@ __all__ = [
     "repair",
     "rule",
     "score",
+    "sensitivity",
+    "sweep",
     "verify",
 ]
 

@@ -16,6 +16,7 @@ from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
 from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
+from spa.frameworks.modules import named
 from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
 from spa.model.diagnosis import diagnosed
@@ -24,6 +25,8 @@ from spa.model.io import Source, load
 from spa.model.simplify import simplified
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
+from spa.report.environment import environment
+from spa.report.layers import layer_names
 from spa.request import Request, options
 from spa.request.option import default_of
 from spa.running.memory import peak_resident
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from spa.surgery.proof import Proof
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A pruned model and how it came about.
 
@@ -56,6 +59,18 @@ class Result:
     analysis: Analysis
     source: Source
     origin: FrameworkModel | None = None
+
+    def __repr__(self) -> str:
+        """Return the costs before and after in one line."""
+        from spa.report.text import one_line
+
+        return f"<spa.Result: {one_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """Return a small table, which notebooks show."""
+        from spa.report.html import summary
+
+        return summary(self.report)
 
     @property
     def pruned(self) -> Any:
@@ -151,7 +166,7 @@ def analyze(
     >>> max(group.size for group in analysis.groups)
     128
     """
-    source, _ = _opened(model, example_inputs, convert_options or {}, Clock())
+    source, _ = opened(model, example_inputs, convert_options or {}, Clock())
     with diagnosed(source):
         return couple(Graph(source.model, source.base), sizes)
 
@@ -220,9 +235,9 @@ def prune(
     """
     if not isinstance(request, Request | None):
         raise PlanError(f"request is a {type(request).__name__}. Give a spa.Request; Request.from_toml reads a file.")
-    request = Request.of(request, **options)
+    request = Request.of(request, **named(model, options))
     clock = Clock()
-    source, framework_model = _opened(model, example_inputs, convert_options or {}, clock)
+    source, framework_model = opened(model, example_inputs, convert_options or {}, clock)
     clock("load")
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
@@ -232,7 +247,7 @@ def prune(
         outcome = reach(job)
         if job.calibrated is None:
             source = replace(source, obstacle=obstacle(analysis.graph))
-        report = _report(job, outcome, source, framework_model)
+        report = report_of(job, outcome, source, framework_model)
     return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
 
 
@@ -255,7 +270,7 @@ def _document_options(function: Any) -> None:
 _document_options(prune)
 
 
-def _opened(
+def opened(
     model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock
 ) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
@@ -266,7 +281,7 @@ def _opened(
     return simplified(load(framework_model.imported.model), fold=False), framework_model  # parameters keep their names
 
 
-def _report(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
+def report_of(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
     """Put together what is to be said of a pruning."""
     analysis, groups = job.analysis, job.selection.groups
     costs = CostModel(analysis, [g.dim for g in groups])
@@ -306,9 +321,12 @@ def _report(job: Job, outcome: Outcome, source: Source, framework_model: Framewo
         seconds=job.clock.seconds,
         calibration=job.calibration_report(outcome),
         latency=None if outcome.latency is None else dict(outcome.latency),
+        metric=outcome.metric,
         memory=peak_resident(),
         inputs=analysis.points.sizes[0],
         sizes=analysis.points.chosen,
+        layers=layer_names(analysis),
+        environment=environment(),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "InvariantError",
+    "MetricError",
     "ModelError",
     "OptionError",
     "OutOfReachError",
@@ -57,6 +58,12 @@ class UnreadableError(ModelError, PlanError):
     """A file that was named (a model, data, a plan, a request) is not there or cannot be opened."""
 
     exit_code = 6
+
+
+class MetricError(SpaError):
+    """A metric of the user's that fails: it crashes, takes too long, or gives no number."""
+
+    exit_code = 7
 
 
 class UnsupportedError(SpaError):

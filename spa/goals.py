@@ -1,4 +1,4 @@
-"""From a job to its goal: a plan, a ratio, a latency, or a tolerated change of the outputs."""
+"""From a job to its goal: a plan, a ratio, a latency, or a tolerated change of the outputs or of the user's metric."""
 
 from __future__ import annotations
 
@@ -9,31 +9,41 @@ import numpy as np
 
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
-from spa.errors import OutOfReachError, PlanError
+from spa.errors import MetricError, OutOfReachError, PlanError
 from spa.job import Job, Outcome
 from spa.progress import silent
+from spa.steering import bracket
+from spa.steering.measurement import Measurement
+from spa.steering.meter import Meter
 from spa.widths.budget import Budget, refuse_out_of_reach
 
+EVALUATIONS = 8  # of a metric to meet a tolerance, those of the dense model included
+LEAST = 1e-9  # a ratio that asks for nothing beyond what else is asked for
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
 DESTROYED = 0.9  # change of the outputs, relative to their variance; that of the best constant is 1
+REFITS = ("full", "readers")  # the repairs after which a destroyed network is a fault
 Point = tuple[float, float]  # a ratio and the change of the outputs there
 
 
 def reach(job: Job) -> Outcome:
-    """Prune as the goal of a job's request says, then train for a while where that is asked for.
+    """Prune as the goal of a job's request says, and train for a while and evaluate where that is asked for.
 
     Raises:
         PlanError: the goal is out of reach.
+        MetricError: the user's metric fails on the dense model, or before any network has met what is asked for.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
+    job.start_metric()
+    prepare_inputs(job)
+    return attain(job)
+
+
+def attain(job: Job) -> Outcome:
+    """Prune as the goal says where metric and inputs are ready; raise as :func:`reach`."""
     goal = job.request.goal
-    if job.needs_inputs:
-        if goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency":
-            refuse_out_of_reach(job.analysis, job.selection.groups, job.budget)
-        job.calibrate()
-    elif goal.unit == "latency":
-        job.try_out()
+    if goal.kind == "metric" and not isinstance(job.answer, Removal):
+        return to_metric(job)
     if goal.kind == "plan":
         outcome = job.cut(goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan)))
     elif isinstance(removal := job.answer, Removal):
@@ -42,10 +52,41 @@ def reach(job: Job) -> Outcome:
         outcome = to_distortion(job, goal.max_distortion)
     elif goal.unit == "latency":
         outcome = to_latency(job, goal.latency_ms)
+    elif goal.ratio is None and job.budget.fixed:
+        outcome = to_widths(job)
     else:
         outcome = to_budget(job, job.budget)
+    return evaluated(job, checked(job, finished(job, outcome)))
+
+
+def prepare_inputs(job: Job) -> None:
+    """Read or make up what a job must run the model on; refuse a ratio out of reach before that."""
+    goal = job.request.goal
+    if job.needs_inputs:
+        if goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency":
+            refuse_out_of_reach(job.analysis, job.selection.groups, job.budget)
+        job.calibrate()
+    elif goal.unit == "latency":
+        job.try_out()
+
+
+def finished(job: Job, outcome: Outcome) -> Outcome:
+    """Train a pruned network for as many epochs as are asked for."""
     epochs = job.request.repair.recover
-    return checked(job, job.recovered(outcome, epochs) if epochs else outcome)
+    return job.recovered(outcome, epochs) if epochs else outcome
+
+
+def evaluated(job: Job, outcome: Outcome) -> Outcome:
+    """Add what the user's metric says; where it fails on the pruned network, a note says so and nothing is lost."""
+    if job.meter is None:
+        return outcome
+    found = None
+    try:
+        found = job.meter.measure(outcome.model, change=outcome.error)
+    except MetricError as error:
+        outcome = replace(outcome, notes=(*outcome.notes, f"the pruned model was not evaluated: {error}"))
+    job.clock("evaluate")
+    return replace(outcome, metric=job.meter.report(found))
 
 
 def checked(job: Job, outcome: Outcome) -> Outcome:
@@ -59,10 +100,12 @@ def checked(job: Job, outcome: Outcome) -> Outcome:
     if outcome.error is None or outcome.error < DESTROYED or not outcome.plan.removes or job.calibration is None:
         return outcome
     told = f"the outputs change by {outcome.error:.3g} of their variance, so that they are no better than a constant"
-    if job.reconstruct != "full" and not job.request.repair.recover:
+    if job.reconstruct not in REFITS and not job.request.repair.recover:
         return replace(outcome, notes=(*outcome.notes, f"{told}: train the network, or use --reconstruct full"))
     if job.request.repair.insist or job.calibration.held_out is None:
         return replace(outcome, notes=(*outcome.notes, told))
+    if job.request.goal.kind == "metric":  # which says more
+        return outcome
     made_up = job.request.inputs.data is None
     cure = "Give real inputs with --data" if made_up else "Give more inputs, which are like those in use"
     raise PlanError(
@@ -80,7 +123,7 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         trials: whether to cut and repair each choice that the criterion thinks worth a trial, and to keep the one that
             changes the outputs least.
     """
-    trials = trials and job.reconstruct == "full" and isinstance(job.answer, Curves)
+    trials = trials and job.reconstruct in REFITS and isinstance(job.answer, Curves)
     candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
     outcomes: list[Outcome] = []
     for candidate in range(candidates):
@@ -90,6 +133,14 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         if all(plan != o.plan for o in outcomes):
             outcomes.append(job.cut(plan, losses, choice.notes))
     return min(outcomes, key=lambda o: o.error or 0.0)
+
+
+def to_widths(job: Job) -> Outcome:
+    """Give groups the widths that the request names, and leave all others whole."""
+    budget = replace(job.budget, floors={g.name: g.size for g in job.selection.groups})
+    outcome = to_budget(job, replace(budget, ratio=LEAST))
+    about_ratio = job.choose(replace(budget, ratio=LEAST))[0].notes  # that nobody has asked for
+    return replace(outcome, notes=tuple(n for n in outcome.notes if n not in about_ratio))
 
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:
@@ -166,3 +217,93 @@ def _interpolated(low: Point, high: Point, change: float) -> float:
     """Return the ratio where a straight line in the logarithm meets a change, kept away from both ends."""
     fraction = log(change / low[1]) / max(log(high[1] / low[1]), 1e-9)
     return low[0] + float(np.clip(fraction, 0.15, 0.85)) * (high[0] - low[0])
+
+
+# -- a metric --------------------------------------------------------------------------------------------------------
+
+
+def to_metric(job: Job) -> Outcome:
+    """Remove as much as the user's metric tolerates.
+
+    Each candidate is repaired as the final network is, and evaluated once. Where the metric fails after some candidate
+    has met what is asked for, that one is the result, with a note.
+
+    Args:
+        job: the pruning, with its meter.
+
+    Raises:
+        PlanError: even the least that was tried is too much.
+        MetricError: the metric fails before any candidate has met what is asked for; says what was measured before.
+    """
+    meter = job.meter
+    assert meter is not None  # a request with such a goal has a metric
+    search = _MetricSearch(job, meter)
+    tool = bracket.Tool(loss=search.loss, same=search.same, attempt=search.attempt)
+    notes: tuple[str, ...] = ()
+    try:
+        bracket.search(tool, meter.shortfall(meter.dense), EVALUATIONS - len(meter.log))
+    except MetricError as error:
+        if search.best is None:
+            raise MetricError(f"{error}\nEvaluated before:{meter.lines()}") from error
+        notes = (f"the search ended early, and more might go: {error}",)
+    if search.best is None:
+        raise search.refusal()
+    ratio, outcome, measurement = search.best
+    outcome = replace(outcome, notes=(*outcome.notes, *notes), metric=meter.report(measurement) | {"ratio": ratio})
+    return checked(job, outcome)
+
+
+class _MetricSearch:
+    """The steps of a search by a metric.
+
+    Attributes:
+        best: the largest ratio that has met what is asked for, with its network and what the metric says of it.
+    """
+
+    def __init__(self, job: Job, meter: Meter) -> None:
+        self.job, self.meter = job, meter
+        self.best: tuple[float, Outcome, Measurement] | None = None
+        self._choices: dict[float, tuple[Plan, float]] = {}
+
+    def _choice(self, ratio: float) -> tuple[Plan, float]:
+        """Return the plan of a ratio, and its estimated loss; the ratio itself where nothing is estimated."""
+        if ratio not in self._choices:
+            choice, losses = self.job.choose(replace(self.job.budget, ratio=ratio))
+            plan = make_plan(self.job.analysis, choice.kept)
+            self._choices[ratio] = plan, sum(losses.values()) if losses else ratio
+        return self._choices[ratio]
+
+    def loss(self, ratio: float) -> float:
+        """Return the estimated loss of a ratio."""
+        return self._choice(ratio)[1] if ratio else 0.0
+
+    def same(self, a: float, b: float) -> bool:
+        """Return whether two ratios lead to one network."""
+        return self._choice(a)[0] == self._choice(b)[0]
+
+    def attempt(self, ratio: float) -> float:
+        """Prune, repair and evaluate; return by how much the metric misses what is asked for."""
+        job, meter = self.job, self.meter
+        outcome = finished(job, to_budget(job, replace(job.budget, ratio=ratio)))
+        job.progress("evaluate", len(meter.log) / EVALUATIONS)
+        found = meter.measure(outcome.model, f"{ratio:.1%} of {job.budget.of}", ratio, outcome.error)
+        job.clock("evaluate")
+        shortfall = meter.shortfall(found)
+        if shortfall <= 0 and outcome.plan.removes and (self.best is None or ratio > self.best[0]):
+            self.best = ratio, outcome, found
+        return shortfall
+
+    def refusal(self) -> PlanError:
+        """Return why nothing was found."""
+        tried = [e for e in self.meter.log if e.ratio is not None]
+        if not tried:
+            return PlanError("nothing can go under these constraints. Lower --round-to or --min-width.")
+        least = min(tried, key=lambda e: e.ratio or 0.0)
+        name, tolerance = self.meter.metric.name, self.meter.tolerance
+        asked = f"{tolerance.max_drop:g} is allowed" if tolerance.max_drop else f"{tolerance.min_metric:g} is asked for"
+        remedy = "Give the metric more samples" if least.noise >= least.drop else "Tolerate more"
+        return PlanError(
+            f"even without {least.model} {name} is {least.value:g}, a drop of {least.drop:.3g} with a standard error "
+            f"of {least.noise:.2g}; {asked}, with 95 % confidence. {remedy}, or spare sensitive layers with --ignore."
+            f"{self.meter.lines()}"
+        )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
+    from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
@@ -74,6 +75,7 @@ class Outcome:
         before: the change of the outputs before reconstruction, where inputs were at hand.
         after: the change in the end.
         latency: what was measured, where that is the budget.
+        metric: what the user's metric says, where there is one.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class Outcome:
     before: Change | None = None
     after: Change | None = None
     latency: Mapping[str, Any] | None = None
+    metric: dict[str, Any] | None = None
 
     @property
     def error(self) -> float | None:
@@ -106,6 +109,7 @@ class Job:
         calibration: the inputs, where they are needed.
         calibrated: the model with these inputs.
         dense_accuracy: of the dense model on them, in percent, where there are labels.
+        meter: the user's metric beside the dense model, where there is one.
     """
 
     analysis: Analysis
@@ -119,7 +123,9 @@ class Job:
     calibration: Calibration | None = None
     calibrated: Calibrated | None = None
     dense_accuracy: float | None = None
+    meter: Meter | None = None
     _answer: Answer | None = field(init=False, default=None)
+    _tried: bool = field(init=False, default=False)
 
     @property
     def needs_inputs(self) -> bool:
@@ -157,13 +163,65 @@ class Job:
         self.clock("calibrate")
         return self.calibrated
 
+    def start_metric(self) -> None:
+        """Evaluate the dense model by the user's metric, where there is one: what fails there costs no calibration.
+
+        Raises:
+            MetricError: the metric fails.
+            PlanError: the dense model is not what is asked for.
+        """
+        evaluation, inputs = self.request.evaluation, self.request.inputs
+        if evaluation.evaluate is None:
+            return
+        from spa.calibration.data import Images
+        from spa.steering.labelled import Samples
+        from spa.steering.meter import Meter, Tolerance
+        from spa.steering.metric import metric_of
+
+        self.try_out()
+        graph, goal = self.analysis.graph, self.request.goal
+        samples = Samples(
+            path=Path(),
+            graph=graph,
+            labels=inputs.labels,
+            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes),
+            preprocess=inputs.preprocess,
+        )
+        metric = metric_of(
+            evaluation.evaluate,
+            samples,
+            key=evaluation.metric,
+            better=evaluation.better,
+            seconds=evaluation.evaluate_seconds,
+        )
+        self.progress("evaluate", 0.0)
+        self.meter = Meter(metric, graph.model, Tolerance(goal.max_drop, goal.min_metric))
+        self.clock("evaluate")
+
+    def adopt(self, other: Job, answer: bool) -> None:
+        """Take over what another job of the same model has prepared.
+
+        Args:
+            other: its calibration and its metric serve this one, too.
+            answer: whether its scores do: the criterion and the groups are the same.
+        """
+        self.calibration, self.calibrated = other.calibration, other.calibrated
+        self.dense_accuracy, self._tried = other.dense_accuracy, other._tried
+        self.meter = None if other.meter is None else other.meter.beside()
+        if answer:
+            self._answer, self.selection = other.answer, other.selection
+
     def try_out(self) -> None:
-        """Run the dense model once in a child process, so that a crash or a hang of its kernels is a message.
+        """Run the dense model in a child process before its first run here: a crash or a hang of kernels is a message.
 
         Raises:
             ForeignFailure: it crashed, or did not end.
         """
+        if self._tried:
+            return
         from spa.running.trial import try_out
+
+        self._tried = True
 
         analysis = self.analysis
         with running():
@@ -417,11 +475,11 @@ def prepare(
     reconstruct = request.repair.reconstruct
     if reconstruct == "auto":
         reconstruct = "none" if planned else criterion.reconstruct
-    repaired = reconstruct == "full"
+    repaired = reconstruct in ("full", "readers")
     selection = (
         Selection(tuple(analysis.prunable))
         if planned
-        else select(analysis, constraints.ignore, constraints.cross_norm, repaired)
+        else select(analysis, constraints.ignore, constraints.cross_norm, repaired, constraints.only)
     )
     return Job(
         analysis=analysis,
@@ -445,12 +503,34 @@ def _budget(analysis: Analysis, selection: Selection, request: Request, framewor
         round_to=constraints.round_to,
         min_width=constraints.min_width,
         equal=_equal_sets(analysis, selection, request, framework),
+        **_given_widths(analysis, selection, request),
     )
     if goal.kind == "auto":
         from spa.widths.sparsity import suggested_ratio
 
         budget = replace(budget, ratio=suggested_ratio(analysis, selection.groups, budget))
     return budget
+
+
+def _given_widths(analysis: Analysis, selection: Selection, request: Request) -> dict[str, dict[str, int]]:
+    """Return the widths that the request gives, exact ones (``fixed``) and those that are kept (``floors``), by group.
+
+    Raises:
+        PlanError: a pattern names no group, a width is more than the group has, or two contradict each other.
+    """
+    if request.goal.kind == "plan":
+        return {}
+    from spa.widths.given import given_widths
+
+    constraints = request.constraints
+    return given_widths(
+        analysis,
+        selection.groups,
+        width=constraints.width or {},
+        ratio_of=constraints.ratio_of or {},
+        keep_at_least=constraints.keep_at_least or {},
+        round_to=constraints.round_to,
+    )
 
 
 def _equal_sets(

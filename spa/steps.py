@@ -90,7 +90,7 @@ def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, 
     """
     job = prepare(analysis, Request.of(request, **options))
     goal = job.request.goal
-    if goal.kind in ("plan", "distortion") or goal.unit == "latency":
+    if goal.kind in ("plan", "distortion", "metric") or goal.unit == "latency":
         raise PlanError("a plan by scores takes a ratio of macs, params or channels. Use spa.prune for other goals.")
     scores = checked_answer(scores, job.selection.groups, OWN)
     if isinstance(scores, Removal):

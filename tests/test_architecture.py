@@ -40,6 +40,7 @@ LEVELS = [
     "zero",
     "obspa",
     "widths",
+    "steering",
     "request",
     "report",
     "frameworks",

@@ -31,6 +31,10 @@ REQUEST = {
     "norm": "max",
     "agg": "l2",
     "ignore": ("head.*", "Gemm"),
+    "only": ("layer*",),
+    "width": {"fc1": 24},
+    "ratio_of": {"layer3.*": 0.5},
+    "keep_at_least": {"layer1.*": 8},
     "equal": ("heads",),
     "round_to": 4,
     "min_width": 2,
@@ -46,6 +50,10 @@ REQUEST = {
     "reconstruct": "bias",
     "recover": 3,
     "insist": True,
+    "evaluate": "python eval.py {model}",
+    "metric": "top5",
+    "better": "higher",
+    "evaluate_seconds": 60.0,
     "threads": 1,
     "batch": 5,
     "sizes": {"seq": 7},
@@ -59,7 +67,13 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
     path.write_text(request.to_toml(), encoding="utf-8")
     assert Request.from_toml(path) == request
     untested = {f.name for _, f in options() if f.metadata["kind"].on_file} - REQUEST.keys()
-    assert untested == {"max_distortion", "latency_ms", "plan"}  # goals, of which a request has one
+    assert untested == {
+        "max_distortion",
+        "max_drop",
+        "min_metric",
+        "latency_ms",
+        "plan",
+    }  # goals, of which a request has one
     for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)
@@ -119,7 +133,7 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
     [
         ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, channels, latency."),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, latency."),
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
@@ -206,6 +220,7 @@ def test_a_new_goal_replaces_the_old_one_and_two_at_once_are_refused(name: str) 
         ({"max_distortion": 0.1}, "distortion"),
         ({"latency_ms": 1.0}, "latency_ms"),
         ({"plan": "plan.json"}, "plan"),
+        ({"max_drop": 1.0, "evaluate": "top1:x.npz"}, "metric"),
     ],
 )
 def test_a_request_has_one_goal(given: dict[str, object], kind: str) -> None:
@@ -237,10 +252,10 @@ def test_each_help_text_is_a_phrase_and_fits_two_lines() -> None:
 
 
 def test_a_report_is_valid_under_the_schema_and_a_wrong_one_is_not() -> None:
-    result = spa.prune(RESNET, ratio=0.3, criterion="l2", ignore=["head.*"])
+    result = spa.prune(RESNET, ratio=0.3, criterion="l2", ignore=["fc.*"])
     report = json.loads(json.dumps(result.report.to_dict())) | {"output": "small.onnx"}
     jsonschema.validate(report, report_schema())
-    assert report["requested"] == Request.of(ratio=0.3, criterion="l2", ignore=["head.*"]).to_dict()
+    assert report["requested"] == Request.of(ratio=0.3, criterion="l2", ignore=["fc.*"]).to_dict()
     for path, value in ((("reached",), "much"), (("requested", "goal", "of"), 3), (("groups", 0, "kept"), None)):
         broken = json.loads(json.dumps(report))
         at = broken

@@ -19,7 +19,7 @@ DATA = str(MODELS / "digits_train.npz")
     "options",
     [
         {"criterion": "l2"},
-        {"criterion": "l1", "ranking": "uniform", "round_to": 4, "ignore": ["head.*"]},
+        {"criterion": "l1", "ranking": "uniform", "round_to": 4, "ignore": ["fc.*"]},
         {"criterion": "wanda", "data": DATA, "samples": 32},
         {"criterion": "obspa", "data": DATA, "samples": 32},
         {"criterion": "zero"},

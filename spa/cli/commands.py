@@ -81,7 +81,7 @@ def prune(
     from spa import api
     from spa.model.writing import text_draft
 
-    _check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
+    check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune(model, request=request, progress=progress)
     with ExitStack() as stack:  # everything is drafted before anything takes its name
@@ -90,7 +90,7 @@ def prune(
         for text in texts:
             text.publish(text.folder)
     if outputs.as_json:
-        _print_json(result.report.to_dict() | {"output": str(output)})
+        print_json(result.report.to_dict() | {"output": str(output)})
     else:
         from spa.report.text import show_report
 
@@ -113,7 +113,7 @@ def prove(
     try_out(model)
     proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
-        _print_json(proof.to_dict())
+        print_json(proof.to_dict())
     else:
         from spa.report.text import show_proof
 
@@ -135,7 +135,7 @@ def inspect(
 
     found = inspection(api.analyze(model, sizes=parse_sizes(size)))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         from spa.report.text import show_inspection
 
@@ -167,7 +167,7 @@ def verify(
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
     found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from spa.report.text import show_verification
 
@@ -196,7 +196,7 @@ def bench(
         [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
     )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from spa.report.text import show_bench
 
@@ -223,7 +223,7 @@ def export(
     from spa.exporting import export as write
 
     if to in ("onnx", "ort"):
-        _check_targets({"--output": output}, model)
+        check_targets({"--output": output}, model)
     options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
     written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
     typer.echo(printable(f"{model} → {written}"))
@@ -255,7 +255,7 @@ def convert(
     from spa.exporters.onnx import write
     from spa.model.io import Source
 
-    _check_targets({"--output": output}, source)
+    check_targets({"--output": output}, source)
     options = {"signature": signature, "opset": opset, "trust": trust}
     if factory:
         options["factory"] = parse_callable(factory)
@@ -283,7 +283,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def _check_targets(targets: dict[str, Path | None], model: Path) -> None:
+def check_targets(targets: dict[str, Path | None], model: Path) -> None:
     """Refuse files that could not be written, or would replace a model or each other, before any work.
 
     Raises:
@@ -331,7 +331,8 @@ def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Itera
         yield outputs.report, page(result.report, str(model), str(output))
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
+    """Print plain data as JSON."""
     typer.echo(json.dumps(content, indent=1, default=str))
 
 

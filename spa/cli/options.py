@@ -15,7 +15,19 @@ import typer
 from typer.core import TyperCommand
 
 from spa.request import Request, criterion_names, options
-from spa.request.option import FILE, NUMBER, NUMBERS, PATTERNS, RATIO, SIZES, SWITCH, WHOLE, default_of, flag_of
+from spa.request.option import (
+    FILE,
+    FRACTIONS,
+    NUMBER,
+    NUMBERS,
+    PATTERNS,
+    RATIO,
+    SIZES,
+    SWITCH,
+    WHOLE,
+    default_of,
+    flag_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,14 +176,14 @@ def _taken_request(values: dict[str, Any]) -> Request:
 def _annotation(about: Field[Any]) -> Any:
     """Return the type that typer parses an option as; None, or False of a switch, stands for one that is not given."""
     kind, (least, most) = about.metadata["kind"], about.metadata["bounds"] or (None, None)
-    types = {NUMBER: float, WHOLE: int, PATTERNS: list[str], FILE: Path, SIZES: list[str]}
+    types = {NUMBER: float, WHOLE: int, PATTERNS: list[str], FILE: Path, SIZES: list[str], FRACTIONS: list[str]}
     text = about.metadata["help"].replace("`", "").replace("[", r"\[")  # which rich would read as markup
     shown = default_of(about).replace("`", "")
     option = typer.Option(
         flag_of(about),  # one name alone: a switch without its opposite
         help=text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else ""),
         show_default=False,
-        metavar={RATIO: "FLOAT|auto", SIZES: "NAME=N", NUMBERS: "FLOAT,..."}.get(kind),
+        metavar={RATIO: "FLOAT|auto", SIZES: "NAME=N", FRACTIONS: "NAME=FLOAT", NUMBERS: "FLOAT,..."}.get(kind),
         min=least,
         max=most,
     )
@@ -186,7 +198,9 @@ def _parsed(about: Field[Any], value: Any) -> Any:
     if kind == RATIO:
         return parse_ratio(value)
     if kind == SIZES:
-        return parse_sizes(value)
+        return parse_sizes(value, flag_of(about))
+    if kind == FRACTIONS:
+        return parse_fractions(value, flag_of(about))
     if kind == NUMBERS:
         return parse_numbers(value, flag_of(about))
     return value
@@ -210,13 +224,27 @@ def parse_numbers(text: str, flag: str) -> list[float]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=flag) from error
 
 
-def parse_sizes(items: list[str] | None) -> dict[str, int] | None:
+def parse_fractions(items: list[str], flag: str) -> dict[str, float]:
+    """Return fractions by name from ``NAME=FLOAT``."""
+    fractions = {}
+    for item in items:
+        name, _, number = item.rpartition("=")
+        try:
+            fractions[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise typer.BadParameter(f"{item!r} is no NAME=FLOAT such as layer3.*=0.6", param_hint=flag)
+    return fractions
+
+
+def parse_sizes(items: list[str] | None, flag: str = "--size") -> dict[str, int] | None:
     """Return sizes by name from ``NAME=N``."""
     sizes = {}
     for item in items or ():
         name, equals, number = item.rpartition("=")
         if not equals or not number.isdigit() or int(number) < 1:
-            raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint="--size")
+            raise typer.BadParameter(f"{item!r} is no NAME=N with N of 1 or more", param_hint=flag)
         sizes[name] = int(number)
     return sizes or None
 

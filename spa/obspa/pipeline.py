@@ -116,7 +116,8 @@ class Calibrated:
         Args:
             plan: the kept channels.
             pruned: the model that surgery made.
-            extent: ``full`` refits the readers' weights and biases, ``bias`` moves biases alone.
+            extent: ``full`` refits readers and their producers, ``readers`` the readers alone, ``bias`` moves biases
+                alone.
         """
         same_model = self._calibration_analysis is self.analysis
         calibrated = pruned if same_model else apply(self._calibration_analysis, plan)
@@ -127,7 +128,7 @@ class Calibrated:
             settings = FitSettings(
                 damping=DAMPING if self.synthetic else DAMPING * (1 + DAMPING_SAMPLES / samples_in(self.batches)),
                 pruned_input_fraction=fraction,
-                producer_rounds=1 if self.synthetic else PRODUCER_ROUNDS,
+                producer_rounds=0 if extent == "readers" else 1 if self.synthetic else PRODUCER_ROUNDS,
                 seed=self.seed,
             )
             edits = reconstruct(

@@ -55,8 +55,14 @@ class Report:
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.
+        metric: of the user's metric its ``name``, which way is ``better``, its value for the ``dense`` and the
+            ``pruned`` model (None where it failed), how much worse that is (``drop``) and the standard error of
+            that (``noise``), what was asked for (``max_drop``, ``min_metric``), the ``ratio`` that a
+            search arrived at, and all ``evaluations`` in turn.
         memory: the most bytes that the process has had resident so far; None where the platform does not say.
         inputs: the shapes of the inputs at which MACs are counted, per sample.
+        layers: by group the layer that computes it, by name, in the order of the network.
+        environment: the versions and the machine.
         sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 
@@ -72,9 +78,12 @@ class Report:
     seconds: dict[str, float]
     calibration: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
+    metric: dict[str, Any] | None = None
     memory: int | None = None
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

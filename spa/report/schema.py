@@ -12,7 +12,9 @@ from spa.request import options
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
+    EVALUATION,
     FILE,
+    FRACTIONS,
     FUNCTION,
     NUMBER,
     NUMBERS,
@@ -36,9 +38,11 @@ _KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Pyt
     RATIO: {"anyOf": [_NUMBER, {"const": "auto"}]},
     FILE: {"type": "string"},
     SIZES: {"type": "object", "additionalProperties": {"type": "integer"}},
+    FRACTIONS: {"type": "object", "additionalProperties": _NUMBER},
     PATTERNS: {"type": "array", "items": {"type": "string"}},
     NUMBERS: {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
     FUNCTION: {"type": "string"},
+    EVALUATION: {"type": "string"},
     ARRAYS: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from spa.errors import printable
 
 if TYPE_CHECKING:
     from spa.report import Report
+    from spa.report.comparison import Sweep
+    from spa.report.sensitivity import Sensitivity
     from spa.running.bench import BenchReport
     from spa.running.verify import VerifyReport
     from spa.surgery.proof import Proof
@@ -58,6 +60,17 @@ def cost_cells(report: Report) -> list[Sequence[object]]:
     return rows
 
 
+def one_line(report: Report) -> str:
+    """Say what pruning has removed, and what it has changed, in one line."""
+    costs = [f"{title} {before} → {after} (−{removed})" for title, before, after, removed in cost_cells(report)[:3]]
+    calibration, metric = report.calibration or {}, report.metric or {}
+    if calibration.get("after") is not None:
+        costs.append(f"output error {calibration['after']:.3f}")
+    if metric.get("pruned") is not None:
+        costs.append(f"{metric['name']} {metric['dense']:.6g} → {metric['pruned']:.6g}")
+    return ", ".join(costs)
+
+
 def group_cells(report: Report) -> list[Sequence[object]]:
     """Return a row of cells for each group: its name, channels, those kept, fractions of the dense model, and loss."""
     return [
@@ -85,6 +98,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         console.print(_text(calibrated(report.calibration)))
     if report.latency:
         console.print(_text(timed(report.latency)))
+    if report.metric:
+        _show_evaluations(console, report.metric)
     for note in report.notes:
         console.print(_text(f"note: {note}."))
     if report.skipped:
@@ -93,6 +108,32 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
         )
     for label, reason in report.barriers:
         console.print(_text(f"barrier: {label}: {reason}"))
+
+
+def _show_evaluations(console: Console, found: dict[str, Any]) -> None:
+    """Print what a metric says, and what was evaluated on the way there."""
+    if len(found["evaluations"]) > 2:
+        table = _table("evaluations", "model", found["name"], "drop", "noise", "met", "output error", "seconds")
+        for e in found["evaluations"]:
+            met = "" if e["met"] is None else "yes" if e["met"] else "no"
+            change = "" if e["change"] is None else f"{e['change']:.3f}"
+            cells = f"{e['value']:.6g}", f"{e['drop']:.3g}", f"{e['noise']:.2g}", met, change, f"{e['seconds']:.1f}"
+            _row(table, e["model"], *cells)
+        console.print(table)
+    console.print(_text(measured(found)))
+
+
+def measured(found: dict[str, Any]) -> str:
+    """Say what a metric was before and after, and what was asked for, in one line."""
+    text = f"{found['name']} ({found['better']} is better): {found['dense']:.6g} before"
+    if found["pruned"] is not None:
+        text += f", {found['pruned']:.6g} after: {found['drop']:.3g} worse"
+        text += f", with a standard error of {found['noise']:.2g}" if found["noise"] else ""
+    if found["max_drop"] is not None:
+        text += f"; {found['max_drop']:g} was allowed, with 95 % confidence"
+    if found["min_metric"] is not None:
+        text += f"; {found['min_metric']:g} was asked for, with 95 % confidence"
+    return f"{text}; {len(found['evaluations'])} evaluations"
 
 
 def effort(report: Report) -> str:
@@ -126,6 +167,52 @@ def timed(found: dict[str, Any]) -> str:
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
         f"({found['threads']} threads; {inputs})"
     )
+
+
+def show_sweep(found: Sweep) -> None:
+    """Print the points of a sweep, the Pareto front and its knee."""
+    console = Console()
+    title = f"{found.model}: {len(found.points)} points in {found.folder}"
+    table = _table(title, "network", "MACs", "parameters", "ms", "change", found.metric_name or "accuracy", "front")
+    dense = found.dense
+    quality = dense["metric"] if found.metric_name else dense["accuracy"]
+    _row(table, "dense", *_cells(dense["macs"], dense["params"], dense["milliseconds"], 0.0, quality), "")
+    for p in found.points:
+        if p.refused:
+            continue
+        quality = p.metric if found.metric_name else p.accuracy
+        mark = "knee" if p.name == found.knee else "yes" if p.on_front else ""
+        _row(table, p.name, *_cells(p.macs, p.params, p.milliseconds, p.change, quality), mark)
+    console.print(table)
+    for p in found.points:
+        if p.refused:
+            console.print(_text(f"no {p.name}: {p.refused}"))
+    if found.loss is None:
+        console.print(_text("nothing was measured that a network could be better in: no front."))
+
+
+def _cells(macs: Any, params: Any, ms: Any, change: Any, quality: Any) -> Iterator[str]:
+    yield count(macs)
+    yield count(params)
+    yield "-" if ms is None else f"{ms:.3f}"
+    yield "-" if change is None else f"{change:.4f}"
+    yield "-" if quality is None else f"{quality:.6g}"
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """Print what each group costs alone, a line for each width."""
+    console = Console()
+    title = f"{found.model}: each group pruned alone; losses by {found.criterion}"
+    table = _table(title, "layer", "width", "of", "loss", "MACs", "parameters", "change")
+    for g in found.groups:
+        changes = g.change or [None] * len(g.widths)
+        for i, (width, loss, macs, params, change) in enumerate(
+            zip(g.widths, g.loss, g.macs, g.params, changes, strict=True)
+        ):
+            layer, size = (g.layer, g.channels) if i == 0 else ("", "")
+            measured_change = "-" if change is None else f"{change:.3g}"
+            _row(table, layer, width, size, f"{loss:.3g}", f"-{macs:.1%}", f"-{params:.1%}", measured_change)
+    console.print(table)
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:

@@ -14,6 +14,7 @@ spa.errors.OptionError: ratio=0.3 and latency_ms=2 are asked for together. Choos
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -24,7 +25,9 @@ from spa.errors import OptionError, nearest, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
+    EVALUATION,
     FILE,
+    FRACTIONS,
     FUNCTION,
     NUMBER,
     NUMBERS,
@@ -43,10 +46,10 @@ if TYPE_CHECKING:
     from spa.coupling.plan import Plan
     from spa.criteria import Criterion, ParameterScore
 
-RECONSTRUCTIONS = ("auto", "full", "bias", "none")
+RECONSTRUCTIONS = ("auto", "full", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
 MOST_THREADS = 1024
-TARGETS = ("ratio", "max_distortion", "latency_ms", "plan")  # of which a goal has one
+TARGETS = ("ratio", "max_distortion", "max_drop", "min_metric", "latency_ms", "plan")  # of which a goal has one
 
 
 def _budget() -> Any:  # imported where choices are asked for, so that --help stays quick
@@ -59,6 +62,12 @@ def _domains() -> tuple[str, ...]:
     from spa.calibration.imagery import DOMAINS
 
     return DOMAINS
+
+
+def _directions() -> tuple[str, ...]:
+    from spa.steering.metric import DIRECTIONS
+
+    return DIRECTIONS
 
 
 def _criteria() -> Any:
@@ -76,7 +85,7 @@ def criterion_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Goal(Section):
-    """The goal: a ratio, a tolerated change of the outputs, milliseconds, or the channels of a plan."""
+    """The goal: a ratio, a tolerated change of outputs or metric, milliseconds, or the channels of a plan."""
 
     ratio: float | str | None = option(
         None,
@@ -87,7 +96,8 @@ class Goal(Section):
     )
     of: str = option(
         "macs",
-        "the unit of the ratio: `macs`, `params`, `channels` or `latency` (measured in onnxruntime on this machine)",
+        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
+        "on this machine)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -95,6 +105,17 @@ class Goal(Section):
         None,
         "instead of a ratio: how far the outputs may change, as mean squared change over variance; 0.01 is hardly "
         "noticed",
+        kind=NUMBER,
+    )
+    max_drop: float | None = option(
+        None,
+        "instead of a ratio: how much worse your metric may become, in its own units (a point of a percentage is 1); "
+        "the most that can go is searched, in at most 8 evaluations",
+        kind=NUMBER,
+    )
+    min_metric: float | None = option(
+        None,
+        "instead of a ratio: the value that your metric must reach; where lower is better, must not exceed",
         kind=NUMBER,
     )
     latency_ms: float | None = option(
@@ -107,12 +128,18 @@ class Goal(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         number = None if self.ratio == "auto" else self.ratio
-        targets = {"ratio": number, "latency_ms": self.latency_ms, "max_distortion": self.max_distortion}
+        targets = {
+            "ratio": number,
+            "latency_ms": self.latency_ms,
+            "max_distortion": self.max_distortion,
+            "max_drop": self.max_drop,
+            "min_metric": self.min_metric,
+        }
         requested = [f"{name}={value:g}" for name, value in targets.items() if value is not None]
         requested += ["a plan"] if self.plan is not None else []
         if len(requested) > 1:
             raise OptionError(f"{' and '.join(requested)} are asked for together. Choose one.")
-        for name in ("latency_ms", "max_distortion"):
+        for name in ("latency_ms", "max_distortion", "max_drop"):
             value = targets[name]
             if value is not None and not 0 < float(value) < float("inf"):
                 raise OptionError(f"{name} is {value:g}. Give a number above 0.")
@@ -120,7 +147,9 @@ class Goal(Section):
             raise OptionError(
                 f"ratio is {number:g}, the fraction to remove. Choose one between 0 and 1, ends excluded."
             )
-        if self.of == "latency" and (self.ratio == "auto" or self.max_distortion is not None):
+        if self.min_metric is not None and not math.isfinite(self.min_metric):
+            raise OptionError(f"min_metric is {self.min_metric:g}. Give a finite number.")
+        if self.of == "latency" and (self.ratio == "auto" or self.kind in ("distortion", "metric")):
             raise OptionError("a budget of latency takes a number. Give a ratio or latency_ms, or another unit.")
         if self.latency_ms is not None and (self.ratio == "auto" or self.of not in ("macs", "latency")):
             other = "ratio 'auto'" if self.ratio == "auto" else f"a budget of {self.of}"
@@ -130,9 +159,11 @@ class Goal(Section):
 
     @property
     def kind(self) -> str:
-        """Return ``plan``, ``distortion``, ``latency_ms``, ``auto`` or ``ratio``."""
+        """Return ``plan``, ``metric``, ``distortion``, ``latency_ms``, ``auto`` or ``ratio``."""
         if self.plan is not None:
             return "plan"
+        if self.max_drop is not None or self.min_metric is not None:
+            return "metric"
         if self.max_distortion is not None:
             return "distortion"
         if self.latency_ms is not None:
@@ -200,8 +231,29 @@ class Constraints(Section):
 
     ignore: tuple[str, ...] = option(
         (),
-        "a pattern; groups stay whole in which a parameter, a node or an operator matches it; repeatable",
+        "a pattern; groups stay whole in which a parameter, a node, an operator or a module matches it; repeatable; in "
+        "Python also a module of PyTorch itself",
         kind=PATTERNS,
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "a pattern; only the outputs of layers are pruned that it matches, by the same names; repeatable",
+        kind=PATTERNS,
+    )
+    width: Mapping[str, int] | None = option(
+        None,
+        "the exact width of the outputs of layers that match: `fc1=256`; repeatable. Without another goal all other "
+        "groups stay whole",
+        kind=SIZES,
+    )
+    ratio_of: Mapping[str, float] | None = option(
+        None,
+        "the fraction to remove from the outputs of layers that match: `layer3.*=0.6`; repeatable. Without another "
+        "goal all other groups stay whole",
+        kind=FRACTIONS,
+    )
+    keep_at_least: Mapping[str, int] | None = option(
+        None, "the width that the outputs of layers that match do not fall below: `head*=64`; repeatable", kind=SIZES
     )
     equal: tuple[str, ...] | None = option(
         None,
@@ -290,8 +342,8 @@ class Repair(Section):
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `bias` moves their means alone, `none` leaves them; `auto`: what suits the "
-        "criterion, `full` for obspa, `bias` for flap, else `none`",
+        "`full` refits all layers, `readers` (faster) not those before cuts, `bias` moves their means alone, `none` "
+        "leaves them; `auto`: what suits the criterion, `full` for obspa, `bias` for flap, else `none`",
         kind=WORD,
         choices=lambda: RECONSTRUCTIONS,
     )
@@ -312,6 +364,42 @@ class Repair(Section):
         if isinstance(self.reconstruct, bool):
             object.__setattr__(self, "reconstruct", "full" if self.reconstruct else "none")
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Evaluation(Section):
+    """The user's metric, by which pruned models are judged."""
+
+    evaluate: str | Callable[[str], Any] | None = option(
+        None,
+        "your metric: `module:function` of a model's path, a command with `{model}` in it, or `top1:`, `top5:`, `mae:` "
+        "or `agreement:` and the path of labelled samples; in Python also a function",
+        kind=EVALUATION,
+    )
+    metric: str | None = option(
+        None, "which of several numbers is the metric, by name", kind=WORD, shown="the first of them"
+    )
+    better: str = option(
+        "auto",
+        "whether `higher` or `lower` is better; `auto`: lower for `mae`, else higher",
+        kind=WORD,
+        choices=_directions,
+    )
+    evaluate_seconds: float = option(
+        3600.0,
+        "the seconds that an evaluation may take in a process of its own; a function given in Python runs in this one, "
+        "where nothing stops it",
+        kind=NUMBER,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluate is not None:
+            from spa.steering.metric import check_evaluate
+
+            check_evaluate(self.evaluate)
+        if not self.evaluate_seconds > 0:
+            raise OptionError(f"evaluate_seconds is {self.evaluate_seconds:g}. Give a number above 0.")
 
 
 @dataclass(frozen=True)
@@ -346,6 +434,7 @@ class Request:
         constraints: what must hold for the widths.
         inputs: what scores and repair learn from.
         repair: how what remains is made to do what was removed.
+        evaluation: the user's metric.
         timing: how models are run and timed.
     """
 
@@ -354,7 +443,18 @@ class Request:
     constraints: Constraints = field(default_factory=Constraints)
     inputs: Inputs = field(default_factory=Inputs)
     repair: Repair = field(default_factory=Repair)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        """Refuse options of different sections that contradict each other.
+
+        Raises:
+            OptionError: two do.
+        """
+        if self.goal.kind == "metric" and self.evaluation.evaluate is None:
+            name = "max_drop" if self.goal.max_drop is not None else "min_metric"
+            raise OptionError(f"{name} needs a metric, and there is none. Give evaluate, such as top1:labelled.npz.")
 
     @classmethod
     def of(cls, base: Request | None = None, /, **given: Any) -> Request:

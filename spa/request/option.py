@@ -81,6 +81,15 @@ def _sizes(value: Any) -> dict[str, int]:
     return sizes
 
 
+def _fractions(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    fractions = {_word(name): _number(fraction) for name, fraction in value.items()}
+    if any(not 0 < fraction < 1 for fraction in fractions.values()):
+        raise ValueError
+    return fractions
+
+
 def _source(value: Any) -> Any:
     if isinstance(value, bool | Real | bytes) or (isinstance(value, str) and not value):
         raise ValueError
@@ -99,6 +108,12 @@ def _callable(value: Any) -> Any:
     return value
 
 
+def _evaluation(value: Any) -> Any:
+    if not callable(value) and not (isinstance(value, str) and value.strip()):
+        raise ValueError
+    return value
+
+
 NUMBER = Kind("number", "a number", _number)
 WHOLE = Kind("whole number", "a whole number", _whole)
 SWITCH = Kind("switch", "True or False", _switch)
@@ -108,7 +123,9 @@ RATIO = Kind("ratio", "a number between 0 and 1, or 'auto'", _ratio)
 PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
 SIZES = Kind("sizes", "a mapping from names to whole numbers of 1 or more", _sizes)
+FRACTIONS = Kind("fractions", "a mapping from names to numbers between 0 and 1", _fractions)
 FILE = Kind("file", "a path", _source)
+EVALUATION = Kind("metric", "a command, module:function, or a function", _evaluation)
 FUNCTION = Kind("function", "a function", _callable, on_file=False)
 ARRAYS = Kind("arrays", "a mapping from initializer names to arrays", _arrays, on_file=False)
 

@@ -7,7 +7,7 @@ budget takes a prefix of it. So a larger ratio never keeps more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from spa.errors import OptionError, OutOfReachError
 from spa.widths.ladders import Ladder, ladders_of, widths_at
 from spa.widths.ranking import RANKINGS, Chunk, ranked_chunks, rungs_after
 
-UNITS = ("macs", "params", "channels", "latency")
+UNITS = ("macs", "params", "bytes", "channels", "latency")
 TOLERANCE = 0.01  # a budget counts as met within this fraction of the dense cost
 
 
@@ -27,7 +27,7 @@ class Budget:
 
     Attributes:
         ratio: the fraction to remove, in (0, 1).
-        of: ``macs``, ``params``, ``channels`` or ``latency``.
+        of: ``macs``, ``params``, ``bytes`` (of weights), ``channels`` or ``latency``.
         ranking: ``global`` (scores of all groups compared), ``uniform`` (the same ratio in every group) or
             ``isomorphic`` (scores compared among groups of the same structure, the same ratio in each such set;
             Fang et al., ECCV 2024).
@@ -35,6 +35,8 @@ class Budget:
         min_width: no group becomes narrower than this.
         equal: sets of names of groups that keep the same fraction of their channels; where one of a set may not be
             pruned, none of it is.
+        fixed: by group name the width that it must have.
+        floors: by group name the width that it does not fall below.
     """
 
     ratio: float = 0.5
@@ -43,6 +45,8 @@ class Budget:
     round_to: int = 8
     min_width: int = 1
     equal: tuple[frozenset[str], ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    floors: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -58,7 +62,15 @@ class Budget:
 
     def ladders(self, analysis: Analysis, groups: Sequence[Group]) -> list[Ladder]:
         """Return the widths that this budget allows the groups, as :func:`spa.widths.ladders.ladders_of` does."""
-        return ladders_of(analysis, groups, round_to=self.round_to, min_width=self.min_width, equal=self.equal)
+        return ladders_of(
+            analysis,
+            groups,
+            round_to=self.round_to,
+            min_width=self.min_width,
+            equal=self.equal,
+            fixed=self.fixed,
+            floors=self.floors,
+        )
 
 
 @dataclass(frozen=True)

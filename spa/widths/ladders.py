@@ -1,18 +1,20 @@
 """Ladders: the widths that a group, or several groups together, may have.
 
 A ladder begins with the whole width and goes down in steps that keep the axes of a group multiples of what the
-runtime likes. Groups that must keep the same fraction of their channels stand on one ladder.
+runtime likes; where the user gives the width, it has one rung. Groups that must keep the same fraction of their
+channels stand on one ladder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
 
 from spa.algebra.axes import Dim, Expr, Prod, Sum
 from spa.coupling.analysis import Analysis, Group
+from spa.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ def ladders_of(
     round_to: int = 1,
     min_width: int = 1,
     equal: Collection[frozenset[str]] = (),
+    fixed: Mapping[str, int] | None = None,
+    floors: Mapping[str, int] | None = None,
 ) -> list[Ladder]:
     """Return the ladders of all groups, in the order of the groups.
 
@@ -45,28 +49,44 @@ def ladders_of(
         min_width: no group becomes narrower than this.
         equal: sets of names of groups that keep the same fraction of their channels. A set with a name that is not
             among the groups has a ladder of one rung: none of it is pruned.
+        fixed: by group name the only width that it may have.
+        floors: by group name the width that it does not fall below.
+
+    Raises:
+        PlanError: groups that keep the same fraction have no such width in common.
     """
+    fixed, floors = fixed or {}, floors or {}
     steps = alignment(analysis, groups, round_to)
-    widths_alone = [allowed_widths(g.size, step, min_width) for g, step in zip(groups, steps, strict=True)]
+    widths_alone = [
+        [fixed[g.name]] if g.name in fixed else allowed_widths(g.size, step, max(min_width, floors.get(g.name, 1)))
+        for g, step in zip(groups, steps, strict=True)
+    ]
     set_of = {name: names for names in equal for name in names}
     positions = {g.name: i for i, g in enumerate(groups)}
     ladders: dict[int, Ladder] = {}  # by the position of the first member
     for group in groups:
         names = set_of.get(group.name, frozenset((group.name,)))
         members = tuple(sorted(positions[n] for n in names if n in positions))
-        rungs = tuple(zip(*_equal_fractions([widths_alone[m] for m in members]), strict=True))
+        sizes = [groups[m].size for m in members]
+        rungs = tuple(zip(*_equal_fractions([widths_alone[m] for m in members], sizes), strict=True))
+        if not rungs:
+            raise PlanError(
+                f"group {group.name!r} keeps the same fraction as {len(members) - 1} others, and has another width "
+                "than they may have. Give all of them the same fraction, or leave --equal out."
+            )
         ladders.setdefault(members[0], Ladder(members, rungs if len(members) == len(names) else rungs[:1]))
     return list(ladders.values())
 
 
-def _equal_fractions(width_lists: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Keep the widths that are the same fraction of the whole in all lists; each list starts with the whole.
+def _equal_fractions(width_lists: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[int]]:
+    """Keep the widths that are the same fraction of the whole in all lists.
 
-    >>> _equal_fractions([[16, 12, 8, 4], [8, 7, 6, 5, 4, 3]])
+    >>> _equal_fractions([[16, 12, 8, 4], [8, 7, 6, 5, 4, 3]], [16, 8])
     [[16, 12, 8], [8, 6, 4]]
     """
-    common = set.intersection(*({Fraction(w, widths[0]) for w in widths} for widths in width_lists))
-    return [[w for w in widths if Fraction(w, widths[0]) in common] for widths in width_lists]
+    pairs = list(zip(width_lists, sizes, strict=True))
+    common = set.intersection(*({Fraction(w, size) for w in widths} for widths, size in pairs))
+    return [[w for w in widths if Fraction(w, size) in common] for widths, size in pairs]
 
 
 def allowed_widths(size: int, step: int, min_width: int) -> list[int]:

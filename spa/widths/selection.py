@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Group
 from spa.errors import PlanError
+from spa.widths.patterns import check_patterns, matches, touching, writes
 
 NOT_FINITE = "holds values that are not finite"
 # Operators whose statistics are a scale, which moves roundings alone: no normalisation, though no equality is claimed.
@@ -37,7 +37,11 @@ class Selection:
 
 
 def select(
-    analysis: Analysis, ignore: Sequence[str] = (), cross_norm: bool = False, repaired: bool = False
+    analysis: Analysis,
+    ignore: Sequence[str] = (),
+    cross_norm: bool = False,
+    repaired: bool = False,
+    only: Sequence[str] = (),
 ) -> Selection:
     """Select the groups that may be pruned.
 
@@ -47,10 +51,12 @@ def select(
         cross_norm: keep groups over which a normalisation takes statistics.
         repaired: whether a full repair follows, which makes up for changed statistics: then these groups are kept
             where there are no others.
+        only: shell patterns; where there are some, groups are left out whose writers match none of them.
 
     Raises:
-        PlanError: no group is left; the message names the first reason.
+        PlanError: no group is left; the message names the first reason. Or a pattern matches nothing in the model.
     """
+    check_patterns(analysis, {"ignore": ignore, "only": only})
 
     @cache
     def is_finite(tensor: str) -> bool:
@@ -61,9 +67,11 @@ def select(
     skipped: list[tuple[str, int, str]] = []
     crossing: list[str] = []
     for group in analysis.prunable:
-        pattern = _ignored_by(analysis, group, ignore)
+        pattern = next((p for p in ignore if matches(p, touching(analysis, group))), None)
         if pattern is not None:
             skipped.append((group.name, group.size, f"the request ignores {pattern!r}"))
+        elif only and not any(writes(analysis, group, p) for p in only):
+            skipped.append((group.name, group.size, "the request prunes only others"))
         elif not cross_norm and any(label.partition(" ")[0] not in SCALES for label in group.crossings):
             crossing.append(group.name)
             skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
@@ -72,20 +80,10 @@ def select(
         else:
             groups.append(group)
     if not groups and crossing and repaired:
-        return replace(select(analysis, ignore, cross_norm=True), notes=(ALL_CROSS,))
+        return replace(select(analysis, ignore, cross_norm=True, only=only), notes=(ALL_CROSS,))
     if not groups:
         raise PlanError(_nothing_left(analysis, skipped))
     return Selection(tuple(groups), tuple(skipped))
-
-
-def _ignored_by(analysis: Analysis, group: Group, patterns: Sequence[str]) -> str | None:
-    """Return the first pattern that matches the group, its parameters, readers or writers (node name or operator)."""
-    if not patterns:
-        return None
-    nodes = [analysis.graph.nodes[i] for i in (*group.readers, *group.writers)]
-    names = {group.name, *(p.tensor for p in group.places)}
-    names |= {n.proto.name for n in nodes} | {n.key for n in nodes}
-    return next((p for p in patterns if any(fnmatchcase(name, p) for name in names if name)), None)
 
 
 def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
@@ -93,7 +91,10 @@ def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -
         name, _, reason = skipped[0]
         if all(why.endswith(NOT_FINITE) for _, _, why in skipped):
             return f"no group can be pruned: {name!r}: {reason}. Repair the weights, or train the network again."
-        return f"no group can be pruned under this request: {name!r}: {reason}. Change --ignore or allow --cross-norm."
+        return (
+            f"no group can be pruned under this request: {name!r}: {reason}. "
+            "Change --ignore or --only, or allow --cross-norm."
+        )
     if analysis.barriers:
         operator, reason = next(iter(analysis.barriers.items()))
         return (

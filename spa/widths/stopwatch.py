@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from onnx import ModelProto
 
 from spa.errors import ModelError
 from spa.running.bench import bench
+from spa.running.processor import cpu_name
 from spa.running.runtime import ORT_ERRORS, clean_reason, load_session, to_ort
 
 
@@ -110,15 +110,6 @@ class Stopwatch:
             elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
                 totals[-1] += event["dur"] / 1000
         return float(np.percentile(totals[self.warmup : runs], 10))
-
-
-def cpu_name() -> str:
-    """Return the processor's name for itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def cache_file() -> Path:

@@ -1,0 +1,110 @@
+"""The commands that compare many prunings: ``sweep`` and ``sensitivity``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spa.cli.bars import progress_bars
+from spa.cli.commands import AsJson, Model, app, check_targets, print_json
+from spa.cli.options import RequestCommand, with_options
+from spa.request import Request
+
+if TYPE_CHECKING:
+    from spa.report.sensitivity import Sensitivity
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The lists that a sweep goes through.
+
+    Attributes:
+        ratios: fractions to remove.
+        latencies_ms: milliseconds to arrive at.
+        criteria: names.
+        round_tos: multiples.
+    """
+
+    ratios: Annotated[str | None, typer.Option(help="Ratios: 0.1:0.7:0.1, or 0.2,0.5.", metavar="LIST")] = None
+    latencies_ms: Annotated[str | None, typer.Option(help="Milliseconds, as a list.", metavar="LIST")] = None
+    criteria: Annotated[str | None, typer.Option(help="Criteria: obspa,l2.", metavar="LIST")] = None
+    round_tos: Annotated[str | None, typer.Option(help="Multiples of widths: 1,8.", metavar="LIST")] = None
+
+    def options(self) -> dict[str, Any]:
+        """Return those that were given, as :func:`spa.sweep` takes them."""
+        lists = {
+            "ratio": self.ratios,
+            "latency_ms": self.latencies_ms,
+            "criterion": self.criteria,
+            "round_to": self.round_tos,
+        }
+        return {name: value for name, value in lists.items() if value is not None}
+
+
+@app.command(cls=RequestCommand)
+@with_options
+def sweep(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
+    grid: Grid,
+    request: Request,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks repaired at a time, each with its --threads.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Prune MODEL to many budgets with one calibration and one scoring; goes on where it was interrupted."""
+    from spa.sweeping import sweep as run
+
+    with progress_bars(not as_json) as progress:
+        found = run(str(model), output, jobs=jobs, request=request, progress=progress, **grid.options())
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        from spa.report.text import show_sweep
+
+        show_sweep(found)
+
+
+@app.command(cls=RequestCommand)
+@with_options
+def sensitivity(
+    model: Model,
+    request: Request,
+    fractions: Annotated[str, typer.Option(help="Fractions of each group to remove.")] = "0.25,0.5,0.75",
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the outputs' change at each, too.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each group of MODEL costs when it alone is pruned."""
+    from spa.sensing import sensitivity as run
+    from spa.steering.grid import numbers
+
+    if report is not None:
+        check_targets({"--report": report}, model)
+    with progress_bars(not as_json) as progress:
+        found = run(
+            str(model), fractions=numbers(fractions, "fractions"), measure=measure, request=request, progress=progress
+        )
+    if report is not None:
+        _write_page(report, found, str(model), request, fractions)
+    if as_json:
+        print_json(found.to_dict())
+    elif as_csv:
+        typer.echo(found.to_csv(), nl=False)
+    else:
+        from spa.report.text import show_sensitivity
+
+        show_sensitivity(found)
+
+
+def _write_page(target: Path, found: Sensitivity, model: str, request: Request, fractions: str) -> None:
+    from spa.model.writing import text_draft
+    from spa.report.command import command_line
+    from spa.report.html import sensitivity_page
+
+    command = command_line("sensitivity", model, None, request.to_dict(), {"--fractions": fractions})
+    with text_draft(target, sensitivity_page(found, command)) as draft:
+        draft.publish(draft.folder)

@@ -1,0 +1,196 @@
+"""Sweeps: the files of single runs, made once, whatever interrupts them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spa
+from spa import sweeping
+from spa.errors import MetricError, OptionError, PlanError
+from spa.job import Job
+from spa.obspa import score
+from tests.test_cli import refused
+from tests.test_cli import spa as run_cli
+
+MODELS = Path(__file__).parent.parent / "models"
+VGG, TEST, TRAIN = MODELS / "digits_vgg.onnx", MODELS / "digits_test.npz", MODELS / "digits_train.npz"
+SHARED: dict[str, Any] = {"data": TRAIN, "samples": 16, "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "SECONDS", 0.01)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".onnx"}
+
+
+def test_each_file_is_that_of_a_single_run_after_one_calibration_and_one_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(Job, "calibrate", counted(calls, "calibrate", Job.calibrate))
+    monkeypatch.setattr(score, "curves", counted(calls, "score", score.curves))
+    found = spa.sweep(VGG, tmp_path / "s", ratio="0.2:0.4:0.2", criterion=["obspa", "l2"], **SHARED)
+    assert calls == ["calibrate", "score"]
+    assert [p.name for p in found.points] == [f"{c}-macs-{r}-by8" for c in ("obspa", "l2") for r in (0.2, 0.4)]
+    for point in found.points:
+        options = {"ratio": point.ratio, "criterion": point.criterion}
+        alone = spa.prune(VGG, **options, **SHARED)
+        alone.save(tmp_path / "alone.onnx")
+        assert (tmp_path / "s" / str(point.file)).read_bytes() == (tmp_path / "alone.onnx").read_bytes(), point.name
+        assert (point.macs, point.reached) == (alone.report.after.macs, alone.report.reached)
+        assert point.change is not None and point.milliseconds is not None and point.accuracy is not None
+        if point.criterion == "obspa":
+            assert alone.report.calibration is not None and point.change == alone.report.calibration["after"]
+    assert found.loss == "change" and found.cost == "macs"
+
+
+def counted(calls: list[str], name: str, function: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        return function(*arguments, **options)
+
+    return call
+
+
+def test_tables_say_the_same_as_the_result(tmp_path: Path) -> None:
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.2, 0.5, 0.7], criterion="l2", evaluate=f"top1:{TEST}", **SHARED)
+    table = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert table["points"] == json.loads(json.dumps(found.to_dict()))["points"]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "s" / "sweep.csv").read_text())))
+    assert [r["name"] for r in rows] == [p.name for p in found.points]
+    assert [float(r["drop"]) for r in rows] == [p.drop for p in found.points]
+    assert [r["is_knee"] == "True" for r in rows] == [p.name == found.knee for p in found.points]
+    assert found.loss == "drop" and found.metric_name == "top1"
+    assert found.dense["metric"] is not None and found.dense["metric"] > 99
+    report = json.loads((tmp_path / "s" / f"{found.points[0].name}.json").read_text())
+    assert [e["model"] for e in report["metric"]["evaluations"]] == ["dense", "pruned"]  # each point has its own log
+
+
+def test_what_is_interrupted_goes_on_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    attain = sweeping.attain
+
+    def interrupted(job: Any) -> Any:
+        made.append(str(job.request.goal.ratio))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return attain(job)
+
+    monkeypatch.setattr(sweeping, "attain", interrupted)
+    options = {"ratio": [0.2, 0.3, 0.4], "criterion": "l2", **SHARED}
+    with pytest.raises(KeyboardInterrupt):
+        spa.sweep(VGG, tmp_path / "s", **options)
+    first = contents(tmp_path / "s")
+    assert list(first) == ["l2-macs-0.2-by8.onnx"]
+    stamp = (tmp_path / "s" / "l2-macs-0.2-by8.onnx").stat().st_mtime_ns
+    found = spa.sweep(VGG, tmp_path / "s", **options)
+    assert made == ["0.2", "0.3", "0.3", "0.4"]
+    assert (tmp_path / "s" / "l2-macs-0.2-by8.onnx").stat().st_mtime_ns == stamp
+    assert len(contents(tmp_path / "s")) == 3 and all(p.macs for p in found.points)
+    monkeypatch.setattr("spa.job.Job.calibrate", lambda job: pytest.fail("calibrated anew"))
+    again = spa.sweep(VGG, tmp_path / "s", **options)
+    assert [p.macs for p in again.points] == [p.macs for p in found.points]
+    assert not [p for p in (tmp_path / "s").iterdir() if p.name.startswith(".")]
+
+
+def test_another_sweep_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
+    spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+    before = contents(tmp_path / "s")
+    with pytest.raises(OptionError, match="holds the sweep of another model, of other options"):
+        spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", min_width=3, **SHARED)
+    with pytest.raises(OptionError, match="holds the sweep of another model"):
+        spa.sweep(MODELS / "digits_resnet.onnx", tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match="is not empty and holds no sweep"):
+        spa.sweep(VGG, tmp_path / "other", ratio=0.2, criterion="l2", **SHARED)
+    assert contents(tmp_path / "s") == before
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    more = spa.sweep(VGG, tmp_path / "s", ratio=[0.2, 0.3], criterion="l2", **SHARED)  # more points are the same sweep
+    assert len(more.points) == 2
+
+
+def test_a_point_out_of_reach_is_said_and_the_others_are_made(tmp_path: Path) -> None:
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.99, 0.3], criterion="l2", min_width=24, **SHARED)
+    assert found.points[0].refused is not None and "cannot remove 99.0% of the macs" in found.points[0].refused
+    assert found.points[0].file is None and found.points[1].macs
+    with pytest.raises(PlanError, match=r"cannot remove|no point could be made"):
+        spa.sweep(VGG, tmp_path / "t", ratio=[0.99], criterion="l2", min_width=24, **SHARED)
+
+
+def test_a_metric_that_fails_on_a_network_costs_that_value_alone(tmp_path: Path) -> None:
+    left = [90.0, 80.0]
+
+    def metric(path: str) -> float:
+        return left.pop(0)
+
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.2, 0.3], criterion="l2", evaluate=metric, **SHARED)
+    assert [p.metric for p in found.points] == [80.0, None]
+    assert found.loss == "change"
+    with pytest.raises(MetricError):
+        spa.sweep(VGG, tmp_path / "t", ratio=[0.2], criterion="l2", evaluate=metric, **SHARED)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ratio": 0.3, "max_distortion": 0.1}, "Leave the other goal out"),
+        ({}, "needs budgets"),
+        ({"ratio": 0.3, "latency_ms": 1, "of": "latency"}, "ratios of latency and milliseconds"),
+        ({"ratio": 0.3, "criterion": "l3"}, "l3"),
+        ({"ratio": [1.5], "criterion": "l2"}, "ratio is 1.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=words):
+        spa.sweep(VGG, tmp_path / "s", **options)
+
+
+@pytest.mark.slow
+def test_the_files_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        spa.sweep(VGG, tmp_path / str(jobs), ratio=[0.2, 0.3, 0.5], jobs=jobs, **SHARED)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert len(contents(tmp_path / "1")) == 3
+
+
+def test_the_command_line_makes_a_folder_and_prints_a_table(tmp_path: Path) -> None:
+    common = ("--criteria", "l2", "--samples", 16, "--threads", 1)
+    done = run_cli("sweep", VGG, "-o", tmp_path / "s", "--ratios", "0.2,0.5", *common)
+    assert done.returncode == 0, done.stderr
+    assert "l2-macs-0.5-by8" in done.stdout and "dense" in done.stdout
+    assert (tmp_path / "s" / "sweep.csv").exists()
+    refused(run_cli("sweep", VGG, "-o", tmp_path / "t", "--ratios", "half", *common), 2, "Give numbers, such as")
+
+
+def test_sensitivity_is_of_each_group_alone() -> None:
+    found = spa.sensitivity(VGG, criterion="l2", measure=True, fractions=[0.5], **SHARED)
+    first = found.groups[0]
+    assert (first.layer, first.channels, first.widths) == ("/features/features.0/Conv", 32, (16,))
+    assert found.criterion == "l2" and len(found.groups) == 7
+    analysis = spa.analyze(VGG)
+    values = spa.score(analysis, criterion="l2")[first.name]
+    plan = spa.Plan({first.name: tuple(sorted(values.argsort(kind="stable")[16:].tolist()))}, {first.name: 32}, {})
+    result = spa.prune(VGG, plan=plan, reconstruct="none")
+    assert first.macs[0] == pytest.approx(result.report.reached)
+    assert first.params[0] == pytest.approx(1 - result.report.after.params / result.report.before.params)
+    assert first.change is not None and first.change[0] > 0.05
+    lines = found.to_csv().splitlines()
+    assert len(lines) == 8 and lines[1].startswith(f"{first.name},{first.layer},32,16,")
+    with pytest.raises(PlanError, match="between 0 and 1"):
+        spa.sensitivity(VGG, criterion="l2", fractions=[1.0])
+
+
+def test_sensitivity_on_the_command_line() -> None:
+    done = run_cli("sensitivity", VGG, "--criterion", "l2", "--csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 22 and done.stdout.startswith("group,layer,channels,width")
