@@ -22,6 +22,7 @@ from real_networks.base import CALIBRATION, TEST, Inputs, Network, Place
 from spa.model.graph import Graph
 from spa.running.change import Yardstick
 from spa.running.feeds import make_feeds
+from spa.running.padding import with_padding
 from spa.running.runtime import input_specs, load_session, run
 
 APART = 64  # test inputs on which the report's own measure is taken
@@ -53,9 +54,9 @@ def measure(network: Network, place: Place, report: dict[str, Any], pruned: Path
     inputs = network.inputs(place, TEST, network.tests)
     dense = network.run(file, inputs)
     found = network.run(pruned, inputs)
-    change = Yardstick(Graph(onnx.load(file), file.parent), _first(inputs, APART), common.THREADS).change(
-        onnx.load(pruned)
-    )
+    graph = Graph(onnx.load(file), file.parent)
+    batches = with_padding(graph, _first(inputs, APART), common.THREADS)
+    change = Yardstick(graph, batches, common.THREADS).change(onnx.load(pruned))
     return {
         "dense": network.score(inputs, dense, dense),
         "pruned": network.score(inputs, dense, found),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def embedder(place: Place) -> Path:
         net.load_state_dict({_ours(name): torch.from_numpy(array) for name, array in used.items()})
         return net, tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in INPUTS)
 
-    return exported(place, "minilm", build, inputs=list(INPUTS), outputs=[OUTPUT], more_axes=["sequence"])
+    path = exported(place, "minilm", build, inputs=list(INPUTS), outputs=[OUTPUT], more_axes=["sequence"])
+    shutil.copyfile(place.site / MODEL / "tokenizer.json", path.parent / "tokenizer.json")  # as models are published
+    return path
 
 
 def _ours(name: str) -> str:

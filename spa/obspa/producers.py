@@ -25,6 +25,7 @@ MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments tak
 MAX_VALUES = 20_000_000  # the most values in a matrix of either layer's rows: 80 MB in float32
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
+LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation
 CURVATURE_DAMPING = 0.1  # added to the diagonal of G, a fraction of its mean
 
 
@@ -258,19 +259,23 @@ class _GaussNewton:
         change = np.zeros((self.pair.producer.size(self.graph)[1], self.x.shape[1]))
         z, residual = self.z0, self.residual(self.z0)
         loss = first = np.vdot(residual, residual)
+        rate = 1.0
         for _ in range(STEPS):
-            step = self.direction(residual, slope, inputs, reading)
+            step = self.direction(residual, slope, inputs, reading) * rate
             move = self.output_change(step)
-            removed = residual - self.residual(z + move)
+            trial = self.residual(z + move)
+            removed = residual - trial
             size = np.vdot(removed, removed)
-            rate = np.vdot(removed, residual) / size if size > 0 else 0.0
-            move *= np.asarray(rate, move.dtype)
-            z = z + move
-            residual = self.residual(z)
-            new = np.vdot(residual, residual)
+            further = float(np.vdot(removed, residual) / size) if size > 0 else 0.0
+            rate *= further  # the next step begins with this one's length
+            if not LONG_ENOUGH < further < 1 / LONG_ENOUGH:
+                step, move = step * further, move * np.asarray(further, move.dtype)
+                trial = self.residual(z + move)
+            new = np.vdot(trial, trial)
             if not new < loss:
                 break
-            change, loss, previous = change + rate * step, new, loss
+            z, residual = z + move, trial
+            change, loss, previous = change + step, new, loss
             if new > (1 - MIN_GAIN) * previous:
                 break
             slope = self.slope(z)
