@@ -18,6 +18,8 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012
 SMALLEST, LARGEST = 1 / 40, 0.9  # sizes of letters over the height of an image; at least some pixels
 FEWEST_PIXELS = 7
 DARK, LEAFY, ALL_AROUND = 0.3, 0.4, 0.1  # fractions of images: on a dark ground, on leaves, upside down
+# Images so many times as wide as high are lines: their letters fill most of the height, and more are upside down.
+LINE, SMALLEST_OF_LINE, ALL_AROUND_LINE = 3, 0.4, 0.25
 
 
 def lettering(count: int, channels: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -53,7 +55,8 @@ def _page(height: int, width: int, rng: np.random.Generator) -> Image.Image:
         leaves = dead_leaves(1, 3, height, width, rng)[0].transpose(1, 2, 0)
         page = Image.blend(page, Image.fromarray((leaves * 255).astype(np.uint8)), float(rng.uniform(0.1, 0.7)))
     draw = ImageDraw.Draw(page)
-    smallest = max(FEWEST_PIXELS, height * SMALLEST)
+    is_line = width >= LINE * height
+    smallest = max(FEWEST_PIXELS, height * (SMALLEST_OF_LINE if is_line else SMALLEST))
     base = math.exp(rng.uniform(math.log(smallest), math.log(max(smallest + 1, height * LARGEST))))
     y = float(rng.uniform(-0.2, 0.3)) * base
     while y < height:
@@ -63,7 +66,7 @@ def _page(height: int, width: int, rng: np.random.Generator) -> Image.Image:
         at = (int(rng.integers(-size, max(1, width // 3))), round(y))
         draw.text(at, letters, tuple(map(int, colour)), _font(size))
         y += size * rng.uniform(1.0, 2.5)
-    return page.rotate(180) if rng.random() < ALL_AROUND else page
+    return page.rotate(180) if rng.random() < (ALL_AROUND_LINE if is_line else ALL_AROUND) else page
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,9 @@ __all__ = ["Extent", "extent_of", "guesses"]
 CELLS = 7  # rows and columns that an image has at the deepest stride, at least
 STEPS = 64  # and steps of a series
 _SMALLEST_IMAGE, _LARGEST_IMAGE = 64, 1024
+# Networks that read a line step down its height, to a single row, and hardly along it.
+_LINE_STRIDES = 4  # of rows, for one of columns, from which on an image is a line
+_LOWEST_LINE, _HIGHEST_LINE, _LINE_LENGTH = 32, 64, 4  # the last in heights
 _SHORTEST_SERIES, _LONGEST_SERIES = 64, 1 << 16
 
 _WINDOWS = ("Conv", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "QLinearAveragePool", "LpPool")
@@ -28,18 +31,23 @@ class Extent:
 
     Attributes:
         stride: how many places of the input one place of the coarsest tensor stands for.
+        rows: the same along the height of images.
+        columns: along their width.
         field: how many places of the input one place of any tensor sees, through convolutions and pools.
     """
 
     stride: int = 1
+    rows: int = 1
+    columns: int = 1
     field: int = 1
 
 
 def guesses(model: ModelProto) -> tuple[Guess, ...]:
     """Return the sizes to try for a model's open axes: realistic ones first.
 
-    Images get at least seven cells at the deepest stride, series fill the receptive field, tokens are 128. A series
-    that comes in pieces, with a state between them, is one stride long.
+    Images get at least seven cells at the deepest stride, series fill the receptive field, tokens are 128. An image
+    whose height shrinks far more than its width is a line of text, one cell high. A series that comes in pieces, with a
+    state between them, is one stride long.
 
     Args:
         model: a parsed model; weights in external files need not be loaded.
@@ -53,8 +61,12 @@ def guesses(model: ModelProto) -> tuple[Guess, ...]:
     ):
         length = extent.stride
     length = -(-max(length, _SHORTEST_SERIES) // extent.stride) * extent.stride
-    first = Guess(image=image, series=min(length, _LONGEST_SERIES))
-    alone = Guess(batch=1, image=first.image, series=first.series)
+    columns = None
+    if extent.rows >= _LINE_STRIDES * extent.columns:
+        image = min(max(extent.rows, _LOWEST_LINE), _HIGHEST_LINE)
+        columns = _LINE_LENGTH * image
+    first = Guess(image=image, columns=columns, series=min(length, _LONGEST_SERIES))
+    alone = Guess(batch=1, image=first.image, columns=columns, series=first.series)
     return (first, *FALLBACKS[:5], alone, *FALLBACKS[5:])
 
 
@@ -63,7 +75,7 @@ def extent_of(graph: GraphProto) -> Extent:
     tracer = _Tracer()
     tracer.reached = {i.name: _Reach() for i in graph.input}
     tracer.walk(graph)
-    return Extent(tracer.deepest, tracer.widest)
+    return Extent(max(tracer.rows, tracer.columns), tracer.rows, tracer.columns, tracer.widest)
 
 
 @dataclass(frozen=True)
@@ -83,14 +95,16 @@ class _Tracer:
         reached: by tensor what one place of it stands for.
         shapes: of initializers.
         stored: small constants.
-        deepest: the largest stride so far.
+        rows: the largest stride so far along the last axis but one.
+        columns: along the last.
         widest: the largest receptive field so far.
     """
 
     reached: dict[str, _Reach] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stored: dict[str, TensorProto] = field(default_factory=dict)
-    deepest: int = 1
+    rows: int = 1
+    columns: int = 1
     widest: int = 1
 
     def walk(self, graph: GraphProto) -> None:
@@ -119,7 +133,8 @@ class _Tracer:
         rows, columns = rows * steps[0], columns * steps[-1]
         if node.op_type in ("ConvTranspose", "Resize", "Upsample", "DepthToSpace"):
             rows, columns = max(1, rows // 2), max(1, columns // 2)
-        self.deepest, self.widest = max(self.deepest, rows, columns), max(self.widest, seen)
+        self.rows, self.columns = max(self.rows, rows), max(self.columns, columns)
+        self.widest = max(self.widest, seen)
         return _Reach(rows, columns, seen)
 
 

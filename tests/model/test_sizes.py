@@ -106,20 +106,31 @@ def test_what_an_axis_counts() -> None:
     assert kinds("b", 4, "past_len", 64) == ["batch", "past"]
 
 
-def strided(*strides: int, kernel: int = 3) -> ModelProto:
+def strided(*strides: int | list[int], kernel: int = 3) -> ModelProto:
     net = Net()
     h, width = net.input("x", ["n", 3, "h", "w"]), 3
     for stride in strides:
-        h, width = net.conv(h, width, 4, (kernel, kernel), strides=[stride] * 2, pads=[1] * 4), 4
+        steps = [stride] * 2 if isinstance(stride, int) else stride
+        h, width = net.conv(h, width, 4, (kernel, kernel), strides=steps, pads=[1] * 4), 4
     return net.model(net.node("GlobalAveragePool", h))
 
 
 def test_images_have_seven_cells_at_the_deepest_stride() -> None:
-    assert extent_of(strided(2, 1, 2).graph) == Extent(stride=4, field=11)
+    assert extent_of(strided(2, 1, 2).graph) == Extent(stride=4, rows=4, columns=4, field=11)
     assert guesses(strided(2, 1, 2))[0].image == 64
     assert guesses(strided(2, 2, 2, 2))[0].image == 128
     assert guesses(strided(2, 2, 2, 2, 2))[0].image == 224
     assert guesses(strided(2, 2, 2, 2, 2, 2))[0].image == 448
+
+
+def test_images_whose_height_shrinks_far_more_are_lines() -> None:
+    line, few = strided(2, [2, 1], [2, 1], [2, 1]), strided(2, [2, 1])
+    assert extent_of(line.graph) == Extent(stride=16, rows=16, columns=2, field=31)
+    assert (guesses(line)[0].image, guesses(line)[0].columns) == (32, 128)
+    assert two_points(Graph(line)).sizes[0]["x"] == (2, 3, 32, 128)
+    high = strided(2, *[[2, 1]] * 6)
+    assert (guesses(high)[0].image, guesses(high)[0].columns) == (64, 256)
+    assert (guesses(few)[0].image, guesses(few)[0].columns) == (64, None)
 
 
 def test_series_fill_the_receptive_field() -> None:
@@ -129,7 +140,7 @@ def test_series_fill_the_receptive_field() -> None:
         h = net.conv(h, width, 4, (kernel,), strides=[stride], dilations=[dilation])
     model = net.model(h)
     field = 10 + 2 * 5 + 200 * 10
-    assert extent_of(model.graph) == Extent(stride=10, field=field)
+    assert extent_of(model.graph) == Extent(stride=10, rows=10, columns=10, field=field)
     assert guesses(model)[0].series == 2020 >= field
     assert two_points(Graph(model)).sizes[0]["sound"] == (2, 1, 2020)
 
