@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # else each takes all cores, and waits for the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_ignore = [] if find_spec("jax") and find_spec("equinox") and find_spec("flax") else ["jax_networks.py"]
 
 

@@ -330,8 +330,10 @@ def test_changes_are_measured_on_inputs_that_no_fit_has_seen() -> None:
     assert (few["samples"], few["held_out"]) == (4, 0)
 
 
-def test_a_repaired_network_that_is_no_better_than_a_constant_is_refused() -> None:
+def test_a_repaired_network_that_is_no_better_than_a_constant_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"ratio": 0.97, "round_to": 1, "samples": 16}
+    assert spa.prune(RESNET, **options).report.calibration["after"] < 0.9
+    monkeypatch.setattr("spa.goals.DESTROYED", 0.4)
     with pytest.raises(PlanError, match=r"no better than a constant, on 8 made-up inputs.*--data.*--insist"):
         spa.prune(RESNET, **options)
     result = spa.prune(RESNET, insist=True, **options)
