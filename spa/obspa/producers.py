@@ -268,9 +268,10 @@ class _GaussNewton:
             size = np.vdot(removed, removed)
             further = float(np.vdot(removed, residual) / size) if size > 0 else 0.0
             rate *= further  # the next step begins with this one's length
-            if not LONG_ENOUGH < further < 1 / LONG_ENOUGH:
+            if self.chain is None or not LONG_ENOUGH < further < 1 / LONG_ENOUGH:
                 step, move = step * further, move * np.asarray(further, move.dtype)
-                trial = self.residual(z + move)
+                straight = self.chain is None  # then the residual changes in proportion to the step
+                trial = residual - np.asarray(further, removed.dtype) * removed if straight else self.residual(z + move)
             new = np.vdot(trial, trial)
             if not new < loss:
                 break
