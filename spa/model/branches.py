@@ -55,7 +55,7 @@ def inline_branches(model: ModelProto) -> int:
 
 
 def _is_if(node: NodeProto) -> bool:
-    return node.op_type == "If" and node.domain in ("", "ai.onnx")
+    return node.op_type == "If" and node.domain in ("", "ai.onnx") and bool(node.input)  # else malformed
 
 
 def _is_inlinable(node: NodeProto, known: Mapping[str, bool]) -> bool:

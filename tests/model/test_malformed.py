@@ -45,6 +45,14 @@ def with_an_initializer_twice_in_a_branch(model: ModelProto) -> None:
     model.graph.node.append(node)
 
 
+def with_an_if_that_reads_nothing(model: ModelProto) -> None:
+    with_an_initializer_twice_in_a_branch(model)
+    node = model.graph.node[-1]
+    del node.input[:]
+    for attribute in node.attribute:
+        del attribute.g.initializer[1:]
+
+
 def with_recursive_functions(model: ModelProto) -> None:
     for name, other in (("A", "B"), ("B", "A")):
         node = helper.make_node(other, ["X"], ["Y"], domain="rec")
@@ -87,6 +95,7 @@ def with_a_negative_size(model: ModelProto) -> None:
         with_an_attribute_twice,
         with_an_initializer_twice,
         with_an_initializer_twice_in_a_branch,
+        with_an_if_that_reads_nothing,
         with_recursive_functions,
         with_a_cast_to_nothing,
         with_an_operator_that_is_no_text,
