@@ -111,7 +111,10 @@ class Runner:
         row = child.to_dict() | {"load": common.load()}
         if not child.ok:
             return row
-        said = json.loads(report.read_text().replace(f"{self.scratch}/", ""))  # a folder that is gone by then
+        text = report.read_text()
+        for folder in (self.scratch, self.options.networks):  # of this machine alone
+            text = text.replace(f"{folder}/", "")
+        said = json.loads(text)
         measured = self._worker("measure", trial.network, str(report), str(pruned))
         pruned.unlink()
         if not measured.ok:
