@@ -22,7 +22,7 @@ from accuracy import MEAN, STD, images
 from common import RESULTS, describe, machine, table
 
 from spa import prune
-from spa.obspa import criterion, pipeline, producers, score
+from spa.obspa import criterion, pipeline, producers, score, sensitivity
 from spa.running.runtime import load_session, run
 
 # Network, by how much the MACs are divided, whether images are given.
@@ -39,6 +39,8 @@ VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] =
         (0.0, 0.3, 0.6),
     ),
     ("weight of groups with several readers", score, ("SHARED_GROUP_WEIGHT",), (1.0, 4.0)),
+    ("exponent of a measured loss", sensitivity, ("TRUST",), (0.0, 0.5, 0.75, 1.0)),
+    ("fraction of a group that is gone where it is measured", sensitivity, ("FRACTION",), (0.3, 0.5)),
     ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )
 

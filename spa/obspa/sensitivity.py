@@ -30,7 +30,7 @@ from spa.surgery.apply import apply
 Array = np.ndarray
 FRACTION = 0.3  # of a group's channels, gone where its curve is measured
 # The exponent of a measured loss in the product with the estimated one, whose exponent is the rest: both are right
-# about something, see benchmarks/results/ablation.md.
+# about something, see decision 26.
 TRUST = 0.75
 FARTHEST = 100.0  # from the median, as a factor, that a measured loss over the estimated one is taken for true
 
