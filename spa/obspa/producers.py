@@ -26,6 +26,7 @@ MAX_VALUES = 20_000_000  # the most values in a matrix of either layer's rows: 8
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation
+CURVATURE_ROWS = 4000  # that A is the mean of, or five per unknown if that is more: A only bends the steps
 CURVATURE_DAMPING = 0.1  # added to the diagonal of G, a fraction of its mean
 
 
@@ -252,7 +253,9 @@ class _GaussNewton:
         slope = self.slope(self.z0)
         if slope.shape != self.z0.shape:
             return None
-        moments = (self.x.T @ self.x / self.count).astype(np.float64)
+        every = max(1, len(self.x) // max(CURVATURE_ROWS, 5 * self.x.shape[1]))
+        some = self.x[::every]
+        moments = (some.T @ some * (len(self.x) / (len(some) * self.count))).astype(np.float64)
         inputs = Damped(moments[None], damping_for(damping, len(moments), self.count))
         w = self.w[0].reshape(self.w.shape[1], -1, self.pair.reader.taps(self.graph)).astype(np.float64)
         reading = np.einsum("oct,odt->cd", w, w, optimize=True)

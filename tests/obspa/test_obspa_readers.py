@@ -17,7 +17,7 @@ from spa.obspa.curves import MomentReader, greedy
 from spa.obspa.linear import linear, uses
 from spa.obspa.moments import Moments, least_squares
 from spa.obspa.readers.base import FitSettings
-from spa.obspa.readers.linear import _inverse_scale
+from spa.obspa.readers.steps import inverse_scale
 from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
 from spa.surgery.apply import apply
@@ -434,5 +434,5 @@ def test_rows_may_be_examples_times_pruned_channels() -> None:
 
 def test_scales_that_let_next_to_nothing_through_ask_nothing_of_a_layer() -> None:
     scale = np.array([2.0, -4.0, 0.019, 0.0, 1.0])  # of which the median is one
-    np.testing.assert_allclose(_inverse_scale(Tail(scale)), [0.5, -0.25, 1 / 0.019, 0, 1], rtol=1e-6)
-    np.testing.assert_allclose(_inverse_scale(Tail(scale * [1, 1, 0.5, 1, 1])), [0.5, -0.25, 0, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(inverse_scale(Tail(scale)), [0.5, -0.25, 1 / 0.019, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(inverse_scale(Tail(scale * [1, 1, 0.5, 1, 1])), [0.5, -0.25, 0, 0, 1], rtol=1e-6)

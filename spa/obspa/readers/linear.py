@@ -10,7 +10,6 @@ import numpy as np
 
 from spa.algebra.axes import product
 from spa.coupling.analysis import Analysis
-from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.obspa import dual
 from spa.obspa.affine import Tail, before_transpose, find_tail
@@ -18,14 +17,15 @@ from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.curves import MomentReader, Observation, Reader
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Means, Moments, damping_for, least_squares
-from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair, refine
+from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair
 from spa.obspa.readers.base import ReaderKind, Reconstruction
-from spa.running.runtime import run
-from spa.running.stream import Feeds, Stream
+from spa.obspa.readers.steps import ProducerSteps, branch_loss, in_dense, inverse_scale, store
+from spa.running.stream import Stream
 
 Array = np.ndarray
 Fitted = Moments | dual.Rows
 Rows = Fitted | Means
+Inputs = Callable[[int], Array]  # by the number of a batch
 MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
 
 
@@ -96,25 +96,34 @@ class LinearLayer(ReaderKind):
         pair = self._pair(reconstruction, node, pruned_node)
         if pair is not None:
             reconstruction.pruned.hold(pair.producer.source, pruned_node)
-            reconstruction.dense.hold(_in_dense(reconstruction, pair.producer).source, node)
+            reconstruction.dense.hold(in_dense(reconstruction, pair.producer).source, node)
 
     def refit(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> None:
-        """Fit the layer by least squares, then in rounds its producer by the layer's error and the layer once more."""
+        """Fit the layer by least squares; before that, where its producer is refitted, too, both in turn on samples."""
         target, lin = linear(reconstruction.dense.graph, node), linear(reconstruction.pruned.graph, pruned_node)
         if target is None or lin is None:
             return
         pair = self._pair(reconstruction, node, pruned_node)
-        slot = self._fit(reconstruction, target, lin)
-        if pair is None:
-            return
-        for _ in range(reconstruction.settings.producer_rounds):
-            refitted = _refit_producer(reconstruction, target, pair)
-            if refitted is None:
+        steps = None if pair is None else ProducerSteps.begin(reconstruction, target, pair)
+        inputs, slot = self._in_turn(reconstruction, target, lin, steps) if steps is not None else (None, None)
+        self._fit(reconstruction, lin, self._all_rows(reconstruction, target, lin, inputs), slot)
+
+    def _in_turn(
+        self, reconstruction: Reconstruction, target: Linear, lin: Linear, steps: ProducerSteps
+    ) -> tuple[Inputs | None, BiasSlot | None]:
+        """Fit a layer and step its producer in turn; return its new inputs, and the vector that took over the mean."""
+        prior, slot = lin.matrix(reconstruction.pruned.graph), None
+        for turn in range(reconstruction.settings.producer_rounds):
+            few = steps.representative
+            rows = steps.rows() if few else self._all_rows(reconstruction, target, lin, steps.inputs())
+            slot = self._fit(reconstruction, lin, rows, slot)
+            removed = steps.take()
+            if removed is None and not turn:  # as if nothing had been tried
+                store(reconstruction.pruned, lin, prior)
+                return None, slot
+            if removed is None or removed < MIN_GAIN:
                 break
-            inputs, removed = refitted
-            self._fit(reconstruction, target, lin, inputs, slot)
-            if removed < MIN_GAIN:
-                break
+        return steps.inputs(), slot
 
     def served_by_fit(self, graph: Graph, lin: Linear) -> list[Linear]:
         """Return the layers that one fit of the weights serves."""
@@ -146,34 +155,50 @@ class LinearLayer(ReaderKind):
         return fitted
 
     def _fit(
+        self, reconstruction: Reconstruction, lin: Linear, rows: Rows, slot: BiasSlot | None = None
+    ) -> BiasSlot | None:
+        """Fit a layer's weights and bias; return the vector that took over the mean.
+
+        Args:
+            reconstruction: both networks.
+            lin: the layer in the pruned network.
+            rows: its inputs and targets.
+            slot: the vector that takes over its mean, of an earlier fit.
+        """
+        graph = reconstruction.pruned.graph
+        blocks, channels, columns = lin.size(graph)
+        matrix = lin.matrix(graph, np.float64 if columns <= dual.MAX_MOMENT_INPUTS else np.float32)
+        if slot is None:
+            after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
+            slot = BiasSlot.find(reconstruction.pruned, lin, after, self.served_by_fit(graph, lin))
+        fitted = self.fit_weights(reconstruction, lin, rows, matrix, slot)
+        if slot is not None:
+            constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
+            slot.set(constant.reshape(-1))
+        return slot
+
+    def _all_rows(
         self,
         reconstruction: Reconstruction,
         target: Linear,
         lin: Linear,
-        inputs: Callable[[int], Array] | None = None,
-        slot: BiasSlot | None = None,
-    ) -> BiasSlot | None:
-        """Fit a layer's weights and bias; return the vector that took over the mean.
+        inputs: Inputs | None = None,
+    ) -> Rows:
+        """Gather the inputs and the targets of a layer from all batches.
 
         Args:
             reconstruction: both networks.
             target: the layer in the dense network.
             lin: the layer in the pruned network.
             inputs: returns the inputs to learn from, by the number of a batch; those of the streams by default.
-            slot: the vector that takes over its mean, of an earlier fit.
         """
         graph = reconstruction.pruned.graph
-        blocks, channels, columns = lin.size(graph)
-        matrix = lin.matrix(graph, np.float64 if columns <= dual.MAX_MOMENT_INPUTS else np.float32)
-        after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
+        blocks, channels, _ = lin.size(graph)
         rows = self.rows_for(graph, lin, reconstruction.samples(target))
-        _gather(rows, reconstruction, target, lin, after, inputs)
-        slot = slot or BiasSlot.find(reconstruction.pruned, lin, after, self.served_by_fit(graph, lin))
-        fitted = self.fit_weights(reconstruction, lin, rows, matrix, slot)
-        if slot is not None:
-            constant = rows.mean_t - np.einsum("goi,gi->go", fitted, rows.mean_x)
-            slot.set(constant.reshape(-1))
-        return slot
+        _gather(
+            rows, reconstruction, target, lin, find_tail(graph, lin.node, blocks * channels, lin.channel_axis), inputs
+        )
+        return rows
 
     def _pair(self, reconstruction: Reconstruction, node: Node, pruned_node: Node) -> LayerPair | None:
         """Return a reader of removed channels with its producer, in the pruned network, if both are refitted."""
@@ -213,7 +238,7 @@ def _gather(
     target: Linear,
     lin: Linear,
     after: Tail,
-    inputs: Callable[[int], Array] | None,
+    inputs: Inputs | None,
 ) -> None:
     """Add the inputs and the targets of a layer of the pruned network to rows; other arguments as in :meth:`_fit`."""
     graph, name = reconstruction.pruned.graph, target.node.outputs[0]
@@ -223,9 +248,9 @@ def _gather(
         y = reconstruction.kept_part(name, dense_batch)
         chosen = draw_positions(reconstruction.rng, lin, y.shape, reconstruction.samples(target), columns)
         t = lin.output_rows(y, chosen)
-        lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, y.shape)
+        lost = branch_loss(reconstruction, after, dense_batch, pruned_batch, y.shape)
         if lost is not None:
-            t = t + lin.output_rows(lost, chosen) * _inverse_scale(after).reshape(lin.blocks, 1, -1)
+            t = t + lin.output_rows(lost, chosen) * inverse_scale(after).reshape(lin.blocks, 1, -1)
         if inputs is None:
             x = reconstruction.blended(target.source, lin.source, dense_batch, pruned_batch)
         else:
@@ -234,135 +259,9 @@ def _gather(
         rows.add(lin.input_rows(x, y.shape, graph, chosen)[:, real], t[:, real])
 
 
-def _branch_loss(
-    reconstruction: Reconstruction, after: Tail, dense_batch: Feeds, pruned_batch: Feeds, shape: tuple[int, ...]
-) -> Array | None:
-    """Return what the other branch of the residual sum has lost; None if there is none of the layer's shape."""
-    if after.addend is None or after.addend not in dense_batch or after.addend not in pruned_batch:
-        return None
-    lost = after.aligned(reconstruction.kept_part(after.addend, dense_batch) - pruned_batch[after.addend])
-    return lost if lost.shape == shape else None
-
-
-def _inverse_scale(after: Tail) -> Array:
-    """Return the inverse of the scales of a layer's outputs; zero for scales below 1 % of the median."""
-    size = np.abs(after.scale)
-    usable = size > 1e-2 * np.median(size)
-    return np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
-
-
 def least_squares_of(rows: Fitted, prior: Array, damping: float, mean: bool) -> Array:
     """Fit accumulated rows by damped least squares, about the means if ``mean`` is set: a bias takes them over."""
     damping = damping_for(damping, prior.shape[2], rows.count)
     if isinstance(rows, dual.Rows):
         return dual.least_squares(rows, prior, damping, mean)
     return least_squares(rows, prior, damping, mean)
-
-
-def store(stream: Stream, lin: Linear, fitted: Array) -> None:
-    """Replace a layer's weights, and their transposes if they have been computed already."""
-    weights = lin.weights_from(fitted, stream.graph)
-    stream.replace(lin.weight, weights)
-    for user, _ in stream.graph.users[lin.weight]:
-        if user.op == "Transpose":
-            for batch in stream.live:
-                if user.outputs[0] in batch:
-                    batch[user.outputs[0]] = weights.T
-
-
-# -- the producer of removed channels ------------------------------------------------------------------------------
-
-
-def _in_dense(reconstruction: Reconstruction, lin: Linear) -> Linear:
-    """Return the counterpart of a layer of the pruned network in the dense one."""
-    graph = reconstruction.dense.graph
-    counterpart = linear(graph, graph.producer[lin.node.outputs[0]])
-    if counterpart is None:
-        raise InvariantError(f"{lin.node.label} is linear in the pruned network alone.")
-    return counterpart
-
-
-def _refit_producer(
-    reconstruction: Reconstruction, target: Linear, pair: LayerPair
-) -> tuple[Callable[[int], Array], float] | None:
-    """Refit the producer of a reader.
-
-    Args:
-        reconstruction: both networks.
-        target: the reader in the dense network.
-        pair: both layers in the pruned network.
-
-    Returns:
-        A function that returns the reader's new inputs, by the number of a batch, and the fraction of the reader's loss
-        that is gone; None if nothing has changed.
-    """
-    pruned = reconstruction.pruned
-    p = linear(pruned.graph, pair.producer.node)
-    first = pruned.live[0]
-    shape = reconstruction.kept_part(target.node.outputs[0], reconstruction.dense.live[0]).shape
-    if p is None or not pair.samples_first(pruned.graph, first.shape(p.source), first.shape(pair.reader.source), shape):
-        return None
-    source = _in_dense(reconstruction, p).source
-    blocks, channels, _ = pair.reader.size(pruned.graph)
-    after = find_tail(pruned.graph, pair.reader.node, blocks * channels, pair.reader.channel_axis)
-    x, t, real = _step_samples(reconstruction, target, pair, p, source, after)
-    before = find_tail(pruned.graph, p.node, p.size(pruned.graph)[1], p.channel_axis)
-    slot = BiasSlot.find(pruned, p, before, [p])
-    changes = refine(pruned, pair, x, t, after.scale, reconstruction.settings.damping, slot is not None, real)
-    if changes is None:
-        return None
-    store(pruned, p, p.matrix(pruned.graph) + changes.matrix[None])
-    if slot is not None:
-        slot.move(changes.bias)
-    session = pruned.session([p.node, *pair.chain], p.source, pair.reader.source, x)
-    shelf = pruned.shelf()
-    for batch in pruned.live:
-        batch.store(pair.reader.source, run(session, {p.source: batch[p.source]})[0], shelf)
-
-    def inputs(number: int) -> Array:
-        x = reconstruction.blended(source, p.source, reconstruction.dense.live[number], pruned.live[number])
-        return np.asarray(run(session, {p.source: x})[0])
-
-    return inputs, changes.removed
-
-
-def _step_samples(
-    reconstruction: Reconstruction, target: Linear, pair: LayerPair, p: Linear, source: str, after: Tail
-) -> tuple[Array, Array, Array | None]:
-    """Return the inputs of a producer and the targets of its reader, on the samples that steps learn from.
-
-    And which of their positions are no padding, (samples, positions); None where all are.
-
-    Where sequences differ in length, they are those of the length that most samples have.
-
-    Args:
-        reconstruction: both networks.
-        target: the reader in the dense network.
-        pair: both layers in the pruned network.
-        p: the producer there.
-        source: the name of the producer's inputs in the dense network.
-        after: what follows the reader.
-    """
-    pruned, reader, output = reconstruction.pruned, pair.reader, target.node.outputs[0]
-    first = pruned.live[0]
-    shape = reconstruction.kept_part(output, reconstruction.dense.live[0]).shape
-    fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first.shape(reader.source), shape)
-    found: dict[tuple[int, ...], list[tuple[Array, Array, Array]]] = {}
-    for batches in zip(reconstruction.dense.live, pruned.live, strict=True):
-        samples = batches[1].shape(p.source)[0]
-        chosen = np.linspace(0, samples, max(1, round(fraction * samples)), endpoint=False).astype(int)
-        needed = {n for n in (source, output, p.source, after.addend) if n}
-        dense_batch, pruned_batch = (
-            {n: b[n][chosen] for n in needed if n in b and b.shape(n)[:1] == (samples,)} for b in batches
-        )
-        t = reconstruction.kept_part(output, dense_batch)
-        lost = _branch_loss(reconstruction, after, dense_batch, pruned_batch, t.shape)
-        if lost is not None:
-            t = t + lost * np.expand_dims(_inverse_scale(after), reader.other_axes(t.ndim))
-        x = reconstruction.blended(source, p.source, dense_batch, pruned_batch)
-        real = batches[0].real
-        marks = np.ones(t.shape[:2], bool) if real is None or real.shape[0] != samples else real[chosen]
-        found.setdefault((*x.shape[1:], *t.shape[1:]), []).append((x, t, marks))
-    most = max(found.values(), key=lambda parts: sum(len(x) for x, *_ in parts))
-    xs, ts, marks = (np.concatenate(part) for part in zip(*most, strict=True))
-    return xs, ts, None if marks.all() else marks

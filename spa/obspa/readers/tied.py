@@ -12,7 +12,8 @@ from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Means, Moments
 from spa.obspa.readers.base import Reconstruction
-from spa.obspa.readers.linear import LinearLayer, Rows, draw_positions, least_squares_of, store
+from spa.obspa.readers.linear import LinearLayer, Rows, draw_positions, least_squares_of
+from spa.obspa.readers.steps import store
 from spa.running.stream import sliced
 
 Array = np.ndarray
