@@ -10,7 +10,7 @@ this loss after the best change of the remaining weights (ZipLM, arXiv 2302.0408
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 from spa.algebra.axes import Dim, Expr
 from spa.coupling.places import channel_of
 from spa.criteria.answers import Curve
-from spa.obspa.moments import Damped, damping_for, unvarying
+from spa.obspa.moments import OUTER_ROWS, Damped, damping_for, unvarying
 
 Array = np.ndarray
 COMPACT_BELOW = 0.8  # fraction of remaining inputs below which removed ones are dropped from a reader's matrices
@@ -227,7 +227,8 @@ class _MomentState:
         width = rows.shape[2]
         cost = float(np.einsum("gos,gso->", w, solved[:, :, width:]))
         self.w -= w @ solved[:, :, :width]
-        self.inverse -= rows.transpose(0, 2, 1) @ solved[:, :, :width]
+        for some in _row_ranges(width):
+            self.inverse[:, some] -= rows[:, :, some].transpose(0, 2, 1) @ solved[:, :, :width]
         self.live[s] = False
         if self.live.sum() < COMPACT_BELOW * self.live.size:
             self._compact()
@@ -236,8 +237,16 @@ class _MomentState:
     def _compact(self) -> None:
         """Drop the removed inputs from the matrices."""
         live = np.flatnonzero(self.live)
-        self.inverse, self.w = self.inverse[:, live[:, None], live], self.w[:, :, live]
+        for some in _row_ranges(live.size):  # rows move up, to where no later one is read
+            self.inverse[:, some, : live.size] = self.inverse[:, live[some, None], live]
+        self.inverse, self.w = self.inverse[:, : live.size, : live.size], self.w[:, :, live]
         position = np.full(self.live.size, -1)
         position[live] = np.arange(live.size)
         self.columns = position[self.columns]
         self.live = np.ones(live.size, bool)
+
+
+def _row_ranges(size: int) -> Iterator[slice]:
+    """Yield ranges of rows of a matrix that change at a time, so that nothing of its size is made beside it."""
+    for start in range(0, size, OUTER_ROWS):
+        yield slice(start, min(start + OUTER_ROWS, size))

@@ -31,14 +31,16 @@ class Rows:
     """
 
     def __init__(self, step: int = 1) -> None:
-        self.step, self.count = step, 0
+        self.step, self.count, self._seen = step, 0, 0
         self._x: list[Array] = []
         self._t: list[Array] = []
 
     def add(self, x: Array, t: Array) -> None:
         """Add rows x of shape (blocks, rows, inputs) and t of shape (blocks, rows, outputs)."""
-        self._x.append(at_least_single(x[:, :: self.step]))
-        self._t.append(at_least_single(t[:, :: self.step]))
+        first = -self._seen % self.step
+        self._seen += x.shape[1]
+        self._x.append(at_least_single(x[:, first :: self.step]))
+        self._t.append(at_least_single(t[:, first :: self.step]))
         self.count += self._x[-1].shape[1]
 
     def centred(self, mean: bool = True) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from spa.errors import ModelError
 
 Array = np.ndarray
 MIN_ROWS = 4096  # rows are collected until there are as many: a product of fewer costs mostly moving memory
-MAX_WAITING = 16_000_000  # the most values that wait: 64 MB in float32
+MAX_WAITING = 8_000_000  # the most values that wait: 32 MB in float32
 OUTER_ROWS = 512  # rows of a large matrix that change at a time, so that nothing of its size is made beside it
 NOT_FINITE = (
     "the model's activations hold values that are not finite, so that no layer can be fitted to them. Give other "

@@ -22,7 +22,7 @@ from spa.running.stream import Stream
 Array = np.ndarray
 MAX_ROWS = 20_000  # the most rows of the reader's output that steps learn from, or ten per unknown if that is more
 MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments take seconds per layer
-MAX_VALUES = 20_000_000  # the most values in a matrix of either layer's rows: 80 MB in float32
+MAX_VALUES = 10_000_000  # the most values in a matrix of either layer's rows: 40 MB in float32
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation

@@ -23,6 +23,7 @@ from spa.model.graph import Node
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
 from spa.progress import Progress, silent
+from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
 
 
@@ -75,6 +76,7 @@ def reconstruct(
         dense.after(node)
         pruned_stream.before(pruned_node)
         kind.refit(reconstruction, node, pruned_node)
+        give_back()
     return pruned_stream
 
 

@@ -14,6 +14,7 @@ from spa.obspa.curves import MomentReader, Observation, greedy
 from spa.obspa.readers import kind_of
 from spa.obspa.sensitivity import Gauge, Measured, Use
 from spa.progress import Progress, silent
+from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
@@ -72,6 +73,7 @@ def curves(
                 if columns is not None:
                     reader = observation.make_reader(columns)
                     _add(pending[group.name], Use(node, reader, observation.weights, observation.mean))
+        give_back()
         for group in groups_of_reader[index]:
             if last[group.name] == index and pending[group.name]:
                 weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0

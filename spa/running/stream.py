@@ -17,7 +17,7 @@ from spa.model.graph import Graph, Node
 from spa.running.live import Live, PaddedBatch, Shelf
 from spa.running.runtime import load_session, run
 
-MEMORY = 1 << 27  # bytes of live tensors that may stay in memory; reading others back takes less time than making them
+MEMORY = 1 << 26  # bytes of live tensors that may stay in memory; reading others back takes less time than making them
 Feeds = Mapping[str, np.ndarray]
 
 

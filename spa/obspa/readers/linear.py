@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 
 import numpy as np
 
@@ -19,39 +18,12 @@ from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Means, Moments, damping_for, least_squares
 from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair
 from spa.obspa.readers.base import ReaderKind, Reconstruction
+from spa.obspa.readers.rows import Fitted, Rows, Targets, accumulator, add_rows, draw_positions
 from spa.obspa.readers.steps import ProducerSteps, branch_loss, in_dense, inverse_scale, store
 from spa.running.stream import Stream
 
 Array = np.ndarray
-Fitted = Moments | dual.Rows
-Rows = Fitted | Means
 Inputs = Callable[[int], Array]  # by the number of a batch
-MAX_ROWS = 40_000  # the most rows that a least-squares fit learns from, or ten per unknown if that is more
-
-
-def draw_positions(rng: np.random.Generator, lin: Linear, shape: tuple[int, ...], samples: int, inputs: int) -> Array:
-    """Draw the positions of each sample that a fit learns from, without replacement.
-
-    Args:
-        rng: draws; not used if all positions are taken.
-        lin: the layer.
-        shape: the shape of its output.
-        samples: the number of samples of all batches.
-        inputs: the number of matrix columns.
-
-    Returns:
-        Flat indices of positions, sorted.
-    """
-    total = lin.positions(shape)
-    count = ceil((max(MAX_ROWS, 10 * inputs) if inputs <= dual.MAX_MOMENT_INPUTS else dual.MAX_ROWS) / max(samples, 1))
-    if count >= total:
-        return np.arange(total)
-    return np.sort(rng.choice(total, count, replace=False))
-
-
-def accumulator(inputs: int, samples: int, cross: bool = True) -> Fitted:
-    """Return an accumulator of a layer's rows: their moments or, if these would be too large, some of the rows."""
-    return Moments(cross) if inputs <= dual.MAX_MOMENT_INPUTS else dual.Rows(ceil(samples / dual.MAX_ROWS))
 
 
 class LinearLayer(ReaderKind):
@@ -73,7 +45,9 @@ class LinearLayer(ReaderKind):
         rows, unit = _observed_rows(stream, lin, rng)
         if isinstance(rows, Moments):
             w = lin.matrix(graph) * unit[:, :, None]
-            make_reader: Callable[[Array], Reader] = partial(MomentReader, rows.xx, w, rows=rows.count)
+            make_reader: Callable[[Array], Reader] = partial(
+                MomentReader, rows.xx.astype(np.float32), w, rows=rows.count
+            )
         elif lin.blocks == 1:
             make_reader = partial(
                 dual.RowReader, rows.centred()[0], dual.sketch(lin.matrix(graph, np.float32), unit[0], rng)
@@ -221,10 +195,9 @@ def _observed_rows(stream: Stream, lin: Linear, rng: np.random.Generator) -> tup
     for batch in stream.live:
         x, y = batch[lin.source], batch[name]
         chosen = draw_positions(rng, lin, y.shape, samples, size)
-        real = lin.real_rows(batch.real, y.shape, chosen)
-        rows.add(lin.input_rows(x, y.shape, graph, chosen)[:, real], lin.output_rows(y, chosen)[:, real])
+        add_rows(rows, graph, lin, x, Targets(y, batch.real), chosen)
         if skip in batch and (addition := after.aligned(batch[skip])).shape == y.shape:
-            s = lin.output_rows(addition, chosen)[:, real]
+            s = lin.output_rows(addition, chosen)[:, lin.real_rows(batch.real, y.shape, chosen)]
             addend.add(s[:, :, :1], s)
     energy = float((np.square(after.scale) * rows.tt.reshape(-1)).sum())
     if addend.count:
@@ -247,16 +220,12 @@ def _gather(
         dense_batch, pruned_batch = reconstruction.dense.live[number], reconstruction.pruned.live[number]
         y = reconstruction.kept_part(name, dense_batch)
         chosen = draw_positions(reconstruction.rng, lin, y.shape, reconstruction.samples(target), columns)
-        t = lin.output_rows(y, chosen)
         lost = branch_loss(reconstruction, after, dense_batch, pruned_batch, y.shape)
-        if lost is not None:
-            t = t + lin.output_rows(lost, chosen) * inverse_scale(after).reshape(lin.blocks, 1, -1)
         if inputs is None:
             x = reconstruction.blended(target.source, lin.source, dense_batch, pruned_batch)
         else:
             x = inputs(number)
-        real = lin.real_rows(dense_batch.real, y.shape, chosen)
-        rows.add(lin.input_rows(x, y.shape, graph, chosen)[:, real], t[:, real])
+        add_rows(rows, graph, lin, x, Targets(y, dense_batch.real, lost, inverse_scale(after)), chosen)
 
 
 def least_squares_of(rows: Fitted, prior: Array, damping: float, mean: bool) -> Array:

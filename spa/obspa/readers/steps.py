@@ -15,6 +15,7 @@ from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
 from spa.obspa.producers import LayerPair, refine
 from spa.obspa.readers.base import Reconstruction
+from spa.obspa.readers.rows import Targets, add_rows
 from spa.running.runtime import run
 from spa.running.stream import Feeds, Stream
 
@@ -98,10 +99,8 @@ class ProducerSteps:
         """Return the rows of the reader on the samples, with the producer as it is now."""
         lin, graph, rows = self.pair.reader, self.reconstruction.pruned.graph, Moments()
         chosen = np.arange(lin.positions(self.target.shape))
-        real = lin.real_rows(self.real, self.target.shape, chosen)
         between = run(self._session(), {self.pair.producer.source: self.x})[0]
-        inputs = lin.input_rows(between, self.target.shape, graph, chosen)
-        rows.add(inputs[:, real], lin.output_rows(self.target, chosen)[:, real])
+        add_rows(rows, graph, lin, between, Targets(self.target, self.real), chosen)
         return rows
 
     def take(self) -> float | None:

@@ -12,7 +12,8 @@ from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Means, Moments
 from spa.obspa.readers.base import Reconstruction
-from spa.obspa.readers.linear import LinearLayer, Rows, draw_positions, least_squares_of
+from spa.obspa.readers.linear import LinearLayer, least_squares_of
+from spa.obspa.readers.rows import Rows, Targets, add_rows, draw_positions
 from spa.obspa.readers.steps import store
 from spa.running.stream import sliced
 
@@ -97,6 +98,5 @@ def _uses_ahead(
             y = sliced(kept, analysis.axes.get(name), batch[name])
             x = sliced(kept, analysis.axes.get(dense_lin.source), batch[dense_lin.source])
             chosen = draw_positions(reconstruction.rng, lin, y.shape, samples, columns)
-            real = lin.real_rows(batch.real, y.shape, chosen)
-            rows.add(lin.input_rows(x, y.shape, dense.graph, chosen)[:, real], lin.output_rows(y, chosen)[:, real])
+            add_rows(rows, dense.graph, lin, x, Targets(y, batch.real), chosen)
         yield rows
