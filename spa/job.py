@@ -184,7 +184,7 @@ class Job:
             path=Path(),
             graph=graph,
             labels=inputs.labels,
-            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes),
+            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes, inputs.value_range),
             preprocess=inputs.preprocess,
         )
         metric = metric_of(
@@ -568,7 +568,7 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             labels=inputs.labels,
             samples=inputs.samples,
             seed=seed,
-            images_as=Images(inputs.mean, inputs.std, request.timing.sizes),
+            images_as=Images(inputs.mean, inputs.std, request.timing.sizes, inputs.value_range),
             preprocess=inputs.preprocess,
             hold_out=True,
         )
@@ -613,11 +613,12 @@ def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str
     from spa.calibration.synthetic import Synthesiser
 
     model, seed, chosen = analysis.graph.self_contained(), request.timing.seed, analysis.points.chosen
+    value_range = request.inputs.value_range
     with running():
         try:
-            return Synthesiser(model, seed, chosen), ()
+            return Synthesiser(model, seed, chosen, value_range), ()
         except ModelError:
             if not chosen:
                 raise
             note = "onnxruntime refuses the sizes at which MACs were counted; inputs were made at others"
-            return Synthesiser(model, seed, request.timing.sizes), (note,)
+            return Synthesiser(model, seed, request.timing.sizes, value_range), (note,)

@@ -80,16 +80,19 @@ class Images:
         mean: per channel, is subtracted from values in 0..1; ImageNet's by default.
         std: per channel, divides the values after that; ImageNet's by default.
         sizes: of open axes, by name or by ``input[axis]``; the median of the images' own by default.
+        value_range: the values of black and of white, in place of mean and deviation.
     """
 
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: images.Numbers | None = None
+    std: images.Numbers | None = None
     sizes: Mapping[str, int] | None = None
+    value_range: tuple[float, float] | None = None
 
     @property
-    def is_normalised(self) -> bool:
-        """Return whether a normalisation is given."""
-        return self.mean is not None or self.std is not None
+    def given(self) -> str:
+        """The options that say a normalisation, in words; empty without any."""
+        asked = "mean and std" if self.mean is not None or self.std is not None else ""
+        return "range" if self.value_range is not None else asked
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,8 @@ def _check_count(name: str, value: int | None) -> None:
 def _read(data: Any, reading: _Reading, images_as: Images) -> tuple[str, list[Piece], list[str]]:
     """Read data of any kind: say what it is, return its pieces, and say what was done to them."""
     path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
-    if images_as.is_normalised and (path is None or not path.is_dir()):
-        raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
+    if images_as.given and (path is None or not path.is_dir()):
+        raise PlanError(f"{images_as.given}: the data is no folder of images. Leave that out, and scale the arrays.")
     if path is None:
         return _read_object(data, reading)
     if path.is_dir():
@@ -315,8 +318,8 @@ def _read_folder(folder: Path, reading: _Reading, images_as: Images) -> tuple[li
             "Put them into folders of their own."
         )
     if arrays:
-        if images_as.is_normalised:
-            raise PlanError(f"mean and std: {folder} holds arrays. Leave them out, and normalise the arrays.")
+        if images_as.given:
+            raise PlanError(f"{images_as.given}: {folder} holds arrays. Leave that out, and scale the arrays.")
 
         def read(index: int) -> Piece:
             path = arrays[index]
@@ -355,7 +358,11 @@ def _read_pictures(
     if channel_axis is None or reading.preprocess is not None:
         made = reading.some(len(paths), lambda i: reading.item(str(paths[i]), images.opened(paths[i])))
         return made, ["images are what preprocess made of them"]
-    found = images.pictures(paths, specs[0], channel_axis, images_as.mean, images_as.std, images_as.sizes)
+    mean, std = images_as.mean, images_as.std
+    if images_as.value_range is not None:
+        mean, std = images.range_normalisation(*images_as.value_range)
+    found = images.pictures(paths, specs[0], channel_axis, mean, std, images_as.sizes)
+    found = replace(found, value_range=images_as.value_range)
 
     def read(index: int) -> Piece:
         return from_bare(str(paths[index]), found.read(index), None, reading.interface, None, single=False)

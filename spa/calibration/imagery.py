@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
-from spa.calibration.images import MEAN, STD
+from spa.calibration.images import MEAN, STD, Numbers
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.errors import PlanError
@@ -21,7 +21,6 @@ from spa.running.runtime import load_session, run
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
-Numbers = float | Sequence[float]
 DOMAINS = ("auto", "photo", "text", "mixed")
 SMALLEST_TEXT = 16  # rows or columns below which nothing can be read
 WATCHED = frozenset({"Conv", "Relu", "HardSwish", "Sigmoid", "LeakyRelu", "PRelu", "Clip", "Mul"})

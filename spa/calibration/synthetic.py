@@ -21,12 +21,14 @@ import onnx
 
 from spa.calibration.batches import comfortable
 from spa.calibration.byte_files import byte_inputs, fill_bytes
-from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
+from spa.calibration.imagery import IMAGES, Imagery, choose
+from spa.calibration.images import Numbers, range_normalisation
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
+from spa.model.sizes import is_state
 from spa.model.traits import FLOAT_NAMES
-from spa.running.feeds import Recipe, first_run, resolve_sizes
+from spa.running.feeds import Recipe, first_run, open_input, resolve_sizes
 from spa.running.ranges import ranges_for
 from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
@@ -42,6 +44,7 @@ _SOUND = re.compile(r"audio|wave|wav($|_)|speech|(^|_)(log)?mel|(^|_)spec($|_|tr
 _COMPUTED = re.compile(r"mask|past|cache|state|hidden|embed|latent|noise", re.IGNORECASE)
 
 MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations come on top
+DEVIATIONS = 3.0  # of a series or of noise, that fill a range of values which is given
 FEWEST = 32  # samples that are made whatever they take
 
 
@@ -52,20 +55,40 @@ class Synthesiser:
         model: the model, which is not changed.
         seed: of the inputs that are tried.
         sizes: sizes of dynamic axes, by the axis' name or by ``input[axis]``.
+        value_range: the lowest and the highest value of floats that show something; by default images are as
+            :meth:`imagery` chooses, and other floats as they are drawn.
 
     Raises:
-        PlanError: ``sizes`` does not fit.
+        PlanError: ``sizes`` does not fit, or no input can have the range.
         UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
         ModelError: the model cannot be loaded, or ran on none of the sizes that were tried.
     """
 
-    def __init__(self, model: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         self.model, self.seed, self.sizes = model, seed, sizes
         self.name = model_name(model)
         self.session = load_session(model, name=self.name)
         ranges = ranges_for(model, input_specs(self.session))
         self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
         self.heard = sound_inputs(model, self.recipe)
+        self.value_range = value_range
+        self._images = [s.name for s in self.recipe.specs if _is_image(self.recipe, s, self.recipe.shape(s))]
+        if value_range is not None and not self._ranged:
+            raise PlanError("value_range: no input of the model takes images, sound or other floats. Leave it out.")
+
+    @property
+    def _ranged(self) -> list[str]:
+        """The inputs that have the range of values that is given: floats along some axis, but for states and masks."""
+        if self.value_range is None:
+            return []
+        floats = (s for s in self.recipe.specs if len(s.shape) > 1 and _is_content(self.recipe, s))
+        return [s.name for s in floats if not is_state(open_input(s))]
 
     def imagery(
         self, domain: str = "auto", mean: Numbers | None = None, std: Numbers | None = None, threads: int = 2
@@ -78,17 +101,20 @@ class Synthesiser:
             std: divides images after that.
             threads: of onnxruntime.
         """
-        given = mean is not None or std is not None
-        like = self.recipe.feeds(self.seed)
-        if not any(_is_image(self.recipe, spec, like[spec.name].shape) for spec in self.recipe.specs):
+        if not self._images:
             return Imagery()
+        values = "as given"
+        if self.value_range is not None:
+            mean, std = range_normalisation(*self.value_range)
+            values = "{:g} to {:g}".format(*self.value_range)
+        given = mean is not None or std is not None
         recipe = self._resized(self.recipe, IMAGES)
 
         def make(imagery: Imagery) -> dict[str, np.ndarray]:
             return _batch(recipe, (self.seed, 0), replace(imagery, mean=mean, std=std) if given else imagery, Text())
 
         chosen = choose(self.model, make, domain, given, threads)
-        return replace(chosen, mean=mean, std=std, values="as given") if given else chosen
+        return replace(chosen, mean=mean, std=std, values=values) if given else chosen
 
     def text(
         self,
@@ -109,6 +135,9 @@ class Synthesiser:
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs, but for images and text."""
         notes = []
+        if self.value_range is not None:
+            low, high = self.value_range
+            notes.append(f"made-up values of {', '.join(self._ranged)} lie from {low:g} to {high:g}, as --range says")
         if names := byte_inputs(self.recipe):
             notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
         if self.heard:
@@ -150,7 +179,17 @@ class Synthesiser:
         imagery, text = imagery or Imagery(), text or Text()
         made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
         fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
+        for name in self._ranged:
+            if name not in self._images:
+                for feeds in made:
+                    feeds[name] = self._in_range(name, feeds[name])
         return made
+
+    def _in_range(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return sound (-1 to 1) or what is of unit variance in the range of values that is given."""
+        low, high = self.value_range or (0.0, 1.0)
+        unit = np.clip(values if name in self.heard else values / DEVIATIONS, -1, 1).astype(np.float32)
+        return np.ascontiguousarray(low + (high - low) * (unit + 1) / 2, dtype=values.dtype)
 
     def _resized(self, base: Recipe, size: int) -> Recipe:
         """Return the recipe at another batch size, or as it was where the model refuses that."""

@@ -251,6 +251,16 @@ def test_mean_and_std_must_fit(tmp_path: Path) -> None:
 def test_mean_and_a_folder_of_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", rows(3))
     assert refusal(tmp_path, images_as=Images(mean=[0.5])).startswith(f"mean and std: {tmp_path} holds arrays.")
+    assert refusal(tmp_path, images_as=Images(value_range=(0, 1))).startswith(f"range: {tmp_path} holds arrays.")
+    assert refusal(rows(3), images_as=Images(value_range=(0, 1))).startswith("range: the data is no folder of images.")
+
+
+def test_images_get_the_range_that_is_given(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 51], [102, 255]], np.uint8)).save(tmp_path / "a.png")
+    grey = interface(x=(F, ["n", 1, 2, 2]))
+    read = read_data(tmp_path, grey, images_as=Images(value_range=(-10, 245)))
+    assert np.allclose(read.batches[0]["x"].reshape(2, 2), [[-10, 41], [92, 245]], atol=1e-4)
+    assert "scaled to -10..245, as --range says" in read.notes[0]
 
 
 # --- files and folders that are refused ---

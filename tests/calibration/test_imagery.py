@@ -100,6 +100,15 @@ def test_given_values_are_not_decided() -> None:
         Synthesiser(filters(1.0)).imagery(mean=(0.1, 0.2))
 
 
+def test_a_range_that_is_given_holds_for_images_and_is_not_decided() -> None:
+    maker = Synthesiser(filters(1.0), value_range=(-20, 235))
+    found = maker.imagery()
+    (batch,) = maker.batches(8, imagery=found)
+    assert batch["x"].mean() < 160
+    assert -20 - 1e-3 <= batch["x"].min() < 10 and 150 < batch["x"].max() <= 235 + 1e-3
+    assert "made-up values of x lie from -20 to 235, as --range says" in maker.notes
+
+
 @pytest.mark.parametrize("domain", ["photo", "mixed"])
 def test_with_batch_normalisations_their_statistics_decide(domain: str) -> None:
     model = filters(1.0, statistics(Imagery(domain)))
@@ -135,3 +144,9 @@ def test_networks_without_maps_or_statistics_are_not_asked() -> None:
 def test_the_report_says_what_was_made_up() -> None:
     result = spa.prune("models/digits_vgg.onnx", ratio=0.2, samples=16, domain="photo", mean=0.0, std=1.0)
     assert result.report.requested["inputs"]["domain"] == "photo"
+
+
+def test_a_range_reaches_made_up_inputs_and_the_report() -> None:
+    result = spa.prune("models/digits_vgg.onnx", ratio=0.2, samples=8, value_range=(0, 16), criterion="activation_l2")
+    assert "made-up values of input lie from 0 to 16, as --range says" in result.report.notes
+    assert result.report.requested["inputs"]["value_range"] == [0.0, 16.0]
