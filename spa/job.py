@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
-WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
+WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run where no data is given."
 
 
 class Clock:
@@ -129,10 +129,11 @@ class Job:
 
     @property
     def needs_inputs(self) -> bool:
-        """Return whether the model must be run on inputs."""
+        """Return whether the model must be run on inputs; given ones are always used, if only to measure changes."""
         goal, repair = self.request.goal, self.request.repair
         scored = goal.kind != "plan" and self.scoring_needs_inputs
-        return scored or goal.kind == "distortion" or repair.recover > 0 or self.reconstruct != "none"
+        wanted = goal.kind == "distortion" or repair.recover > 0 or self.request.inputs.data is not None
+        return scored or wanted or self.reconstruct != "none"
 
     @property
     def scoring_needs_inputs(self) -> bool:
