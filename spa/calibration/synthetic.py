@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from spa.calibration.batches import comfortable
+from spa.calibration.bonds import Bonds, bonds_of
 from spa.calibration.byte_files import byte_inputs, fill_bytes
 from spa.calibration.imagery import IMAGES, Imagery, choose
 from spa.calibration.images import Numbers, range_normalisation
@@ -28,7 +29,7 @@ from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
 from spa.model.sizes import is_state
 from spa.model.traits import FLOAT_NAMES
-from spa.running.feeds import Recipe, first_run, open_input, resolve_sizes
+from spa.running.feeds import Recipe, first_run, is_box, open_input, resolve_sizes
 from spa.running.ranges import ranges_for
 from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
@@ -77,10 +78,24 @@ class Synthesiser:
         ranges = ranges_for(model, input_specs(self.session))
         self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
         self.heard = sound_inputs(model, self.recipe)
+        self._bonds = self._working_bonds()
         self.value_range = value_range
         self._images = [s.name for s in self.recipe.specs if _is_image(self.recipe, s, self.recipe.shape(s))]
         if value_range is not None and not self._ranged:
             raise PlanError("value_range: no input of the model takes images, sound or other floats. Leave it out.")
+
+    def _working_bonds(self) -> Bonds:
+        """Return what inputs must agree in, where the network runs on inputs that do."""
+        bonds = bonds_of(self.model, self.recipe)
+        if not bonds:
+            return bonds
+        feeds = self.recipe.feeds(self.seed)
+        bonds.fill(feeds, np.random.default_rng(self.seed))
+        try:
+            run(self.session, feeds, name=self.name)
+        except ModelError:
+            return Bonds()
+        return bonds
 
     @property
     def _ranged(self) -> list[str]:
@@ -142,6 +157,7 @@ class Synthesiser:
             notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
         if self.heard:
             notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
+        notes += self._bonds.notes
         if pairs := state_pairs(self.session, self.recipe):
             notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
         return tuple(notes)
@@ -178,6 +194,8 @@ class Synthesiser:
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
         imagery, text = imagery or Imagery(), text or Text()
         made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        for index, feeds in enumerate(made):
+            self._bonds.fill(feeds, np.random.default_rng([seed, index, zlib.crc32(b"bonds")]))
         fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
         for name in self._ranged:
             if name not in self._images:
@@ -298,7 +316,9 @@ def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) 
 
 def _is_content(recipe: Recipe, spec: TensorSpec) -> bool:
     """Return whether an input may show something; a float with a bound holds ids that the graph casts."""
-    return not (spec.element not in FLOAT_NAMES or spec.name in recipe.ranges or _COMPUTED.search(spec.name))
+    if spec.element not in FLOAT_NAMES or spec.name in recipe.ranges:
+        return False
+    return not (_COMPUTED.search(spec.name) or is_box(spec.name, recipe.shape(spec)))
 
 
 def _is_image(recipe: Recipe, spec: TensorSpec, shape: tuple[int, ...]) -> bool:
