@@ -319,8 +319,8 @@ class Inputs(Section):
     )
     domain: str = option(
         "auto",
-        "what made-up images show: `photo`, `text`, `mixed` (half of each); `auto`: what suits the network's own "
-        "statistics or responses",
+        "what made-up images show: `photo`, `text`, `mixed` (half of each), `drawing`, `texture`; `auto`: what suits "
+        "the network's own statistics or responses",
         kind=WORD,
         choices=_domains,
     )

@@ -7,7 +7,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import spa
-from spa.calibration.imagery import Imagery, choose, misfits, responding
+from spa.calibration.drawings import drawings, textures
+from spa.calibration.imagery import OTHERS, Imagery, choose, misfits, responding
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.calibration.synthetic import Synthesiser
@@ -109,15 +110,52 @@ def test_a_range_that_is_given_holds_for_images_and_is_not_decided() -> None:
     assert "made-up values of x lie from -20 to 235, as --range says" in maker.notes
 
 
-@pytest.mark.parametrize("domain", ["photo", "mixed"])
+@pytest.mark.parametrize("domain", ["photo", "mixed", "drawing"])
 def test_with_batch_normalisations_their_statistics_decide(domain: str) -> None:
     model = filters(1.0, statistics(Imagery(domain)))
     found = Synthesiser(model).imagery()
     assert found.domain == domain
-    assert bool(found.note) == (domain == "mixed")
-    batches = [Synthesiser(model).batches(32, imagery=Imagery(d))[0] for d in ("photo", "mixed")]
-    near, far = misfits(model, batches if domain == "photo" else batches[::-1])
+    assert bool(found.note) == (domain != "photo")
+    others = domain, "mixed" if domain == "photo" else "photo"
+    near, far = misfits(model, [Synthesiser(model).batches(32, imagery=Imagery(d))[0] for d in others])
     assert near < 0.5 * far
+
+
+@pytest.mark.parametrize("source", [drawings, textures])
+@pytest.mark.parametrize("shape", [(3, 3, 40, 56), (2, 1, 8, 9), (2, 4, 16, 33), (0, 3, 32, 32)])
+def test_drawings_and_textures_come_in_any_size_by_seed(source, shape: tuple[int, ...]) -> None:
+    images = source(*shape, np.random.default_rng(3))
+    assert images.shape == shape and images.dtype == np.float32
+    assert not images.size or (images.min() >= 0 and images.max() <= 1 and images.std() > 0.02)
+    np.testing.assert_array_equal(images, source(*shape, np.random.default_rng(3)))
+
+
+def test_drawings_are_plain_but_for_their_strokes_and_textures_have_no_edges() -> None:
+    steps = {d: np.abs(np.diff(Imagery(d).draw(24, 1, 64, 64, np.random.default_rng(0)), axis=3)) for d in OTHERS}
+    assert np.median((steps["drawing"] == 0).mean(axis=(1, 2, 3))) > 0.7
+    assert (steps["drawing"].max(axis=(1, 2, 3)) > 0.3).mean() > 0.9
+    assert (steps["texture"].max(axis=(1, 2, 3)) > 0.5).mean() < 0.1
+    assert np.median((steps["texture"] == 0).mean(axis=(1, 2, 3))) < 0.2
+
+
+def answering(wanted: str, monkeypatch: pytest.MonkeyPatch, share: float) -> Imagery:
+    """What is chosen if this fraction of the channels answers one domain, and a half all others."""
+    shares = lambda _model, made, _threads: [share if m["domain"] == wanted else 0.5 for m in made]  # noqa: E731
+    monkeypatch.setattr("spa.calibration.imagery.responding", shares)
+    return choose(filters(1.0), lambda imagery: {"domain": imagery.domain}, "auto", fixed=False)
+
+
+@pytest.mark.parametrize("domain", OTHERS)
+def test_drawings_and_textures_are_taken_only_if_far_more_channels_respond(
+    domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answering(domain, monkeypatch, 0.55) == Imagery("mixed")
+    found = answering(domain, monkeypatch, 0.8)
+    assert found.domain == domain and "80% of the channels respond (50% to images half like" in found.note
+    kept = choose(filters(1.0), lambda imagery: {"domain": imagery.domain}, "auto", fixed=True)
+    assert kept.domain == domain
+    asked = choose(filters(1.0), lambda imagery: {"domain": imagery.domain}, "photo", fixed=False)
+    assert asked.domain == "photo"
 
 
 def test_a_domain_that_is_asked_for_is_taken() -> None:
