@@ -35,6 +35,7 @@ from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
+    from spa.calibration.sampling import Sampler
     from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
@@ -582,17 +583,30 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
     notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
 
     count = maker.affordable(inputs.samples)
+    sampler = _sampler(maker, analysis, count) if inputs.text is None else None
+    if sampler is not None:
+        notes += (sampler.note,)
     if count < inputs.samples:
         notes += (f"{count} inputs are made up, not {inputs.samples}: more of this size take much memory (see --size)",)
 
     def made_up(samples: int, seed: int) -> Calibration:
         with running():
-            batches = maker.batches(samples, seed=seed, imagery=imagery, text=text)
+            batches = maker.batches(samples, seed=seed, imagery=imagery, text=text, sampler=sampler)
         made = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
         return Calibration(batches, None, made, "synthetic", notes)
 
     held_out = made_up(max(held_out_samples(count), FEWEST_HELD_OUT), (seed + 1) % 2**32)
     return replace(made_up(count, seed), held_out=held_out)
+
+
+def _sampler(maker: Synthesiser, analysis: Analysis, samples: int) -> Sampler | None:
+    """Return the network as a source of its own inputs, if it is a causal language model and not too large for that."""
+    from spa.calibration.sampling import MOST_MACS, ROUNDS
+
+    if ROUNDS * samples * measure(analysis).macs > MOST_MACS:
+        return None
+    with running():
+        return maker.sampler()
 
 
 def _refuse_made_up(request: Request) -> None:

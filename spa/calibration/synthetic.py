@@ -24,6 +24,7 @@ from spa.calibration.bonds import Bonds, bonds_of
 from spa.calibration.byte_files import byte_inputs, fill_bytes
 from spa.calibration.imagery import IMAGES, Imagery, choose
 from spa.calibration.images import Numbers, range_normalisation
+from spa.calibration.sampling import Sampler, sampler_of
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text
 from spa.errors import ModelError, PlanError
@@ -146,6 +147,10 @@ class Synthesiser:
         """
         return choose_text(self.recipe, folder, text, tokenizer)
 
+    def sampler(self) -> Sampler | None:
+        """Return the network as a source of token ids, if it is a causal language model."""
+        return sampler_of(self.session, self.recipe)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs, but for images and text."""
@@ -174,8 +179,9 @@ class Synthesiser:
         seed: int = 0,
         imagery: Imagery | None = None,
         text: Text | None = None,
+        sampler: Sampler | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """Make inputs; the arguments are those of :func:`synthesise`."""
+        """Make inputs; the arguments are those of :func:`synthesise`, and what writes sequences anew, from text."""
         for option, number in (("samples", samples), ("batch", batch)):
             if number is not None and number < 1:
                 raise PlanError(f"{option} is {number}. Give 1 or more.")
@@ -195,6 +201,8 @@ class Synthesiser:
         imagery, text = imagery or Imagery(), text or Text()
         made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
         for index, feeds in enumerate(made):
+            if sampler is not None:
+                sampler.refine(feeds, np.random.default_rng([seed, index, zlib.crc32(b"sampler")]))
             self._bonds.fill(feeds, np.random.default_rng([seed, index, zlib.crc32(b"bonds")]))
         fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
         for name in self._ranged:
