@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
+ELSEWHERE = 16  # inputs of another domain, to tell how far a figure carries
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run where no data is given."
 
 
@@ -271,9 +272,24 @@ class Job:
             "inputs": {name: list(array.shape) for name, array in given.batches[0].items()},
             "agreement": {} if outcome.after is None else dict(outcome.after.agreement),
         }
+        if given.elsewhere is not None and outcome.after is not None:
+            report["elsewhere"] = {"inputs": given.elsewhere.source, "after": self._change_elsewhere(outcome.model)}
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
+
+    def _change_elsewhere(self, model: ModelProto) -> float | None:
+        """Measure the change of the outputs on inputs of a domain that was not used."""
+        from spa.running.change import Yardstick
+        from spa.running.padding import with_padding
+
+        assert self.calibration is not None and self.calibration.elsewhere is not None  # who asks has seen them
+        graph, threads = self.analysis.graph, self.request.timing.threads
+        batches = with_padding(graph, self.calibration.elsewhere.batches, threads)
+        with running(), bounded_threads(threads):
+            error = Yardstick(graph, batches, threads).change(model).error
+        self.clock("measure")
+        return error
 
     # -- scores -----------------------------------------------------------------------------------------------------
 
@@ -560,7 +576,7 @@ def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterato
 
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Calibration, Images, held_out_samples, read_data
+    from spa.calibration.data import Images, read_data
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
@@ -576,10 +592,18 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
         )
         return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
 
+    return _made_up_inputs(analysis, request)
+
+
+def _made_up_inputs(analysis: Analysis, request: Request) -> Calibration:
+    """Make inputs up, with others that are held out, and a few of a domain that was not used."""
+    from spa.calibration.data import Calibration, held_out_samples
+
+    inputs, seed = request.inputs, request.timing.seed
     maker, notes = _maker(analysis, request)
     with running():
         imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
-        text = maker.text(graph.base, inputs.text, inputs.tokenizer)
+        text = maker.text(analysis.graph.base, inputs.text, inputs.tokenizer)
     notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
 
     count = maker.affordable(inputs.samples)
@@ -589,14 +613,19 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
     if count < inputs.samples:
         notes += (f"{count} inputs are made up, not {inputs.samples}: more of this size take much memory (see --size)",)
 
-    def made_up(samples: int, seed: int) -> Calibration:
+    def made_up(samples: int, add: int, source: str = "synthetic", **how: Any) -> Calibration:
         with running():
-            batches = maker.batches(samples, seed=seed, imagery=imagery, text=text, sampler=sampler)
+            batches = maker.batches(samples, seed=(seed + add) % 2**32, **how)
         made = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, made, "synthetic", notes)
+        return Calibration(batches, None, made, source, notes)
 
-    held_out = made_up(max(held_out_samples(count), FEWEST_HELD_OUT), (seed + 1) % 2**32)
-    return replace(made_up(count, seed), held_out=held_out)
+    how: dict[str, Any] = {"imagery": imagery, "text": text, "sampler": sampler}
+    other = maker.elsewhere(imagery, text, sampled=sampler is not None)
+    return replace(
+        made_up(count, 0, **how),
+        held_out=made_up(max(held_out_samples(count), FEWEST_HELD_OUT), 1, **how),
+        elsewhere=None if other is None else made_up(ELSEWHERE, 2, other.said, imagery=other.imagery, text=other.text),
+    )
 
 
 def _sampler(maker: Synthesiser, analysis: Analysis, samples: int) -> Sampler | None:

@@ -44,6 +44,7 @@ class Calibration:
         source: the data's origin, in words.
         notes: sentences for the reader of a report, about samples that are few or were dropped.
         held_out: further inputs that no fit sees, on which changes are measured; None if there were too few.
+        elsewhere: a few inputs of a domain that made-up ones are not of, by its name in ``source``.
     """
 
     batches: list[dict[str, np.ndarray]]
@@ -52,6 +53,7 @@ class Calibration:
     source: str
     notes: tuple[str, ...]
     held_out: Calibration | None = None
+    elsewhere: Calibration | None = None
 
     @property
     def measured(self) -> Calibration:

@@ -96,6 +96,18 @@ def _per_channel(option: str, value: Numbers, channels: int, name: str) -> Array
     return np.broadcast_to(values, (channels,)).reshape(-1, 1, 1)
 
 
+def unused(imagery: Imagery, shapes: Sequence[Sequence[int]]) -> Imagery:
+    """Return images of a domain that these are not of, with the same values.
+
+    Args:
+        imagery: the images.
+        shapes: of the inputs that hold them.
+    """
+    other = {"photo": "text", "mixed": "drawing"}.get(imagery.domain, "photo")
+    shows_text = all(sorted(shape)[-2] >= SMALLEST_TEXT for shape in shapes)
+    return replace(imagery, domain="drawing" if other == "text" and not shows_text else other)
+
+
 def candidates(imagery: Imagery) -> tuple[Imagery, ...]:
     """Return the same images with the values that networks are fed with, the usual ones first.
 

@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,11 @@ import onnx
 from spa.calibration.batches import comfortable
 from spa.calibration.bonds import Bonds, bonds_of
 from spa.calibration.byte_files import byte_inputs, fill_bytes
-from spa.calibration.imagery import IMAGES, Imagery, choose
+from spa.calibration.imagery import IMAGES, SHOWN, Imagery, choose, unused
 from spa.calibration.images import Numbers, range_normalisation
 from spa.calibration.sampling import Sampler, sampler_of
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
-from spa.calibration.tokens import Text, choose_text
+from spa.calibration.tokens import Text, choose_text, roles_of
 from spa.errors import ModelError, PlanError
 from spa.model.sizes import is_state
 from spa.model.traits import FLOAT_NAMES
@@ -48,6 +48,21 @@ _COMPUTED = re.compile(r"mask|past|cache|state|hidden|embed|latent|noise", re.IG
 MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations come on top
 DEVIATIONS = 3.0  # of a series or of noise, that fill a range of values which is given
 FEWEST = 32  # samples that are made whatever they take
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Inputs of a domain that was not used.
+
+    Attributes:
+        said: the domain, in words.
+        imagery: what images are made of.
+        text: what token ids are made of.
+    """
+
+    said: str
+    imagery: Imagery
+    text: Text
 
 
 class Synthesiser:
@@ -146,6 +161,22 @@ class Synthesiser:
             tokenizer: the tokenizer's file or folder.
         """
         return choose_text(self.recipe, folder, text, tokenizer)
+
+    def elsewhere(self, imagery: Imagery, text: Text, sampled: bool = False) -> Elsewhere | None:
+        """Return inputs of a domain that was not used, to tell how far a figure carries; None where there is none.
+
+        Args:
+            imagery: what images were made of.
+            text: what token ids were made of.
+            sampled: whether the network wrote its own ids from them.
+        """
+        if self._images:
+            other = unused(imagery, [self.recipe.shape(s) for s in self.recipe.specs if s.name in self._images])
+            return Elsewhere(said=SHOWN[other.domain].removeprefix("like "), imagery=other, text=text)
+        if roles_of(self.recipe):
+            other_text = text if sampled else Text(uniform=text.corpus is None)
+            return Elsewhere(said=other_text.said, imagery=imagery, text=other_text)
+        return None
 
     def sampler(self) -> Sampler | None:
         """Return the network as a source of token ids, if it is a causal language model."""

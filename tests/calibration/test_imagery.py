@@ -12,7 +12,9 @@ from spa.calibration.imagery import OTHERS, Imagery, choose, misfits, responding
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.calibration.synthetic import Synthesiser
+from spa.calibration.tokens import Text
 from spa.errors import PlanError
+from spa.report.text import calibrated
 
 
 def filters(scale: float, norm: tuple[np.ndarray, np.ndarray] | None = None) -> ModelProto:
@@ -188,3 +190,48 @@ def test_a_range_reaches_made_up_inputs_and_the_report() -> None:
     result = spa.prune("models/digits_vgg.onnx", ratio=0.2, samples=8, value_range=(0, 16), criterion="activation_l2")
     assert "made-up values of input lie from 0 to 16, as --range says" in result.report.notes
     assert result.report.requested["inputs"]["value_range"] == [0.0, 16.0]
+
+
+# -- a domain that was not used ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("used", "size", "other", "said"),
+    [
+        ("photo", 48, "text", "of text"),
+        ("photo", 9, "drawing", "drawings"),
+        ("mixed", 48, "drawing", "drawings"),
+        ("texture", 48, "photo", "photographs"),
+    ],
+)
+def test_what_is_elsewhere_was_not_used(used: str, size: int, other: str, said: str) -> None:
+    model = filters(1.0)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for dim in value.type.tensor_type.shape.dim[2:]:
+            dim.dim_value = size - 2 * (value is not model.graph.input[0])
+    found = Synthesiser(model).elsewhere(Imagery(used, mean=0.1, std=0.2), Text())
+    assert found is not None and (found.imagery.domain, found.said) == (other, said)
+    assert (found.imagery.mean, found.imagery.std) == (0.1, 0.2)
+
+
+def test_the_report_says_the_change_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def spied(self: Synthesiser, samples: int, imagery: Imagery, **how: object) -> list[dict[str, np.ndarray]]:
+        drawn.append(imagery.domain)
+        return made(self, samples, imagery=imagery, **how)
+
+    made = Synthesiser.batches
+    monkeypatch.setattr(Synthesiser, "batches", spied)
+    options = {"ratio": 0.4, "samples": 16, "criterion": "activation_l2", "domain": "photo"}
+    result = spa.prune("models/digits_resnet.onnx", **options)
+    found = result.report.calibration
+    assert drawn == ["photo", "photo", "drawing"]
+    assert found["elsewhere"]["inputs"] == "drawings"
+    assert found["elsewhere"]["after"] > 0 and found["elsewhere"]["after"] != found["after"]
+    assert f", {found['elsewhere']['after']:.3f} on drawings instead" in calibrated(found)
+    given = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    assert (
+        "elsewhere"
+        not in spa.prune("models/digits_resnet.onnx", ratio=0.4, criterion="l2", data=given).report.calibration
+    )

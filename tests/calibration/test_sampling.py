@@ -9,8 +9,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import spa
+from spa.calibration.imagery import Imagery
 from spa.calibration.sampling import ROUNDS, Sampler, _drawn
 from spa.calibration.synthetic import Synthesiser
+from spa.calibration.tokens import Text
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 WORDS = 1000
@@ -76,6 +78,15 @@ def test_networks_that_read_something_else_are_no_sources() -> None:
     shorter.graph.node[1].CopyFrom(helper.make_node("ReduceMean", ["seen"], ["logits"], axes=[2], keepdims=0))
     shorter.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", F, ["batch", "sequence"]))
     assert Synthesiser(shorter).sampler() is None
+
+
+def test_elsewhere_is_text_that_the_network_has_not_written() -> None:
+    maker = Synthesiser(bigrams())
+    one, other = (maker.elsewhere(Imagery(), Text(), sampled=sampled) for sampled in (True, False))
+    assert one is not None and other is not None
+    assert (one.said, other.said) == ("ids by Zipf's law", "ids at random")
+    (batch,) = maker.batches(8, text=other.text)
+    assert 0.4 < np.median(batch["input_ids"]) / WORDS < 0.6
 
 
 def test_classes_are_drawn_as_often_as_the_softmax_says() -> None:
