@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
 ELSEWHERE = 16  # inputs of another domain, to tell how far a figure carries
+AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
+STRANGE = 4.0  # misfit to the statistics of BatchNormalizations (10 at most) above which inputs are of another scale
 WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run where no data is given."
 
 
@@ -250,7 +252,18 @@ class Job:
     @property
     def input_notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs."""
-        return () if self.calibration is None else self.calibration.notes
+        return () if self.calibration is None else (*self.calibration.notes, *self._at_chance())
+
+    def _at_chance(self) -> Iterator[str]:
+        """Say that the dense model knows no better than chance, which is seldom its fault."""
+        from spa.calibration.interface import interface_of
+
+        classes = interface_of(self.analysis.graph.model).classes if self.dense_accuracy is not None else None
+        if classes is not None and (self.dense_accuracy or 0.0) < AT_CHANCE * 100 / classes[1]:
+            yield (
+                f"the dense network is right on {self.dense_accuracy:.1f} % of the labelled inputs, hardly more than "
+                "chance: are they scaled as for its training, and the classes numbered as it does?"
+            )
 
     @property
     def repair_notes(self) -> tuple[str, ...]:
@@ -574,6 +587,22 @@ def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterato
         yield f"MACs are counted at {counted}; the first inputs given have {given}. --size counts at theirs"
 
 
+def _other_values(analysis: Analysis, read: Calibration, threads: int) -> Iterator[str]:
+    """Say where given inputs are far from what the network's BatchNormalizations have seen."""
+    if not any(node.op == "BatchNormalization" for node in analysis.graph.nodes):
+        return
+    from spa.calibration.imagery import IMAGES, misfits
+    from spa.running.stream import first_samples
+
+    with running():
+        found = misfits(analysis.graph.self_contained(), first_samples(read.batches, IMAGES), threads)
+    if found and np.mean(found) > STRANGE:
+        yield (
+            f"the inputs are far from the statistics of the network's BatchNormalizations ({np.mean(found):.2g}; usual "
+            "below 1): they may be scaled otherwise than for its training (--mean, --std, --range for images)"
+        )
+
+
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
     from spa.calibration.data import Images, read_data
@@ -590,7 +619,8 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             preprocess=inputs.preprocess,
             hold_out=True,
         )
-        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
+        strange = _other_values(analysis, read, request.timing.threads)
+        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0]), *strange))
 
     return _made_up_inputs(analysis, request)
 

@@ -372,6 +372,23 @@ def test_given_data_measures_what_a_criterion_of_weights_did(ratio: float, is_de
     assert not any("not measured" in note for note in result.report.notes)
 
 
+@pytest.mark.parametrize(("scale", "is_strange"), [(1, False), (255, True), (0.01, True)])
+def test_inputs_of_another_scale_than_the_batch_normalisations_are_named(scale: float, is_strange: bool) -> None:
+    with np.load(TRAINING) as train:
+        data = {"input": train["input"][:40] * np.float32(scale)}
+    notes = spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes
+    assert any("far from the statistics of the network's BatchNormalizations" in note for note in notes) is is_strange
+
+
+def test_labels_that_are_numbered_otherwise_are_told_by_the_dense_accuracy() -> None:
+    with np.load(TRAINING) as train:
+        data = {"input": train["input"][:40], "label": train["label"][:40]}
+    said = "% of the labelled inputs, hardly more than chance"
+    assert not any(said in note for note in spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes)
+    data["label"] = (data["label"] + 3) % 10
+    assert any(said in note for note in spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes)
+
+
 def test_a_change_that_was_not_measured_is_said() -> None:
     def notes(**options: object) -> list[str]:
         return [n for n in spa.prune(RESNET, **options).report.notes if "the outputs was not measured" in n]
