@@ -690,7 +690,7 @@ def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str
     value_range = request.inputs.value_range
     with running():
         try:
-            return Synthesiser(model, seed, chosen, value_range), ()
+            return Synthesiser(model, seed, chosen, value_range, mixed=not request.timing.sizes), ()
         except ModelError:
             if not chosen:
                 raise

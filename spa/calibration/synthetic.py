@@ -28,7 +28,7 @@ from spa.calibration.sampling import Sampler, sampler_of
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text, roles_of
 from spa.errors import ModelError, PlanError
-from spa.model.sizes import is_state
+from spa.model.sizes import is_state, kind_of_axis
 from spa.model.traits import FLOAT_NAMES
 from spa.running.feeds import Recipe, first_run, is_box, open_input, resolve_sizes
 from spa.running.ranges import ranges_for
@@ -46,6 +46,9 @@ _SOUND = re.compile(r"audio|wave|wav($|_)|speech|(^|_)(log)?mel|(^|_)spec($|_|tr
 _COMPUTED = re.compile(r"mask|past|cache|state|hidden|embed|latent|noise", re.IGNORECASE)
 
 MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations come on top
+SHORTER = (0.75, 0.5, 0.875, 0.625)  # of the length of sequences, batch after batch behind a full one
+SHORTEST_MIXED = 64  # tokens, below which sequences are not made any shorter
+Sizes = Mapping[str, int]
 DEVIATIONS = 3.0  # of a series or of noise, that fill a range of values which is given
 FEWEST = 32  # samples that are made whatever they take
 
@@ -74,6 +77,8 @@ class Synthesiser:
         sizes: sizes of dynamic axes, by the axis' name or by ``input[axis]``.
         value_range: the lowest and the highest value of floats that show something; by default images are as
             :meth:`imagery` chooses, and other floats as they are drawn.
+        mixed: whether sequences of tokens differ in length from batch to batch, where the model leaves it open: what
+            is made is half as long at least.
 
     Raises:
         PlanError: ``sizes`` does not fit, or no input can have the range.
@@ -87,6 +92,7 @@ class Synthesiser:
         seed: int = 0,
         sizes: Mapping[str, int] | None = None,
         value_range: tuple[float, float] | None = None,
+        mixed: bool = False,
     ) -> None:
         self.model, self.seed, self.sizes = model, seed, sizes
         self.name = model_name(model)
@@ -96,9 +102,41 @@ class Synthesiser:
         self.heard = sound_inputs(model, self.recipe)
         self._bonds = self._working_bonds()
         self.value_range = value_range
+        self._shorter = self._shorter_lengths() if mixed else ()
         self._images = [s.name for s in self.recipe.specs if _is_image(self.recipe, s, self.recipe.shape(s))]
         if value_range is not None and not self._ranged:
             raise PlanError("value_range: no input of the model takes images, sound or other floats. Leave it out.")
+
+    def _shorter_lengths(self) -> tuple[Sizes, ...]:
+        """Return sizes of shorter sequences at which the model runs; none if it takes no tokens, or one length."""
+        recipe = self.recipe
+        lengths = {roles.ids: recipe.shape(spec)[1] for roles in roles_of(recipe) for spec in _named(recipe, roles.ids)}
+        if len(set(lengths.values())) != 1 or not recipe.sizes.keys() >= {f"{name}[1]" for name in lengths}:
+            return ()
+        (length,) = set(lengths.values())
+        steps = [
+            f"{spec.name}[{axis}]"
+            for spec in recipe.specs
+            for axis, size in enumerate(recipe.shape(spec))
+            if size == length and f"{spec.name}[{axis}]" in recipe.sizes
+            if kind_of_axis(open_input(spec), axis) in ("sequence", "series")
+        ]
+        found: list[Sizes] = []
+        for fraction in SHORTER if length >= SHORTEST_MIXED else ():
+            sizes = {**(self.sizes or {}), **dict.fromkeys(steps, round(length * fraction))}
+            other = replace(recipe, sizes=resolve_sizes(recipe.specs, recipe.guess, sizes))
+            try:
+                run(self.session, other.feeds(self.seed), name=self.name)
+            except ModelError:
+                return ()
+            found.append(sizes)
+        return tuple(found)
+
+    def _of_lengths(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Return the recipes, of which most are of shorter sequences, if lengths are mixed."""
+        choices = (self.sizes, *self._shorter)
+        chosen = [(recipe, choices[at % len(choices)]) for at, recipe in enumerate(recipes)]
+        return [replace(r, sizes=resolve_sizes(r.specs, r.guess, sizes)) if sizes else r for r, sizes in chosen]
 
     def _working_bonds(self) -> Bonds:
         """Return what inputs must agree in, where the network runs on inputs that do."""
@@ -191,6 +229,8 @@ class Synthesiser:
             notes.append(f"made-up values of {', '.join(self._ranged)} lie from {low:g} to {high:g}, as --range says")
         if names := byte_inputs(self.recipe):
             notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
+        if self._shorter:
+            notes.append("made-up sequences differ in length from batch to batch (--size gives one length)")
         if self.heard:
             notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
         notes += self._bonds.notes
@@ -225,10 +265,13 @@ class Synthesiser:
         most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
         if batch is None and state_pairs(self.session, recipe):  # so that states are carried some way
             most = min(most, max(1, samples // STEPS))
+        if batch is None and self._shorter:  # so that there are batches of all lengths
+            most = min(most, max(1, samples // (1 + len(self._shorter))))
         recipe = self._resized(recipe, min(most, samples))
         count = -(-samples // recipe.batch)
         remainder = samples - (count - 1) * recipe.batch
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
+        recipes = self._of_lengths(recipes) if self._shorter else recipes
         imagery, text = imagery or Imagery(), text or Text()
         made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
         for index, feeds in enumerate(made):
@@ -351,6 +394,10 @@ def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) 
             continue
         feeds[spec.name] = np.ascontiguousarray(content, dtype=array.dtype)
     return feeds
+
+
+def _named(recipe: Recipe, name: str) -> list[TensorSpec]:
+    return [spec for spec in recipe.specs if spec.name == name]
 
 
 def _is_content(recipe: Recipe, spec: TensorSpec) -> bool:

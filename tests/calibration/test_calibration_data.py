@@ -491,7 +491,7 @@ def test_samples_that_differ_by_rounding_alone_are_the_same() -> None:
     base = np.linspace(-3, 3, 12, dtype=np.float32).reshape(4, 3)[:1].repeat(5, axis=0)
     noisy = base + np.float32(1e-7) * np.arange(5, dtype=np.float32)[:, None]
     assert "is the same in all samples" in refusal({"x": noisy})
-    assert read_data({"x": base + np.float32(1e-4) * np.arange(5, dtype=np.float32)[:, None]}, VECTOR).samples == 5
+    assert read_data({"x": base + np.float32(2e-5) * np.arange(5, dtype=np.float32)[:, None]}, VECTOR).samples == 5
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -96,7 +96,8 @@ def test_classes_are_drawn_as_often_as_the_softmax_says() -> None:
     assert _drawn(np.array([[0.0, -np.inf]], np.float32), np.ones(1, np.float32)) == [0]
 
 
-def test_a_pruning_samples_from_the_network_where_that_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+def perceptron() -> ModelProto:
+    """Scores of the next word, by the last one alone."""
     rng = np.random.default_rng(0)
     sizes = {"table": (WORDS, 8), "a": (8, 32), "b": (32, WORDS)}
     tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in sizes.items()}
@@ -106,12 +107,24 @@ def test_a_pruning_samples_from_the_network_where_that_is_cheap(monkeypatch: pyt
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("MatMul", ["r", "b"], ["logits"]),
     ]
-    model = network(nodes, {"input_ids": I64}, tensors)
+    return network(nodes, {"input_ids": I64}, tensors)
 
-    def notes() -> list[str]:
-        options = {"ratio": 0.3, "criterion": "activation_l2", "samples": 8, "sizes": {"sequence": 12}}
-        return [n for n in spa.prune(model, **options).report.notes if "sampled from the network itself" in n]
 
-    assert notes() == ["token ids (input_ids) were then sampled from the network itself, a causal language model"]
+def notes_of(said: str, samples: int = 8, **options: Any) -> list[str]:
+    result = spa.prune(perceptron(), ratio=0.3, criterion="activation_l2", samples=samples, **options)
+    return [note for note in result.report.notes if said in note]
+
+
+def test_a_pruning_samples_from_the_network_where_that_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, sizes = "sampled from the network itself", {"sequence": 12}
+    assert notes_of(said, sizes=sizes) == [
+        "token ids (input_ids) were then sampled from the network itself, a causal language model"
+    ]
     monkeypatch.setattr("spa.calibration.sampling.MOST_MACS", 1e6)
-    assert notes() == []
+    assert notes_of(said, sizes=sizes) == []
+
+
+def test_lengths_are_mixed_unless_sizes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spa.calibration.sampling.MOST_MACS", 0)
+    assert len(notes_of("differ in length")) == 1
+    assert notes_of("differ in length", sizes={"sequence": 128}) == []
