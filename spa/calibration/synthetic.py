@@ -22,9 +22,10 @@ import onnx
 from spa.calibration.batches import comfortable
 from spa.calibration.bonds import Bonds, bonds_of
 from spa.calibration.byte_files import byte_inputs, fill_bytes
-from spa.calibration.imagery import IMAGES, SHOWN, Imagery, choose, unused
+from spa.calibration.imagery import IMAGES, NEARER, SHOWN, Imagery, choose, misfits, unused
 from spa.calibration.images import Numbers, range_normalisation
 from spa.calibration.sampling import Sampler, sampler_of
+from spa.calibration.sound import levelled
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
 from spa.calibration.tokens import Text, choose_text, roles_of
 from spa.errors import ModelError, PlanError
@@ -49,6 +50,7 @@ MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations com
 SHORTER = (0.75, 0.5, 0.875, 0.625)  # of the length of sequences, batch after batch behind a full one
 SHORTEST_MIXED = 64  # tokens, below which sequences are not made any shorter
 Sizes = Mapping[str, int]
+HEARD = 16  # windows of sound that are tried
 DEVIATIONS = 3.0  # of a series or of noise, that fill a range of values which is given
 FEWEST = 32  # samples that are made whatever they take
 
@@ -104,8 +106,23 @@ class Synthesiser:
         self.value_range = value_range
         self._shorter = self._shorter_lengths() if mixed else ()
         self._images = [s.name for s in self.recipe.specs if _is_image(self.recipe, s, self.recipe.shape(s))]
+        self._levelled = ""
+        if self.heard and value_range is None and not state_pairs(self.session, self.recipe):
+            self._levelled = self._levels_sound()
         if value_range is not None and not self._ranged:
             raise PlanError("value_range: no input of the model takes images, sound or other floats. Leave it out.")
+
+    def _levels_sound(self) -> str:
+        """Return why each window of sound has mean 0 and deviation 1: nearer to BatchNormalizations; empty if not."""
+        (sound, *_) = self.batches(HEARD, HEARD, self.seed)
+        loud, level = misfits(self.model, [sound, self._level(sound)]) or (0.0, 0.0)
+        if level >= NEARER * loud:
+            return ""
+        return f"nearer to the statistics of the BatchNormalizations ({level:.2g}) than as it is ({loud:.2g})"
+
+    def _level(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return inputs of which each window of sound has mean 0 and deviation 1."""
+        return {n: levelled(a) if n in self.heard else a for n, a in feeds.items()}
 
     def _shorter_lengths(self) -> tuple[Sizes, ...]:
         """Return sizes of shorter sequences at which the model runs; none if it takes no tokens, or one length."""
@@ -232,7 +249,8 @@ class Synthesiser:
         if self._shorter:
             notes.append("made-up sequences differ in length from batch to batch (--size gives one length)")
         if self.heard:
-            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
+            how = f"; each window has mean 0 and deviation 1, {self._levelled}" if self._levelled else ""
+            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise{how}")
         notes += self._bonds.notes
         if pairs := state_pairs(self.session, self.recipe):
             notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
@@ -279,6 +297,8 @@ class Synthesiser:
                 sampler.refine(feeds, np.random.default_rng([seed, index, zlib.crc32(b"sampler")]))
             self._bonds.fill(feeds, np.random.default_rng([seed, index, zlib.crc32(b"bonds")]))
         fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
+        if self._levelled:
+            made = [self._level(feeds) for feeds in made]
         for name in self._ranged:
             if name not in self._images:
                 for feeds in made:
