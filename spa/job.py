@@ -35,6 +35,7 @@ from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
+    from spa.calibration.sampling import Sampler
     from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
-WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run."
+ELSEWHERE = 16  # inputs of another domain, to tell how far a figure carries
+AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
+STRANGE = 4.0  # misfit to the statistics of BatchNormalizations (10 at most) above which inputs are of another scale
+WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run where no data is given."
 
 
 class Clock:
@@ -129,10 +133,11 @@ class Job:
 
     @property
     def needs_inputs(self) -> bool:
-        """Return whether the model must be run on inputs."""
+        """Return whether the model must be run on inputs; given ones are always used, if only to measure changes."""
         goal, repair = self.request.goal, self.request.repair
         scored = goal.kind != "plan" and self.scoring_needs_inputs
-        return scored or goal.kind == "distortion" or repair.recover > 0 or self.reconstruct != "none"
+        wanted = goal.kind == "distortion" or repair.recover > 0 or self.request.inputs.data is not None
+        return scored or wanted or self.reconstruct != "none"
 
     @property
     def scoring_needs_inputs(self) -> bool:
@@ -184,7 +189,7 @@ class Job:
             path=Path(),
             graph=graph,
             labels=inputs.labels,
-            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes),
+            images_as=Images(inputs.mean, inputs.std, self.request.timing.sizes, inputs.value_range),
             preprocess=inputs.preprocess,
         )
         metric = metric_of(
@@ -247,7 +252,18 @@ class Job:
     @property
     def input_notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs."""
-        return () if self.calibration is None else self.calibration.notes
+        return () if self.calibration is None else (*self.calibration.notes, *self._at_chance())
+
+    def _at_chance(self) -> Iterator[str]:
+        """Say that the dense model knows no better than chance, which is seldom its fault."""
+        from spa.calibration.interface import interface_of
+
+        classes = interface_of(self.analysis.graph.model).classes if self.dense_accuracy is not None else None
+        if classes is not None and (self.dense_accuracy or 0.0) < AT_CHANCE * 100 / classes[1]:
+            yield (
+                f"the dense network is right on {self.dense_accuracy:.1f} % of the labelled inputs, hardly more than "
+                "chance: are they scaled as for its training, and the classes numbered as it does?"
+            )
 
     @property
     def repair_notes(self) -> tuple[str, ...]:
@@ -269,9 +285,24 @@ class Job:
             "inputs": {name: list(array.shape) for name, array in given.batches[0].items()},
             "agreement": {} if outcome.after is None else dict(outcome.after.agreement),
         }
+        if given.elsewhere is not None and outcome.after is not None:
+            report["elsewhere"] = {"inputs": given.elsewhere.source, "after": self._change_elsewhere(outcome.model)}
         if given.labels is not None:
             report["accuracy"] = [self.dense_accuracy, self.accuracy(outcome.model)]
         return report
+
+    def _change_elsewhere(self, model: ModelProto) -> float | None:
+        """Measure the change of the outputs on inputs of a domain that was not used."""
+        from spa.running.change import Yardstick
+        from spa.running.padding import with_padding
+
+        assert self.calibration is not None and self.calibration.elsewhere is not None  # who asks has seen them
+        graph, threads = self.analysis.graph, self.request.timing.threads
+        batches = with_padding(graph, self.calibration.elsewhere.batches, threads)
+        with running(), bounded_threads(threads):
+            error = Yardstick(graph, batches, threads).change(model).error
+        self.clock("measure")
+        return error
 
     # -- scores -----------------------------------------------------------------------------------------------------
 
@@ -556,9 +587,25 @@ def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterato
         yield f"MACs are counted at {counted}; the first inputs given have {given}. --size counts at theirs"
 
 
+def _other_values(analysis: Analysis, read: Calibration, threads: int) -> Iterator[str]:
+    """Say where given inputs are far from what the network's BatchNormalizations have seen."""
+    if not any(node.op == "BatchNormalization" for node in analysis.graph.nodes):
+        return
+    from spa.calibration.imagery import IMAGES, misfits
+    from spa.running.stream import first_samples
+
+    with running():
+        found = misfits(analysis.graph.self_contained(), first_samples(read.batches, IMAGES), threads)
+    if found and np.mean(found) > STRANGE:
+        yield (
+            f"the inputs are far from the statistics of the network's BatchNormalizations ({np.mean(found):.2g}; usual "
+            "below 1): they may be scaled otherwise than for its training (--mean, --std, --range for images)"
+        )
+
+
 def _inputs(analysis: Analysis, request: Request) -> Calibration:
     """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Calibration, Images, held_out_samples, read_data
+    from spa.calibration.data import Images, read_data
 
     inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
     if inputs.data is not None:
@@ -568,30 +615,57 @@ def _inputs(analysis: Analysis, request: Request) -> Calibration:
             labels=inputs.labels,
             samples=inputs.samples,
             seed=seed,
-            images_as=Images(inputs.mean, inputs.std, request.timing.sizes),
+            images_as=Images(inputs.mean, inputs.std, request.timing.sizes, inputs.value_range),
             preprocess=inputs.preprocess,
             hold_out=True,
         )
-        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0])))
+        strange = _other_values(analysis, read, request.timing.threads)
+        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0]), *strange))
 
+    return _made_up_inputs(analysis, request)
+
+
+def _made_up_inputs(analysis: Analysis, request: Request) -> Calibration:
+    """Make inputs up, with others that are held out, and a few of a domain that was not used."""
+    from spa.calibration.data import Calibration, held_out_samples
+
+    inputs, seed = request.inputs, request.timing.seed
     maker, notes = _maker(analysis, request)
     with running():
         imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
-        text = maker.text(graph.base, inputs.text, inputs.tokenizer)
+        text = maker.text(analysis.graph.base, inputs.text, inputs.tokenizer)
     notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
 
     count = maker.affordable(inputs.samples)
+    sampler = _sampler(maker, analysis, count) if inputs.text is None else None
+    if sampler is not None:
+        notes += (sampler.note,)
     if count < inputs.samples:
         notes += (f"{count} inputs are made up, not {inputs.samples}: more of this size take much memory (see --size)",)
 
-    def made_up(samples: int, seed: int) -> Calibration:
+    def made_up(samples: int, add: int, source: str = "synthetic", **how: Any) -> Calibration:
         with running():
-            batches = maker.batches(samples, seed=seed, imagery=imagery, text=text)
+            batches = maker.batches(samples, seed=(seed + add) % 2**32, **how)
         made = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, made, "synthetic", notes)
+        return Calibration(batches, None, made, source, notes)
 
-    held_out = made_up(max(held_out_samples(count), FEWEST_HELD_OUT), (seed + 1) % 2**32)
-    return replace(made_up(count, seed), held_out=held_out)
+    how: dict[str, Any] = {"imagery": imagery, "text": text, "sampler": sampler}
+    other = maker.elsewhere(imagery, text, sampled=sampler is not None)
+    return replace(
+        made_up(count, 0, **how),
+        held_out=made_up(max(held_out_samples(count), FEWEST_HELD_OUT), 1, **how),
+        elsewhere=None if other is None else made_up(ELSEWHERE, 2, other.said, imagery=other.imagery, text=other.text),
+    )
+
+
+def _sampler(maker: Synthesiser, analysis: Analysis, samples: int) -> Sampler | None:
+    """Return the network as a source of its own inputs, if it is a causal language model and not too large for that."""
+    from spa.calibration.sampling import MOST_MACS, ROUNDS
+
+    if ROUNDS * samples * measure(analysis).macs > MOST_MACS:
+        return None
+    with running():
+        return maker.sampler()
 
 
 def _refuse_made_up(request: Request) -> None:
@@ -613,11 +687,12 @@ def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str
     from spa.calibration.synthetic import Synthesiser
 
     model, seed, chosen = analysis.graph.self_contained(), request.timing.seed, analysis.points.chosen
+    value_range = request.inputs.value_range
     with running():
         try:
-            return Synthesiser(model, seed, chosen), ()
+            return Synthesiser(model, seed, chosen, value_range, mixed=not request.timing.sizes), ()
         except ModelError:
             if not chosen:
                 raise
             note = "onnxruntime refuses the sizes at which MACs were counted; inputs were made at others"
-            return Synthesiser(model, seed, request.timing.sizes), (note,)
+            return Synthesiser(model, seed, request.timing.sizes, value_range), (note,)

@@ -359,7 +359,45 @@ def test_a_repair_that_does_not_help_is_left_out(monkeypatch: pytest.MonkeyPatch
 def test_a_network_that_nothing_refits_is_said_to_need_training() -> None:
     result = spa.prune(RESNET, ratio=0.9, round_to=1, criterion="flap", samples=16)
     (note,) = [n for n in result.report.notes if "no better than a constant" in n]
-    assert note.endswith("train the network, or use --reconstruct full")
+    assert note.endswith("fine-tuning is needed, or --reconstruct full")
+
+
+@pytest.mark.parametrize(("ratio", "is_destroyed"), [(0.05, False), (0.9, True)])
+def test_given_data_measures_what_a_criterion_of_weights_did(ratio: float, is_destroyed: bool) -> None:
+    result = spa.prune(RESNET, ratio=ratio, round_to=1, criterion="l2", data=_given(40))
+    assert result.model == spa.prune(RESNET, ratio=ratio, round_to=1, criterion="l2").model
+    assert result.report.calibration["held_out"] == 10
+    assert (result.report.calibration["after"] >= 0.9) is is_destroyed
+    assert any("fine-tuning is needed" in note for note in result.report.notes) is is_destroyed
+    assert not any("not measured" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize(("scale", "is_strange"), [(1, False), (255, True), (0.01, True)])
+def test_inputs_of_another_scale_than_the_batch_normalisations_are_named(scale: float, is_strange: bool) -> None:
+    with np.load(TRAINING) as train:
+        data = {"input": train["input"][:40] * np.float32(scale)}
+    notes = spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes
+    assert any("far from the statistics of the network's BatchNormalizations" in note for note in notes) is is_strange
+
+
+def test_labels_that_are_numbered_otherwise_are_told_by_the_dense_accuracy() -> None:
+    with np.load(TRAINING) as train:
+        data = {"input": train["input"][:40], "label": train["label"][:40]}
+    said = "% of the labelled inputs, hardly more than chance"
+    assert not any(said in note for note in spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes)
+    data["label"] = (data["label"] + 3) % 10
+    assert any(said in note for note in spa.prune(RESNET, ratio=0.1, criterion="l2", data=data).report.notes)
+
+
+def test_a_change_that_was_not_measured_is_said() -> None:
+    def notes(**options: object) -> list[str]:
+        return [n for n in spa.prune(RESNET, **options).report.notes if "the outputs was not measured" in n]
+
+    (note,) = notes(ratio=0.3, criterion="l1")
+    assert note.startswith("criterion l1 looks at the weights alone") and "--data" in note
+    plan = spa.prune(RESNET, ratio=0.3, criterion="l2").plan
+    assert notes(plan=plan) == notes(criterion="zero") == notes(ratio=0.3, criterion="activation_l2", samples=4) == []
+    assert notes(ratio=0.3, criterion="l2", evaluate=lambda path: 1.0) == []
 
 
 def test_a_pruning_measures_on_what_it_held_out(monkeypatch: pytest.MonkeyPatch) -> None:

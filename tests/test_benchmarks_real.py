@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,6 +47,31 @@ def test_a_states_samples_lie_along_their_own_axis(module):
         np.concatenate([batch["state"] for batch in inputs.batches()], axis=1).tolist()
         == inputs.feeds["state"].tolist()
     )
+
+
+def test_faces_and_photographs_of_calibration_and_test_are_disjoint(module, tmp_path):
+    faces, base = module("real_networks.faces"), module("real_networks.base")
+    data = tmp_path / "skimage" / "data"
+    data.mkdir(parents=True)
+    people = np.arange(200.0)[:, None, None] / 255 * np.ones((1, 25, 25))  # each of one grey
+    np.save(data / "lfw_subset.npy", people)
+    for part in (0, 1):
+        assert len(faces.PHOTOGRAPHS[part]) == 8
+        for at, name in enumerate(faces.PHOTOGRAPHS[part]):
+            Image.new("L", (90, 80), 100 * part + at).save(data / name)
+    place = base.Place(tmp_path)
+    greys = [{int(np.asarray(f).max()) for f in faces.real_faces(place, part)} for part in (0, 1)]
+    assert [len(g) for g in greys] == [50, 50] and not greys[0] & greys[1] and max(greys[0] | greys[1]) < 100
+    for part in (0, 1):
+        grounds = [int(np.asarray(image).min()) for image in faces.photographs(place, part)]
+        assert all(100 * part <= g + 2 and g - 2 <= 100 * part + 7 for g in grounds)
+        assert faces.cuts(24)(place, part, 20).feeds["cuts"].shape == (20, 3, 24, 24)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for at in range(3):
+        Image.new("RGB", (90, 80), (at, at, at)).save(mine / f"{at}.png")
+    counts = [len(faces.photographs(base.Place(tmp_path, mine), part)) for part in (0, 1)]
+    assert counts == [2, 1]
 
 
 def test_words_and_fonts_of_calibration_and_test_are_disjoint(module):

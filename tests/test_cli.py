@@ -321,6 +321,8 @@ def test_a_model_that_onnxruntime_cannot_load_is_said_with_its_reason(tmp_path: 
         (("--no-such-option",), 2, "UsageError"),
         (("--threads", "many"), 2, "UsageError"),
         (("--size", "x"), 2, "UsageError"),
+        (("--range", "0"), 2, "UsageError"),
+        (("--range", "0:255", "--mean", "0.5"), 2, "OptionError"),
         (("--config", "none.toml"), 6, "UnreadableError"),
         (("--plan", "none.json"), 6, "UnreadableError"),
         (("--data", "none.npz"), 6, "UnreadableError"),

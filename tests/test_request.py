@@ -72,6 +72,7 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
         "max_drop",
         "min_metric",
         "latency_ms",
+        "value_range",  # which excludes mean and std
         "plan",
     }  # goals, of which a request has one
     for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
@@ -162,6 +163,11 @@ def test_an_option_that_means_nothing_is_refused_before_any_work(given: dict[str
         ("equal", [1, [1]], "a shell pattern, or a list of them"),
         ("sizes", ["batch=1", {"a": "b"}, {"a": -1}, {1: 2}, {"a": 1.5}], "a mapping from names to whole numbers"),
         ("mean", ["0.5", ["a"], [True]], "a number, or one for each channel"),
+        (
+            "value_range",
+            [3, (0, 1, 2), (1, 0), (2, 2), (0, float("inf")), "0:1", [0]],
+            "two numbers, the lower one first",
+        ),
         ("labels", [1, ["a"]], "a string"),
         ("data", [3, b"", ""], "a path"),
         ("gradients", [3, []], "a mapping from initializer names to arrays"),
@@ -193,6 +199,19 @@ def test_paths_in_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
     path.write_text('[constraints]\nround_to = "8"\n', encoding="utf-8")
     with pytest.raises(spa.PlanError, match=r"request\.toml': round_to is '8'\. Give a whole number"):
         Request.from_toml(path)
+
+
+def test_a_range_of_values_stands_in_place_of_mean_and_deviation(tmp_path: Path) -> None:
+    request = Request.of(value_range=[0, 255])
+    assert request.inputs.value_range == (0.0, 255.0)
+    path = tmp_path / "request.toml"
+    path.write_text(request.to_toml(), encoding="utf-8")
+    assert Request.from_toml(path) == request
+    for other in ("mean", "std"):
+        with pytest.raises(
+            spa.PlanError, match=rf"value_range \(--range\) and {other} are given together. Leave one of them out"
+        ):
+            Request.of(value_range=(0, 255), **{other: 0.5})
 
 
 def test_the_words_and_the_switches_of_reconstruction_mean_the_same() -> None:

@@ -9,22 +9,31 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from real_networks.base import Inputs, Missing, Network, Outputs, Place, Scores, percent, seeded
+from real_networks.base import Inputs, Network, Outputs, Place, Scores, percent, seeded
 from real_networks.exporting import exported
 
-FACES = 0.5  # the share of drawn faces among the cuts
+FACES = 0.5  # the share of faces among the cuts, half of them real ones, half drawn
+PHOTOGRAPHS = (  # of scikit-image, eight sources of either part
+    "chelsea.png coffee.png rocket.jpg ihc.png brick.png coins.png grass.png moon.png".split(),
+    "astronaut.png motorcycle_left.png hubble_deep_field.jpg retina.jpg camera.png cell.png gravel.png "
+    "clock_motion.png".split(),
+)
+REAL_FACES = 100  # that come first in scikit-image's subset of Labeled Faces in the Wild; no faces follow
 
 
 def photographs(place: Place, part: int) -> list[Image.Image]:
-    """Return photographs of a part: the user's, else one of the two that scikit-learn has."""
+    """Return photographs of a part: the user's, else those of scikit-image, of which no two parts share one."""
     if place.photos is not None:
-        files = sorted(p for p in place.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        return [Image.open(path).convert("RGB") for path in files[part::2]]
-    try:
-        from sklearn.datasets import load_sample_images
-    except ImportError as error:
-        raise Missing("photographs: give --photos, or install scikit-learn, which has two") from error
-    return [Image.fromarray(load_sample_images().images[part])]
+        files = sorted(p for p in place.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[part::2]
+    else:
+        files = [place.site / "skimage/data" / name for name in PHOTOGRAPHS[part]]
+    return [Image.open(path).convert("RGB") for path in files]
+
+
+def real_faces(place: Place, part: int) -> list[Image.Image]:
+    """Return photographs of faces, 25 by 25 in grey; no photograph is in both parts."""
+    faces = np.load(place.site / "skimage/data/lfw_subset.npy")[:REAL_FACES][part::2]
+    return [Image.fromarray((255 * face).astype(np.uint8)).convert("RGB") for face in faces]
 
 
 def _cut(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
@@ -32,6 +41,17 @@ def _cut(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image
     side = int(min(image.size) * rng.uniform(0.05, 0.6)) + 8
     left, top = (int(rng.integers(0, length - side)) for length in image.size)
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _real_face(face: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Return a photograph of a face, mirrored or not, nearer or farther, brighter or darker, a little coloured."""
+    margin = float(rng.uniform(0, 3))
+    face = face.crop((margin, margin, face.width - margin, face.height - margin))
+    face = face.resize((size, size), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        face = face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    light = rng.uniform(0.6, 1.3) * np.array([1.1, 1.0, 0.9]) ** rng.uniform(0, 2)
+    return Image.fromarray((np.asarray(face, np.float32) * light).clip(0, 255).astype(np.uint8))
 
 
 def _face(ground: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
@@ -67,11 +87,15 @@ def cuts(size: int) -> Callable[[Place, int, int], Inputs]:
     """Return what makes cuts of a size, in RGB, (x − 127.5) / 128."""
 
     def make(place: Place, part: int, count: int) -> Inputs:
-        rng, images = seeded(part, 11), photographs(place, part)
+        rng, images, people = seeded(part, 11), photographs(place, part), real_faces(place, part)
         made = []
         for i in range(count):
             ground = _cut(images[i % len(images)], size, rng)
-            made.append(_face(ground, size, rng) if rng.random() < FACES else ground)
+            kind = rng.random()
+            if kind < FACES / 2:
+                made.append(_real_face(people[int(rng.integers(len(people)))], size, rng))
+            else:
+                made.append(_face(ground, size, rng) if kind < FACES else ground)
         pixels = np.stack([np.asarray(image, np.float32) for image in made])
         return Inputs(feeds={"cuts": ((pixels - 127.5) / 128).transpose(0, 3, 1, 2).copy()})
 

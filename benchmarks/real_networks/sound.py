@@ -154,7 +154,7 @@ def pitch_inputs(place: Place, part: int, count: int) -> Inputs:
     both = [recordings(part)[:, : SECONDS * RATE], notes]
     windows = np.stack([_window(both[i % 2], rng) for i in range(count)])
     windows -= windows.mean(axis=1, keepdims=True)
-    return Inputs(feeds={"frames": (windows / windows.std(axis=1, keepdims=True)).astype(np.float32)})
+    return Inputs(feeds={"frames": (windows / windows.std(axis=1, ddof=1, keepdims=True)).astype(np.float32)})
 
 
 def _window(sounds: Array, rng: np.random.Generator) -> Array:

@@ -17,6 +17,7 @@ import onnx
 
 from spa.calibration import images
 from spa.calibration.batches import comfortable
+from spa.calibration.images import is_float
 from spa.calibration.interface import Interface, interface_of, names_text, shape_text
 from spa.calibration.pieces import LABELS, Piece, capitalise, from_bare, from_item, from_names, joined, joined_labels
 from spa.calibration.samples import is_table, rows_of, samples_of
@@ -30,6 +31,8 @@ FEW_HELD_OUT = 32  # of fewer, changes are known to a factor of two only
 MOST_HELD_OUT = 64  # samples; with labels, of which accuracies are fractions, MOST_LABELLED where there are more
 MOST_LABELLED = 512
 _MANY_SHAPES = 16
+_ROUNDING = 1e-6  # of the largest value, by which samples that are the same may differ
+_NAMED_CHANNELS = 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Calibration:
         source: the data's origin, in words.
         notes: sentences for the reader of a report, about samples that are few or were dropped.
         held_out: further inputs that no fit sees, on which changes are measured; None if there were too few.
+        elsewhere: a few inputs of a domain that made-up ones are not of, by its name in ``source``.
     """
 
     batches: list[dict[str, np.ndarray]]
@@ -52,6 +56,7 @@ class Calibration:
     source: str
     notes: tuple[str, ...]
     held_out: Calibration | None = None
+    elsewhere: Calibration | None = None
 
     @property
     def measured(self) -> Calibration:
@@ -80,16 +85,19 @@ class Images:
         mean: per channel, is subtracted from values in 0..1; ImageNet's by default.
         std: per channel, divides the values after that; ImageNet's by default.
         sizes: of open axes, by name or by ``input[axis]``; the median of the images' own by default.
+        value_range: the values of black and of white, in place of mean and deviation.
     """
 
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: images.Numbers | None = None
+    std: images.Numbers | None = None
     sizes: Mapping[str, int] | None = None
+    value_range: tuple[float, float] | None = None
 
     @property
-    def is_normalised(self) -> bool:
-        """Return whether a normalisation is given."""
-        return self.mean is not None or self.std is not None
+    def given(self) -> str:
+        """The options that say a normalisation, in words; empty without any."""
+        asked = "mean and std" if self.mean is not None or self.std is not None else ""
+        return "range" if self.value_range is not None else asked
 
 
 @dataclass(frozen=True)
@@ -251,8 +259,8 @@ def _check_count(name: str, value: int | None) -> None:
 def _read(data: Any, reading: _Reading, images_as: Images) -> tuple[str, list[Piece], list[str]]:
     """Read data of any kind: say what it is, return its pieces, and say what was done to them."""
     path = Path(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
-    if images_as.is_normalised and (path is None or not path.is_dir()):
-        raise PlanError("mean and std: the data is no folder of images. Leave them out, and normalise the arrays.")
+    if images_as.given and (path is None or not path.is_dir()):
+        raise PlanError(f"{images_as.given}: the data is no folder of images. Leave that out, and scale the arrays.")
     if path is None:
         return _read_object(data, reading)
     if path.is_dir():
@@ -315,8 +323,8 @@ def _read_folder(folder: Path, reading: _Reading, images_as: Images) -> tuple[li
             "Put them into folders of their own."
         )
     if arrays:
-        if images_as.is_normalised:
-            raise PlanError(f"mean and std: {folder} holds arrays. Leave them out, and normalise the arrays.")
+        if images_as.given:
+            raise PlanError(f"{images_as.given}: {folder} holds arrays. Leave that out, and scale the arrays.")
 
         def read(index: int) -> Piece:
             path = arrays[index]
@@ -355,7 +363,11 @@ def _read_pictures(
     if channel_axis is None or reading.preprocess is not None:
         made = reading.some(len(paths), lambda i: reading.item(str(paths[i]), images.opened(paths[i])))
         return made, ["images are what preprocess made of them"]
-    found = images.pictures(paths, specs[0], channel_axis, images_as.mean, images_as.std, images_as.sizes)
+    mean, std = images_as.mean, images_as.std
+    if images_as.value_range is not None:
+        mean, std = images.range_normalisation(*images_as.value_range)
+    found = images.pictures(paths, specs[0], channel_axis, mean, std, images_as.sizes)
+    found = replace(found, value_range=images_as.value_range)
 
     def read(index: int) -> Piece:
         return from_bare(str(paths[index]), found.read(index), None, reading.interface, None, single=False)
@@ -453,7 +465,7 @@ def _assemble(pieces: Sequence[Piece], interface: Interface, source: str, notes:
             f"{interface.batch}. Give more samples, or export the model with a dynamic batch axis."
         )
     _refuse_constant(batches, interface, source)
-    notes = [*notes, *_notes(used, total, interface.batch, len(kinds))]
+    notes = [*notes, *_notes(used, total, interface.batch, len(kinds)), *_silent(batches, interface)]
     feeds = [{name: np.asarray(array, order="C") for name, array in piece.feeds.items()} for piece in batches]
     return Calibration(batches=feeds, labels=joined_labels(batches), samples=used, source=source, notes=tuple(notes))
 
@@ -476,8 +488,46 @@ def _refuse_constant(batches: Sequence[Piece], interface: Interface, source: str
     first = batches[0].take(slice(0, 1))
     names = [spec.name for spec in interface.batched]
     alike = sum(p.samples for p in batches) > 1 and all(p.kind == first.kind for p in batches)
-    if alike and all((p.feeds[name] == first.feeds[name]).all() for name in names for p in batches):
+    if alike and all(_same(p.feeds[name], first.feeds[name]) for name in names for p in batches):
         raise PlanError(
             f"{capitalise(source)}: input {names_text(names)} is the same in all samples, from which nothing can be "
             "learnt. Give samples that differ."
         )
+
+
+def _same(values: np.ndarray, first: np.ndarray) -> bool:
+    """Return whether all samples are the first one, but for rounding."""
+    if not is_float(values.dtype) or not values.size:
+        return bool((values == first).all())
+    return float(np.abs(values - first).max()) <= _ROUNDING * float(np.abs(first).max())
+
+
+def _silent(batches: Sequence[Piece], interface: Interface) -> Iterator[str]:
+    """Say which channels of images and series hold one value in all samples."""
+    for spec in interface.batched:
+        arrays = [p.feeds[spec.name] for p in batches]
+        axis = _channels_of(arrays[0].shape) if is_float(arrays[0].dtype) else None
+        if (
+            axis is None
+            or interface.axes[spec.name] != 0
+            or any(a.shape[axis] != arrays[0].shape[axis] for a in arrays)
+        ):
+            continue
+        others = tuple(a for a in range(arrays[0].ndim) if a != axis)
+        low, high = (f([f(a, axis=others) for a in arrays], axis=0) for f in (np.min, np.max))
+        silent = np.flatnonzero(low == high)
+        if 0 < silent.size < low.size:
+            listed = ", ".join(map(str, silent[:_NAMED_CHANNELS])) + (" …" if silent.size > _NAMED_CHANNELS else "")
+            yield (
+                f"channels {listed} of input '{spec.name}' hold the same value in all samples: what they lead to "
+                "cannot be told from what is dead"
+            )
+
+
+def _channels_of(shape: Sequence[int]) -> int | None:
+    """Return the axis of the channels of images and series, which are fewer than rows, columns or steps."""
+    for axis in (1, len(shape) - 1) if len(shape) > 2 else ():
+        rest = [size for at, size in enumerate(shape) if at not in (0, axis)]
+        if 1 < shape[axis] < min(rest):
+            return axis
+    return None

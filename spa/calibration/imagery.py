@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
-from spa.calibration.images import MEAN, STD
+from spa.calibration.drawings import drawings, textures
+from spa.calibration.images import MEAN, STD, Numbers
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.errors import PlanError
@@ -21,8 +22,7 @@ from spa.running.runtime import load_session, run
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
-Numbers = float | Sequence[float]
-DOMAINS = ("auto", "photo", "text", "mixed")
+DOMAINS = ("auto", "photo", "text", "mixed", "drawing", "texture")
 SMALLEST_TEXT = 16  # rows or columns below which nothing can be read
 WATCHED = frozenset({"Conv", "Relu", "HardSwish", "Sigmoid", "LeakyRelu", "PRelu", "Clip", "Mul"})
 MOST_WATCHED = 60  # tensors whose channels are counted
@@ -31,6 +31,8 @@ RESPONDS = 0.1  # a channel does whose standard deviation exceeds this fraction 
 MOST_MISFIT = 10.0  # of one channel: a few that are far off decide nothing
 NEARER = 0.8  # of the usual images' distance from BatchNormalizations' statistics, at which others are taken
 MARGIN = 0.01  # by which more channels must respond to a scale than to the usual one
+OTHERS = ("drawing", "texture")  # domains that are taken only if the network itself asks for them
+OTHERS_MARGIN = 0.1  # by which more channels must respond to one of them than to the usual images
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Imagery:
     """The way in which images are made up.
 
     Attributes:
-        domain: ``photo`` (dead leaves), ``text`` (lines of words) or ``mixed`` (half of each).
+        domain: ``photo`` (dead leaves), ``text`` (lines of words), ``mixed`` (half of each), ``drawing`` (lines, boxes,
+            curves) or ``texture`` (gradients, waves, noise).
         mean: is subtracted from values in 0..1: one number, or one for each channel; None for the usual one.
         std: divides them after that.
         values: the values that come of that, in words.
@@ -53,6 +56,8 @@ class Imagery:
 
     def draw(self, count: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Array:
         """Draw images with values in [0, 1], float32, (count, channels, height, width)."""
+        if self.domain in OTHERS:
+            return (drawings if self.domain == "drawing" else textures)(count, channels, height, width, rng)
         written = np.arange(count) % 2 == rng.integers(2) if self.domain == "mixed" else np.zeros(count, bool)
         if self.domain == "text":
             written[:] = True
@@ -89,6 +94,18 @@ def _per_channel(option: str, value: Numbers, channels: int, name: str) -> Array
             f"{option} has {len(values)} entries; input '{name}' has {channels} channels. Give one number for each."
         )
     return np.broadcast_to(values, (channels,)).reshape(-1, 1, 1)
+
+
+def unused(imagery: Imagery, shapes: Sequence[Sequence[int]]) -> Imagery:
+    """Return images of a domain that these are not of, with the same values.
+
+    Args:
+        imagery: the images.
+        shapes: of the inputs that hold them.
+    """
+    other = {"photo": "text", "mixed": "drawing"}.get(imagery.domain, "photo")
+    shows_text = all(sorted(shape)[-2] >= SMALLEST_TEXT for shape in shapes)
+    return replace(imagery, domain="drawing" if other == "text" and not shows_text else other)
 
 
 def candidates(imagery: Imagery) -> tuple[Imagery, ...]:
@@ -175,8 +192,8 @@ def choose(model: ModelProto, make: Callable[[Imagery], Feeds], domain: str, fix
     """Choose what images show and the values that they have, by what the network itself tells.
 
     With BatchNormalizations in the file, the images that come nearest to their statistics are taken; without any, a
-    mixture of domains, and the values that most channels respond to. The usual choice is taken where another makes
-    little difference.
+    mixture of domains, and the values that most channels respond to; drawings or textures only if far more channels
+    respond to them. The usual choice is taken where another makes little difference.
 
     Args:
         model: the network.
@@ -189,6 +206,10 @@ def choose(model: ModelProto, make: Callable[[Imagery], Feeds], domain: str, fix
     tried = [c for d in domains for c in (candidates(Imagery(d))[:1] if fixed else candidates(Imagery(d)))]
     distances = misfits(model, [make(c) for c in tried], threads) if len(tried) > 1 else []
     if distances:
+        if domain == "auto":
+            others = [replace(tried[int(np.argmin(distances))], domain=other) for other in OTHERS]
+            tried += others
+            distances += misfits(model, [make(c) for c in others], threads)
         best = tried[int(np.argmin(distances))]
         if min(distances) > NEARER * distances[0]:
             return tried[0]
@@ -197,17 +218,57 @@ def choose(model: ModelProto, make: Callable[[Imagery], Feeds], domain: str, fix
             f"{distances[0]:.2g})"
         )
         return replace(best, note=f"made-up images are {_said(best)}, {why}")
-    tried = [c for c in tried if c.domain == domains[-1]]
+    usual = "mixed" if domain == "auto" else domain
+    best, share = _best([c for c in tried if c.domain == usual], MARGIN, model, make, threads)
+    if domain != "auto" or (share is not None and share > 1 - OTHERS_MARGIN):  # more than so many cannot respond
+        return best
+    others = [best, *(replace(best, domain=d, note="") for d in OTHERS)]
+    return _best(others, OTHERS_MARGIN, model, make, threads, share)[0]
+
+
+def _best(
+    tried: Sequence[Imagery],
+    margin: float,
+    model: ModelProto,
+    make: Callable[[Imagery], Feeds],
+    threads: int,
+    usual: float | None = None,
+) -> tuple[Imagery, float | None]:
+    """Choose the images that most channels respond to, the first ones unless others are better by a margin.
+
+    Args:
+        tried: the images.
+        margin: a fraction of the channels.
+        model: the network.
+        make: makes inputs of images.
+        threads: of onnxruntime.
+        usual: the fraction that responds to the first ones, where it is known.
+
+    Returns:
+        The images, with a note if they are not the first ones, and the fraction of the channels that responds to them;
+        None if nobody asked.
+    """
     if len(tried) == 1:
-        return tried[0]
-    shares = responding(model, [make(c) for c in tried], threads)
+        return tried[0], None
+    asked = tried if usual is None else tried[1:]
+    shares = [*(() if usual is None else (usual,)), *responding(model, [make(c) for c in asked], threads)]
     at = int(np.argmax(shares))
-    if shares[at] <= shares[0] + MARGIN:
-        return tried[0]
-    why = f"to which {shares[at]:.0%} of the channels respond ({shares[0]:.0%} to images {tried[0].values})"
-    return replace(tried[at], note=f"made-up images are {_said(tried[at])}, {why}; --mean and --std give others")
+    if shares[at] <= shares[0] + margin:
+        return tried[0], shares[0]
+    other = f"{SHOWN[tried[0].domain]}, with values {tried[0].values}"
+    why = f"to which {shares[at]:.0%} of the channels respond ({shares[0]:.0%} to images {other})"
+    note = f"made-up images are {_said(tried[at])}, {why}; --range and --domain give others"
+    return replace(tried[at], note=note), shares[at]
+
+
+SHOWN = {
+    "photo": "like photographs",
+    "text": "of text",
+    "mixed": "half like photographs, half of text",
+    "drawing": "drawings",
+    "texture": "gradients and textures",
+}
 
 
 def _said(imagery: Imagery) -> str:
-    shown = {"photo": "like photographs", "text": "of text", "mixed": "half like photographs, half of text"}
-    return f"{shown[imagery.domain]}, with values {imagery.values}"
+    return f"{SHOWN[imagery.domain]}, with values {imagery.values}"

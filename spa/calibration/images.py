@@ -15,6 +15,7 @@ from PIL import Image
 from spa.errors import PlanError
 from spa.running.runtime import TensorSpec
 
+Numbers = float | Sequence[float]  # for all channels, or for each
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # ImageNet's usual statistics for colours; about as wide a range for grey.
@@ -23,6 +24,15 @@ STD = {1: (0.25,), 3: (0.229, 0.224, 0.225)}
 _STEP = 32  # open sizes are multiples of it: what most networks with strides ask for
 _LARGEST = 1024  # rows or columns of an open size
 _HEADERS = 256  # files whose sizes are looked at
+
+
+def range_normalisation(low: float, high: float) -> tuple[float, float]:
+    """Return the mean and the deviation by which values in 0..1 get another range.
+
+    >>> range_normalisation(-1, 1)
+    (0.5, 0.5)
+    """
+    return -low / (high - low), 1 / (high - low)
 
 
 def fixed_size(dim: int | str | None) -> int | None:
@@ -60,6 +70,7 @@ class Pictures:
         mean: per channel, is subtracted from values in 0..1.
         std: per channel, divides the values after that.
         crops: whether what is too long is cut off rather than squeezed.
+        value_range: what mean and deviation make of 0..1, where it was given so.
     """
 
     paths: Sequence[Path]
@@ -70,6 +81,7 @@ class Pictures:
     mean: np.ndarray
     std: np.ndarray
     crops: bool
+    value_range: tuple[float, float] | None = None
 
     def read(self, index: int) -> np.ndarray:
         """Read the image at a position of ``paths``, resized and normalised.
@@ -106,6 +118,8 @@ class Pictures:
             how = f"resized to cover {self.height}x{self.width} (rows x columns), what sticks out was cut off evenly"
         else:
             how = f"resized to {self.height}x{self.width} (rows x columns), since the model leaves the size open"
+        if self.value_range is not None:
+            return "images were {}; scaled to {:g}..{:g}, as --range says".format(how, *self.value_range)
         mean, std = (", ".join(f"{v:.3g}" for v in values.tolist()) for values in (self.mean, self.std))
         return (
             f"images were {how}; scaled to 0..1, less mean {mean}, over std {std} (--mean and --std, if it took others)"
@@ -116,8 +130,8 @@ def pictures(
     paths: Sequence[Path],
     spec: TensorSpec,
     channel_axis: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Pictures:
     """Prepare to read images.
@@ -171,7 +185,7 @@ def _rounded(size: float) -> int:
     return min(max(round(size / _STEP), 1) * _STEP, _LARGEST)
 
 
-def _per_channel(name: str, option: Sequence[float] | None, default: tuple[float, ...]) -> np.ndarray:
+def _per_channel(name: str, option: Numbers | None, default: tuple[float, ...]) -> np.ndarray:
     values = np.asarray(default if option is None else option, dtype=np.float32)
     values = np.broadcast_to(values, len(default)) if values.ndim == 0 else values
     if values.shape != (len(default),) or not np.isfinite(values).all():

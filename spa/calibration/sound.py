@@ -40,6 +40,14 @@ def sounds(count: int, length: int, rng: Rng) -> Array:
     return np.stack([_sound(length, rng) for _ in range(count)]) if count else np.empty((0, length), np.float32)
 
 
+def levelled(windows: Array) -> Array:
+    """Return windows of sound, (…, samples), each with mean 0 and deviation 1; silence stays silence."""
+    centred = windows - windows.mean(axis=-1, keepdims=True)
+    spread = centred.std(axis=-1, keepdims=True)
+    made: Array = (centred / np.where(spread > 0, spread, 1)).astype(windows.dtype)
+    return made
+
+
 def _sound(length: int, rng: Rng) -> Array:
     kind = rng.random()
     content = (

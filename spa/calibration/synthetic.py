@@ -13,20 +13,25 @@ import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from spa.calibration.batches import comfortable
+from spa.calibration.bonds import Bonds, bonds_of
 from spa.calibration.byte_files import byte_inputs, fill_bytes
-from spa.calibration.imagery import IMAGES, Imagery, Numbers, choose
+from spa.calibration.imagery import IMAGES, NEARER, SHOWN, Imagery, choose, misfits, unused
+from spa.calibration.images import Numbers, range_normalisation
+from spa.calibration.sampling import Sampler, sampler_of
+from spa.calibration.sound import levelled
 from spa.calibration.streams import STEPS, fill_streams, sound_inputs, state_pairs
-from spa.calibration.tokens import Text, choose_text
+from spa.calibration.tokens import Text, choose_text, roles_of
 from spa.errors import ModelError, PlanError
+from spa.model.sizes import is_state, kind_of_axis
 from spa.model.traits import FLOAT_NAMES
-from spa.running.feeds import Recipe, first_run, resolve_sizes
+from spa.running.feeds import Recipe, first_run, is_box, open_input, resolve_sizes
 from spa.running.ranges import ranges_for
 from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
@@ -42,7 +47,27 @@ _SOUND = re.compile(r"audio|wave|wav($|_)|speech|(^|_)(log)?mel|(^|_)spec($|_|tr
 _COMPUTED = re.compile(r"mask|past|cache|state|hidden|embed|latent|noise", re.IGNORECASE)
 
 MAX_BYTES = 1 << 28  # of made-up inputs, all of which are held: activations come on top
+SHORTER = (0.75, 0.5, 0.875, 0.625)  # of the length of sequences, batch after batch behind a full one
+SHORTEST_MIXED = 64  # tokens, below which sequences are not made any shorter
+Sizes = Mapping[str, int]
+HEARD = 16  # windows of sound that are tried
+DEVIATIONS = 3.0  # of a series or of noise, that fill a range of values which is given
 FEWEST = 32  # samples that are made whatever they take
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Inputs of a domain that was not used.
+
+    Attributes:
+        said: the domain, in words.
+        imagery: what images are made of.
+        text: what token ids are made of.
+    """
+
+    said: str
+    imagery: Imagery
+    text: Text
 
 
 class Synthesiser:
@@ -52,20 +77,104 @@ class Synthesiser:
         model: the model, which is not changed.
         seed: of the inputs that are tried.
         sizes: sizes of dynamic axes, by the axis' name or by ``input[axis]``.
+        value_range: the lowest and the highest value of floats that show something; by default images are as
+            :meth:`imagery` chooses, and other floats as they are drawn.
+        mixed: whether sequences of tokens differ in length from batch to batch, where the model leaves it open: what
+            is made is half as long at least.
 
     Raises:
-        PlanError: ``sizes`` does not fit.
+        PlanError: ``sizes`` does not fit, or no input can have the range.
         UnsupportedError: an input is a string, a sequence or of a type that numpy lacks.
         ModelError: the model cannot be loaded, or ran on none of the sizes that were tried.
     """
 
-    def __init__(self, model: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        mixed: bool = False,
+    ) -> None:
         self.model, self.seed, self.sizes = model, seed, sizes
         self.name = model_name(model)
         self.session = load_session(model, name=self.name)
         ranges = ranges_for(model, input_specs(self.session))
         self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
         self.heard = sound_inputs(model, self.recipe)
+        self._bonds = self._working_bonds()
+        self.value_range = value_range
+        self._shorter = self._shorter_lengths() if mixed else ()
+        self._images = [s.name for s in self.recipe.specs if _is_image(self.recipe, s, self.recipe.shape(s))]
+        self._levelled = ""
+        if self.heard and value_range is None and not state_pairs(self.session, self.recipe):
+            self._levelled = self._levels_sound()
+        if value_range is not None and not self._ranged:
+            raise PlanError("value_range: no input of the model takes images, sound or other floats. Leave it out.")
+
+    def _levels_sound(self) -> str:
+        """Return why each window of sound has mean 0 and deviation 1: nearer to BatchNormalizations; empty if not."""
+        (sound, *_) = self.batches(HEARD, HEARD, self.seed)
+        loud, level = misfits(self.model, [sound, self._level(sound)]) or (0.0, 0.0)
+        if level >= NEARER * loud:
+            return ""
+        return f"nearer to the statistics of the BatchNormalizations ({level:.2g}) than as it is ({loud:.2g})"
+
+    def _level(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return inputs of which each window of sound has mean 0 and deviation 1."""
+        return {n: levelled(a) if n in self.heard else a for n, a in feeds.items()}
+
+    def _shorter_lengths(self) -> tuple[Sizes, ...]:
+        """Return sizes of shorter sequences at which the model runs; none if it takes no tokens, or one length."""
+        recipe = self.recipe
+        lengths = {roles.ids: recipe.shape(spec)[1] for roles in roles_of(recipe) for spec in _named(recipe, roles.ids)}
+        if len(set(lengths.values())) != 1 or not recipe.sizes.keys() >= {f"{name}[1]" for name in lengths}:
+            return ()
+        (length,) = set(lengths.values())
+        steps = [
+            f"{spec.name}[{axis}]"
+            for spec in recipe.specs
+            for axis, size in enumerate(recipe.shape(spec))
+            if size == length and f"{spec.name}[{axis}]" in recipe.sizes
+            if kind_of_axis(open_input(spec), axis) in ("sequence", "series")
+        ]
+        found: list[Sizes] = []
+        for fraction in SHORTER if length >= SHORTEST_MIXED else ():
+            sizes = {**(self.sizes or {}), **dict.fromkeys(steps, round(length * fraction))}
+            other = replace(recipe, sizes=resolve_sizes(recipe.specs, recipe.guess, sizes))
+            try:
+                run(self.session, other.feeds(self.seed), name=self.name)
+            except ModelError:
+                return ()
+            found.append(sizes)
+        return tuple(found)
+
+    def _of_lengths(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Return the recipes, of which most are of shorter sequences, if lengths are mixed."""
+        choices = (self.sizes, *self._shorter)
+        chosen = [(recipe, choices[at % len(choices)]) for at, recipe in enumerate(recipes)]
+        return [replace(r, sizes=resolve_sizes(r.specs, r.guess, sizes)) if sizes else r for r, sizes in chosen]
+
+    def _working_bonds(self) -> Bonds:
+        """Return what inputs must agree in, where the network runs on inputs that do."""
+        bonds = bonds_of(self.model, self.recipe)
+        if not bonds:
+            return bonds
+        feeds = self.recipe.feeds(self.seed)
+        bonds.fill(feeds, np.random.default_rng(self.seed))
+        try:
+            run(self.session, feeds, name=self.name)
+        except ModelError:
+            return Bonds()
+        return bonds
+
+    @property
+    def _ranged(self) -> list[str]:
+        """The inputs that have the range of values that is given: floats along some axis, but for states and masks."""
+        if self.value_range is None:
+            return []
+        floats = (s for s in self.recipe.specs if len(s.shape) > 1 and _is_content(self.recipe, s))
+        return [s.name for s in floats if not is_state(open_input(s))]
 
     def imagery(
         self, domain: str = "auto", mean: Numbers | None = None, std: Numbers | None = None, threads: int = 2
@@ -78,17 +187,20 @@ class Synthesiser:
             std: divides images after that.
             threads: of onnxruntime.
         """
-        given = mean is not None or std is not None
-        like = self.recipe.feeds(self.seed)
-        if not any(_is_image(self.recipe, spec, like[spec.name].shape) for spec in self.recipe.specs):
+        if not self._images:
             return Imagery()
+        values = "as given"
+        if self.value_range is not None:
+            mean, std = range_normalisation(*self.value_range)
+            values = "{:g} to {:g}".format(*self.value_range)
+        given = mean is not None or std is not None
         recipe = self._resized(self.recipe, IMAGES)
 
         def make(imagery: Imagery) -> dict[str, np.ndarray]:
             return _batch(recipe, (self.seed, 0), replace(imagery, mean=mean, std=std) if given else imagery, Text())
 
         chosen = choose(self.model, make, domain, given, threads)
-        return replace(chosen, mean=mean, std=std, values="as given") if given else chosen
+        return replace(chosen, mean=mean, std=std, values=values) if given else chosen
 
     def text(
         self,
@@ -105,14 +217,41 @@ class Synthesiser:
         """
         return choose_text(self.recipe, folder, text, tokenizer)
 
+    def elsewhere(self, imagery: Imagery, text: Text, sampled: bool = False) -> Elsewhere | None:
+        """Return inputs of a domain that was not used, to tell how far a figure carries; None where there is none.
+
+        Args:
+            imagery: what images were made of.
+            text: what token ids were made of.
+            sampled: whether the network wrote its own ids from them.
+        """
+        if self._images:
+            other = unused(imagery, [self.recipe.shape(s) for s in self.recipe.specs if s.name in self._images])
+            return Elsewhere(said=SHOWN[other.domain].removeprefix("like "), imagery=other, text=text)
+        if roles_of(self.recipe):
+            other_text = text if sampled else Text(uniform=text.corpus is None)
+            return Elsewhere(said=other_text.said, imagery=imagery, text=other_text)
+        return None
+
+    def sampler(self) -> Sampler | None:
+        """Return the network as a source of token ids, if it is a causal language model."""
+        return sampler_of(self.session, self.recipe)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said of the inputs, but for images and text."""
         notes = []
+        if self.value_range is not None:
+            low, high = self.value_range
+            notes.append(f"made-up values of {', '.join(self._ranged)} lie from {low:g} to {high:g}, as --range says")
         if names := byte_inputs(self.recipe):
             notes.append(f"bytes ({', '.join(names)}) are of made-up files: text, tables, pictures, archives, programs")
+        if self._shorter:
+            notes.append("made-up sequences differ in length from batch to batch (--size gives one length)")
         if self.heard:
-            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise")
+            how = f"; each window has mean 0 and deviation 1, {self._levelled}" if self._levelled else ""
+            notes.append(f"sound ({', '.join(self.heard)}) is made up: like speech, like music, noise{how}")
+        notes += self._bonds.notes
         if pairs := state_pairs(self.session, self.recipe):
             notes.append(f"states ({', '.join(n for n, _ in pairs)}) are what the network makes of the inputs before")
         return tuple(notes)
@@ -129,8 +268,9 @@ class Synthesiser:
         seed: int = 0,
         imagery: Imagery | None = None,
         text: Text | None = None,
+        sampler: Sampler | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """Make inputs; the arguments are those of :func:`synthesise`."""
+        """Make inputs; the arguments are those of :func:`synthesise`, and what writes sequences anew, from text."""
         for option, number in (("samples", samples), ("batch", batch)):
             if number is not None and number < 1:
                 raise PlanError(f"{option} is {number}. Give 1 or more.")
@@ -143,14 +283,33 @@ class Synthesiser:
         most = comfortable(recipe.feeds(seed), recipe.batch) if batch is None else batch
         if batch is None and state_pairs(self.session, recipe):  # so that states are carried some way
             most = min(most, max(1, samples // STEPS))
+        if batch is None and self._shorter:  # so that there are batches of all lengths
+            most = min(most, max(1, samples // (1 + len(self._shorter))))
         recipe = self._resized(recipe, min(most, samples))
         count = -(-samples // recipe.batch)
         remainder = samples - (count - 1) * recipe.batch
         recipes = [recipe] * (count - 1) + [self._resized(recipe, remainder) if remainder < recipe.batch else recipe]
+        recipes = self._of_lengths(recipes) if self._shorter else recipes
         imagery, text = imagery or Imagery(), text or Text()
         made = [_batch(each, (seed, index), imagery, text) for index, each in enumerate(recipes)]
+        for index, feeds in enumerate(made):
+            if sampler is not None:
+                sampler.refine(feeds, np.random.default_rng([seed, index, zlib.crc32(b"sampler")]))
+            self._bonds.fill(feeds, np.random.default_rng([seed, index, zlib.crc32(b"bonds")]))
         fill_streams(made, recipe, self.session, self.heard, np.random.default_rng([seed, zlib.crc32(b"sound")]))
+        if self._levelled:
+            made = [self._level(feeds) for feeds in made]
+        for name in self._ranged:
+            if name not in self._images:
+                for feeds in made:
+                    feeds[name] = self._in_range(name, feeds[name])
         return made
+
+    def _in_range(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return sound (-1 to 1) or what is of unit variance in the range of values that is given."""
+        low, high = self.value_range or (0.0, 1.0)
+        unit = np.clip(values if name in self.heard else values / DEVIATIONS, -1, 1).astype(np.float32)
+        return np.ascontiguousarray(low + (high - low) * (unit + 1) / 2, dtype=values.dtype)
 
     def _resized(self, base: Recipe, size: int) -> Recipe:
         """Return the recipe at another batch size, or as it was where the model refuses that."""
@@ -257,9 +416,15 @@ def _batch(recipe: Recipe, seed: tuple[int, int], imagery: Imagery, text: Text) 
     return feeds
 
 
+def _named(recipe: Recipe, name: str) -> list[TensorSpec]:
+    return [spec for spec in recipe.specs if spec.name == name]
+
+
 def _is_content(recipe: Recipe, spec: TensorSpec) -> bool:
     """Return whether an input may show something; a float with a bound holds ids that the graph casts."""
-    return not (spec.element not in FLOAT_NAMES or spec.name in recipe.ranges or _COMPUTED.search(spec.name))
+    if spec.element not in FLOAT_NAMES or spec.name in recipe.ranges:
+        return False
+    return not (_COMPUTED.search(spec.name) or is_box(spec.name, recipe.shape(spec)))
 
 
 def _is_image(recipe: Recipe, spec: TensorSpec, shape: tuple[int, ...]) -> bool:

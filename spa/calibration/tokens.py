@@ -52,10 +52,17 @@ class Text:
     Attributes:
         corpus: real text as ids; None for ids by Zipf's law.
         note: the origin of the ids, a sentence for the report; empty if a network takes none.
+        uniform: whether all ids are equally frequent, where there is no real text.
     """
 
     corpus: Corpus | None = None
     note: str = ""
+    uniform: bool = False
+
+    @property
+    def said(self) -> str:
+        """The origin of the ids, in some words."""
+        return "text" if self.corpus is not None else "ids at random" if self.uniform else "ids by Zipf's law"
 
     def fill(self, recipe: Recipe, feeds: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """Replace the ids, masks and segments of a batch by those of text."""
@@ -66,7 +73,8 @@ class Text:
                 shorter = rng.integers(-(-length // 2), length + 1, count)
                 used = np.where(rng.random(count) < PADDED, shorter, used)
             if self.corpus is None:
-                ids = zipf(roles.vocabulary, (count, length), rng)
+                shape = (count, length)
+                ids = rng.integers(0, roles.vocabulary, shape) if self.uniform else zipf(roles.vocabulary, shape, rng)
             else:
                 ids = np.stack([_sequence(self.corpus, int(n), length, rng) for n in used])
             is_token = np.arange(length) < used[:, None]

@@ -21,6 +21,7 @@ from spa.request.option import (
     NUMBER,
     NUMBERS,
     PATTERNS,
+    RANGE,
     RATIO,
     SIZES,
     SWITCH,
@@ -173,6 +174,15 @@ def _taken_request(values: dict[str, Any]) -> Request:
     return Request.of(base, **{name: value for name, value in given.items() if value is not None})
 
 
+_METAVARS = {
+    RATIO: "FLOAT|auto",
+    SIZES: "NAME=N",
+    FRACTIONS: "NAME=FLOAT",
+    NUMBERS: "FLOAT,...",
+    RANGE: "LOW:HIGH",
+}
+
+
 def _annotation(about: Field[Any]) -> Any:
     """Return the type that typer parses an option as; None, or False of a switch, stands for one that is not given."""
     kind, (least, most) = about.metadata["kind"], about.metadata["bounds"] or (None, None)
@@ -183,7 +193,7 @@ def _annotation(about: Field[Any]) -> Any:
         flag_of(about),  # one name alone: a switch without its opposite
         help=text[0].upper() + text[1:] + "." + (f" Default: {shown}." if shown else ""),
         show_default=False,
-        metavar={RATIO: "FLOAT|auto", SIZES: "NAME=N", FRACTIONS: "NAME=FLOAT", NUMBERS: "FLOAT,..."}.get(kind),
+        metavar=_METAVARS.get(kind),
         min=least,
         max=most,
     )
@@ -203,6 +213,8 @@ def _parsed(about: Field[Any], value: Any) -> Any:
         return parse_fractions(value, flag_of(about))
     if kind == NUMBERS:
         return parse_numbers(value, flag_of(about))
+    if kind == RANGE:
+        return parse_range(value, flag_of(about))
     return value
 
 
@@ -222,6 +234,15 @@ def parse_numbers(text: str, flag: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=flag) from error
+
+
+def parse_range(text: str, flag: str) -> tuple[float, float]:
+    """Return two numbers from ``LOW:HIGH``."""
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no LOW:HIGH such as 0:255", param_hint=flag) from error
+    return low, high
 
 
 def parse_fractions(items: list[str], flag: str) -> dict[str, float]:

@@ -51,7 +51,8 @@ class Report:
             (``reconstruct``); the outputs' mean squared change over their variance ``before`` and ``after`` it, of
             logits where an output ends in a softmax or sigmoid; the ``agreement`` of the decisions by such outputs;
             the ``accuracy`` in percent of the dense and the pruned model, where labels were given; the shapes
-            of the first batch (``inputs``).
+            of the first batch (``inputs``); for made-up inputs the change in the end on a few of another
+            domain (``elsewhere``: its ``inputs`` and the change ``after``).
         latency: where it is the budget, milliseconds asked for (``goal``), ``estimated``, ``measured`` and, beside
             that, ``dense``; how many ``choices`` were made, onnxruntime's ``threads``, the ``block`` that widths were
             rounded to, the ``inputs``' shapes.

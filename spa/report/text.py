@@ -153,6 +153,8 @@ def calibrated(found: dict[str, Any]) -> str:
         text += f"; output error (MSE / variance) {where}: {found['before']:.3f} after pruning"
         if found["after"] != found["before"]:
             text += f", {found['after']:.3f} after reconstruction"
+    if (other := found.get("elsewhere")) and other["after"] is not None:
+        text += f", {other['after']:.3f} on {other['inputs']} instead"
     for output, fraction in found["agreement"].items():
         text += f"; {fraction:.1%} of the decisions of {output!r} as before"
     if "accuracy" in found:

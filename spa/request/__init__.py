@@ -32,6 +32,7 @@ from spa.request.option import (
     NUMBER,
     NUMBERS,
     PATTERNS,
+    RANGE,
     RATIO,
     SIZES,
     SWITCH,
@@ -308,10 +309,18 @@ class Inputs(Section):
         kind=NUMBERS,
         shown="ImageNet's, or what the network responds to",
     )
+    value_range: tuple[float, float] | None = option(
+        None,
+        "the lowest and the highest value of images, and of other floats that are made up: `0:255`; in place of `mean` "
+        "and `std`",
+        kind=RANGE,
+        flag="range",
+        shown="what `--mean` and `--std` make of images in 0..1",
+    )
     domain: str = option(
         "auto",
-        "what made-up images show: `photo`, `text`, `mixed` (half of each); `auto`: what suits the network's own "
-        "statistics or responses",
+        "what made-up images show: `photo`, `text`, `mixed` (half of each), `drawing`, `texture`; `auto`: what suits "
+        "the network's own statistics or responses",
         kind=WORD,
         choices=_domains,
     )
@@ -334,6 +343,12 @@ class Inputs(Section):
         "dataset, an item of an iterable",
         kind=FUNCTION,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = "mean" if self.mean is not None else "std" if self.std is not None else None
+        if self.value_range is not None and other is not None:
+            raise OptionError(f"value_range (--range) and {other} are given together. Leave one of them out.")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,16 @@ def _numbers(value: Any) -> float | tuple[float, ...]:
     return tuple(_number(v) for v in value)
 
 
+def _range(value: Any) -> tuple[float, float]:
+    ends = _numbers(value)
+    if isinstance(ends, float) or len(ends) != 2:
+        raise ValueError
+    low, high = ends
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError
+    return low, high
+
+
 def _sizes(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise ValueError
@@ -122,6 +132,7 @@ ANYTHING = Kind("word", "a string or an object", lambda value: value)
 RATIO = Kind("ratio", "a number between 0 and 1, or 'auto'", _ratio)
 PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
+RANGE = Kind("range", "two numbers, the lower one first", _range)
 SIZES = Kind("sizes", "a mapping from names to whole numbers of 1 or more", _sizes)
 FRACTIONS = Kind("fractions", "a mapping from names to numbers between 0 and 1", _fractions)
 FILE = Kind("file", "a path", _source)

@@ -105,6 +105,7 @@ MOST_ELEMENTS = 2**28  # of an input that is made up: 2 GiB as they are drawn
 MASK = re.compile(r"mask", re.IGNORECASE)
 POSITION = re.compile(r"position", re.IGNORECASE)
 SEGMENT = re.compile(r"token_?type|segment", re.IGNORECASE)
+BOX = re.compile(r"box|(^|_)rois?($|_)", re.IGNORECASE)
 _RATE = re.compile(r"^sr$|sampl(e|ing)_?rate", re.IGNORECASE)  # of sound, in Hz
 _LENGTH = re.compile(r"len(gth)?s?($|_)", re.IGNORECASE)
 
@@ -120,8 +121,8 @@ def make_feeds(
     """Make seeded inputs for a model, without running it.
 
     Floats are standard normal. An integer stays below the rows of the embedding that it indexes. By name: a
-    mask is 1 on a prefix of each row and 0 after it, positions count up, segments are 0 or 1, lengths are the
-    sequence's.
+    mask is 1 on a prefix of each row and 0 after it, the corners of a box are in order, positions count up, segments
+    are 0 or 1, lengths are the sequence's.
 
     Args:
         session_or_model_path: a session, a path, the bytes of a file, or a parsed model.
@@ -313,6 +314,8 @@ def _draw(
         return _prefix_mask(shape, rng)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape)
+    if is_box(name, shape):
+        return boxes(shape, rng, bound or (guess.integers if dtype.kind in "iu" else None))
     if dtype.kind not in "iu" and bound is None:
         return rng.standard_normal(shape)
     # From here on integers, and ids that are fed as floats and cast, as Keras does.
@@ -330,6 +333,24 @@ def _draw(
         info = np.iinfo(dtype)
         return rng.integers(info.min, info.max + 1, shape)
     return rng.integers(0, guess.integers, shape)
+
+
+def is_box(name: str, shape: Sequence[int]) -> bool:
+    """Tell by its name and its four columns whether an input holds boxes."""
+    return len(shape) > 1 and shape[-1] == 4 and BOX.search(name) is not None
+
+
+def boxes(shape: Sequence[int], rng: np.random.Generator, bound: int | None = None) -> np.ndarray:
+    """Draw boxes (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2.
+
+    Args:
+        shape: of the result, (..., 4).
+        rng: the source of randomness.
+        bound: draws whole numbers below it; floats in [0, 1) without it.
+    """
+    corners = (*shape[:-1], 2, 2)
+    drawn = rng.random(corners) if bound is None else rng.integers(0, bound, corners)
+    return np.sort(drawn, axis=-2).reshape(tuple(shape))
 
 
 def _prefix_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

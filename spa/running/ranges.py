@@ -14,7 +14,7 @@ from spa.model.functions import inlined
 from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
-__all__ = ["input_ranges", "ranges_for"]
+__all__ = ["indexed_axes", "input_ranges", "ranges_for"]
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _SMALL_NUMBERS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.FLOAT)
@@ -34,7 +34,8 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
        GatherBlockQuantized) stays below the length of the gathered axis.
     2. So does one that reaches an operand of com.microsoft EmbedLayerNormalization with a table of its own.
     3. One that reaches OneHot stays below its depth.
-    4. One that is compared by Equal with a constant list 0, 1, 2 … stays below its length: that is a one-hot, too.
+    4. One that reaches the indices of ScatterElements, ScatterND, or the images of RoiAlign's regions, likewise.
+    5. One that is compared by Equal with a constant list 0, 1, 2 … stays below its length: that is a one-hot, too.
 
     "Reaches" means: through operators that move or copy values, and through the addition of a constant,
     which is taken off the bound. Where several bounds meet, the smallest counts.
@@ -49,6 +50,20 @@ def input_ranges(model: onnx.ModelProto) -> dict[str, int]:
     tracer = _Tracer(model)
     tracer.walk(model.graph.node)
     return tracer.bounds
+
+
+def indexed_axes(model: onnx.ModelProto) -> dict[str, list[tuple[str, int]]]:
+    """Return the tensors that inputs index where their sizes are no constants of the file: graphs' edges index nodes.
+
+    Args:
+        model: as for ``input_ranges``, with its functions inlined.
+
+    Returns:
+        By the input's name (tensor, axis), in the order of the nodes that index.
+    """
+    tracer = _Tracer(model)
+    tracer.walk(model.graph.node)
+    return tracer.indexed
 
 
 def ranges_for(model: Model, specs: Iterable[TensorSpec]) -> dict[str, int]:
@@ -79,6 +94,7 @@ class _Tracer:
         shapes: of initializers, and of tables that operators move.
         constants: the integers of a single element.
         counts: of constants that list 0, 1, 2 …, their lengths.
+        indexed: by input the (tensor, axis) of unknown size that it indexes.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -87,6 +103,7 @@ class _Tracer:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.constants: dict[str, int] = {}
         self.counts: dict[str, int] = {}
+        self.indexed: dict[str, list[tuple[str, int]]] = {}
         self._read(model.graph)
 
     def walk(self, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -143,9 +160,13 @@ class _Tracer:
         inputs = node.input
         if node.op_type in ("Gather", "GatherElements", "GatherBlockQuantized"):
             name = "gather_axis" if node.op_type == "GatherBlockQuantized" else "axis"
-            self._limit(inputs[1], self._size(inputs[0], _attribute(node, name) or 0))
+            self._index(inputs[1], inputs[0], _attribute(node, name) or 0)
         elif node.op_type == "GatherND":
-            self._limit(inputs[1], self._size(inputs[0], _attribute(node, "batch_dims") or 0))
+            self._index(inputs[1], inputs[0], _attribute(node, "batch_dims") or 0)
+        elif node.op_type in ("ScatterElements", "ScatterND"):
+            self._index(inputs[1], inputs[0], _attribute(node, "axis") or 0)
+        elif node.op_type == "RoiAlign":  # the image of each region
+            self._index(inputs[2], inputs[0], 0)
         elif node.op_type == "OneHot":
             self._limit(inputs[0], self.constants.get(inputs[1]))
         elif node.op_type == "Equal":
@@ -155,6 +176,12 @@ class _Tracer:
             for ids, table in _EMBED.items():
                 if max(ids, table) < len(inputs):
                     self._limit(inputs[ids], self._size(inputs[table], 0))
+
+    def _index(self, indices: str, table: str, axis: int) -> None:
+        size = self._size(table, axis)
+        self._limit(indices, size)
+        for name in self.reach.get(indices, {}) if size is None else ():
+            self.indexed.setdefault(name, []).append((table, axis))
 
     def _size(self, table: str, axis: int) -> int | None:
         shape = self.shapes.get(table)

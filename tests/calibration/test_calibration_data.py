@@ -251,6 +251,16 @@ def test_mean_and_std_must_fit(tmp_path: Path) -> None:
 def test_mean_and_a_folder_of_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", rows(3))
     assert refusal(tmp_path, images_as=Images(mean=[0.5])).startswith(f"mean and std: {tmp_path} holds arrays.")
+    assert refusal(tmp_path, images_as=Images(value_range=(0, 1))).startswith(f"range: {tmp_path} holds arrays.")
+    assert refusal(rows(3), images_as=Images(value_range=(0, 1))).startswith("range: the data is no folder of images.")
+
+
+def test_images_get_the_range_that_is_given(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 51], [102, 255]], np.uint8)).save(tmp_path / "a.png")
+    grey = interface(x=(F, ["n", 1, 2, 2]))
+    read = read_data(tmp_path, grey, images_as=Images(value_range=(-10, 245)))
+    assert np.allclose(read.batches[0]["x"].reshape(2, 2), [[-10, 41], [92, 245]], atol=1e-4)
+    assert "scaled to -10..245, as --range says" in read.notes[0]
 
 
 # --- files and folders that are refused ---
@@ -472,3 +482,33 @@ def test_samples_are_held_out_of_what_fits_see() -> None:
     assert (few.samples, few.held_out.samples) == (15, 5)
     assert read_data({"x": x[:6]}, model, samples=64, hold_out=True).held_out is None
     assert read_data({"x": x}, model, samples=64).held_out is None
+
+
+# --- inputs that show little ---
+
+
+def test_samples_that_differ_by_rounding_alone_are_the_same() -> None:
+    base = np.linspace(-3, 3, 12, dtype=np.float32).reshape(4, 3)[:1].repeat(5, axis=0)
+    noisy = base + np.float32(1e-7) * np.arange(5, dtype=np.float32)[:, None]
+    assert "is the same in all samples" in refusal({"x": noisy})
+    assert read_data({"x": base + np.float32(2e-5) * np.arange(5, dtype=np.float32)[:, None]}, VECTOR).samples == 5
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_silent_channels_are_named(last: bool) -> None:
+    values = np.random.default_rng(0).random((40, 4, 9, 9), np.float32)
+    shape = ["n", 4, 9, 9]
+    if last:
+        values, shape = np.moveaxis(values, 1, -1), ["n", 9, 9, 4]
+    model = interface(x=(F, shape))
+    assert read_data({"x": values}, model).notes == ()
+    channels = values if not last else np.moveaxis(values, -1, 1)
+    channels[:, 2], channels[:, 0] = 0.5, 0
+    (note,) = read_data({"x": values}, model).notes
+    assert note.startswith("channels 0, 2 of input 'x' hold the same value in all samples")
+
+
+def test_rows_without_ink_are_no_silent_channels() -> None:
+    values = np.random.default_rng(0).random((40, 9, 9, 1), np.float32)
+    values[:, 0] = 0
+    assert read_data({"x": values}, interface(x=(F, ["n", 9, 9, 1]))).notes == ()

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper
 
 import spa
 from spa.calibration import streams
-from spa.calibration.sound import sounds
+from spa.calibration.sound import levelled, sounds
 from spa.calibration.streams import STEPS
 from spa.calibration.synthetic import Synthesiser, synthesise
+from spa.running.runtime import load_session, run
 
 F = TensorProto.FLOAT
 
@@ -129,3 +130,30 @@ def test_the_report_says_what_was_made():
     assert any(note.startswith("sound (input)") for note in result.report.notes)
     assert [note.partition(")")[0] for note in Synthesiser(listener()).notes] == ["sound (input", "states (state"]
     assert Synthesiser(listener(kernel=9, state=None)).notes == ()
+
+
+@pytest.mark.parametrize("level", [False, True])
+def test_windows_are_levelled_if_that_is_nearer_to_batch_normalisations(level: bool) -> None:
+    """Behind the filters is a BatchNormalization that has seen sound as it is, or windows of mean 0 and deviation 1."""
+    (seen,) = synthesise(listener(state=None), 64, batch=64, seed=5)
+    graph = listener(state=None)
+    windows = levelled(seen["input"]) if level else seen["input"]
+    del graph.graph.node[2:]
+    graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("c", F, None))
+    (c,) = run(load_session(graph), {"input": windows})
+    statistics = {"scale": np.ones(8), "shift": np.zeros(8), "mean": c.mean((0, 2)), "var": c.var((0, 2))}
+    graph.graph.initializer.extend(onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in statistics.items())
+    graph.graph.node.append(helper.make_node("BatchNormalization", ["c", *statistics], ["y"]))
+    graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", F, None))
+    maker = Synthesiser(graph)
+    (made,) = maker.batches(12)
+    assert np.allclose(made["input"].std(axis=1), 1, atol=1e-3) is level
+    assert any("each window has mean 0 and deviation 1" in note for note in maker.notes) is level
+    ranged = Synthesiser(graph, value_range=(-0.5, 0.5))
+    assert not any("each window" in note for note in ranged.notes)
+    (quiet,) = ranged.batches(12)
+    assert np.abs(quiet["input"]).max() <= 0.5
+
+
+def test_levelled_silence_is_silence() -> None:
+    assert (levelled(np.full((2, 9), 0.5, np.float32)) == 0).all()

@@ -289,3 +289,21 @@ def test_fewer_made_up_inputs_than_asked_for_are_said() -> None:
     assert report.calibration is not None
     assert report.calibration["samples"] == 32
     assert any("32 inputs are made up, not 512" in note for note in report.notes)
+
+
+# -- a range of values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "shape"), [("x", ("n", 40, 6)), ("features", ("n", 12)), ("audio", ("n", 400))])
+def test_a_given_range_holds_for_series_and_other_floats(name: str, shape: tuple) -> None:
+    (batch,) = Synthesiser(one_input(name, shape), value_range=(10, 14)).batches(16)
+    assert 10 <= batch[name].min() < 11 and 13 < batch[name].max() <= 14
+    assert abs(batch[name].mean() - 12) < 0.5 and 0.2 < batch[name].std() < 0.9
+
+
+def test_a_given_range_fits_some_input() -> None:
+    with pytest.raises(PlanError, match=r"value_range: no input of the model takes images.*Leave it out"):
+        Synthesiser(embedding(), value_range=(0, 1))
+    states = one_input("h0", (2, "n", 8))
+    with pytest.raises(PlanError, match="value_range"):
+        Synthesiser(states, value_range=(0, 1))

@@ -287,3 +287,49 @@ def test_real_tokenizers_are_read(tmp_path):
         assert list(corpus.passages[0]) == [4, 5, 8, 6, 7]
         assert list(corpus.starts[0]) == [0, 3]
         assert (corpus.before, corpus.after, corpus.padding) == ((2,), (3,), 0)
+
+
+# -- lengths ----------------------------------------------------------------------------------------------
+
+
+def reader(length: int | str) -> onnx.ModelProto:
+    """Ids and a mask of one length, which the model adds up."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["b"]),
+        helper.make_node("Mul", ["a", "b"], ["y"]),
+    ]
+    tensors = {"table": np.ones((2000, 3), np.float32), "last": np.array([2])}
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", length])]
+    inputs += [helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", length])]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weights = [onnx.numpy_helper.from_array(a, n) for n, a in tensors.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [output], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("sizes", [None, {"ids[1]": 128, "mask[1]": 128}])
+def test_mixed_lengths_differ_from_batch_to_batch(sizes: dict[str, int] | None) -> None:
+    maker = Synthesiser(reader("sequence"), sizes=sizes, mixed=True)
+    batches = maker.batches(26, batch=5)
+    assert [b["ids"].shape for b in batches] == [(5, 128), (5, 96), (5, 64), (5, 112), (5, 80), (1, 128)]
+    assert all(b["ids"].shape == b["mask"].shape for b in batches)
+    assert any("differ in length" in note for note in maker.notes)
+    assert len({b["ids"].shape[1] for b in maker.batches(10)}) == 5
+    assert {b["ids"].shape[1] for b in Synthesiser(reader("sequence")).batches(26, batch=5)} == {128}
+
+
+@pytest.mark.parametrize("sizes", [None, {"ids[1]": 40, "mask[1]": 40}])
+def test_lengths_that_are_fixed_or_short_are_not_mixed(sizes: dict[str, int] | None) -> None:
+    maker = Synthesiser(reader("sequence" if sizes else 100), sizes=sizes, mixed=True)
+    assert {b["ids"].shape[1] for b in maker.batches(10, batch=5)} == {40 if sizes else 100}
+    assert not any("differ in length" in note for note in maker.notes)
+
+
+def test_lengths_that_the_model_refuses_are_not_mixed() -> None:
+    model = reader("sequence")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 128, 3]), "shape"))
+    model.graph.node.append(helper.make_node("Reshape", ["y", "shape"], ["z"]))
+    model.graph.output[0].name = "z"
+    maker = Synthesiser(model, mixed=True)
+    assert {b["ids"].shape[1] for b in maker.batches(15, batch=5)} == {128}

@@ -28,6 +28,11 @@ from spa.report.text import calibrated
             "97.5% of the decisions of 'y' as before",
         ),
         (
+            {"before": 0.25, "after": 0.2, "elsewhere": {"inputs": "drawings", "after": 0.0625}},
+            "512 synthetic inputs; output error (MSE / variance) on 64 others: 0.250 after pruning, 0.200 after "
+            "reconstruction, 0.062 on drawings instead",
+        ),
+        (
             {"before": None, "after": None, "accuracy": (97.5, 96.25)},
             "512 synthetic inputs; accuracy on 64 others: 97.5 % before, 96.2 % after",
         ),
