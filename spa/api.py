@@ -275,7 +275,9 @@ def opened(
 ) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
     if not kind_of(model, convert_options):
-        return simplified(load(model)), None
+        source = load(model)
+        with diagnosed(source):
+            return simplified(source), None
     framework_model = import_model(model, example_inputs, convert_options)
     clock("convert")
     return simplified(load(framework_model.imported.model), fold=False), framework_model  # parameters keep their names

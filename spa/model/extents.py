@@ -128,7 +128,10 @@ class _Tracer:
 
     def _step(self, node: NodeProto, sources: Sequence[_Reach]) -> _Reach:
         rows, columns, seen = (max(getattr(s, part) for s in sources) for part in ("rows", "columns", "field"))
-        kernel, steps = _window(node, self.shapes, self.stored)
+        try:
+            kernel, steps = _window(node, self.shapes, self.stored)
+        except (KeyError, TypeError, ValueError):  # attributes that are missing or of a wrong kind: told by the analysis
+            kernel, steps = 1, [1]
         seen += (kernel - 1) * max(rows, columns)
         rows, columns = rows * steps[0], columns * steps[-1]
         if node.op_type in ("ConvTranspose", "Resize", "Upsample", "DepthToSpace"):

@@ -131,7 +131,7 @@ def _operands(model: ModelProto, rng: random.Random) -> None:
             node.input[rng.randrange(len(node.input))] = rng.choice([*names, "", "nobody"])
         case 2:
             node.input.append(rng.choice(names))
-        case 3:
+        case 3 if node.output:
             del node.output[rng.randrange(len(node.output))]
         case _ if node.output:
             node.output[0] = rng.choice([*names, ""])

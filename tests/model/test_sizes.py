@@ -198,3 +198,13 @@ def test_windows_inside_a_branch_count() -> None:
     )  # fmt: skip
     y = net.node("If", net.constant(np.array(True)), then_branch=branch, else_branch=branch)
     assert extent_of(net.model(y).graph).stride == 16
+
+
+def test_windows_whose_attributes_are_malformed_have_no_extent() -> None:
+    nodes = [
+        helper.make_node("SpaceToDepth", ["x"], ["a"]),
+        helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=5),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[3, 3], strides=[4, 2]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3, "h", "w"]) for n in "xc")
+    assert extent_of(helper.make_graph(nodes, "odd", [x], [y])) == Extent(4, 4, 2, 3)
