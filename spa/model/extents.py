@@ -130,7 +130,7 @@ class _Tracer:
         rows, columns, seen = (max(getattr(s, part) for s in sources) for part in ("rows", "columns", "field"))
         try:
             kernel, steps = _window(node, self.shapes, self.stored)
-        except (KeyError, TypeError, ValueError):  # attributes that are missing or of a wrong kind: told by the analysis
+        except (KeyError, TypeError, ValueError):  # attributes missing or of a wrong kind, which is told later
             kernel, steps = 1, [1]
         seen += (kernel - 1) * max(rows, columns)
         rows, columns = rows * steps[0], columns * steps[-1]
