@@ -122,7 +122,8 @@ def _make_up(
     matrix = lin.matrix(analysis.graph).copy()
     lost = matrix[:, :, gone]
     matrix[:, :, left] += lost @ share
-    axes = next(axes for (name, *_), axes in analysis.uses.items() if name == lin.weight)
+    index = lin.node.index  # or -1, where all uses of the weights are one
+    axes = next(axes for (name, node, _), axes in analysis.uses.items() if name == lin.weight and node in (-1, index))
     outputs = kept.mask(analysis.axes[lin.node.outputs[0]][cut.channel_axis])
     stream.replace(cut.weight, sliced(kept, axes, lin.weights_from(matrix, analysis.graph)))
     blocks, channels, _ = cut.size(graph)
