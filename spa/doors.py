@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
@@ -148,3 +149,58 @@ def _to_jax(result: Result, dense: FrameworkModel | None) -> Any:
 
     options = {k: v for k, v in dense.options.items() if k in ("params", "kwargs", "vmap")}
     return write_back(dense.source, result, dense.imported.names, **options)
+
+
+def save(module: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a pruned PyTorch module, trained further or not, so that :func:`spa.load` makes it again.
+
+    The file holds the ``state_dict`` and what makes the class narrower, as plain data: no code, and no pickled class.
+
+    Args:
+        module: what :func:`spa.prune` gave as your own class, or what you trained from it.
+        path: the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnsupportedError: it is no module that SPA made narrower.
+        SpaError: the file cannot or must not be written.
+    """
+    _torch_alone(module, "save")
+    from spa.exporters.pytorch.saving import save as write
+
+    return write(module, path)
+
+
+def load(path: str | os.PathLike[str], module: Any) -> Any:
+    """Make a pruned PyTorch module again from a file of :func:`spa.save`, without tracing or running anything.
+
+    Args:
+        path: the file.
+        module: one of the same class as its constructor makes it, with the same arguments; not changed.
+
+    Returns:
+        The pruned module, with the weights of the file.
+
+    Raises:
+        UnreadableError: the file is not there.
+        ModelError: it is no such file, or the module is not of the class that was pruned.
+    """
+    _torch_alone(module, "load")
+    from spa.exporters.pytorch.saving import load as read
+
+    return read(path, module)
+
+
+def _torch_alone(module: Any, what: str) -> None:
+    kind = kind_of(module)
+    if kind == "torch" and hasattr(module, "state_dict"):
+        return
+    name = f"a {type(module).__name__}"
+    if kind is None or kind == "torch":
+        raise OptionError(f"cannot {what} {name}. Give a PyTorch module.")
+    remedy = {"tensorflow": "Keras saves and loads its pruned models itself (model.save)"}.get(
+        kind, "Pruning the dense one again with the same plan gives the same widths; put the saved weights into that"
+    )
+    raise UnsupportedError(f"cannot {what} {name}: this is for PyTorch modules. {remedy}.")
