@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
 from spa.frameworks.kinds import SUFFIXES, kind_of
+from spa.frameworks.torch import give_types, in_single, unwrapped
 
 if TYPE_CHECKING:
     from spa.api import Result
     from spa.importers import Imported
 
+IN_SINGLE = "weights in bfloat16 were converted, pruned and compared in single precision"
 TARGETS = ("onnx", "graphsurgeon", "torch", "keras", "jax")
 
 
@@ -33,6 +35,7 @@ class FrameworkModel:
         imported: the model in ONNX.
         example_inputs: what the source is called with, or None.
         options: the importer's, as given.
+        types_of: the module in bfloat16 that was given, where ``source`` is its copy in single precision.
     """
 
     source: Any
@@ -40,6 +43,7 @@ class FrameworkModel:
     imported: Imported
     example_inputs: Any
     options: Mapping[str, Any]
+    types_of: Any = None
 
 
 def convert(source: Any, example_inputs: Any = None, **options: Any) -> Imported:
@@ -72,8 +76,13 @@ def import_model(source: Any, example_inputs: Any, options: Mapping[str, Any]) -
             f"cannot tell which framework {named} belongs to. Give an object of PyTorch, Keras or JAX, or a file "
             f"that ends in {', '.join(SUFFIXES)}."
         )
+    source, types_of = unwrapped(source), None
+    notes: tuple[str, ...] = ()
     if kind == "torch":
         from spa.importers.pytorch import convert as importer
+
+        if (single := in_single(source, example_inputs)) is not None:
+            types_of, (source, example_inputs), notes = source, single, (IN_SINGLE,)
     elif kind == "tensorflow":
         from spa.importers.tensorflow import convert as importer
     else:
@@ -84,7 +93,8 @@ def import_model(source: Any, example_inputs: Any, options: Mapping[str, Any]) -
         if "unexpected keyword argument" not in str(error) or not options:
             raise
         raise PlanError(f"the importer of {kind} models: {error}. See help(spa.convert).") from error
-    return FrameworkModel(source, kind, imported, example_inputs, dict(options))
+    imported = replace(imported, notes=(*notes, *imported.notes))
+    return FrameworkModel(source, kind, imported, example_inputs, dict(options), types_of)
 
 
 def convert_result(result: Result, target: str) -> Any:
@@ -119,6 +129,8 @@ def _to_torch(result: Result, dense: FrameworkModel | None) -> Any:
     if isinstance(own, torch.jit.ScriptModule):
         own = None
     module, _, notes = to_torch(result, own, dense.imported.names, dense.example_inputs)
+    if dense.types_of is not None:
+        give_types(module, dense.types_of)
     for note in notes:
         warnings.warn(note, stacklevel=4)  # of Result.pruned or Result.to
     return module
@@ -167,6 +179,7 @@ def save(module: Any, path: str | os.PathLike[str]) -> Path:
         UnsupportedError: it is no module that SPA made narrower.
         SpaError: the file cannot or must not be written.
     """
+    module = unwrapped(module)
     _torch_alone(module, "save")
     from spa.exporters.pytorch.saving import save as write
 
@@ -187,6 +200,7 @@ def load(path: str | os.PathLike[str], module: Any) -> Any:
         UnreadableError: the file is not there.
         ModelError: it is no such file, or the module is not of the class that was pruned.
     """
+    module = unwrapped(module)
     _torch_alone(module, "load")
     from spa.exporters.pytorch.saving import load as read
 
