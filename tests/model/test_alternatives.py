@@ -98,6 +98,17 @@ def test_a_flag_that_is_an_input_decides() -> None:
     assert result.report.calibration is not None
 
 
+def test_what_decides_and_is_read_by_one_network_alone_has_two_names() -> None:
+    text = TEXT.replace("fast = Equal(rate, limit)", "e = Cast<to=1>(rate) d = Cast<to=7>(e) fast = Equal(d, limit)")
+    text = text.replace("p = MatMul(t, w61x11)", "u = Mul(t, e) p = MatMul(u, w61x11)")
+    model, x = two(text), random_array(4, 7)
+    whole = reunited(simplified(Source(model)).model)
+    onnx.checker.check_model(whole, full_check=True)
+    assert len({name for node in whole.graph.node for name in node.output}) == 5
+    for rate in (16, 17):
+        assert all(np.array_equal(a, b) for a, b in zip(outputs(whole, x, rate), outputs(model, x, rate), strict=True))
+
+
 def of_weights(model: ModelProto) -> None:
     """Let a network decide."""
     model.graph.node[2].CopyFrom(helper.make_node("ReduceMax", ["r"], ["most"], keepdims=0))
