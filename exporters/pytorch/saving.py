@@ -34,7 +34,7 @@ NO_PLACE = "The class that was pruned is another one: give a module of that clas
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What makes a module of a class narrower.
+    """The record of a class made narrower.
 
     Attributes:
         kept: by state_dict key, then by axis, the kept indices of the tensor as the constructor makes it.

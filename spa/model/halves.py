@@ -1,4 +1,4 @@
-"""How two networks side by side are marked in the model that holds them (:mod:`spa.model.alternatives`)."""
+"""The marks of two networks side by side in the model that holds them (:mod:`spa.model.alternatives`)."""
 
 from __future__ import annotations
 
