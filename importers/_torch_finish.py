@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, TensorShapeProto, helper
 
+from spa.coupling.analysis import TIED
 from spa.errors import SpaError
 from spa.frameworks.torch import array
 from spa.importers import Imported
@@ -58,6 +60,7 @@ def finish(
     )
     _name_axes(model, inputs, runs, axes)
     names, notes = _parameter_names(model, tensors, originals)
+    _mark_tied(model, names, tensors)
     error = _compare(model, inputs, runs)
     aliases = {key: original for key, original in originals.items() if key != original and original in names}
     return Imported(model, "torch", "", names, error, notes, aliases)
@@ -146,6 +149,17 @@ def _parameter_names(
     changed = [key for key in keys if key in initializers and key not in names]
     notes = (f"{', '.join(changed[:3])} and others changed their values on the way",) if changed else ()
     return names, notes
+
+
+def _mark_tied(model: ModelProto, names: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Mark parameters that several nodes read as one, unless the exporter merged equal ones of several modules."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for tensor in model.graph.initializer:
+        if tensor.name in names and readers[tensor.name] > 1:
+            own = tensors[names[tensor.name]]
+            others = (t for key, t in tensors.items() if key not in names.values() and t.data_ptr() != own.data_ptr())
+            if not any(t.shape == own.shape and torch.equal(t, own) for t in others):
+                tensor.metadata_props.add(key=TIED, value="true")
 
 
 def _same(initializer: TensorProto, tensor: torch.Tensor) -> bool:

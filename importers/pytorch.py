@@ -26,12 +26,14 @@ from onnx import ModelProto
 
 from spa.errors import ModelError, PlanError, SpaError, UnsupportedError
 from spa.extras import extra
+from spa.frameworks.torch import unwrapped
 from spa.importers import Imported
 from spa.model.versions import newest_opset
 
 with extra("torch"):
     import torch
     from torch import nn
+    from torch.ao.quantization import FakeQuantizeBase
 
 from spa.importers import _torch_files as files
 from spa.importers._torch_finish import DifferentError, declared_axes, finish
@@ -132,14 +134,18 @@ def _read(
         raise PlanError(
             f"a factory is for checkpoints; the {type(source).__name__} is a network already. Leave it out."
         )
-    while isinstance(source, nn.DataParallel) or hasattr(source, "_orig_mod"):  # the latter: torch.compile
-        source = source.module if isinstance(source, nn.DataParallel) else source._orig_mod
+    source = unwrapped(source)
     if not isinstance(source, nn.Module | torch.export.ExportedProgram):
         raise ModelError(
             f"cannot convert a {type(source).__name__}. Give an nn.Module, ExportedProgram, ScriptModule or file."
         )
     if not hasattr(source, "training") and isinstance(source, torch.jit.ScriptModule):
         raise UnsupportedError("frozen TorchScript has no parameters any more. Convert the network before freezing it.")
+    if isinstance(source, nn.Module) and any(isinstance(m, FakeQuantizeBase) for m in source.modules()):
+        raise UnsupportedError(
+            f"the {type(source).__name__} was prepared for quantisation-aware training (torch.ao), which ONNX has no "
+            "operators for. Prune the network before that, or give the ONNX file of the quantised one."
+        )
     return source, (note,) if note else ()
 
 

@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-25
+27
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spa.coupling.analysis import Analysis
     from spa.coupling.plan import Plan
     from spa.criteria import criterion
-    from spa.doors import convert
+    from spa.doors import convert, load, save
     from spa.exporting import export
     from spa.request import Request
     from spa.rules import rule
@@ -48,11 +48,13 @@ _HOMES = {
     "convert": "spa.doors",
     "criterion": "spa.steps",  # behind which obspa and zero are registered, so that no other can take their names
     "export": "spa.exporting",
+    "load": "spa.doors",
     "plan": "spa.steps",
     "prove": "spa.api",
     "prune": "spa.api",
     "repair": "spa.steps",
     "rule": "spa.rules",
+    "save": "spa.doors",
     "score": "spa.steps",
     "sensitivity": "spa.sensing",
     "sweep": "spa.sweeping",
@@ -77,11 +79,13 @@ __all__ = [
     "convert",
     "criterion",
     "export",
+    "load",
     "plan",
     "prove",
     "prune",
     "repair",
     "rule",
+    "save",
     "score",
     "sensitivity",
     "sweep",

@@ -19,8 +19,10 @@ from spa.frameworks.kinds import kind_of
 from spa.frameworks.modules import named
 from spa.goals import reach
 from spa.job import Clock, Job, Outcome, prepare
+from spa.model.alternatives import condition_of, reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
+from spa.model.halves import is_separated
 from spa.model.io import Source, load
 from spa.model.simplify import simplified
 from spa.progress import Progress, silent
@@ -107,7 +109,8 @@ class Result:
         from spa.exporters.onnx import write
 
         external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
-        pruned = replace(self.source, model=self.model, sizes=self.analysis.points.chosen, macs=self.report.after.macs)
+        sizes = {} if is_separated(self.source.model) else self.analysis.points.chosen  # whose inputs are others
+        pruned = replace(self.source, model=self.model, sizes=sizes, macs=self.report.after.macs)
         with diagnosed(self.source):
             write(pruned, path, force=force, external=external, name="the pruned model")
 
@@ -248,7 +251,7 @@ def prune(
         if job.calibrated is None:
             source = replace(source, obstacle=obstacle(analysis.graph))
         report = report_of(job, outcome, source, framework_model)
-    return Result(outcome.model, outcome.plan, report, request, analysis, source, framework_model)
+    return Result(reunited(outcome.model), outcome.plan, report, request, analysis, source, framework_model)
 
 
 def _document_options(function: Any) -> None:
@@ -275,7 +278,9 @@ def opened(
 ) -> tuple[Source, FrameworkModel | None]:
     """Load a model, which is converted first where it is a framework's."""
     if not kind_of(model, convert_options):
-        return simplified(load(model)), None
+        source = load(model)
+        with diagnosed(source):
+            return simplified(source), None
     framework_model = import_model(model, example_inputs, convert_options)
     clock("convert")
     return simplified(load(framework_model.imported.model), fold=False), framework_model  # parameters keep their names
@@ -310,6 +315,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
         skipped=job.selection.skipped,
         barriers=tuple(analysis.barriers.items()),
         notes=(
+            *_alternatives(source.model),
             *job.selection.notes,
             *job.goal_notes,
             *job.input_notes,
@@ -328,6 +334,14 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
         layers=layer_names(analysis),
         environment=environment(),
     )
+
+
+def _alternatives(model: ModelProto) -> tuple[str, ...]:
+    """Say of two networks what was done with them."""
+    condition = condition_of(model)
+    if condition is None:
+        return ()
+    return (f"two networks, of which {condition!r} decides which one runs, were pruned together: MACs are of both",)
 
 
 def _reached(unit: str, before: Cost, after: Cost, outcome: Outcome) -> float:

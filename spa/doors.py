@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa.errors import ModelError, OptionError, PlanError, UnsupportedError
 from spa.frameworks.kinds import SUFFIXES, kind_of
+from spa.frameworks.torch import give_types, in_single, unwrapped
 
 if TYPE_CHECKING:
     from spa.api import Result
     from spa.importers import Imported
 
+IN_SINGLE = "weights in bfloat16 were converted, pruned and compared in single precision"
 TARGETS = ("onnx", "graphsurgeon", "torch", "keras", "jax")
 
 
@@ -32,6 +35,7 @@ class FrameworkModel:
         imported: the model in ONNX.
         example_inputs: what the source is called with, or None.
         options: the importer's, as given.
+        types_of: the module in bfloat16 that was given, where ``source`` is its copy in single precision.
     """
 
     source: Any
@@ -39,6 +43,7 @@ class FrameworkModel:
     imported: Imported
     example_inputs: Any
     options: Mapping[str, Any]
+    types_of: Any = None
 
 
 def convert(source: Any, example_inputs: Any = None, **options: Any) -> Imported:
@@ -71,8 +76,13 @@ def import_model(source: Any, example_inputs: Any, options: Mapping[str, Any]) -
             f"cannot tell which framework {named} belongs to. Give an object of PyTorch, Keras or JAX, or a file "
             f"that ends in {', '.join(SUFFIXES)}."
         )
+    source, types_of = unwrapped(source), None
+    notes: tuple[str, ...] = ()
     if kind == "torch":
         from spa.importers.pytorch import convert as importer
+
+        if (single := in_single(source, example_inputs)) is not None:
+            types_of, (source, example_inputs), notes = source, single, (IN_SINGLE,)
     elif kind == "tensorflow":
         from spa.importers.tensorflow import convert as importer
     else:
@@ -83,7 +93,8 @@ def import_model(source: Any, example_inputs: Any, options: Mapping[str, Any]) -
         if "unexpected keyword argument" not in str(error) or not options:
             raise
         raise PlanError(f"the importer of {kind} models: {error}. See help(spa.convert).") from error
-    return FrameworkModel(source, kind, imported, example_inputs, dict(options))
+    imported = replace(imported, notes=(*notes, *imported.notes))
+    return FrameworkModel(source, kind, imported, example_inputs, dict(options), types_of)
 
 
 def convert_result(result: Result, target: str) -> Any:
@@ -118,6 +129,8 @@ def _to_torch(result: Result, dense: FrameworkModel | None) -> Any:
     if isinstance(own, torch.jit.ScriptModule):
         own = None
     module, _, notes = to_torch(result, own, dense.imported.names, dense.example_inputs)
+    if dense.types_of is not None:
+        give_types(module, dense.types_of)
     for note in notes:
         warnings.warn(note, stacklevel=4)  # of Result.pruned or Result.to
     return module
@@ -148,3 +161,60 @@ def _to_jax(result: Result, dense: FrameworkModel | None) -> Any:
 
     options = {k: v for k, v in dense.options.items() if k in ("params", "kwargs", "vmap")}
     return write_back(dense.source, result, dense.imported.names, **options)
+
+
+def save(module: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a pruned PyTorch module, trained further or not, so that :func:`spa.load` makes it again.
+
+    The file holds the ``state_dict`` and what makes the class narrower, as plain data: no code, and no pickled class.
+
+    Args:
+        module: what :func:`spa.prune` gave as your own class, or what you trained from it.
+        path: the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnsupportedError: it is no module that SPA made narrower.
+        SpaError: the file cannot or must not be written.
+    """
+    module = unwrapped(module)
+    _torch_alone(module, "save")
+    from spa.exporters.pytorch.saving import save as write
+
+    return write(module, path)
+
+
+def load(path: str | os.PathLike[str], module: Any) -> Any:
+    """Make a pruned PyTorch module again from a file of :func:`spa.save`, without tracing or running anything.
+
+    Args:
+        path: the file.
+        module: one of the same class as its constructor makes it, with the same arguments; not changed.
+
+    Returns:
+        The pruned module, with the weights of the file.
+
+    Raises:
+        UnreadableError: the file is not there.
+        ModelError: it is no such file, or the module is not of the class that was pruned.
+    """
+    module = unwrapped(module)
+    _torch_alone(module, "load")
+    from spa.exporters.pytorch.saving import load as read
+
+    return read(path, module)
+
+
+def _torch_alone(module: Any, what: str) -> None:
+    kind = kind_of(module)
+    if kind == "torch" and hasattr(module, "state_dict"):
+        return
+    name = f"a {type(module).__name__}"
+    if kind is None or kind == "torch":
+        raise OptionError(f"cannot {what} {name}. Give a PyTorch module.")
+    remedy = {"tensorflow": "Keras saves and loads its pruned models itself (model.save)"}.get(
+        kind, "Pruning the dense one again with the same plan gives the same widths; put the saved weights into that"
+    )
+    raise UnsupportedError(f"cannot {what} {name}: this is for PyTorch modules. {remedy}.")

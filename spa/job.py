@@ -25,6 +25,9 @@ from spa.criteria.registry import Criterion
 from spa.errors import ModelError, PlanError
 from spa.extras import extra
 from spa.frameworks.kinds import ONE_HEAD_SIZE
+from spa.model.alternatives import reunited
+from spa.model.graph import Graph
+from spa.model.halves import is_separated
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.running.threads import bounded_threads
@@ -185,6 +188,8 @@ class Job:
 
         self.try_out()
         graph, goal = self.analysis.graph, self.request.goal
+        if is_separated(graph.model):
+            graph = Graph(reunited(graph.model), graph.base)
         samples = Samples(
             path=Path(),
             graph=graph,

@@ -26,9 +26,11 @@ from spa.criteria import criterion
 from spa.criteria.answers import Answer, Removal, checked_answer, scored_groups
 from spa.errors import PlanError
 from spa.job import prepare
+from spa.model.alternatives import reunited
+from spa.model.halves import is_separated
 from spa.progress import Progress, silent
 from spa.request import Request
-from spa.surgery.apply import apply
+from spa.surgery.apply import apply as applied
 
 OWN = "your own"  # stands for the criterion in messages about scores that somebody brings
 __all__ = ["apply", "criterion", "plan", "repair", "score"]
@@ -100,6 +102,24 @@ def plan(analysis: Analysis, scores: Answer, *, request: Request | None = None, 
     return make_plan(analysis, choice.kept)
 
 
+def apply(analysis: Analysis, plan: Plan) -> ModelProto:
+    """Apply a plan to a copy of the model. The same model and plan give the same bytes.
+
+    Args:
+        analysis: the model, which is not changed.
+        plan: the channels to keep.
+
+    Returns:
+        The pruned model.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        UnsupportedError: an integer that follows the input cannot be restated.
+        InvariantError: the pruned graph contradicts the algebra (a bug of ours).
+    """
+    return reunited(applied(analysis, plan))
+
+
 def repair(
     analysis: Analysis,
     plan: Plan,
@@ -130,16 +150,20 @@ def repair(
     request = Request.of(request, **options)
     how = "full" if request.repair.reconstruct == "auto" else request.repair.reconstruct
     job = prepare(analysis, Request.of(request, plan=plan), progress=progress)
-    if not isinstance(pruned, ModelProto) or _shapes(pruned) != _shapes(apply(analysis, plan)):
+    cut = applied(analysis, plan)
+    if not isinstance(pruned, ModelProto) or _shapes(pruned) != _shapes(reunited(cut)):
         raise PlanError(
             "the pruned model is not what this plan makes of the analysed one. Give what spa.apply returns."
         )
-    copy = ModelProto()
-    copy.CopyFrom(pruned)
-    if how == "none":
-        return copy
-    job.calibrate().reconstruct(plan, copy, how)
-    return copy
+    if is_separated(cut):  # two networks, of which `pruned` is one again
+        given = {tensor.name: tensor for tensor in pruned.graph.initializer}
+        for tensor in cut.graph.initializer:
+            tensor.CopyFrom(given[tensor.name])
+    else:
+        cut.CopyFrom(pruned)
+    if how != "none":
+        job.calibrate().reconstruct(plan, cut, how)
+    return reunited(cut)
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:

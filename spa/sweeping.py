@@ -23,6 +23,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.errors import ModelError, OptionError, PlanError, SpaError
 from spa.goals import attain, evaluated
 from spa.job import Clock, Job, Outcome, prepare
+from spa.model.alternatives import reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.model.io import Source
@@ -92,7 +93,8 @@ def sweep(
             outcome = evaluated(job, outcome)
             report = report_of(job, outcome, source, framework_model)
             store.keep(
-                spec, Result(outcome.model, outcome.plan, report, job.request, analysis, source, framework_model)
+                spec,
+                Result(reunited(outcome.model), outcome.plan, report, job.request, analysis, source, framework_model),
             )
 
         runner.run([spec for spec in wanted if not store.has(spec)], finish)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, reference, tolerance
 from spa.exporters.pytorch.operators import tensor
+from spa.exporters.pytorch.saving import remember
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
 from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph, Node
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from spa.coupling.analysis import Analysis, Group
 
 REMEDY = "Take sizes from the tensors instead, or use graph_module, which needs no forward code."
+MOST_ATTEMPTS = 32  # groups that are kept whole, one after the other
 WORTH_IT = 0.5  # of the parameters that pruning removed must be gone from a class that stays wider
+AT_ROOT = "Or pass equal= with the layers that the code makes equally wide, ignore= with the one before a written size."
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the operand that is the bias
 
 
@@ -90,6 +93,13 @@ def fitted(
         except NarrowError as finding:
             for error in (finding, finding.__cause__):  # else their frames would hold on to the copy that failed
                 traceback.clear_frames(error.__traceback__ if error is not None else None)
+            if not finding.path:
+                found = _attempt_at_root(module, result, names, (masks, wide), example_inputs, wanted)
+                if found is None:
+                    raise
+                small = found
+                findings.setdefault(type(module), finding)
+                break
             wider = _widened(module, finding.path, result, names, wide)
             if wider is None:
                 raise
@@ -105,18 +115,19 @@ def _attempt(
     module: nn.Module, weights: _Weights, model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]
 ) -> nn.Module:
     """Make a narrower copy, and compare it with the pruned ONNX model."""
-    small, guessed, queries = _narrowed(module, weights)
+    small, cuts, guessed, queries = _narrowed(module, weights)
     _verify(small, guessed, queries, model, example_inputs, wanted)
+    remember(module, small, cuts)
     return small
 
 
-def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, list[str], list[Queries]]:
-    """Make a copy with other weights and the sizes that follow; the rest is what :func:`restate` found."""
+def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, dict[str, Cut], list[str], list[Queries]]:
+    """Make a copy with other weights and the sizes that follow; return it, the cuts, and what :func:`restate` found."""
     small = copy.deepcopy(module)
     entries = _entries(small)
     cuts = dict(_exchange(entries, weights))
     _add_biases(entries, weights)
-    return small, *restate(small, cuts)
+    return small, cuts, *restate(small, cuts)
 
 
 def _count(module: nn.Module) -> int:
@@ -149,6 +160,44 @@ def _widened(module: nn.Module, path: str, result: Result, names: Mapping[str, s
     return {**wide, **{g.dim: np.ones(g.size, bool) for g in whole}} if whole else None
 
 
+def _attempt_at_root(
+    module: nn.Module,
+    result: Result,
+    names: Mapping[str, str],
+    masks: tuple[Masks, Masks],
+    example_inputs: Any,
+    wanted: Sequence[np.ndarray],
+) -> nn.Module | None:
+    """Make a narrower copy where the outermost forward has sizes written into it, or ties some that the graph does not.
+
+    1. As many channels for all groups that were equally large: code makes one like another (``zeros_like``).
+    2. All of one group alone: one size is written down (``view(-1, 256)``).
+
+    Args:
+        module: what was imported.
+        result: what pruning gave.
+        names: state_dict keys by initializer.
+        masks: kept indices, and those that the module shall have.
+        example_inputs: what the module is called with.
+        wanted: the pruned ONNX model's outputs on them.
+
+    Returns:
+        The first copy that gives the wanted outputs, or None.
+    """
+    kept, wide = masks
+    cut = [g for g in result.analysis.groups if g.dim in wide and not wide[g.dim].all()]
+    attempts = [{**wide, group.dim: np.ones(group.size, bool)} for group in cut[:MOST_ATTEMPTS]]  # Case 2
+    if (level := _levelled([cut], wide)) is not None:  # Case 1
+        attempts.insert(0, level)
+    for attempt in attempts:
+        try:
+            return _attempt(module, _Weights.of(result, names, kept, attempt), result.model, example_inputs, wanted)
+        except NarrowError as finding:
+            for error in (finding, finding.__cause__):
+                traceback.clear_frames(error.__traceback__ if error is not None else None)
+    return None
+
+
 def _levelled(modules: Sequence[Sequence[Group]], wide: Masks) -> Masks | None:
     """Keep within each module as many indices for all groups of a size; return None where that is so."""
     level = dict(wide)
@@ -177,8 +226,9 @@ def _told(module: nn.Module, finding: NarrowError) -> str:
     """Return notes on a class that is wider than pruning left it."""
     alike = _alike(module, finding.path)
     kind = type(module.get_submodule(finding.path)).__name__
-    where = f"{finding.path} and {len(alike) - 1} more" if len(alike) > 1 else finding.path
-    return f"{kind} ({where}) is wider than pruning left it, with zeros in place of what went. {finding}"
+    where = f"{finding.path} and {len(alike) - 1} more" if len(alike) > 1 else finding.path or "the outermost module"
+    hint = "" if finding.path else f" {AT_ROOT}"
+    return f"{kind} ({where}) is wider than pruning left it, with zeros in place of what went. {finding}{hint}"
 
 
 # -- weights -----------------------------------------------------------------------------------------------------

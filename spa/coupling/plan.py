@@ -15,6 +15,7 @@ from spa.algebra.axes import Dim, Kept
 from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
 from spa.model.files import read_bytes
+from spa.model.writing import text_draft
 
 FORMAT = 1
 
@@ -124,6 +125,16 @@ class Plan:
         parameters = {t: _axes(v, t) for t, v in _mapping(content.get("kept", {}), "'kept'").items()}
         uses = {t: _cuts(v, t) for t, v in _mapping(content.get("uses", {}), "'uses'").items()}
         return Plan(kept=kept, sizes=sizes, parameters=parameters, uses=uses)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file, which :meth:`load` reads.
+
+        Raises:
+            SpaError: the file cannot or must not be written.
+        """
+        target = Path(path)
+        with text_draft(target, self.to_json()) as draft:
+            draft.publish(draft.folder)
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from spa.errors import OptionError
+from spa.frameworks.torch import unwrapped
 
 OPTIONS = ("ignore", "only")  # that take patterns of modules
 
@@ -36,6 +37,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _name(model: Any, option: str, module: Any) -> str:
+    model = unwrapped(model)
     for name, part in model.named_modules() if _is_module(model) else ():
         if part is module:
             return name or "*"

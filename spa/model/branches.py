@@ -28,7 +28,7 @@ def inline_branches(model: ModelProto) -> int:
         How many were inlined; an If inside a branch counts once it lies in the main graph, in a later call.
     """
     graph = model.graph
-    if not any(_is_if(node) for node in graph.node):
+    if not any(is_if(node) for node in graph.node):
         return 0
     known = _known_conditions(model)
     chosen = {i: _branch(node, known[node.input[0]]) for i, node in enumerate(graph.node) if _is_inlinable(node, known)}
@@ -54,12 +54,13 @@ def inline_branches(model: ModelProto) -> int:
     return len(chosen)
 
 
-def _is_if(node: NodeProto) -> bool:
+def is_if(node: NodeProto) -> bool:
+    """Return whether a node is an If of the standard that reads a condition."""
     return node.op_type == "If" and node.domain in ("", "ai.onnx") and bool(node.input)  # else malformed
 
 
 def _is_inlinable(node: NodeProto, known: Mapping[str, bool]) -> bool:
-    return _is_if(node) and node.input[0] in known and not _branch(node, known[node.input[0]]).sparse_initializer
+    return is_if(node) and node.input[0] in known and not _branch(node, known[node.input[0]]).sparse_initializer
 
 
 def _branch(node: NodeProto, condition: bool) -> GraphProto:
@@ -70,7 +71,7 @@ def _branch(node: NodeProto, condition: bool) -> GraphProto:
 def _known_conditions(model: ModelProto) -> dict[str, bool]:
     """Return the conditions that are the same whatever the model is fed."""
     graph = Graph(model)
-    names = {node.inputs[0] for node in graph.nodes if _is_if(node.proto)}
+    names = {node.inputs[0] for node in graph.nodes if is_if(node.proto)}
     given = names & constant_sources(graph)
     known = {name: graph.array(name) for name in given if graph.constants[name].data_type == TensorProto.BOOL}
     if computed := names - given:
@@ -91,7 +92,7 @@ class _Names:
     """
 
     def __init__(self, graph: GraphProto) -> None:
-        self._defined = Counter(_definitions(graph))
+        self._defined = Counter(definitions(graph))
 
     def given(self, name: str) -> str:
         """Return the name that a tensor of a branch bears in the main graph: its own, where no other has it."""
@@ -104,11 +105,12 @@ class _Names:
         return f"{name}_{count}"
 
 
-def _definitions(graph: GraphProto) -> Iterator[str]:
+def definitions(graph: GraphProto) -> Iterator[str]:
+    """Yield the names that a graph and the graphs inside it define."""
     yield from _defined(graph)
     for node in graph.node:
         for inner in subgraphs_of(node):
-            yield from _definitions(inner)
+            yield from definitions(inner)
 
 
 def _defined(graph: GraphProto) -> Iterator[str]:
@@ -135,7 +137,7 @@ def _inlined(node: NodeProto, branch: GraphProto, names: _Names) -> tuple[list[N
     for inner in branch.node:
         copy = NodeProto()
         copy.CopyFrom(inner)
-        _rename(copy, lambda name: renamed.get(name, name))
+        rename(copy, lambda name: renamed.get(name, name))
         nodes.append(copy)
     nodes += [helper.make_node("Identity", [renamed.get(name, name)], [result]) for name, result in passed]
     weights = []
@@ -147,7 +149,7 @@ def _inlined(node: NodeProto, branch: GraphProto, names: _Names) -> tuple[list[N
     return nodes, weights
 
 
-def _rename(node: NodeProto, new: Callable[[str], str]) -> None:
+def rename(node: NodeProto, new: Callable[[str], str]) -> None:
     """Rename what a node and the graphs inside it read and write, but for what those graphs define themselves."""
     node.input[:] = [new(name) for name in node.input]
     node.output[:] = [new(name) for name in node.output]
@@ -158,6 +160,6 @@ def _rename(node: NodeProto, new: Callable[[str], str]) -> None:
             return name if name in own else new(name)
 
         for inner in graph.node:
-            _rename(inner, inside)
+            rename(inner, inside)
         for output in graph.output:
             output.name = inside(output.name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from spa.model.halves import ELSE, THEN, is_separated
 from spa.model.sizes import FALLBACKS, Guess, OpenInput, is_state
 
 __all__ = ["Extent", "extent_of", "guesses"]
@@ -52,28 +53,38 @@ def guesses(model: ModelProto) -> tuple[Guess, ...]:
     Args:
         model: a parsed model; weights in external files need not be loaded.
     """
-    extent = extent_of(model.graph)
+    inputs = list(model.graph.input)
+    first = _guess(extent_of(model.graph), inputs)
+    if is_separated(model):
+        halves = {tag: [i for i in inputs if i.name.endswith(tag)] for tag in (THEN, ELSE)}
+        own = tuple((tag, _guess(extent_of(model.graph, half), half)) for tag, half in halves.items())
+        first = replace(first, halves=own)
+    return (first, *FALLBACKS[:5], replace(first, batch=1), *FALLBACKS[5:])
+
+
+def _guess(extent: Extent, inputs: Iterable[ValueInfoProto]) -> Guess:
     cells = 8 if extent.stride < 32 else CELLS  # a power of two, where the images stay small
     image = min(max(cells * extent.stride, _SMALLEST_IMAGE), _LARGEST_IMAGE)
     length = max(extent.field, STEPS * extent.stride)
-    if any(
-        is_state(OpenInput(i.name, tuple(d.dim_value for d in i.type.tensor_type.shape.dim))) for i in model.graph.input
-    ):
+    if any(is_state(OpenInput(i.name, tuple(d.dim_value for d in i.type.tensor_type.shape.dim))) for i in inputs):
         length = extent.stride
     length = -(-max(length, _SHORTEST_SERIES) // extent.stride) * extent.stride
     columns = None
     if extent.rows >= _LINE_STRIDES * extent.columns:
         image = min(max(extent.rows, _LOWEST_LINE), _HIGHEST_LINE)
         columns = _LINE_LENGTH * image
-    first = Guess(image=image, columns=columns, series=min(length, _LONGEST_SERIES))
-    alone = Guess(batch=1, image=first.image, columns=columns, series=first.series)
-    return (first, *FALLBACKS[:5], alone, *FALLBACKS[5:])
+    return Guess(image=image, columns=columns, series=min(length, _LONGEST_SERIES))
 
 
-def extent_of(graph: GraphProto) -> Extent:
-    """Follow the inputs through windows and steps; return the deepest stride and the largest receptive field."""
+def extent_of(graph: GraphProto, inputs: Iterable[ValueInfoProto] | None = None) -> Extent:
+    """Follow inputs through windows and steps; return the deepest stride and the largest receptive field.
+
+    Args:
+        graph: the main graph.
+        inputs: those to follow; all unless given.
+    """
     tracer = _Tracer()
-    tracer.reached = {i.name: _Reach() for i in graph.input}
+    tracer.reached = {i.name: _Reach() for i in (graph.input if inputs is None else inputs)}
     tracer.walk(graph)
     return Extent(max(tracer.rows, tracer.columns), tracer.rows, tracer.columns, tracer.widest)
 
@@ -128,7 +139,10 @@ class _Tracer:
 
     def _step(self, node: NodeProto, sources: Sequence[_Reach]) -> _Reach:
         rows, columns, seen = (max(getattr(s, part) for s in sources) for part in ("rows", "columns", "field"))
-        kernel, steps = _window(node, self.shapes, self.stored)
+        try:
+            kernel, steps = _window(node, self.shapes, self.stored)
+        except (KeyError, TypeError, ValueError):  # attributes missing or of a wrong kind, which is told later
+            kernel, steps = 1, [1]
         seen += (kernel - 1) * max(rows, columns)
         rows, columns = rows * steps[0], columns * steps[-1]
         if node.op_type in ("ConvTranspose", "Resize", "Upsample", "DepthToSpace"):

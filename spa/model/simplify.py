@@ -1,15 +1,24 @@
-"""Simplification of a model before it is analysed: constants are folded, and branches that are known to run inlined."""
+"""Simplification of a model before it is analysed.
+
+Constants are folded, branches that are known to run are inlined, and two networks of which data decides which one runs
+are taken apart.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from onnx import ModelProto
 
+from spa.errors import SpaError
+from spa.model.alternatives import separated
 from spa.model.branches import inline_branches
 from spa.model.constants import fold_constants, has_folds
+from spa.model.graph import Graph
 from spa.model.io import Source
 from spa.model.normalise import unique_names
+from spa.model.two_points import two_points
 
 
 def simplified(source: Source, *, fold: bool = True) -> Source:
@@ -24,14 +33,33 @@ def simplified(source: Source, *, fold: bool = True) -> Source:
         return source
     model = ModelProto()
     model.CopyFrom(source.model)
-    changed = 0
-    while True:
-        changed += fold_constants(model, source.base) if fold else 0
-        inlined = inline_branches(model)
-        if not inlined:
-            break
-        changed += inlined
+    changed = _simplify(model, source.base, fold)
+    if fold and (both := _taken_apart(model, source)) is not None:
+        model, changed = both, changed + 1
     if not changed:
         return source
     unique_names(model)
     return replace(source, model=model)
+
+
+def _simplify(model: ModelProto, base: Path | None, fold: bool = True) -> int:
+    """Fold and inline in place until nothing is left to do; return how much was done."""
+    changed = 0
+    while True:
+        changed += fold_constants(model, base) if fold else 0
+        inlined = inline_branches(model)
+        changed += inlined
+        if not inlined:
+            return changed
+
+
+def _taken_apart(model: ModelProto, source: Source) -> ModelProto | None:
+    """Return the two networks of a model that decides between them, where there are sizes at which both run."""
+    both = separated(model, lambda half: _simplify(half, source.base))
+    if both is None:
+        return None
+    try:
+        two_points(Graph(both, source.base))
+    except SpaError:
+        return None
+    return both

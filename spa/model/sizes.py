@@ -56,6 +56,7 @@ class Guess:
         image: rows and columns.
         columns: columns, where they are not as many as the rows: lines of text.
         integers: the exclusive bound of integers about which nothing is known.
+        halves: by ending of the input's name other series and images, where two networks lie in one model.
     """
 
     batch: int = 2
@@ -65,6 +66,12 @@ class Guess:
     image: int = 224
     columns: int | None = None
     integers: int = 8
+    halves: tuple[tuple[str, Guess], ...] = ()
+
+    def of(self, name: str) -> Guess:
+        """Return what holds for an input: series and images of its network."""
+        other = next((guess for ending, guess in self.halves if name.endswith(ending)), self)
+        return replace(self, series=other.series, image=other.image, columns=other.columns)
 
 
 def axis_name(dim: str) -> str | None:
@@ -297,7 +304,7 @@ def _spanned(free: Mapping[str, tuple[str, int]]) -> int | None:
 
 
 def _size(of: OpenInput, axis: int, guess: Guess) -> int:
-    kind = kind_of_axis(of, axis)
+    kind, guess = kind_of_axis(of, axis), guess.of(of.name)
     if kind == "channels":
         return 3
     if kind == "image":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spa.algebra.axes import Kept
+from spa.algebra.axes import Axes, Kept
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve
@@ -122,7 +122,7 @@ def _make_up(
     matrix = lin.matrix(analysis.graph).copy()
     lost = matrix[:, :, gone]
     matrix[:, :, left] += lost @ share
-    axes = next(axes for (name, *_), axes in analysis.uses.items() if name == lin.weight)
+    axes = _axes_of(analysis, lin)
     outputs = kept.mask(analysis.axes[lin.node.outputs[0]][cut.channel_axis])
     stream.replace(cut.weight, sliced(kept, axes, lin.weights_from(matrix, analysis.graph)))
     blocks, channels, _ = cut.size(graph)
@@ -130,6 +130,21 @@ def _make_up(
     if slot is not None:
         moved = lost @ (mean[:, gone, None] - share @ mean[:, left, None])
         slot.move(moved.reshape(-1)[outputs])
+
+
+def _axes_of(analysis: Analysis, lin: Linear) -> Axes:
+    """Return the axes of a layer's weights as this layer reads them, by itself or through nodes that turn them."""
+    graph = analysis.graph
+    uses = [(node, axes) for (name, node, _), axes in analysis.uses.items() if name == lin.weight]
+    if len(uses) > 1:
+        own = [axes for node, axes in uses if node in (-1, lin.node.index)]
+        turned = (
+            axes
+            for node, axes in uses
+            if any(graph.depends(name, graph.nodes[node].outputs[0]) for name in lin.node.inputs if name)
+        )
+        return own[0] if own else next(turned)
+    return uses[0][1]
 
 
 def corrected(curves: Mapping[str, Curve], measured: Mapping[str, Measured]) -> dict[str, Curve]:

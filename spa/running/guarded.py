@@ -34,6 +34,7 @@ FORK_UNSAFE = frozenset({"jax", "tensorflow"})
 SECONDS = 30.0  # for a network of no size
 SECONDS_UNKNOWN = 300.0  # where the work of a run is not known
 BYTES_PER_SECOND, MACS_PER_SECOND = 2e7, 1e9  # a tenth of what slow machines do
+LONGEST = 86_400.0  # seconds; sizes of a malformed model promise any amount of work
 SPARE = 2**30  # bytes of address space that no memory stands behind: stacks, arenas, libraries
 _FRESH = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from spa.running.guarded import serve; serve(sys.argv[1])"
@@ -52,7 +53,7 @@ def seconds_for(size: int, macs: float | None) -> float:
         macs: of the run, where they are known.
     """
     work = SECONDS_UNKNOWN if macs is None else SECONDS + macs / MACS_PER_SECOND
-    return work + size / BYTES_PER_SECOND
+    return min(work + size / BYTES_PER_SECOND, LONGEST)
 
 
 def guarded(function: Callable[..., T], *arguments: Any, name: str, seconds: float) -> T:

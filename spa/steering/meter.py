@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto
 
 from spa.errors import PlanError
+from spa.model.alternatives import reunited
 from spa.steering.measurement import CONFIDENCE, Measurement
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Meter:
         Raises:
             MetricError: the metric fails.
         """
-        found = self.metric.evaluate(model)
+        found = self.metric.evaluate(reunited(model))
         self._enter(name, found, ratio, change)
         return found
 

@@ -86,6 +86,12 @@ def select(
     return Selection(tuple(groups), tuple(skipped))
 
 
+REMEDIES = {
+    "has no rule": "Give it a rule; ",
+    "subgraphs": "Export a loop unrolled or as an LSTM or GRU, a branch with what decides fixed; ",
+}
+
+
 def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
     if skipped:
         name, _, reason = skipped[0]
@@ -97,9 +103,7 @@ def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -
         )
     if analysis.barriers:
         operator, reason = next(iter(analysis.barriers.items()))
-        return (
-            f"the model has no group that can be pruned: {operator}: {reason}. "
-            "Give it a rule; 'spa inspect' shows more."
-        )
+        remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
+        return f"the model has no group that can be pruned: {operator}: {reason}. {remedy}'spa inspect' shows more."
     why = next((f". {g.name!r} is frozen: {g.frozen}" for g in analysis.groups if g.frozen), "")
     return f"the model has no group that can be pruned{why}. 'spa inspect' lists them all."

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import spa
-from spa.errors import UnreadableError
+from spa.errors import SpaError, UnreadableError
 from tests.oracle import Net
 
 PLAN = spa.Plan(kept={"g": (0, 2)}, sizes={"g": 3}, parameters={"w": {0: (0, 2)}})
@@ -118,3 +118,11 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> 
         with pytest.raises(UnreadableError) as error:
             spa.Plan.load(tmp_path / name)
         assert str(error.value) == f"cannot read the plan {str(tmp_path / name)!r}: {fact}. Check the path."
+
+
+def test_a_plan_is_written_and_read_again(tmp_path: Path) -> None:
+    plan = spa.Plan(kept={"w[0]": (0, 2)}, sizes={"w[0]": 3}, parameters={"w": {0: (0, 2)}})
+    plan.save(tmp_path / "plan.json")
+    assert spa.Plan.load(tmp_path / "plan.json") == plan
+    with pytest.raises(SpaError, match="its folder does not exist"):
+        plan.save(tmp_path / "none" / "plan.json")

@@ -215,7 +215,7 @@ def test_shared_heads_are_counted_where_only_the_queries_lose_some() -> None:
     assert (small.num_key_value_groups, small.q_proj.out_features, small.k_proj.out_features) == (1, 16, 16)
 
 
-def test_without_equal_sizes_the_graph_takes_the_place_of_the_class() -> None:
+def test_without_equal_sizes_the_class_keeps_the_larger_one_for_all_heads() -> None:
     torch.manual_seed(0)
     module, example = own(lambda: Encoder(True))
     analysis = spa.analyze(spa.convert(module, example).model)
@@ -223,9 +223,10 @@ def test_without_equal_sizes_the_graph_takes_the_place_of_the_class() -> None:
     plan = make_plan(analysis, dict(zip(sorted(names), (np.arange(5), np.arange(2, 9)), strict=True)))
     result = spa.prune(module, example_inputs=example, plan=plan)
     assert result.origin is not None
-    _, how, notes = to_torch(result, module, result.origin.imported.names, example)
-    assert how == "graph"
-    assert "sizes are written into" in notes[0]
+    small, how, notes = to_torch(result, module, result.origin.imported.names, example)
+    assert (how, type(small)) == ("module", type(module))
+    assert "wider than pruning left it" in notes[0] and "equal=" in notes[0]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.slow

@@ -184,3 +184,85 @@ def test_where_all_would_stay_wide_the_graph_takes_its_place() -> None:
     assert how == "graph"
     assert "sizes are written into" in notes[0]
     assert apart(other, result.model, example) < 1e-5
+
+
+def back(build: type[nn.Module], ranking: str = "global") -> tuple[nn.Module, spa.Result]:
+    torch.manual_seed(0)
+    options = {"example_inputs": torch.randn(2, 3, 8, 8), "convert_options": {"exporter": "torchscript"}}
+    result = spa.prune(build(), ratio=0.4, ranking=ranking, criterion="l2", round_to=1, **options)
+    return result.pruned, result
+
+
+class SharedAct(nn.Module):
+    """Uses one small activation at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.o, self.act = nn.Conv2d(16, 3, 1), nn.PReLU(16)
+        with torch.no_grad():
+            self.act.weight.uniform_(0.1, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.act(self.b(self.act(self.a(x)))))
+
+
+class SharedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.h = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.h(torch.relu(self.a(x))), self.h(torch.relu(self.b(x)))
+
+
+@pytest.mark.parametrize("build", [SharedAct, SharedHead])
+def test_a_small_module_that_is_used_twice_is_one_parameter(build: type[nn.Module]) -> None:
+    small, result = back(build)
+    assert type(small) is build
+    assert small.a.out_channels == small.b.out_channels < 16
+    assert result.prove().holds
+
+
+class Zeros(nn.Module):
+    """Makes one thing as wide as another, which the graph does not say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.o = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        return self.o(torch.cat([a, torch.zeros_like(a) + torch.relu(self.b(a))], 1))
+
+
+def test_widths_that_the_outermost_code_ties_are_levelled() -> None:
+    with pytest.warns(UserWarning, match=r"Zeros \(the outermost module\) is wider .* Or pass equal="):
+        small, result = back(Zeros)
+    widths = [len(kept) for kept in result.plan.kept.values()]
+    assert type(small) is Zeros
+    assert len(set(widths)) == 2
+    assert small.a.out_channels == small.b.out_channels == max(widths) < 16
+
+
+class Written(nn.Module):
+    """Has one size written into the outermost code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 16, 3, padding=1)
+        self.f, self.o = nn.Linear(16 * 16, 30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.relu(self.b(torch.relu(self.a(x)))), 2)
+        return self.o(torch.relu(self.f(x.view(-1, 256))))
+
+
+def test_one_size_in_the_outermost_code_keeps_one_group_whole() -> None:
+    with pytest.warns(UserWarning, match="ignore= with the one before a written size"):
+        small, _ = back(Written, "uniform")
+    assert type(small) is Written
+    assert small.b.out_channels == 16
+    assert small.a.out_channels < 24 and small.f.out_features < 30

@@ -131,7 +131,7 @@ def _operands(model: ModelProto, rng: random.Random) -> None:
             node.input[rng.randrange(len(node.input))] = rng.choice([*names, "", "nobody"])
         case 2:
             node.input.append(rng.choice(names))
-        case 3:
+        case 3 if node.output:
             del node.output[rng.randrange(len(node.output))]
         case _ if node.output:
             node.output[0] = rng.choice([*names, ""])
@@ -178,7 +178,7 @@ def _tensor(model: ModelProto, rng: random.Random) -> None:
             model.graph.initializer.remove(tensor)
         case 4:
             model.graph.initializer.add().CopyFrom(tensor)
-        case 5 if tensor.data_type == TensorProto.INT64 and tensor.raw_data:
+        case 5 if tensor.data_type == TensorProto.INT64 and tensor.raw_data and len(tensor.raw_data) % 8 == 0:
             values = np.frombuffer(tensor.raw_data, np.int64).copy()
             values[rng.randrange(values.size)] = rng.choice(EXTREMES)
             tensor.raw_data = values.tobytes()

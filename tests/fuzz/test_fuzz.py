@@ -1,8 +1,8 @@
 """Fuzzers: mutants of model files end in a result or one message, and random networks are pruned correctly.
 
-An ordinary run takes seconds; ``SPA_FUZZ_SECONDS=30`` gives the two a minute, ``-m slow`` half an hour, and
-``SPA_FUZZ_FIRST=N`` begins at another seed. A failure names the seed: ``mutant(seed)`` or ``network(seed)`` makes
-the same file again.
+An ordinary run takes seconds; ``SPA_FUZZ_SECONDS=30`` gives the two a minute (CI), ``-m slow`` half an hour,
+and ``SPA_FUZZ_FIRST=N`` begins at another seed. A failure names the seed: ``mutant(seed)`` or ``network(seed)``
+makes the same file again.
 """
 
 from __future__ import annotations

@@ -444,7 +444,15 @@ def test_exporters_print_nothing_of_theirs(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("still here\n", "")
 
 
-def test_bfloat16_is_refused_with_a_remedy() -> None:
+def test_what_is_prepared_for_quantisation_aware_training_is_refused_with_a_remedy() -> None:
+    from torch.ao.quantization import FakeQuantize
+
+    network = nn.Sequential(nn.Linear(6, 5), FakeQuantize())
+    with pytest.raises(UnsupportedError, match=r"quantisation-aware training .* Prune the network before that"):
+        convert(network, torch.randn(2, 6))
+
+
+def test_bfloat16_is_refused_with_a_remedy() -> None:  # by the importer alone; spa.convert does what the remedy says
     with pytest.raises(UnsupportedError, match=r"few operators in bfloat16: convert network.float\(\)"):
         convert(mlp().bfloat16(), torch.randn(2, 6).bfloat16())
 

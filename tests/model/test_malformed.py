@@ -53,6 +53,14 @@ def with_an_if_that_reads_nothing(model: ModelProto) -> None:
         del attribute.g.initializer[1:]
 
 
+def with_an_attribute_missing_before_an_if(model: ModelProto) -> None:
+    with_an_initializer_twice_in_a_branch(model)
+    for attribute in model.graph.node[-1].attribute:
+        del attribute.g.initializer[1:]
+    model.graph.node[-1].input[0] = "spread"
+    model.graph.node.insert(0, helper.make_node("SpaceToDepth", ["x"], ["spread"]))
+
+
 def with_recursive_functions(model: ModelProto) -> None:
     for name, other in (("A", "B"), ("B", "A")):
         node = helper.make_node(other, ["X"], ["Y"], domain="rec")
@@ -96,6 +104,7 @@ def with_a_negative_size(model: ModelProto) -> None:
         with_an_initializer_twice,
         with_an_initializer_twice_in_a_branch,
         with_an_if_that_reads_nothing,
+        with_an_attribute_missing_before_an_if,
         with_recursive_functions,
         with_a_cast_to_nothing,
         with_an_operator_that_is_no_text,
@@ -116,6 +125,19 @@ def test_a_malformed_model_is_refused_with_one_message(
         spa.prune(path, criterion=criterion, ratio=0.3, round_to=1).save(tmp_path / "o.onnx")
     assert len(str(refusal.value).splitlines()) == 1
     assert [f.name for f in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_what_nobody_foresaw_in_simplification_is_the_models_fault_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(source: Source) -> Source:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("spa.api.simplified", stumble)
+    with pytest.raises(KeyError):
+        spa.analyze(network())
+    spoilt = network()
+    spoilt.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(ModelError, match="the model is malformed: No Op registered for NoSuchOperator"):
+        spa.analyze(spoilt)
 
 
 def test_what_nobody_foresaw_is_the_models_fault_only_where_the_checker_says_so() -> None:

@@ -7,7 +7,8 @@ from onnx import ModelProto, TensorProto, helper
 from spa.errors import SizeError
 from spa.model.extents import Extent, extent_of, guesses
 from spa.model.graph import Graph
-from spa.model.sizes import Guess, OpenInput, batch_axes, kind_of_axis, resolve, widened
+from spa.model.shapes import Walker
+from spa.model.sizes import Guess, OpenInput, _is_computed, batch_axes, kind_of_axis, resolve, widened
 from spa.model.two_points import open_inputs, two_points
 from tests.oracle import Net
 
@@ -198,3 +199,43 @@ def test_windows_inside_a_branch_count() -> None:
     )  # fmt: skip
     y = net.node("If", net.constant(np.array(True)), then_branch=branch, else_branch=branch)
     assert extent_of(net.model(y).graph).stride == 16
+
+
+def test_windows_whose_attributes_are_malformed_have_no_extent() -> None:
+    nodes = [
+        helper.make_node("SpaceToDepth", ["x"], ["a"]),
+        helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=5),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[3, 3], strides=[4, 2]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3, "h", "w"]) for n in "xc")
+    assert extent_of(helper.make_graph(nodes, "odd", [x], [y])) == Extent(4, 4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("dim", "declared", "computed"),
+    [
+        ("batch-size", set(), False),
+        ("batch-size", {"batch"}, True),
+        ("past + 1", set(), True),
+        ("2*steps", {"steps"}, True),
+        ("total_sequence_length", set(), True),
+        ("a.0", {"a"}, False),
+    ],
+)
+def test_a_name_is_an_expression_by_its_parts_or_its_signs(dim: str, declared: set[str], computed: bool) -> None:
+    assert _is_computed(dim, declared) is computed
+
+
+def test_axes_that_all_grow_take_two_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    model = net.model(net.matmul(net.input("x", ["batch", "steps", 7]), 7, 5))
+    walk, walks = Walker.walk, []
+
+    def counted(self: Walker, *args: object, **options: object) -> object:
+        walks.append(args[1])
+        return walk(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Walker, "walk", counted)
+    points = two_points(Graph(model))
+    assert len(walks) == 2
+    assert all(a != b for a, b in zip(*(sizes["x"][:2] for sizes in points.sizes), strict=True))

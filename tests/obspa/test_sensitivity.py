@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
+import spa
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve
@@ -20,6 +21,7 @@ from spa.obspa.sensitivity import TRUST, Gauge, Measured, corrected
 from spa.running.change import Yardstick
 from spa.surgery.apply import apply
 from tests.obspa.test_obspa import group, network, residual_net
+from tests.oracle import Net
 
 Array = np.ndarray
 
@@ -112,3 +114,12 @@ def test_a_group_of_one_channel_is_not_measured() -> None:
     x = {"x": rng.standard_normal((8, 6)).astype(np.float32)}
     gauge = Gauge(analysis, [x], 1e-3)
     assert all(gauge.measure(g, np.arange(g.size), []) is None for g in analysis.groups if g.size == 1)
+
+
+def test_a_small_matrix_of_two_readers_is_measured_as_each_reads_it() -> None:
+    net = Net()
+    x, shared = net.input("x", ["n", 7]), net.weight(11, 5, fan_in=11)
+    ends = [net.node("MatMul", net.node("Relu", net.matmul(x, 7, 11)), shared) for _ in range(2)]
+    result = spa.prune(net.model(*ends), ratio=0.3, samples=32, round_to=1)
+    assert sorted(result.plan.sizes.values()) == [11, 11]
+    assert result.prove().holds

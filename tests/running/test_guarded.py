@@ -105,6 +105,10 @@ def test_limits_grow_with_what_is_to_do() -> None:
     assert seconds_for(0, None) > seconds_for(0, 1e9)
 
 
+def test_a_limit_of_time_is_one_that_the_system_can_wait_for() -> None:
+    assert guarded(double, 3, name="m", seconds=seconds_for(0, 1e300)) == 6
+
+
 def endless() -> ModelProto:
     """A network beside which a Loop counts to 2^63."""
     rng = np.random.default_rng(0)
