@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-import numpy as np
-
 from spa.coupling.analysis import Analysis, Group
 from spa.errors import PlanError
+from spa.model.stored import is_finite
 from spa.widths.patterns import check_patterns, matches, touching, writes
 
 NOT_FINITE = "holds values that are not finite"
@@ -59,9 +58,8 @@ def select(
     check_patterns(analysis, {"ignore": ignore, "only": only})
 
     @cache
-    def is_finite(tensor: str) -> bool:
-        value = analysis.graph.array(tensor)
-        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
+    def finite(name: str) -> bool:
+        return is_finite(analysis.graph, name)
 
     groups: list[Group] = []
     skipped: list[tuple[str, int, str]] = []
@@ -75,7 +73,7 @@ def select(
         elif not cross_norm and any(label.partition(" ")[0] not in SCALES for label in group.crossings):
             crossing.append(group.name)
             skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
-        elif odd := next((p.tensor for p in group.places if not is_finite(p.tensor)), None):
+        elif odd := next((p.tensor for p in group.places if not finite(p.tensor)), None):
             skipped.append((group.name, group.size, f"{odd!r} {NOT_FINITE}"))
         else:
             groups.append(group)
