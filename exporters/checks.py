@@ -11,13 +11,15 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from spa.errors import InvariantError, ModelError
+from spa.errors import InvariantError, ModelError, SpaError
 from spa.model.files import data_file
 from spa.model.graph import tensors_of
-from spa.running.feeds import first_run, working_feeds
+from spa.model.sizes import kind_of_axis
+from spa.running.feeds import first_run, make_feeds, open_input, working_feeds
 from spa.running.guarded import guarded, seconds_for
 from spa.running.obstacle import found
-from spa.running.runtime import load_session, run
+from spa.running.runtime import input_specs, load_graph, load_session, run
+from spa.running.windows import is_large, run_by_windows
 
 if TYPE_CHECKING:
     from spa.running.verify import OutputDifference
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _ALLOWED_ELSE = 1e-5
 _SEEDS = 3
+SHORT = 8  # tokens of a sequence on which a file is run by windows
 
 
 def check(
@@ -97,12 +100,33 @@ def objection(path: Path) -> str | None:
 
 
 def _run(path: Path, sizes: Mapping[str, int] | None = None) -> None:
+    if _runs_by_windows(path, sizes):
+        return
     session, name = load_session(path), repr(str(path))
     if sizes:
         with contextlib.suppress(ModelError):
             working_feeds(session, model=path, sizes=sizes, name=name)
             return
     working_feeds(session, model=path, name=name)
+
+
+def _runs_by_windows(path: Path, sizes: Mapping[str, int] | None) -> bool:
+    """Run a file with large weights outside by windows of layers; return whether that was to be done and went well."""
+    model = load_graph(path)
+    if not is_large(model) or not any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+        return False
+    inputs = {spec.name: open_input(spec) for spec in input_specs(model)}
+    short = {
+        key: min(size, SHORT)
+        for key, size in (sizes or {}).items()
+        if kind_of_axis(inputs[key.rpartition("[")[0]], int(key.rpartition("[")[2][:-1])) == "sequence"
+    }
+    for chosen in (dict(sizes or {}) | short, sizes):  # the check is for kernels and shapes, which few tokens tell
+        with contextlib.suppress(SpaError):  # else said by the run of the whole
+            feeds = make_feeds(model, batch=1, sizes=chosen)
+            run_by_windows(model, path.parent, feeds, name=repr(str(path)))
+            return True
+    return False
 
 
 def allowed(model: ModelProto) -> float:
