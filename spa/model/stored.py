@@ -138,10 +138,11 @@ def is_finite(graph: Graph, name: str) -> bool:
         return True
     if not graph.constants[name].dims:
         return bool(np.isfinite(graph.array(name)))
-    return all(_all_finite(values) for _, values in blocks(graph, name))
+    return all(all_finite(values) for _, values in blocks(graph, name))
 
 
-def _all_finite(values: np.ndarray) -> bool:
+def all_finite(values: np.ndarray) -> bool:
+    """Return whether all of some floats are finite numbers."""
     if values.dtype == np.float16:  # numpy takes twenty times as long to ask each half
         return bool((values.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
     return bool(np.isfinite(values).all())
