@@ -378,7 +378,7 @@ def _check_notes(outcome: Outcome, source: Source) -> Iterator[str]:
     """Say how the file is run before it takes its name, where that is not as a whole."""
     if source.obstacle is not None:
         yield f"the result has not been run: {source.obstacle}"
-    elif source.keeps_outside and is_large(outcome.model):
+    elif (source.keeps_outside or outcome.slices) and is_large(outcome.model):
         yield "the result is too large to be run as a whole: before it is written it is run by windows of layers"
 
 

@@ -58,7 +58,7 @@ class Source:
 
     @property
     def keeps_outside(self) -> bool:
-        """Whether initializers have their data in other files than the model's own."""
+        """Return whether initializers have their data in other files than the model's own."""
         outside = (t for t in self.model.graph.initializer if t.data_location == TensorProto.EXTERNAL)
         return any(location_of(tensor) != self.inside for tensor in outside)
 
@@ -88,7 +88,7 @@ def load(source: Any, *, lazily: bool = False) -> Source:
     inside = None
     if isinstance(source, ModelProto):
         model = source
-    elif lazily and path is not None and (slim := _without_data(path)) is not None:
+    elif lazily and path is not None and (slim := without_weights(path)) is not None:
         model, inside = slim, path.name
     elif path is not None or isinstance(source, bytes):
         model = _parse(read_bytes(path) if path else source, name)
@@ -114,8 +114,15 @@ def load(source: Any, *, lazily: bool = False) -> Source:
     return Source(model, path, base, stamps=stamps, inside=inside)
 
 
-def _without_data(path: Path) -> ModelProto | None:
-    """Read a large model file but for the data of its large weights; None where it is small, or to be read whole."""
+def without_weights(path: Path) -> ModelProto | None:
+    """Read a large model file but for the data of its large weights, which it then has in itself as external data.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The message; None where the file is small, has data in other files, or is to be read as a whole.
+    """
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size < LAZY_FILE:
             return None

@@ -13,9 +13,11 @@ import spa
 from spa.errors import UnsupportedError
 from spa.exporters import checks
 from spa.exporters.checks import check
+from spa.model import io
 from spa.model.graph import Graph
 from spa.running import windows
 from spa.running.feeds import make_feeds
+from spa.running.guarded import ForeignFailure
 from spa.running.runtime import load_session, run
 from spa.running.windows import run_by_windows
 from spa.running.windows import windows as windows_of
@@ -72,6 +74,37 @@ def test_a_file_that_runs_neither_by_windows_nor_as_a_whole_is_refused(
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(spa.SpaError, match="does not run"):
         check(tmp_path / "wrong.onnx", path)
+
+
+def test_large_weights_are_mapped_from_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("models/digits_vgg.onnx")
+    monkeypatch.setattr(io, "LAZY_FILE", 0)
+    monkeypatch.setattr(io, "LAZY_WEIGHT", 600)
+    opened: list[Path | None] = []
+
+    def load(model: object, *, folder: Path | None = None, **options: object) -> object:
+        opened.append(folder)
+        return load_session(model, folder=folder, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checks, "load_session", load)
+    checks._run(path, None, mapped=True)
+    checks._run(path, None)
+    assert opened == [path.parent, None]
+
+
+def test_where_onnxruntime_crashes_on_mapped_weights_the_whole_file_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def crash(function: object, draft: Path, source: Path, name: str, sizes: object, mapped: bool, **_: object) -> None:
+        tried.append(mapped)
+        if mapped:
+            raise ForeignFailure("onnxruntime crashes.")
+
+    monkeypatch.setattr(checks, "guarded", crash)
+    check(Path("models/digits_vgg.onnx"), None)
+    assert tried == [True, False]
 
 
 def test_a_sequence_between_windows_is_refused(tmp_path: Path) -> None:
