@@ -104,7 +104,7 @@ def objection(path: Path) -> str | None:
 
 
 def _run(path: Path, sizes: Mapping[str, int] | None = None, mapped: bool = False) -> None:
-    """Run a file once; ``mapped`` leaves large weights in it, for onnxruntime to map, by windows where they are many."""
+    """Run a file once; ``mapped`` leaves large weights in it, for onnxruntime to map, and runs many by windows."""
     name = repr(str(path))
     model = _with_weights_outside(path) if mapped else None
     if model is not None and is_large(model) and _runs_by_windows(model, path, sizes):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
@@ -12,6 +13,7 @@ from spa.errors import UnreadableError
 from spa.model.graph import tensor_array, tensors_of
 from spa.model.slices import Slices
 from spa.model.wire import copy_field, write_whole
+from spa.model.workers import in_threads
 
 LARGEST_MESSAGE = 2**31 - 2**20  # protobuf's limit, less some room for what is not weights
 INLINE = 1024  # bytes; smaller tensors stay in the model file
@@ -86,21 +88,33 @@ def data_file(path: Path) -> Path:
 def _place_outside(model: ModelProto, path: Path, base: Path | None, slices: Mapping[str, Slices]) -> None:
     """Write the large tensors to a data file, one after the other, and the rest to the model file."""
     slim = _without_data(model)
+    pieces: list[tuple[int, Iterable[bytes | memoryview]]] = []
+    end = 0
+    for tensor, full in zip(tensors_of(slim.graph), tensors_of(model.graph), strict=True):
+        if tensor.data_location != TensorProto.EXTERNAL and len(full.raw_data) < INLINE:
+            continue
+        length, content = _content(full, base, slices)
+        offset = end + -end % 4096
+        end = offset + length
+        pieces.append((offset, content))
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        for key, value in (("location", data_file(path).name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
     with open(data_file(path), "wb") as data:
-        for tensor, full in zip(tensors_of(slim.graph), tensors_of(model.graph), strict=True):
-            if tensor.data_location != TensorProto.EXTERNAL and len(full.raw_data) < INLINE:
-                continue
-            data.write(b"\0" * (-data.tell() % 4096))
-            offset = data.tell()
-            for block in _content(full, base, slices):
-                data.write(block)
-            length = data.tell() - offset
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            del tensor.external_data[:]
-            for key, value in (("location", data_file(path).name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
+        data.truncate(end)  # the gaps between tensors are zeros
+    in_threads(partial(_write_piece, data_file(path)), pieces, end)
     path.write_bytes(slim.SerializeToString(deterministic=True))
+
+
+def _write_piece(path: Path, piece: tuple[int, Iterable[bytes | memoryview]]) -> None:
+    """Write a tensor's content at its offset in a file."""
+    offset, content = piece
+    with open(path, "r+b") as data:
+        data.seek(offset)
+        for block in content:
+            data.write(block)
 
 
 def _without_data(model: ModelProto) -> ModelProto:
@@ -122,15 +136,24 @@ def _without_data(model: ModelProto) -> ModelProto:
     return slim
 
 
-def _content(tensor: TensorProto, base: Path | None, slices: Mapping[str, Slices]) -> Iterable[bytes | memoryview]:
+def _content(
+    tensor: TensorProto, base: Path | None, slices: Mapping[str, Slices]
+) -> tuple[int, Iterable[bytes | memoryview]]:
+    """Return a tensor's bytes: how many, and blocks of them, which are read as they are asked for."""
     if tensor.data_location != TensorProto.EXTERNAL:
-        return (tensor.raw_data,)
+        return len(tensor.raw_data), _raw(tensor)
     stored = slices.get(tensor.name) or Slices.whole(tensor, base)
     if stored is not None:
-        return stored.blocks()
+        return stored.nbytes, stored.blocks()
     entries = {e.key: e.value for e in tensor.external_data}
     if base is not None and "length" in entries:
         with open(base / entries["location"], "rb") as file:
             file.seek(int(entries.get("offset", 0) or 0))
-            return (file.read(int(entries["length"])),)
-    return (tensor_array(tensor, base).tobytes(),)
+            content = file.read(int(entries["length"]))
+    else:
+        content = tensor_array(tensor, base).tobytes()
+    return len(content), (content,)
+
+
+def _raw(tensor: TensorProto) -> Iterator[bytes]:
+    yield tensor.raw_data  # a copy, when it is written
