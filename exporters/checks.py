@@ -11,13 +11,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from spa.errors import InvariantError, ModelError
+from spa.errors import InvariantError, ModelError, SpaError
 from spa.model.files import data_file
 from spa.model.graph import tensors_of
-from spa.running.feeds import first_run, working_feeds
-from spa.running.guarded import guarded, seconds_for
+from spa.model.io import without_weights
+from spa.model.sizes import kind_of_axis
+from spa.running.feeds import first_run, make_feeds, open_input, working_feeds
+from spa.running.guarded import ForeignFailure, guarded, seconds_for
 from spa.running.obstacle import found
-from spa.running.runtime import load_session, run
+from spa.running.runtime import input_specs, load_graph, load_session, run
+from spa.running.windows import is_large, run_by_windows
 
 if TYPE_CHECKING:
     from spa.running.verify import OutputDifference
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 _ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _ALLOWED_ELSE = 1e-5
 _SEEDS = 3
+SHORT = 8  # tokens of a sequence on which a file is run by windows
 
 
 def check(
@@ -55,15 +59,18 @@ def check(
     size = draft.stat().st_size + (data_file(draft).stat().st_size if data_file(draft).exists() else 0)
     seconds = seconds_for(size, macs)
     if obstacle is None:
-        guarded(_check, draft, source, name, sizes, name=name, seconds=seconds)
+        try:
+            guarded(_check, draft, source, name, sizes, True, name=name, seconds=seconds)
+        except ForeignFailure:  # of mapped weights, perhaps
+            guarded(_check, draft, source, name, sizes, False, name=name, seconds=seconds)
     else:
         guarded(_check_unrun, draft, source, name, name=name, seconds=seconds)
 
 
-def _check(draft: Path, source: Path | None, name: str, sizes: Mapping[str, int] | None) -> None:
+def _check(draft: Path, source: Path | None, name: str, sizes: Mapping[str, int] | None, mapped: bool) -> None:
     _check_form(draft, source, name)
     try:
-        _run(draft, sizes)
+        _run(draft, sizes, mapped)
     except ModelError as error:
         if source is not None:
             _run(source, sizes)  # raises with onnxruntime's reason where the source is at fault
@@ -96,13 +103,39 @@ def objection(path: Path) -> str | None:
     return None
 
 
-def _run(path: Path, sizes: Mapping[str, int] | None = None) -> None:
-    session, name = load_session(path), repr(str(path))
+def _run(path: Path, sizes: Mapping[str, int] | None = None, mapped: bool = False) -> None:
+    """Run a file once; ``mapped`` leaves large weights in it, for onnxruntime to map, and runs many by windows."""
+    name = repr(str(path))
+    model = _with_weights_outside(path) if mapped else None
+    if model is not None and is_large(model) and _runs_by_windows(model, path, sizes):
+        return
+    session = load_session(path) if model is None else load_session(model, name=name, folder=path.parent)
     if sizes:
         with contextlib.suppress(ModelError):
-            working_feeds(session, model=path, sizes=sizes, name=name)
+            working_feeds(session, model=path if model is None else model, sizes=sizes, name=name)
             return
-    working_feeds(session, model=path, name=name)
+    working_feeds(session, model=path if model is None else model, name=name)
+
+
+def _with_weights_outside(path: Path) -> ModelProto | None:
+    """Read a file of which large weights lie outside, or are left in the file; None where none do."""
+    return load_graph(path) if data_file(path).exists() else without_weights(path)
+
+
+def _runs_by_windows(model: ModelProto, path: Path, sizes: Mapping[str, int] | None) -> bool:
+    """Run a file by windows of layers; return whether that went well, else the run of the whole says why."""
+    inputs = {spec.name: open_input(spec) for spec in input_specs(model)}
+    short = {
+        key: min(size, SHORT)
+        for key, size in (sizes or {}).items()
+        if kind_of_axis(inputs[key.rpartition("[")[0]], int(key.rpartition("[")[2][:-1])) == "sequence"
+    }
+    for chosen in (dict(sizes or {}) | short, sizes):  # the check is for kernels and shapes, which few tokens tell
+        with contextlib.suppress(SpaError):
+            feeds = make_feeds(model, batch=1, sizes=chosen)
+            run_by_windows(model, path.parent, feeds, name=repr(str(path)))
+            return True
+    return False
 
 
 def allowed(model: ModelProto) -> float:

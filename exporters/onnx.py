@@ -58,7 +58,7 @@ def write(
         raise OptionError(f"the output {str(target)!r} is the input. Choose another name, or pass --force.")
     with drafts(target, () if source.path is None else [source.path]) as drafted:
         draft = drafted.folder / target.name
-        place(source.model, draft, source.base, external)
+        place(source.model, draft, source.base, external, source.slices, source.inside)
         unchanged(source)
         check(draft, source.path, name, source.sizes, source.macs, source.obstacle)
         rewritten = variant(draft, opset=opset, optimise=optimise, ir_version=ir_version)

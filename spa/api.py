@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
@@ -25,6 +25,7 @@ from spa.model.graph import Graph
 from spa.model.halves import is_separated
 from spa.model.io import Source, load
 from spa.model.simplify import simplified
+from spa.model.slices import Slices
 from spa.progress import Progress, silent
 from spa.report import GroupReport, Report
 from spa.report.environment import environment
@@ -33,6 +34,7 @@ from spa.request import Request, options
 from spa.request.option import default_of
 from spa.running.memory import peak_resident
 from spa.running.obstacle import obstacle
+from spa.running.windows import is_large
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -52,6 +54,7 @@ class Result:
         analysis: the dense model's groups.
         source: where the dense model came from.
         origin: the framework's model that was given, where it was one.
+        slices: what initializers of ``model`` without data stand for, by name; of :func:`prune_file` alone.
     """
 
     model: ModelProto
@@ -61,6 +64,7 @@ class Result:
     analysis: Analysis
     source: Source
     origin: FrameworkModel | None = None
+    slices: Mapping[str, Slices] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return the costs before and after in one line."""
@@ -108,9 +112,9 @@ class Result:
         """
         from spa.exporters.onnx import write
 
-        external = any(t.data_location == TensorProto.EXTERNAL for t in self.source.model.graph.initializer)
         sizes = {} if is_separated(self.source.model) else self.analysis.points.chosen  # whose inputs are others
-        pruned = replace(self.source, model=self.model, sizes=sizes, macs=self.report.after.macs)
+        external = self.source.keeps_outside
+        pruned = replace(self.source, model=self.model, sizes=sizes, macs=self.report.after.macs, slices=self.slices)
         with diagnosed(self.source):
             write(pruned, path, force=force, external=external, name="the pruned model")
 
@@ -241,17 +245,52 @@ def prune(
     request = Request.of(request, **named(model, options))
     clock = Clock()
     source, framework_model = opened(model, example_inputs, convert_options or {}, clock)
+    return _pruned(source, framework_model, request, progress, clock)
+
+
+def prune_file(path: str | os.PathLike[str], request: Request, progress: Progress = silent) -> Result:
+    """Remove channels from a model in a file, with the weights left there as long as nothing needs to be run.
+
+    Args:
+        path: an ``.onnx`` file, which must not change until the result is saved; or a framework's.
+        request: what to do.
+        progress: as for :func:`prune`.
+
+    Returns:
+        As :func:`prune`; but large weights of ``model`` may be placeholders, whose values ``slices`` describe and
+        :meth:`Result.save` copies from file to file.
+
+    Raises:
+        SpaError: as :func:`prune`.
+    """
+    clock = Clock()
+    source, framework_model = opened(path, None, {}, clock, lazily=True)
+    return _pruned(source, framework_model, request, progress, clock, lazily=framework_model is None)
+
+
+def _pruned(
+    source: Source,
+    framework_model: FrameworkModel | None,
+    request: Request,
+    progress: Progress,
+    clock: Clock,
+    lazily: bool = False,
+) -> Result:
     clock("load")
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
         clock("analyse")
         framework = None if framework_model is None else framework_model.kind
         job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
+        job.lazy = lazily and job.runs_nothing and not is_separated(source.model)
+        if not job.lazy:
+            source = source.embedded()
         outcome = reach(job)
         if job.calibrated is None:
             source = replace(source, obstacle=obstacle(analysis.graph))
         report = report_of(job, outcome, source, framework_model)
-    return Result(reunited(outcome.model), outcome.plan, report, request, analysis, source, framework_model)
+    model = reunited(outcome.model)
+    return Result(model, outcome.plan, report, request, analysis, source, framework_model, outcome.slices)
 
 
 def _document_options(function: Any) -> None:
@@ -274,11 +313,11 @@ _document_options(prune)
 
 
 def opened(
-    model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock
+    model: Any, example_inputs: Any, convert_options: Mapping[str, Any], clock: Clock, lazily: bool = False
 ) -> tuple[Source, FrameworkModel | None]:
-    """Load a model, which is converted first where it is a framework's."""
+    """Load a model, which is converted first where it is a framework's; ``lazily`` as in :func:`spa.model.io.load`."""
     if not kind_of(model, convert_options):
-        source = load(model)
+        source = load(model, lazily=lazily)
         with diagnosed(source):
             return simplified(source), None
     framework_model = import_model(model, example_inputs, convert_options)
@@ -322,7 +361,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
             *(() if framework_model is None else framework_model.imported.notes),
             *outcome.notes,
             *job.repair_notes,
-            *(() if source.obstacle is None else (f"the result has not been run: {source.obstacle}",)),
+            *_check_notes(outcome, source),
         ),
         seconds=job.clock.seconds,
         calibration=job.calibration_report(outcome),
@@ -342,6 +381,14 @@ def _alternatives(model: ModelProto) -> tuple[str, ...]:
     if condition is None:
         return ()
     return (f"two networks, of which {condition!r} decides which one runs, were pruned together: MACs are of both",)
+
+
+def _check_notes(outcome: Outcome, source: Source) -> Iterator[str]:
+    """Say how the file is run before it takes its name, where that is not as a whole."""
+    if source.obstacle is not None:
+        yield f"the result has not been run: {source.obstacle}"
+    elif (source.keeps_outside or outcome.slices) and is_large(outcome.model):
+        yield "the result is too large to be run as a whole: before it is written it is run by windows of layers"
 
 
 def _reached(unit: str, before: Cost, after: Cost, outcome: Outcome) -> float:

@@ -26,12 +26,14 @@ from spa.errors import ModelError, PlanError
 from spa.extras import extra
 from spa.frameworks.kinds import ONE_HEAD_SIZE
 from spa.model.alternatives import reunited
+from spa.model.files import INLINE
 from spa.model.graph import Graph
 from spa.model.halves import is_separated
+from spa.model.slices import Slices
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.running.threads import bounded_threads
-from spa.surgery.apply import apply
+from spa.surgery.apply import describe
 from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
 from spa.widths.selection import Selection, select
@@ -83,6 +85,7 @@ class Outcome:
         after: the change in the end.
         latency: what was measured, where that is the budget.
         metric: what the user's metric says, where there is one.
+        slices: what initializers of ``model`` without data stand for, by name, where the job is lazy.
     """
 
     plan: Plan
@@ -93,6 +96,7 @@ class Outcome:
     after: Change | None = None
     latency: Mapping[str, Any] | None = None
     metric: dict[str, Any] | None = None
+    slices: Mapping[str, Slices] = field(default_factory=dict)
 
     @property
     def error(self) -> float | None:
@@ -117,6 +121,7 @@ class Job:
         calibrated: the model with these inputs.
         dense_accuracy: of the dense model on them, in percent, where there are labels.
         meter: the user's metric beside the dense model, where there is one.
+        lazy: whether large weights that lie outside stay there (``Outcome.slices``); for jobs that run nothing.
     """
 
     analysis: Analysis
@@ -131,6 +136,7 @@ class Job:
     calibrated: Calibrated | None = None
     dense_accuracy: float | None = None
     meter: Meter | None = None
+    lazy: bool = False
     _answer: Answer | None = field(init=False, default=None)
     _tried: bool = field(init=False, default=False)
 
@@ -141,6 +147,13 @@ class Job:
         scored = goal.kind != "plan" and self.scoring_needs_inputs
         wanted = goal.kind == "distortion" or repair.recover > 0 or self.request.inputs.data is not None
         return scored or wanted or self.reconstruct != "none"
+
+    @property
+    def runs_nothing(self) -> bool:
+        """Return whether the model's weights are all that is looked at, so that they may stay in their files."""
+        goal = self.request.goal
+        runs = self.needs_inputs or self.request.evaluation.evaluate is not None or goal.unit == "latency"
+        return not runs and goal.kind != "metric"
 
     @property
     def scoring_needs_inputs(self) -> bool:
@@ -420,12 +433,13 @@ class Job:
             notes: for the report.
             fold: changes the pruned model in place, given the folder of its external data.
         """
-        model = apply(self.analysis, plan)
+        described = describe(self.analysis, plan, INLINE if self.lazy and fold is None else None)
+        model = described.model
         if fold is not None:
             fold(model, self.analysis.graph.base)
             conform(model)
         self.clock("prune")
-        outcome = Outcome(plan=plan, model=model, losses=losses or {}, notes=notes)
+        outcome = Outcome(plan=plan, model=model, losses=losses or {}, notes=notes, slices=described.slices)
         if self.calibrated is None:
             return outcome
         change = self._change(model)

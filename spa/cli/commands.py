@@ -83,7 +83,7 @@ def prune(
 
     check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
     with progress_bars(not outputs.as_json) as progress:
-        result = api.prune(model, request=request, progress=progress)
+        result = api.prune_file(model, request, progress)
     with ExitStack() as stack:  # everything is drafted before anything takes its name
         texts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
         result.save(output, force=outputs.force)

@@ -285,7 +285,7 @@ def _parameters(
     cuts: dict[str, dict[tuple[int, int], dict[int, tuple[int, ...]]]] = {}
     for (name, index, operand), axes in analysis.uses.items():
         cuts.setdefault(name, {})[(index, operand)] = {
-            axis: tuple(int(i) for i in np.flatnonzero(kept.mask(expr)))
+            axis: tuple(np.flatnonzero(kept.mask(expr)).tolist())
             for axis, expr in enumerate(axes)
             if kept.size(expr) != expr.size
         }

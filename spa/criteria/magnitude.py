@@ -61,7 +61,7 @@ def _random(context: Context) -> dict[str, Array]:
 criterion(
     Criterion(
         name="l1",
-        score=by_parameter(l1),
+        score=by_parameter(l1, in_parallel=True),
         summary="The sum of absolute weights.",
         source="Li et al., ICLR 2017 (arXiv 1608.08710), section 3.1",
     )
@@ -69,7 +69,7 @@ criterion(
 criterion(
     Criterion(
         name="l2",
-        score=by_parameter(l2),
+        score=by_parameter(l2, in_parallel=True),
         summary="The sum of squared weights.",
         source="He et al., IJCAI 2018 (arXiv 1808.06866)",
     )
@@ -77,7 +77,7 @@ criterion(
 criterion(
     Criterion(
         name="bn_scale",
-        score=by_parameter(l1, _scales),
+        score=by_parameter(l1, _scales, in_parallel=True),
         summary="The absolute scale of BatchNormalization; l1 where a group has none.",
         source="Liu et al., ICCV 2017 (arXiv 1708.06519), section 3",
     )
@@ -93,7 +93,7 @@ criterion(
 criterion(
     Criterion(
         name="lamp",
-        score=by_parameter(lamp),
+        score=by_parameter(lamp, in_parallel=True),
         summary="The squared weights over those of all channels that are at least as large.",
         source="Lee et al., ICLR 2021 (arXiv 2010.07611), equation 3",
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Group, Place
 from spa.coupling.places import channel_of
+from spa.model.stored import all_finite, blocks, split
 
 Array = np.ndarray
 
@@ -27,6 +28,8 @@ class Parameter:
         channels: how many channels the group has.
         operator: the operator that uses the parameter.
         operand: as which operand.
+        blocks: yields the values by blocks of rows, with these as a slice (see :func:`spa.model.stored.blocks`); where
+            it is None, those that are loaded are split.
     """
 
     name: str
@@ -38,21 +41,30 @@ class Parameter:
     channels: int
     operator: str
     operand: int
+    blocks: Callable[[], Iterator[tuple[slice, Array]]] | None = None
 
     def per_channel(self, of_elements: Callable[[Array], Array]) -> Array:
         """Sum a score of each element over each channel.
 
         Args:
-            of_elements: from the values, in floating point, to scores of the same shape.
+            of_elements: from values, in floating point (halves as singles), to scores of the same shape. It is called
+                with some of the values at a time, which it must not keep.
 
         Returns:
             (channels,), float64.
         """
-        others = tuple(i for i in range(len(self.shape)) if i != self.axis)
-        values = self.load()
-        if values.dtype.kind not in "f":
-            values = values.astype(np.float32)
-        along = of_elements(values).sum(axis=others, dtype=np.float64)
+        along, as_floats = np.zeros(self.shape[self.axis]), _Floats()
+        for rows, values in split(self.load()) if self.blocks is None else self.blocks():
+            joined = len(self.shape) - values.ndim + 1  # axes that lie along the rows
+            elements = of_elements(as_floats(values))
+            if self.axis >= joined:
+                position = self.axis - joined + 1
+                others = tuple(i for i in range(values.ndim) if i != position)
+                along += elements.sum(axis=others, dtype=np.float64)
+            else:
+                sums = elements.sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+                index = np.unravel_index(np.arange(rows.start, rows.stop), self.shape[:joined])[self.axis]
+                along += np.bincount(index, weights=sums, minlength=len(along))
         channel = self.channel()
         inside = channel >= 0
         return np.bincount(channel[inside], weights=along[inside], minlength=self.channels)
@@ -85,6 +97,7 @@ def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:
     return Parameter(
         name=name,
         load=lambda: analysis.graph.array(name),
+        blocks=lambda: blocks(analysis.graph, name),
         data_type=analysis.graph.constants[name].data_type,
         shape=tuple(e.size for e in analysis.uses[place.use]),
         axis=place.axis,
@@ -93,3 +106,36 @@ def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:
         operator=node.key,
         operand=position,
     )
+
+
+class _Floats:
+    """Values in floating point, by blocks: halves, which numpy converts slowly, and what is no float, as singles.
+
+    Arrays of halves are converted into one piece of memory, over and over: new ones cost several times as much.
+    """
+
+    def __init__(self) -> None:
+        self._wide = np.empty((0,), np.int32)
+
+    def __call__(self, values: Array) -> Array:
+        """Return the values of a block; those of halves are valid until the next."""
+        if values.dtype == np.float16:
+            return self._singles(values)
+        return values if values.dtype.kind == "f" else values.astype(np.float32)
+
+    def _singles(self, halves: Array) -> Array:
+        """Convert halves exactly.
+
+        The bits of a half's magnitude in the place of a single's are the number over 2^112, subnormal ones included.
+        """
+        if not all_finite(halves):
+            return halves.astype(np.float32)
+        if self._wide.size < halves.size:
+            self._wide = np.empty(halves.size, np.int32)
+        wide = self._wide[: halves.size].reshape(halves.shape)
+        np.left_shift(halves.view(np.uint16), 16, out=wide, dtype=np.int32, casting="unsafe")
+        wide >>= 3  # draws the sign into the three bits below it
+        wide &= np.int32(-0x70000001)  # and leaves it in its own alone
+        singles = wide.view(np.float32)
+        singles *= np.float32(2.0**112)
+        return singles

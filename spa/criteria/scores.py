@@ -6,12 +6,18 @@ Source: Structurally Prune Anything, arXiv 2403.18955, section 3.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from math import prod
+from threading import Lock
 
 import numpy as np
 
 from spa.criteria.context import Context
 from spa.criteria.parameter import Parameter, parameters, weights
 from spa.errors import OptionError
+from spa.model.workers import in_threads
 
 Array = np.ndarray
 Select = Callable[[Sequence[Parameter]], list[Parameter]]
@@ -67,18 +73,30 @@ def combine(context: Context, rows: Mapping[str, Sequence[Array]], norm: str | N
     return scores
 
 
+def _locked(lock: AbstractContextManager[object], function: Callable[[], Array]) -> Array:
+    with lock:
+        return function()
+
+
 def by_parameter(
-    function: Callable[[Parameter], Array], select: Select = weights
+    function: Callable[[Parameter], Array], select: Select = weights, in_parallel: bool = False
 ) -> Callable[[Context], dict[str, Array]]:
     """Make a criterion's ``score`` of a function that scores one parameter.
 
     Args:
         function: from a parameter to an array (channels,), higher where a channel matters more.
         select: which of a group's parameters count.
+        in_parallel: whether several parameters may be scored at once, in threads.
     """
 
     def score(context: Context) -> dict[str, Array]:
-        selected = ((g.name, select(parameters(context.analysis, g))) for g in context.groups)
-        return combine(context, {name: [function(p) for p in found] for name, found in selected})
+        selected = {g.name: select(parameters(context.analysis, g)) for g in context.groups}
+        found = [parameter for chosen in selected.values() for parameter in chosen]
+        lock = Lock()
+        if in_parallel:  # the algebra remembers what it has resolved, one thread at a time
+            found = [replace(p, channel=partial(_locked, lock, p.channel)) for p in found]
+        size = sum(prod(p.shape) for p in found) if in_parallel else 0
+        scores = iter(in_threads(function, found, size))
+        return combine(context, {name: [next(scores) for _ in chosen] for name, chosen in selected.items()})
 
     return score

@@ -382,7 +382,7 @@ def tensor_array(tensor: TensorProto, base: Path | None = None) -> np.ndarray:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if tensor.data_location == TensorProto.EXTERNAL:
             return _external_array(tensor, base)
-        if tensor.HasField("raw_data") and tensor.data_type not in _SUBBYTE:
+        if tensor.HasField("raw_data") and tensor.data_type not in SUBBYTE:
             return np.frombuffer(tensor.raw_data, dtype=dtype).reshape(tuple(tensor.dims))
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
@@ -397,13 +397,13 @@ def _external_array(tensor: TensorProto, base: Path | None) -> np.ndarray:
     data = np.memmap(
         base / entries["location"], mode="r", dtype=np.uint8, offset=offset, shape=(length,) if length else None
     )
-    if tensor.data_type in _SUBBYTE:
+    if tensor.data_type in SUBBYTE:
         inline = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data.tobytes())
         return np.asarray(numpy_helper.to_array(inline))
     return data.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
 
-_SUBBYTE = {
+SUBBYTE = {  # types of which a byte holds several elements, and strings
     getattr(TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
     if hasattr(TensorProto, name)

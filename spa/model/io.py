@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError, UnsupportedError
-from spa.model.files import read_bytes
+from spa.model.files import location_of, read_bytes
 from spa.model.graph import stored_tensors, subgraphs_of, tensor_array, tensors_of
 from spa.model.normalise import normalise
+from spa.model.slices import Slices, embed
 from spa.model.versions import OLDEST_OPSET, covers_opset, newest_opset
+from spa.model.wire import without_data
 
 NOT_OUTSIDE = "keeps sparse tensors or parts for training in external data. Store them in the model file itself."
+LAZY_FILE = 2**24  # bytes of a file in which the data of weights may be left
+LAZY_WEIGHT = 2**19 + 1  # bytes of such data; lists of numbers that say what an input may hold are smaller
 MOST_TAKEN_IN = 2**30  # bytes of external data in sub-graphs and attributes that are read into the message
 
 
@@ -37,6 +42,8 @@ class Source:
         macs: of a run at these sizes, per sample, where they are known.
         obstacle: what keeps onnxruntime from running it, where that is known: an operator without a kernel, say.
         stamps: by path of a file of external data, what tells whether it was written to since.
+        slices: what initializers of the message without data stand for, by name.
+        inside: the name of the model file itself where the data of large weights was left there, else None.
     """
 
     model: ModelProto
@@ -46,13 +53,29 @@ class Source:
     macs: float | None = None
     obstacle: str | None = None
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
+    slices: Mapping[str, Slices] = field(default_factory=dict)
+    inside: str | None = None
+
+    @property
+    def keeps_outside(self) -> bool:
+        """Return whether initializers have their data in other files than the model's own."""
+        outside = (t for t in self.model.graph.initializer if t.data_location == TensorProto.EXTERNAL)
+        return any(location_of(tensor) != self.inside for tensor in outside)
+
+    def embedded(self) -> Source:
+        """Read what was left in the model file itself into the message, in place, and return the source without."""
+        if self.inside is None or self.base is None:
+            return self
+        embed(self.model, self.base, lambda tensor: location_of(tensor) == self.inside)
+        return replace(self, inside=None, stamps={})
 
 
-def load(source: Any) -> Source:
+def load(source: Any, *, lazily: bool = False) -> Source:
     """Read a model and check it for what analysis relies on. The given object is not changed.
 
     Args:
         source: a path, the file's bytes, a ``ModelProto`` or an onnx-graphsurgeon ``Graph``.
+        lazily: leave the data of large weights in the model file, where it is large (``Source.inside``).
 
     Raises:
         UnreadableError: the file is not there or cannot be opened.
@@ -62,8 +85,11 @@ def load(source: Any) -> Source:
     """
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     name = repr(str(path)) if path else "the model"
+    inside = None
     if isinstance(source, ModelProto):
         model = source
+    elif lazily and path is not None and (slim := without_weights(path)) is not None:
+        model, inside = slim, path.name
     elif path is not None or isinstance(source, bytes):
         model = _parse(read_bytes(path) if path else source, name)
     elif type(source).__module__.startswith("onnx_graphsurgeon"):
@@ -85,7 +111,29 @@ def load(source: Any) -> Source:
     _check_placeable(model, name)
     if base is not None:  # and the message is our own
         _take_in(model, base)
-    return Source(model, path, base, stamps=stamps)
+    return Source(model, path, base, stamps=stamps, inside=inside)
+
+
+def without_weights(path: Path) -> ModelProto | None:
+    """Read a large model file but for the data of its large weights, which it then has in itself as external data.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The message; None where the file is small, has data in other files, or is to be read as a whole.
+    """
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size < LAZY_FILE:
+            return None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            view = memoryview(content)
+            try:
+                return ModelProto.FromString(without_data(view, path.name, LAZY_WEIGHT))
+            finally:
+                view.release()
+    except (OSError, ValueError, DecodeError):  # said better where the file is read as a whole
+        return None
 
 
 def _take_in(model: ModelProto, base: Path) -> None:

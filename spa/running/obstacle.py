@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
@@ -32,19 +33,25 @@ def obstacle(graph: Graph) -> str | None:
     if not _may_have_one(graph):
         return None
     try:
-        return guarded(found, graph.self_contained(), name="the model", seconds=_SECONDS)
+        return guarded(found, graph.model, graph.base, name="the model", seconds=_SECONDS)
     except ModelError:
         return None  # said where the model is checked
 
 
-def found(model: Model) -> str | None:
+def found(model: Model, base: Path | None = None) -> str | None:
     """Load a model; return what keeps onnxruntime from running it.
+
+    Args:
+        model: a path, the bytes of a file, or a parsed model.
+        base: the folder of a parsed model's external data.
 
     Raises:
         ModelError: it does not load for another reason.
     """
     try:
-        with open_session(model) if isinstance(model, ModelProto) else nullcontext(load_session(model)) as session:
+        with (
+            open_session(model, base) if isinstance(model, ModelProto) else nullcontext(load_session(model)) as session
+        ):
             specs = input_specs(session)
     except ModelError as error:
         if _LACKS.search(str(error)) is None:

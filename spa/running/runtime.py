@@ -117,6 +117,7 @@ def load_session(
     optimise: bool = False,
     profiling: bool | str = False,
     name: str | None = None,
+    folder: Path | None = None,
 ) -> ort.InferenceSession:
     """Open a model in onnxruntime, on the CPU, without a word on standard error.
 
@@ -129,6 +130,7 @@ def load_session(
         profiling: whether to record a profile; a string is the prefix of its file, else it goes to the
             temporary folder. ``session.end_profiling()`` gives the file's name.
         name: what messages call the model; by default its path or the name of its graph.
+        folder: of a parsed model's external data, which onnxruntime maps and does not copy.
 
     Returns:
         The session.
@@ -152,6 +154,9 @@ def load_session(
         options.profile_file_prefix = (
             profiling if isinstance(profiling, str) else os.path.join(tempfile.gettempdir(), "spa-profile")
         )
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        options.add_session_config_entry("session.disable_prepacking", "1")  # which copies matrices
     source = _source(model, name)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -25,7 +25,7 @@ LARGE = 2**28  # bytes of weights; a message of more takes three times as much i
 def open_session(
     model: ModelProto, base: Path | None = None, name: str | None = None
 ) -> Iterator[ort.InferenceSession]:
-    """Open a model of any size in onnxruntime, by way of a temporary file where it is large.
+    """Open a model of any size in onnxruntime, by way of a temporary file where its message is large.
 
     Args:
         model: not changed.
@@ -36,8 +36,8 @@ def open_session(
         ModelError: onnxruntime cannot load it.
     """
     outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
-    if not outside and sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
-        yield load_session(model, name=name)
+    if sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
+        yield load_session(model, name=name, folder=base if outside else None)
         return
     with draft_folder(Path(tempfile.gettempdir())) as folder:
         file = folder / "model.onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,12 +13,15 @@ from spa.algebra.axes import Axes, Kept
 from spa.algebra.op import Tie
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan
+from spa.model.files import INLINE
 from spa.model.graph import Graph, dead_nodes, names_read
+from spa.model.slices import Slices
 from spa.surgery.conform import conform
 from spa.surgery.integers import correct, restated, wrong_operands
 
 Message = TypeVar("Message", NodeProto, ValueInfoProto)
 Key = tuple[int, int]  # (node index, operand)
+Value = np.ndarray | Slices
 
 
 def apply(analysis: Analysis, plan: Plan) -> ModelProto:
@@ -35,8 +39,37 @@ def apply(analysis: Analysis, plan: Plan) -> ModelProto:
         UnsupportedError: an integer that follows the input cannot be restated.
         InvariantError: the pruned graph contradicts the algebra (a bug of ours).
     """
-    kept = analysis.kept(plan.masks(analysis))
-    return _Surgeon(analysis, kept).operate()
+    return describe(analysis, plan, least=None).model
+
+
+@dataclass(frozen=True)
+class Described:
+    """A pruned model whose large weights are descriptions of what is kept of the dense ones.
+
+    Attributes:
+        model: the message, with placeholders for these weights.
+        slices: the descriptions by initializer.
+    """
+
+    model: ModelProto
+    slices: Mapping[str, Slices]
+
+
+def describe(analysis: Analysis, plan: Plan, least: int | None = INLINE) -> Described:
+    """Apply a plan to a copy of the model without reading the large weights that lie outside of its message.
+
+    Args:
+        analysis: the model, which is not changed.
+        plan: the channels to keep.
+        least: bytes of what is kept, from which on it is described; None describes nothing.
+
+    Raises:
+        PlanError: as :func:`apply`.
+        UnsupportedError: as :func:`apply`.
+        InvariantError: as :func:`apply`.
+    """
+    surgeon = _Surgeon(analysis, analysis.kept(plan.masks(analysis)), least)
+    return Described(model=surgeon.operate(), slices=surgeon.slices)
 
 
 class _Surgeon:
@@ -46,6 +79,8 @@ class _Surgeon:
         analysis: the original model.
         graph: the view of the original model, which is not changed.
         kept: the indices to keep.
+        least: bytes from which on a weight that lies outside is described; None describes none.
+        slices: what is described, by initializer.
         model: the message that is rewritten; without initializers until the end.
         nodes: the nodes of ``model``, by their old indices.
         names: all tensor names that are taken.
@@ -53,8 +88,9 @@ class _Surgeon:
         inserted: new nodes by the index of the node that they stand before.
     """
 
-    def __init__(self, analysis: Analysis, kept: Kept) -> None:
-        self.analysis, self.graph, self.kept = analysis, analysis.graph, kept
+    def __init__(self, analysis: Analysis, kept: Kept, least: int | None) -> None:
+        self.analysis, self.graph, self.kept, self.least = analysis, analysis.graph, kept, least
+        self.slices: dict[str, Slices] = {}
         self.model = _without_weights(analysis.graph.model)
         self.nodes: list[NodeProto] = list(self.model.graph.node)
         self.names = set(self.graph.users) | set(self.graph.producer) | set(self.graph.initializers)
@@ -82,7 +118,7 @@ class _Surgeon:
 
     def _weights(self) -> None:
         """Slice every constant as each of its uses demands; uses that demand the same value read one copy."""
-        demands: dict[str, dict[Key, np.ndarray]] = {}
+        demands: dict[str, dict[Key, Value]] = {}
         for (name, index, operand), axes in self.analysis.uses.items():
             if self.kept.touches(axes):
                 value = self._sliced(name, axes)
@@ -100,14 +136,28 @@ class _Surgeon:
         for name, by_use in demands.items():
             self._variants(name, by_use)
 
-    def _sliced(self, name: str, axes: Axes) -> np.ndarray:
+    def _sliced(self, name: str, axes: Axes) -> Value:
+        stored = self._described(name, axes)
+        if stored is not None:
+            return stored
         value = self.graph.array(name)
         for axis, expr in enumerate(axes):
             if self.kept.size(expr) != expr.size:
                 value = np.compress(self.kept.mask(expr), value, axis=axis)
         return np.ascontiguousarray(value)
 
-    def _variants(self, name: str, by_use: Mapping[Key, np.ndarray]) -> None:
+    def _described(self, name: str, axes: Axes) -> Slices | None:
+        """Return a description of what is kept of a large weight that lies outside, or None."""
+        whole = None
+        if self.least is not None and name in self.graph.initializers:
+            whole = Slices.whole(self.graph.constants[name], self.graph.base)
+        if whole is None or self.least is None:
+            return None
+        masks = (None if self.kept.size(expr) == expr.size else self.kept.mask(expr) for expr in axes)
+        slices = replace(whole, masks=tuple(masks))
+        return slices if slices.nbytes >= self.least else None
+
+    def _variants(self, name: str, by_use: Mapping[Key, Value]) -> None:
         """Store each different value that the uses of a constant demand; the first takes the name if nothing keeps it.
 
         Args:
@@ -117,7 +167,7 @@ class _Surgeon:
         all_uses = {(n.index, o) for n, o in self.graph.users.get(name, ())}
         captured = any(name in names for names in self.graph.captured.values())
         taken = captured or name in self.graph.outputs or bool(all_uses - by_use.keys())
-        variants: list[tuple[np.ndarray, str]] = []
+        variants: list[tuple[Value, str]] = []
         for (index, operand), value in sorted(by_use.items(), key=lambda item: item[0]):
             alias = next((a for other, a in variants if other is value or _same(other, value)), "")
             if not alias:
@@ -128,7 +178,10 @@ class _Surgeon:
             if alias != name:
                 self.nodes[index].input[operand] = alias
 
-    def _store(self, name: str, alias: str, value: np.ndarray) -> None:
+    def _store(self, name: str, alias: str, value: Value) -> None:
+        if isinstance(value, Slices):
+            self.slices[alias], self.new[alias] = value, value.placeholder(alias)
+            return
         old = self.graph.constants[name]
         tensor = numpy_helper.from_array(value, alias)
         tensor.data_type = old.data_type  # types that share a numpy dtype
@@ -224,7 +277,9 @@ class _Surgeon:
         self._store_initializers()
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
+def _same(a: Value, b: Value) -> bool:
+    if isinstance(a, Slices) or isinstance(b, Slices):
+        return isinstance(a, Slices) and isinstance(b, Slices) and a.same(b)
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-
-import numpy as np
+from functools import partial
+from math import prod
 
 from spa.coupling.analysis import Analysis, Group
 from spa.errors import PlanError
+from spa.model.stored import is_finite
+from spa.model.workers import in_threads
 from spa.widths.patterns import check_patterns, matches, touching, writes
 
 NOT_FINITE = "holds values that are not finite"
@@ -58,27 +59,21 @@ def select(
     """
     check_patterns(analysis, {"ignore": ignore, "only": only})
 
-    @cache
-    def is_finite(tensor: str) -> bool:
-        value = analysis.graph.array(tensor)
-        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
-
-    groups: list[Group] = []
-    skipped: list[tuple[str, int, str]] = []
+    reasons: dict[str, str] = {}
     crossing: list[str] = []
     for group in analysis.prunable:
         pattern = next((p for p in ignore if matches(p, touching(analysis, group))), None)
         if pattern is not None:
-            skipped.append((group.name, group.size, f"the request ignores {pattern!r}"))
+            reasons[group.name] = f"the request ignores {pattern!r}"
         elif only and not any(writes(analysis, group, p) for p in only):
-            skipped.append((group.name, group.size, "the request prunes only others"))
+            reasons[group.name] = "the request prunes only others"
         elif not cross_norm and any(label.partition(" ")[0] not in SCALES for label in group.crossings):
             crossing.append(group.name)
-            skipped.append((group.name, group.size, f"{group.crossings[0]} takes statistics over it"))
-        elif odd := next((p.tensor for p in group.places if not is_finite(p.tensor)), None):
-            skipped.append((group.name, group.size, f"{odd!r} {NOT_FINITE}"))
-        else:
-            groups.append(group)
+            reasons[group.name] = f"{group.crossings[0]} takes statistics over it"
+    odd = _not_finite(analysis, [g for g in analysis.prunable if g.name not in reasons])
+    reasons |= {name: f"{tensor!r} {NOT_FINITE}" for name, tensor in odd.items()}
+    groups = [g for g in analysis.prunable if g.name not in reasons]
+    skipped = [(g.name, g.size, reasons[g.name]) for g in analysis.prunable if g.name in reasons]
     if not groups and crossing and repaired:
         return replace(select(analysis, ignore, cross_norm=True, only=only), notes=(ALL_CROSS,))
     if not groups:
@@ -90,6 +85,16 @@ REMEDIES = {
     "has no rule": "Give it a rule; ",
     "subgraphs": "Export a loop unrolled or as an LSTM or GRU, a branch with what decides fixed; ",
 }
+
+
+def _not_finite(analysis: Analysis, groups: Sequence[Group]) -> dict[str, str]:
+    """Return by group name the first of its tensors that holds values which are not finite, where there is one."""
+    graph = analysis.graph
+    names = list(dict.fromkeys(place.tensor for group in groups for place in group.places))
+    size = sum(prod(graph.constants[name].dims) for name in names)
+    finite = dict(zip(names, in_threads(partial(is_finite, graph), names, size), strict=True))
+    odd = ((g.name, next((p.tensor for p in g.places if not finite[p.tensor]), None)) for g in groups)
+    return {name: tensor for name, tensor in odd if tensor is not None}
 
 
 def _nothing_left(analysis: Analysis, skipped: Sequence[tuple[str, int, str]]) -> str:
