@@ -90,7 +90,7 @@ def test_the_command_makes_the_same_request_again(monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     line = command_line("prune", "in put.onnx", "o.onnx", request.to_dict(), {})
     caught: list[Request] = []
-    monkeypatch.setattr("spa.api.prune", lambda model, request, progress: caught.append(request))
+    monkeypatch.setattr("spa.api.prune_file", lambda model, request, progress: caught.append(request))
     import shlex
 
     from typer.testing import CliRunner

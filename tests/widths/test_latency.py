@@ -29,6 +29,7 @@ from spa.cli import app
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
 from spa.errors import ModelError, PlanError
+from spa.report import Report
 from spa.running.bench import bench
 from spa.running.feeds import working_feeds
 from spa.running.ranges import input_ranges
@@ -294,6 +295,11 @@ def test_the_cache_lies_where_the_system_wants_it(
 # -- budgets --------------------------------------------------------------------------------------------------------
 
 
+def timing_notes(report: Report) -> list[str]:
+    """Return the notes but for the one that l2 looks at weights alone."""
+    return [note for note in report.notes if "change of the outputs was not measured" not in note]
+
+
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("path", [RESNET, VIT])
 def test_a_budget_of_latency_is_met(fake: None, ranking: str, path: Path) -> None:
@@ -302,7 +308,7 @@ def test_a_budget_of_latency_is_met(fake: None, ranking: str, path: Path) -> Non
     assert report.reached == pytest.approx(0.4, abs=0.03)
     assert report.latency["measured"] == pytest.approx(0.6 * report.latency["dense"], rel=latency.TOLERANCE)
     assert report.latency["choices"] == 1
-    assert not report.notes
+    assert not timing_notes(report)
 
 
 def test_a_budget_of_latency_is_met_with_optimal_brain_surgery(fake: None) -> None:
@@ -345,7 +351,7 @@ def test_a_network_is_not_emptied_where_estimates_are_far_off(
     estimated = report.latency["estimated"] / report.latency["dense"]
     assert estimated == pytest.approx(0.7 ** (1 / power), abs=0.07)
     assert report.latency["choices"] <= choices
-    assert not report.notes
+    assert not timing_notes(report)
 
 
 def test_one_wild_measurement_does_not_empty_the_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
