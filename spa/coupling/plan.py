@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.algebra.axes import Dim, Kept
+from spa.algebra.axes import Dim, Expr, Kept
 from spa.coupling.analysis import Analysis
 from spa.errors import PlanError
 from spa.model.files import read_bytes
@@ -278,28 +278,57 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     return Plan(kept=pruned, sizes=sizes, parameters=parameters, uses=uses)
 
 
-def _parameters(
-    analysis: Analysis, kept: Kept
-) -> tuple[dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[Cut, ...]]]:
+class _KeptOfConstants(Mapping[str, Mapping[int, tuple[int, ...]]]):
+    """What stays of constants, computed whenever it is asked for: indices of large ones take more than the weights."""
+
+    def __init__(self, kept: Kept, axes: Mapping[str, Mapping[int, Expr]]) -> None:
+        self._kept, self._axes = kept, axes
+
+    def __getitem__(self, name: str) -> Mapping[int, tuple[int, ...]]:
+        return _indices_by_axis(self._kept, self._axes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._axes)
+
+    def __len__(self) -> int:
+        return len(self._axes)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type[dict[Any, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # other processes need not have the network
+
+
+def _indices_by_axis(kept: Kept, axes: Mapping[int, Expr]) -> dict[int, tuple[int, ...]]:
+    return {axis: tuple(np.flatnonzero(kept.mask(expr)).tolist()) for axis, expr in axes.items()}
+
+
+def _parameters(analysis: Analysis, kept: Kept) -> tuple[_KeptOfConstants, dict[str, tuple[Cut, ...]]]:
     """Return by constant what stays of it; for those that uses cut differently, what stays for each use."""
-    cuts: dict[str, dict[tuple[int, int], dict[int, tuple[int, ...]]]] = {}
+    cuts: dict[str, dict[tuple[int, int], dict[int, Expr]]] = {}
     for (name, index, operand), axes in analysis.uses.items():
         cuts.setdefault(name, {})[(index, operand)] = {
-            axis: tuple(np.flatnonzero(kept.mask(expr)).tolist())
-            for axis, expr in enumerate(axes)
-            if kept.size(expr) != expr.size
+            axis: expr for axis, expr in enumerate(axes) if kept.size(expr) != expr.size
         }
-    alike: dict[str, dict[int, tuple[int, ...]]] = {}
+    alike: dict[str, dict[int, Expr]] = {}
     different: dict[str, tuple[Cut, ...]] = {}
     for name, by_use in sorted(cuts.items()):
         first, *others = by_use.values()
-        if any(other != first for other in others):
-            nodes = analysis.graph.nodes
-            different[name] = tuple(
-                Cut(nodes[i].outputs[0], o, axes)
-                for (i, o), axes in sorted(by_use.items())
-                if i >= 0  # not in sub-graphs
-            )
-        elif first:
-            alike[name] = first
-    return alike, different
+        if all(_same_cut(kept, first, other) for other in others):
+            if first:
+                alike[name] = first
+            continue
+        nodes = analysis.graph.nodes
+        different[name] = tuple(
+            Cut(nodes[i].outputs[0], o, _indices_by_axis(kept, axes))
+            for (i, o), axes in sorted(by_use.items())
+            if i >= 0  # not in sub-graphs
+        )
+    return _KeptOfConstants(kept, alike), different
+
+
+def _same_cut(kept: Kept, a: Mapping[int, Expr], b: Mapping[int, Expr]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[axis] == b[axis] or np.array_equal(kept.mask(a[axis]), kept.mask(b[axis])) for axis in a
+    )

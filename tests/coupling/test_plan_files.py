@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,11 @@ def test_a_plan_is_written_and_read_again(tmp_path: Path) -> None:
     assert spa.Plan.load(tmp_path / "plan.json") == plan
     with pytest.raises(SpaError, match="its folder does not exist"):
         plan.save(tmp_path / "none" / "plan.json")
+
+
+def test_a_plan_that_computes_its_indices_is_the_one_that_holds_them() -> None:
+    plan = spa.prune("models/digits_vit.onnx", ratio=0.3, criterion="l2").plan
+    held = spa.Plan.from_json(plan.to_json())
+    assert plan.parameters and plan == held and held == plan
+    sent = pickle.loads(pickle.dumps(plan))
+    assert type(sent.parameters) is dict and sent == held
