@@ -16,6 +16,7 @@ from spa.model.alternatives import separated
 from spa.model.branches import inline_branches
 from spa.model.constants import fold_constants, has_folds
 from spa.model.graph import Graph
+from spa.model.halves import SKELETON, is_separated
 from spa.model.io import Source
 from spa.model.normalise import unique_names
 from spa.model.two_points import two_points
@@ -28,6 +29,8 @@ def simplified(source: Source, *, fold: bool = True) -> Source:
         source: the model, whose message is not changed.
         fold: whether constants may be folded, which takes the names of weights away from those behind operators.
     """
+    if is_separated(source.model):  # a mark of ours, which no file has by rights
+        source = replace(source, model=_unmarked(source.model))
     has_branches = any(node.op_type == "If" for node in source.model.graph.node)
     if not has_branches and not (fold and has_folds(source.model, source.base)):
         return source
@@ -40,6 +43,14 @@ def simplified(source: Source, *, fold: bool = True) -> Source:
         return source
     unique_names(model)
     return replace(source, model=model)
+
+
+def _unmarked(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(entry for entry in model.metadata_props if entry.key != SKELETON)
+    return copy
 
 
 def _simplify(model: ModelProto, base: Path | None, fold: bool = True) -> int:

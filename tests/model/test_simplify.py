@@ -346,3 +346,9 @@ def test_nodes_that_nothing_reads_keep_what_they_read() -> None:
     flat = simple(model)
     assert ops(flat) == ["Neg", "Relu", "Abs", "Neg", "Tanh"]
     assert same_outputs(model, flat, (2, 3))
+
+
+def test_a_mark_of_two_networks_in_a_file_is_no_mark() -> None:
+    model = onnx.load("models/digits_vgg.onnx")
+    model.metadata_props.add(key="spa.alternatives", value="bm8gbW9kZWw=")
+    assert spa.prune(model, ratio=0.3, criterion="l2").report.reached == pytest.approx(0.3, abs=0.02)
