@@ -159,6 +159,8 @@ def obspa(path: Path, folder: Path | None, samples: int) -> dict[str, Any]:
     cpu, memory = time.process_time(), result.report.memory
     report = result.report.to_dict()
     kept = {key: report[key] for key in ("reached", "calibration", "notes", "seconds")}
+    if folder is not None:  # of this machine alone
+        kept["calibration"] |= {"source": folder.name}
     return {
         "seconds": watch.seconds,
         "cpu seconds": cpu,
