@@ -168,7 +168,7 @@ def page(data: dict[str, Any]) -> str:
     return f"""# Large models: time beside a copy, and memory
 
 `spa prune --criterion l2 --ratio 0.5`, whole process, beside `cp` of the same files, both cold (the files dropped from
-the page cache), in turns; medians of {data["rounds"]} rounds (made by `benchmarks/scale.py`, which builds the models
+the page cache), in turns; medians, of one round for the two largest, (made by `benchmarks/scale.py`, which builds the models
 with random weights). Peak memory is that of the process and its children together, proportional set size, in a run of
 its own: pages of mapped files count.
 
