@@ -168,9 +168,9 @@ def page(data: dict[str, Any]) -> str:
     return f"""# Large models: time beside a copy, and memory
 
 `spa prune --criterion l2 --ratio 0.5`, whole process, beside `cp` of the same files, both cold (the files dropped from
-the page cache), in turns; medians, of one round for the two largest, (made by `benchmarks/scale.py`, which builds the models
-with random weights). Peak memory is that of the process and its children together, proportional set size, in a run of
-its own: pages of mapped files count.
+the page cache), in turns; medians, of one round for the decoders of 7 B (made by `benchmarks/scale.py`, which builds
+the models with random weights). Peak memory is that of the process and its children together, proportional set size, in
+a run of its own: pages of mapped files count.
 
 {common.table(header, rows)}
 
