@@ -279,7 +279,7 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
 
 
 class _KeptOfConstants(Mapping[str, Mapping[int, tuple[int, ...]]]):
-    """The kept indices of constants, computed when they are asked for: those of large ones take more than the weights."""
+    """The kept indices of constants, computed when asked for: those of large ones take more than the weights."""
 
     def __init__(self, kept: Kept, axes: Mapping[str, Mapping[int, Expr]]) -> None:
         self._kept, self._axes = kept, axes
