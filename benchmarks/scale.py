@@ -128,7 +128,7 @@ def measure(name: str, folder: Path, rounds: int) -> Cell:
 def row(name: str, cell: Cell) -> list[str]:
     """Return a model's line of the table."""
     if cell["status"] != "ok":
-        return [name, cell["status"], *[""] * 8]
+        return [name, cell["status"], *[""] * 9]
     unit, limit, memory = TARGETS[name]
     ratio = cell["prune seconds"] / cell["copy seconds"]
     most = eval_limit(memory, cell["MB"])
@@ -136,6 +136,7 @@ def row(name: str, cell: Cell) -> list[str]:
     return [
         name,
         f"{cell['MB']}",
+        f"{len(cell['prune rounds'])}",
         f"{cell['copy seconds']:.2f}",
         f"{cell['prune seconds']:.2f}",
         f"{cell['prune cpu seconds']:.1f}",
@@ -157,7 +158,19 @@ def eval_limit(limit: str, megabytes: float) -> float:
 
 def page(data: dict[str, Any]) -> str:
     """Return results/scale.md."""
-    header = ["model", "MB", "copy s", "prune s", "CPU s", "copies", "at most", "met", "peak MB", "at most, met"]
+    header = [
+        "model",
+        "MB",
+        "rounds",
+        "copy s",
+        "prune s",
+        "CPU s",
+        "copies",
+        "at most",
+        "met",
+        "peak MB",
+        "at most, met",
+    ]
     rows = [row(name, data["cells"][name]) for name in TARGETS if name in data["cells"]]
     machines = "\n\n".join(
         f"{', '.join(n for n, cell in data['cells'].items() if cell['machine'] == key)}: {common.describe(info)}"
@@ -168,8 +181,8 @@ def page(data: dict[str, Any]) -> str:
     return f"""# Large models: time beside a copy, and memory
 
 `spa prune --criterion l2 --ratio 0.5`, whole process, beside `cp` of the same files, both cold (the files dropped from
-the page cache), in turns; medians, of one round for the decoders of 7 B (made by `benchmarks/scale.py`, which builds
-the models with random weights). Peak memory is that of the process and its children together, proportional set size, in
+the page cache), in turns; medians of so many rounds (made by `benchmarks/scale.py`, which builds the models with random
+weights). Peak memory is that of the process and its children together, proportional set size, in
 a run of its own: pages of mapped files count.
 
 {common.table(header, rows)}
@@ -193,7 +206,6 @@ def main() -> None:
     options = parser.parse_args()
     data = common.previous("scale", options.results) or {"machines": {}, "cells": {}}
     key = time.strftime("%Y-%m-%d %H:%M:%S")
-    data |= {"rounds": options.rounds}
     data["machines"][key] = common.machine()
     for name in options.only or [n for n in TARGETS if "7b" not in n]:
         source = options.folder / name

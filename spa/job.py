@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
-from spa.errors import ModelError, PlanError
+from spa.errors import PlanError
 from spa.extras import extra
 from spa.frameworks.kinds import ONE_HEAD_SIZE
+from spa.inputs import inputs_of
+from spa.inputs.runs import running
 from spa.model.alternatives import reunited
 from spa.model.files import INLINE
 from spa.model.graph import Graph
@@ -40,18 +42,12 @@ from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
-    from spa.calibration.sampling import Sampler
-    from spa.calibration.synthetic import Synthesiser
     from spa.obspa.pipeline import Calibrated
     from spa.running.change import Change
     from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
-FEWEST_HELD_OUT = 8  # synthetic inputs, of which there are as many as wanted
-ELSEWHERE = 16  # inputs of another domain, to tell how far a figure carries
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
-STRANGE = 4.0  # misfit to the statistics of BatchNormalizations (10 at most) above which inputs are of another scale
-WITHOUT_RUNS = "Criteria that look at the weights alone (l2, say) need no run where no data is given."
 
 
 class Clock:
@@ -168,7 +164,7 @@ class Job:
 
         request = self.request
         self.try_out()
-        self.calibration = _inputs(self.analysis, request)
+        self.calibration = inputs_of(self.analysis, request)
         self.dense_accuracy = self.accuracy(self.analysis.graph.model)
         synthetic = request.inputs.data is None
         with running():
@@ -487,15 +483,6 @@ class Job:
         return replace(outcome, model=model, after=self._change(model))
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """Add to each refusal of a model that does not run which criteria need no run."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
-
-
 def prepare(
     analysis: Analysis,
     request: Request,
@@ -597,96 +584,6 @@ def _equal_sets(
     return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
 
 
-def _other_sizes(analysis: Analysis, batch: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Say where the sizes of given inputs are not those that MACs are counted at."""
-    chosen = analysis.points.chosen
-    found = {key: batch[key.rpartition("[")[0]].shape[int(key.rpartition("[")[2][:-1])] for key in chosen}
-    if found != chosen:
-        counted, given = (", ".join(f"{k} {v}" for k, v in sizes.items()) for sizes in (chosen, found))
-        yield f"MACs are counted at {counted}; the first inputs given have {given}. --size counts at theirs"
-
-
-def _other_values(analysis: Analysis, read: Calibration, threads: int) -> Iterator[str]:
-    """Say where given inputs are far from what the network's BatchNormalizations have seen."""
-    if not any(node.op == "BatchNormalization" for node in analysis.graph.nodes):
-        return
-    from spa.calibration.imagery import IMAGES, misfits
-    from spa.running.stream import first_samples
-
-    with running():
-        found = misfits(analysis.graph.self_contained(), first_samples(read.batches, IMAGES), threads)
-    if found and np.mean(found) > STRANGE:
-        yield (
-            f"the inputs are far from the statistics of the network's BatchNormalizations ({np.mean(found):.2g}; usual "
-            "below 1): they may be scaled otherwise than for its training (--mean, --std, --range for images)"
-        )
-
-
-def _inputs(analysis: Analysis, request: Request) -> Calibration:
-    """Read the inputs of a request, or make them up."""
-    from spa.calibration.data import Images, read_data
-
-    inputs, seed, graph = request.inputs, request.timing.seed, analysis.graph
-    if inputs.data is not None:
-        read = read_data(
-            inputs.data,
-            graph.model,
-            labels=inputs.labels,
-            samples=inputs.samples,
-            seed=seed,
-            images_as=Images(inputs.mean, inputs.std, request.timing.sizes, inputs.value_range),
-            preprocess=inputs.preprocess,
-            hold_out=True,
-        )
-        strange = _other_values(analysis, read, request.timing.threads)
-        return replace(read, notes=(*read.notes, *_other_sizes(analysis, read.batches[0]), *strange))
-
-    return _made_up_inputs(analysis, request)
-
-
-def _made_up_inputs(analysis: Analysis, request: Request) -> Calibration:
-    """Make inputs up, with others that are held out, and a few of a domain that was not used."""
-    from spa.calibration.data import Calibration, held_out_samples
-
-    inputs, seed = request.inputs, request.timing.seed
-    maker, notes = _maker(analysis, request)
-    with running():
-        imagery = maker.imagery(inputs.domain, inputs.mean, inputs.std, request.timing.threads)
-        text = maker.text(analysis.graph.base, inputs.text, inputs.tokenizer)
-    notes += (*(note for note in (imagery.note, text.note) if note), *maker.notes)
-
-    count = maker.affordable(inputs.samples)
-    sampler = _sampler(maker, analysis, count) if inputs.text is None else None
-    if sampler is not None:
-        notes += (sampler.note,)
-    if count < inputs.samples:
-        notes += (f"{count} inputs are made up, not {inputs.samples}: more of this size take much memory (see --size)",)
-
-    def made_up(samples: int, add: int, source: str = "synthetic", **how: Any) -> Calibration:
-        with running():
-            batches = maker.batches(samples, seed=(seed + add) % 2**32, **how)
-        made = sum(next((len(a) for a in b.values() if a.ndim), 1) for b in batches)
-        return Calibration(batches, None, made, source, notes)
-
-    how: dict[str, Any] = {"imagery": imagery, "text": text, "sampler": sampler}
-    other = maker.elsewhere(imagery, text, sampled=sampler is not None)
-    return replace(
-        made_up(count, 0, **how),
-        held_out=made_up(max(held_out_samples(count), FEWEST_HELD_OUT), 1, **how),
-        elsewhere=None if other is None else made_up(ELSEWHERE, 2, other.said, imagery=other.imagery, text=other.text),
-    )
-
-
-def _sampler(maker: Synthesiser, analysis: Analysis, samples: int) -> Sampler | None:
-    """Return the network as a source of its own inputs, if it is a causal language model and not too large for that."""
-    from spa.calibration.sampling import MOST_MACS, ROUNDS
-
-    if ROUNDS * samples * measure(analysis).macs > MOST_MACS:
-        return None
-    with running():
-        return maker.sampler()
-
-
 def _refuse_made_up(request: Request) -> None:
     """Refuse options that say what to make up where inputs are given.
 
@@ -699,19 +596,3 @@ def _refuse_made_up(request: Request) -> None:
     asked = {"domain": inputs.domain != "auto", "text": inputs.text, "tokenizer": inputs.tokenizer}
     if names := [name for name, given in asked.items() if given]:
         raise PlanError(f"data and {names[0]} are given together, which is for made-up inputs. Leave one of them out.")
-
-
-def _maker(analysis: Analysis, request: Request) -> tuple[Synthesiser, tuple[str, ...]]:
-    """Prepare to make inputs up, at the sizes of the analysis where onnxruntime takes them; say where it does not."""
-    from spa.calibration.synthetic import Synthesiser
-
-    model, seed, chosen = analysis.graph.self_contained(), request.timing.seed, analysis.points.chosen
-    value_range = request.inputs.value_range
-    with running():
-        try:
-            return Synthesiser(model, seed, chosen, value_range, mixed=not request.timing.sizes), ()
-        except ModelError:
-            if not chosen:
-                raise
-            note = "onnxruntime refuses the sizes at which MACs were counted; inputs were made at others"
-            return Synthesiser(model, seed, request.timing.sizes, value_range), (note,)

@@ -42,6 +42,7 @@ LEVELS = [
     "widths",
     "steering",
     "request",
+    "inputs",
     "report",
     "frameworks",
     "importers",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from spa.calibration.pages import drawn
+
 Array = np.ndarray
 DARK = 0.25  # the fraction of drawings on a dark ground
 SHAPES = (4, 30)  # of a drawing
@@ -35,11 +37,7 @@ def drawings(count: int, channels: int, height: int, width: int, rng: np.random.
     >>> images.shape, images.dtype, bool(images.std() > 0.05)
     ((2, 3, 32, 64), dtype('float32'), True)
     """
-    images = np.ones((count, channels, height, width), np.float32)
-    for image in images:  # Pillow draws one image at a time
-        page = np.asarray(_drawing(height, width, rng), np.float32).transpose(2, 0, 1) / 255
-        image[:3] = page.mean(axis=0) if channels == 1 else page
-    return images
+    return drawn((count, channels, height, width), lambda: _drawing(height, width, rng))
 
 
 def _drawing(height: int, width: int, rng: np.random.Generator) -> Image.Image:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from spa.calibration.leaves import dead_leaves
+from spa.calibration.pages import drawn
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-:/"))
 SMALLEST, LARGEST = 1 / 40, 0.9  # sizes of letters over the height of an image; at least some pixels
@@ -39,11 +40,7 @@ def lettering(count: int, channels: int, height: int, width: int, rng: np.random
     >>> images.shape, images.dtype, bool(images.std() > 0.05)
     ((2, 3, 32, 64), dtype('float32'), True)
     """
-    images = np.ones((count, channels, height, width), np.float32)
-    for image in images:  # Pillow draws one image at a time
-        page = np.asarray(_page(height, width, rng), np.float32).transpose(2, 0, 1) / 255
-        image[:3] = page.mean(axis=0) if channels == 1 else page
-    return images
+    return drawn((count, channels, height, width), lambda: _page(height, width, rng))
 
 
 def _page(height: int, width: int, rng: np.random.Generator) -> Image.Image:

@@ -21,7 +21,7 @@ from spa.coupling.plan import make_plan
 from spa.criteria import Inputs
 from spa.criteria.activation import signal
 from spa.errors import ModelError, PlanError
-from spa.job import WITHOUT_RUNS
+from spa.inputs.runs import WITHOUT_RUNS
 from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.pipeline import Calibrated
