@@ -23,6 +23,7 @@ from common import RESULTS, describe, machine, table
 
 from spa import prune
 from spa.obspa import criterion, pipeline, producers, score, sensitivity
+from spa.obspa.readers import rows as gathering
 from spa.running.runtime import load_session, run
 
 # Network, by how much the MACs are divided, whether images are given.
@@ -41,6 +42,8 @@ VARIED: tuple[tuple[str, ModuleType, tuple[str, ...], tuple[float, ...]], ...] =
     ("weight of groups with several readers", score, ("SHARED_GROUP_WEIGHT",), (1.0, 4.0)),
     ("exponent of a measured loss", sensitivity, ("TRUST",), (0.0, 0.5, 0.75, 1.0)),
     ("fraction of a group that is gone where it is measured", sensitivity, ("FRACTION",), (0.3, 0.5)),
+    ("rows that fits and scores learn from", gathering, ("MAX_ROWS",), (20_000, 40_000, 80_000)),
+    ("rows that steps learn from", producers, ("MAX_ROWS",), (10_000, 20_000, 40_000)),
     ("damping of fits", pipeline, ("DAMPING",), (0.01, 0.03, 0.1)),
 )
 

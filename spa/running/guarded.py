@@ -8,6 +8,7 @@ where a fork is not safe (other systems; JAX and TensorFlow, whose threads hold 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import pickle
@@ -133,6 +134,7 @@ def _forked(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[i
 
 def _restrict() -> None:
     """Make this process silent, and bound its memory by what the machine has."""
+    gc.freeze()  # a session of the parent's that is garbage here would wait for threads that a fork does not have
     faulthandler.disable()  # a crash is told by the parent
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -61,6 +62,26 @@ def test_what_comes_back_is_what_the_function_gives(way: str, capfd: pytest.Capt
     assert guarded(double, 21, name="m", seconds=30) == 42
     assert len(guarded(bytes, 10_000_000, name="m", seconds=30)) == 10_000_000  # more than a pipe holds
     assert "not to be seen" not in capfd.readouterr().out
+
+
+class Waiting:
+    """Something whose end waits, in a fork, for threads that are not there, as that of a session does."""
+
+    def __init__(self) -> None:
+        self.parent, self.itself = os.getpid(), self  # a cycle, so that only the collector finds it
+
+    def __del__(self) -> None:
+        if os.getpid() != self.parent:
+            time.sleep(60)
+
+
+def test_garbage_of_the_parent_is_not_collected_in_a_fork(way: str) -> None:
+    gc.disable()
+    try:
+        Waiting()
+        assert guarded(gc.collect, name="m", seconds=10) is not None
+    finally:
+        gc.enable()
 
 
 def test_errors_of_ours_come_back_as_they_are(way: str) -> None:
