@@ -20,8 +20,8 @@ def drawn(shape: tuple[int, int, int, int], page: Callable[[], Image.Image]) -> 
     Returns:
         Values in [0, 1], float32, of that shape.
 
-    >>> drawn((1, 1, 2, 3), lambda: Image.new("RGB", (3, 2), (255, 0, 0)))[0].round(2).tolist()
-    [[[0.33, 0.33, 0.33], [0.33, 0.33, 0.33]]]
+    >>> drawn((1, 3, 1, 2), lambda: Image.new("RGB", (2, 1), (255, 0, 0))).tolist()
+    [[[[1.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.0]]]]
     """
     images = np.ones(shape, np.float32)
     for image in images:

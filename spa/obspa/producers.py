@@ -255,7 +255,7 @@ class _GaussNewton:
             return None
         every = max(1, len(self.x) // max(CURVATURE_ROWS, 5 * self.x.shape[1]))
         some = self.x[::every]
-        moments = (some.T @ some / len(some)).astype(np.float64)
+        moments = (some.T @ some * (len(self.x) / (len(some) * self.count))).astype(np.float64)  # padded rows are zero
         inputs = Damped(moments[None], damping_for(damping, len(moments), self.count))
         w = self.w[0].reshape(self.w.shape[1], -1, self.pair.reader.taps(self.graph)).astype(np.float64)
         reading = np.einsum("oct,odt->cd", w, w, optimize=True)
