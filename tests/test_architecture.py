@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -538,3 +539,30 @@ def test_frameworks_at_the_top_of_a_file_are_found() -> None:
     for source in ('import_module("torch")', 'x = importlib.import_module("torch")', '__import__("torch")'):
         assert frameworks_at_import(Module("spa.x", "spa", ast.parse(source))) == ["spa.x: torch"]
         assert frameworks_at_import(Module("spa.x", "spa", ast.parse(f"def f():\n    {source}"))) == []
+
+
+def test_what_is_installed_is_every_package_and_its_data() -> None:
+    """An editable installation finds what ``pyproject.toml`` does not name; a user's does not."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {name: _folder(name, tools["package-dir"]) for name in tools["packages"]}
+    there = {path.parent for top in PACKAGES for path in (ROOT / top).rglob("__init__.py")}
+    assert set(folders.values()) == there
+    data = {
+        file
+        for name, patterns in tools["package-data"].items()
+        for glob in patterns
+        for file in folders[name].glob(glob)
+    }
+    others = {
+        path
+        for top in PACKAGES
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+    }
+    assert data == others
+
+
+def _folder(package: str, directories: Mapping[str, str]) -> Path:
+    """Where a package's sources stand: below the longest of its parents that ``package-dir`` names."""
+    parent = max((known for known in directories if f"{package}.".startswith(f"{known}.")), key=len)
+    return ROOT.joinpath(directories[parent], *package[len(parent) :].split(".")[1:])
