@@ -34,6 +34,7 @@ from spa.model.halves import is_separated
 from spa.model.slices import Slices
 from spa.progress import Progress, silent
 from spa.request import Request
+from spa.running.stream import samples_in
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
+RECOVERY_SAMPLES = 2000  # that a training by the dense outputs is worth
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
 
 
@@ -472,15 +474,22 @@ class Job:
         Raises:
             UnsupportedError: PyTorch is not installed, or an operator has no counterpart in it.
         """
-        from spa.exporters.pytorch import graph_module, recover, store
+        from spa.exporters.pytorch import recovered
 
         assert self.calibrated is not None  # `spa.goals.reach` makes inputs for it
-        graph = self.analysis.graph
-        student, teacher = graph_module(outcome.model, graph.base), graph_module(graph.model, graph.base)
-        recover(student, teacher, self.calibrated.batches, epochs=epochs, seed=self.request.timing.seed)
-        model = store(student, outcome.model)
+        batches, seed = self.calibrated.batches, self.request.timing.seed
+        model = recovered(self.analysis, outcome.plan, outcome.model, batches, epochs, seed, self.progress)
         self.clock("recover")
-        return replace(outcome, model=model, after=self._change(model))
+        change, notes = self._change(model), list(outcome.notes)
+        if (count := samples_in(batches)) < RECOVERY_SAMPLES:
+            notes.append(f"recovery learnt from {count} inputs; it gains more from {RECOVERY_SAMPLES} (--samples)")
+        if outcome.error is not None and change.error is not None and change.error > outcome.error:
+            notes.append(
+                f"recovery was left out: it changes the outputs by {change.error:.3g} of their variance, the network "
+                f"without it by {outcome.error:.3g}"
+            )
+            return replace(outcome, notes=tuple(notes))
+        return replace(outcome, model=model, after=change, notes=tuple(notes))
 
 
 def prepare(

@@ -3,7 +3,7 @@
 - :func:`to_torch`: as the user's own class where its code allows (:func:`write_back`), else as the graph.
 - :func:`graph_module`: any ONNX graph as a trainable module.
 - :func:`save`: a file that ``torch.export.load`` reads without this package.
-- :func:`recover`, :func:`store`: a short training by the dense network, and its weights back in the ONNX model.
+- :func:`recovered`, :func:`recover`, :func:`store`: a short training by the dense network, and its weights back in the ONNX model.
 - :func:`operator`: teach the graph one more operator.
 """
 
@@ -17,7 +17,7 @@ with extra("torch"):
 from spa.exporters.pytorch.convert import save, to_torch
 from spa.exporters.pytorch.module import OnnxModule, graph_module
 from spa.exporters.pytorch.operators import operator
-from spa.exporters.pytorch.recover import Recovery, recover, store
+from spa.exporters.pytorch.recover import Recovery, recover, recovered, store
 from spa.exporters.pytorch.write_back import write_back
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "graph_module",
     "operator",
     "recover",
+    "recovered",
     "save",
     "store",
     "to_torch",

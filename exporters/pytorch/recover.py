@@ -9,15 +9,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from spa.algebra.axes import Axes, Kept
+from spa.coupling.analysis import Analysis
+from spa.coupling.plan import Plan
 from spa.errors import PlanError
-from spa.exporters.pytorch.module import OnnxModule, unshared
+from spa.exporters.pytorch.module import OnnxModule, graph_module, unshared
 from spa.exporters.pytorch.operators import tensor
 from spa.frameworks.torch import array
 from spa.model.graph import Graph
@@ -26,6 +30,10 @@ from spa.model.traits import FLOATS
 
 Feeds = Mapping[str, np.ndarray]
 Progress = Callable[[str, float], None]
+Cut = Callable[[Tensor], Tensor]  # takes of a dense feature what the pruned network has
+Change = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
+ADD = "Add"
+BEARABLE = 0.5  # of the variance of the outputs, by which they may change where images are shifted or flipped
 
 
 @dataclass(frozen=True)
@@ -43,32 +51,103 @@ class Recovery:
     epoch: int
 
 
+def recovered(
+    analysis: Analysis,
+    plan: Plan,
+    pruned: ModelProto,
+    batches: Sequence[Feeds],
+    epochs: int = 20,
+    seed: int = 0,
+    progress: Progress = lambda stage, share: None,
+) -> ModelProto:
+    """Train a pruned network towards the dense one, at the outputs and at the residual sums; see :func:`recover`.
+
+    Args:
+        analysis: the dense network.
+        plan: the kept channels.
+        pruned: the pruned network; not changed.
+        batches: inputs by name; two or more.
+        epochs: passes over the batches.
+        seed: of the batches' order and of what is done to images.
+        progress: called with the stage and the share of it that is done.
+
+    Returns:
+        The pruned network with the best weights seen.
+
+    Raises:
+        UnsupportedError: an operator has no counterpart in PyTorch.
+        PlanError: too few batches, or no float output to learn from.
+    """
+    dense, kept = analysis.graph, analysis.kept(plan.masks(analysis))
+    names = _residual_sums(analysis, Graph(pruned, dense.base))
+    student, teacher = (graph_module(_with_outputs(m, names), dense.base) for m in (pruned, dense.model))
+    cuts = [partial(_kept_part, kept, analysis.axes[n]) for n in names]
+    recover(student, teacher, batches, epochs, seed=seed, progress=progress, features=cuts)
+    return store(student, pruned)
+
+
+def _residual_sums(analysis: Analysis, pruned: Graph) -> list[str]:
+    """Return the sums of two computed tensors of equal axes that are in both networks."""
+    graph, found = analysis.graph, []
+    for node in graph.nodes:
+        name, axes = node.outputs[0] if node.outputs else "", analysis.axes.get(node.outputs[0] if node.outputs else "")
+        computed = node.key == ADD and not any(x in graph.constants for x in node.inputs)
+        if computed and axes is not None and all(analysis.axes.get(x) == axes for x in node.inputs):
+            twin = pruned.producer.get(name)
+            if twin is not None and twin.key == ADD and name not in graph.outputs:
+                found.append(name)
+    return found
+
+
+def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Return a copy of a network that gives some of its tensors, too, as its last outputs."""
+    more = ModelProto()
+    more.CopyFrom(model)
+    more.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
+    return more
+
+
+def _kept_part(kept: Kept, axes: Axes, value: Tensor) -> Tensor:
+    """Cut out of a dense tensor what the pruned network has of it."""
+    for axis, expr in enumerate(axes):
+        if kept.size(expr) != expr.size:
+            size = value.shape[axis]
+            mask = kept.mask(expr) if size == expr.size else kept.stretched(expr, size)
+            if mask is not None:
+                value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
+    return value
+
+
 def recover(
     student: OnnxModule,
     teacher: OnnxModule,
     batches: Sequence[Feeds],
     epochs: int = 20,
-    lr: float = 1e-4,
+    lr: float = 1e-3,
     held_out: float = 0.2,
     seed: int = 0,
     progress: Progress = lambda stage, share: None,
+    features: Sequence[Cut] = (),
 ) -> Recovery:
     """Train a pruned network to give what the dense one gives; the best weights seen stay in it.
 
-    AdamW whose rate falls as a cosine. BatchNormalizations keep their running statistics and dropout is off. The loss
-    is the distortion that is reported: squared differences of the float outputs over the dense outputs' variance. What
-    is best is decided on batches that are left out of training, and the weights given are a candidate. Both modules are
-    left in evaluation mode.
+    AdamW with one cycle of its rate (L. N. Smith and N. Topin, Super-convergence, arXiv 1708.07120).
+    BatchNormalizations keep their running statistics and dropout is off. The loss is the distortion that is reported,
+    squared differences of the float outputs over the dense outputs' variance, and the same of the features (A. Romero
+    et al., FitNets, arXiv 1412.6550). Images are shifted and flipped at random as far as the dense network's outputs
+    bear it. What is best is decided by the outputs on batches that are left out of training, and the weights given are
+    a candidate. Both modules are left in evaluation mode.
 
     Args:
         student: the pruned network; its parameters change in place.
         teacher: the dense network.
-        batches: inputs by name; two or more.
+        batches: inputs by name; two or more. 2,000 samples are worth training on, 500 are learnt by heart.
         epochs: passes over the batches.
         lr: the highest rate.
         held_out: the share of the batches that decide.
-        seed: of the batches' order.
+        seed: of the batches' order and of what is done to images.
         progress: called with the stage and the share of it that is done.
+        features: the last outputs of both modules, in order, which shall agree but are no outputs of the network.
 
     Raises:
         PlanError: too few batches, or no float output to learn from.
@@ -78,20 +157,16 @@ def recover(
     device = next(student.parameters()).device
     feeds = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
     student.eval()
-    targets = _targets(teacher.eval(), feeds)
-    scales = _variances(targets)
     cut = len(batches) - min(max(1, round(held_out * len(batches))), len(batches) - 1)
-
-    def loss(i: int) -> Tensor:
-        return _distortion(_floats(student(**feeds[i])), targets[i], scales)
+    lessons = _Lessons(teacher.eval(), features, feeds, torch.Generator().manual_seed(seed))
 
     def judged() -> float:
         with torch.no_grad():
-            return float(np.mean([loss(i).item() for i in range(cut, len(batches))]))
+            return float(np.mean([lessons.distortion(student, feed).item() for feed in feeds[cut:]]))
 
     before = best = judged()
     best_weights, best_epoch = copy.deepcopy(student.state_dict()), 0
-    for epoch in _trained(student, loss, cut, epochs, lr, seed):
+    for epoch in _trained(student, lambda i: lessons.loss(student, feeds[i]), cut, epochs, lr, seed):
         error = judged()
         if error < best:
             best, best_epoch, best_weights = error, epoch, copy.deepcopy(student.state_dict())
@@ -100,12 +175,101 @@ def recover(
     return Recovery(before, best, best_epoch)
 
 
+class _Lessons:
+    """The dense network's answers, and the differences of a student's.
+
+    Args:
+        teacher: the dense network, whose last outputs are the features.
+        features: them.
+        feeds: all inputs.
+        generator: draws what is done to images.
+    """
+
+    def __init__(
+        self,
+        teacher: OnnxModule,
+        features: Sequence[Cut],
+        feeds: Sequence[Mapping[str, Tensor]],
+        generator: torch.Generator,
+    ) -> None:
+        self.teacher, self.features, self.generator = teacher, features, generator
+        with torch.no_grad():
+            answers = [self._floats(teacher(**feed))[0] for feed in feeds]
+            if not answers[0]:
+                raise PlanError("the network has no float output to learn from. Leave recovery out.")
+            self.scales = _variances(answers)
+            self.changes = [c for c in (_shifted, _flipped) if self._bears(c, feeds[0], answers[0])]
+
+    def loss(self, student: nn.Module, feed: Mapping[str, Tensor]) -> Tensor:
+        """Return the distortion of the outputs and the features on inputs that are changed at random."""
+        for change in self.changes:
+            feed = change(feed, self.generator)
+        with torch.no_grad():
+            targets, hidden = self._floats(self.teacher(**feed))
+        outputs, seen = self._floats(student(**feed))
+        result = _distortion(outputs, targets, self.scales)
+        kept = [cut(h) for cut, h in zip(self.features, hidden, strict=True)]
+        if kept:
+            result = result + _distortion(seen, kept, [h.double().var().clamp(min=1e-12) for h in kept])
+        return result
+
+    def distortion(self, student: nn.Module, feed: Mapping[str, Tensor]) -> Tensor:
+        """Return the distortion of the outputs on inputs as they are."""
+        outputs, targets = (self._floats(module(**feed))[0] for module in (student, self.teacher))
+        return _distortion(outputs, targets, self.scales)
+
+    def _floats(self, answer: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the float outputs of the network, and the features."""
+        listed = answer if isinstance(answer, tuple) else (answer,)
+        last = len(listed) - len(self.features)
+        outputs = [v for v in listed[:last] if isinstance(v, Tensor) and v.is_floating_point()]
+        return outputs, list(listed[last:])
+
+    def _bears(self, change: Change, feed: Mapping[str, Tensor], answers: Sequence[Tensor]) -> bool:
+        """Return whether the dense outputs stay what they are where images are changed."""
+        changed = change(feed, self.generator)
+        if all(changed[n] is feed[n] for n in feed):
+            return False
+        return bool(_distortion(self._floats(self.teacher(**changed))[0], answers, self.scales) < BEARABLE)
+
+
+def _shifted(feed: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Shift the images of a batch by up to an eighth of their size; what comes in repeats the border."""
+
+    def shifted(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        most = height // 8, width // 8
+        down, right = (int(torch.randint(0, 2 * m + 1, (), generator=generator)) for m in most)
+        padded = nn.functional.pad(images, (most[1], most[1], most[0], most[0]), mode="replicate")
+        return padded[..., down : down + height, right : right + width]
+
+    return {n: _on_images(v, shifted) for n, v in feed.items()}
+
+
+def _flipped(feed: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Swap left and right in half of the images of a batch."""
+
+    def flipped(images: Tensor) -> Tensor:
+        chosen = torch.rand(len(images), generator=generator) < 0.5
+        return torch.where(chosen[:, None, None, None].to(images.device), images.flip(-1), images)
+
+    return {n: _on_images(v, flipped) for n, v in feed.items()}
+
+
+def _on_images(value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change images of 1, 3 or 4 channels, (samples, channels, height, width) or channels last; else nothing."""
+    if value.ndim != 4 or not value.is_floating_point():
+        return value
+    axis = next((a for a in (1, -1) if value.shape[a] in (1, 3, 4)), None)
+    return value if axis is None else change(value.movedim(axis, 1)).movedim(1, axis)
+
+
 def _trained(
     student: nn.Module, loss: Callable[[int], Tensor], batches: int, epochs: int, lr: float, seed: int
 ) -> Iterator[int]:
     """Train on the first batches, shuffled anew in each epoch; yield the number of each epoch when it is over."""
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs * batches, 1))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(epochs * batches, 1) + 1)
     order = torch.Generator().manual_seed(seed)
     for epoch in range(1, epochs + 1):
         for i in torch.randperm(batches, generator=order).tolist():
@@ -114,19 +278,6 @@ def _trained(
             optimiser.step()
             schedule.step()
         yield epoch
-
-
-def _floats(outputs: Any) -> list[Tensor]:
-    listed = outputs if isinstance(outputs, tuple) else (outputs,)
-    return [v for v in listed if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-def _targets(teacher: nn.Module, feeds: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
-    with torch.no_grad():
-        targets = [_floats(teacher(**batch)) for batch in feeds]
-    if not targets[0]:
-        raise PlanError("the network has no float output to learn from. Leave recovery out.")
-    return targets
 
 
 def _variances(targets: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -160,13 +160,17 @@ class CostModel:
 
     def evaluate(self, widths: Sequence[int]) -> Cost:
         """Return the cost when each dimension has the given width."""
+        return Cost(**{of: self._count(widths, of) for of in ("params", "macs", "bytes", "channels")})
+
+    def _count(self, widths: Sequence[int], of: str) -> int:
+        if of == "channels":
+            return sum(widths)
         sizes = self._axes.at(widths)
-        return Cost(
-            params=sum(t.value(sizes) for t in self._params),
-            macs=sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch,
-            bytes=int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes)),
-            channels=sum(widths),
-        )
+        if of == "params":
+            return sum(t.value(sizes) for t in self._params)
+        if of == "bytes":
+            return int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes))
+        return sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
 
     def latency(self, widths: Sequence[int]) -> float:
         """Return the estimated latency in milliseconds at these widths; zero without a latency model."""
@@ -186,7 +190,7 @@ class CostModel:
         return 1 - self._amount(widths, of) / dense if dense else 0.0
 
     def _amount(self, widths: Sequence[int], of: str) -> float:
-        return self.latency(widths) if of == "latency" else getattr(self.evaluate(widths), of)
+        return self.latency(widths) if of == "latency" else self._count(widths, of)
 
     def fractions(self) -> tuple[list[float], list[float]]:
         """Return for each dimension the fractions of all parameters and of all MACs in tensors and nodes with it."""
