@@ -3,7 +3,8 @@
 - :func:`to_torch`: as the user's own class where its code allows (:func:`write_back`), else as the graph.
 - :func:`graph_module`: any ONNX graph as a trainable module.
 - :func:`save`: a file that ``torch.export.load`` reads without this package.
-- :func:`recovered`, :func:`recover`, :func:`store`: a short training by the dense network, and its weights back in the ONNX model.
+- :func:`recovered`: a short training by the dense network; :func:`recover`, :func:`store`: the same of modules, and
+  their weights back in the ONNX model.
 - :func:`operator`: teach the graph one more operator.
 """
 

@@ -33,6 +33,8 @@ Progress = Callable[[str, float], None]
 Cut = Callable[[Tensor], Tensor]  # takes of a dense feature what the pruned network has
 Change = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
 ADD = "Add"
+HELD_OUT = 0.2  # of the batches, which decide
+DRAWS = 4  # of the change of a batch, that tell whether the outputs bear it
 BEARABLE = 0.5  # of the variance of the outputs, by which they may change where images are shifted or flipped
 
 
@@ -87,15 +89,20 @@ def recovered(
 
 
 def _residual_sums(analysis: Analysis, pruned: Graph) -> list[str]:
-    """Return the sums of two computed tensors of equal axes that are in both networks."""
+    """Return the sums of two computed tensors of equal shapes that are in both networks."""
     graph, found = analysis.graph, []
+
+    def shape(name: str) -> list[int] | None:
+        axes = analysis.axes.get(name)
+        return None if axes is None else [e.size for e in axes]
+
     for node in graph.nodes:
-        name, axes = node.outputs[0] if node.outputs else "", analysis.axes.get(node.outputs[0] if node.outputs else "")
-        computed = node.key == ADD and not any(x in graph.constants for x in node.inputs)
-        if computed and axes is not None and all(analysis.axes.get(x) == axes for x in node.inputs):
-            twin = pruned.producer.get(name)
-            if twin is not None and twin.key == ADD and name not in graph.outputs:
-                found.append(name)
+        if node.key != ADD or any(x in graph.constants for x in node.inputs):
+            continue
+        name, twin = node.outputs[0], pruned.producer.get(node.outputs[0])
+        alike = shape(name) is not None and all(shape(x) == shape(name) for x in node.inputs)
+        if alike and twin is not None and twin.key == ADD and name not in graph.outputs:
+            found.append(name)
     return found
 
 
@@ -124,7 +131,6 @@ def recover(
     batches: Sequence[Feeds],
     epochs: int = 20,
     lr: float = 1e-3,
-    held_out: float = 0.2,
     seed: int = 0,
     progress: Progress = lambda stage, share: None,
     features: Sequence[Cut] = (),
@@ -144,7 +150,6 @@ def recover(
         batches: inputs by name; two or more. 2,000 samples are worth training on, 500 are learnt by heart.
         epochs: passes over the batches.
         lr: the highest rate.
-        held_out: the share of the batches that decide.
         seed: of the batches' order and of what is done to images.
         progress: called with the stage and the share of it that is done.
         features: the last outputs of both modules, in order, which shall agree but are no outputs of the network.
@@ -157,7 +162,7 @@ def recover(
     device = next(student.parameters()).device
     feeds = [{n: tensor(np.asarray(v)).to(device) for n, v in batch.items()} for batch in batches]
     student.eval()
-    cut = len(batches) - min(max(1, round(held_out * len(batches))), len(batches) - 1)
+    cut = len(batches) - min(max(1, round(HELD_OUT * len(batches))), len(batches) - 1)
     lessons = _Lessons(teacher.eval(), features, feeds, torch.Generator().manual_seed(seed))
 
     def judged() -> float:
@@ -227,10 +232,11 @@ class _Lessons:
 
     def _bears(self, change: Change, feed: Mapping[str, Tensor], answers: Sequence[Tensor]) -> bool:
         """Return whether the dense outputs stay what they are where images are changed."""
-        changed = change(feed, self.generator)
-        if all(changed[n] is feed[n] for n in feed):
+        draws = [change(feed, self.generator) for _ in range(DRAWS)]
+        if all(draw[n] is feed[n] for draw in draws for n in feed):
             return False
-        return bool(_distortion(self._floats(self.teacher(**changed))[0], answers, self.scales) < BEARABLE)
+        errors = [_distortion(self._floats(self.teacher(**draw))[0], answers, self.scales) for draw in draws]
+        return bool(torch.stack(errors).mean() < BEARABLE)
 
 
 def _shifted(feed: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
