@@ -328,7 +328,7 @@ def opened(
 def report_of(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
     """Put together what is to be said of a pruning."""
     analysis, groups = job.analysis, job.selection.groups
-    costs = CostModel(analysis, [g.dim for g in groups])
+    costs = CostModel(analysis, groups)
     widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in groups]
     before = _stored(analysis.graph, costs.evaluate(costs.sizes))
     after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))

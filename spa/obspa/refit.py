@@ -6,22 +6,26 @@ includes what the other branch has lost. Each fit is a damped least squares in c
 
     Ŵ = (Cov(T, X') + λ W) (Cov(X', X') + λ I)⁻¹,   b̂ = E[T] − Ŵ E[X'].
 
+Where a residual branch went, the constant in its place is fitted (:mod:`spa.obspa.constants`).
+
 The producer of removed channels is refitted together with their reader, see :mod:`spa.obspa.producers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto
 
 from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
-from spa.coupling.plan import Plan
+from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
+from spa.obspa.constants import fit_constant
 from spa.obspa.readers import kind_of
-from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
+from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
 from spa.progress import Progress, silent
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
@@ -53,6 +57,7 @@ def reconstruct(
         The pruned network's stream, which has recorded every edit.
     """
     kept = analysis.kept(plan.masks(analysis))
+    gone = dropped(analysis, kept)
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
     reconstruction = Reconstruction(
@@ -63,21 +68,25 @@ def reconstruct(
         rng=np.random.default_rng(settings.seed),
         settings=settings,
     )
-    changed = []
+    changed: dict[int, Callable[[], None]] = {b.sum: partial(fit_constant, reconstruction, b) for b in gone}
     for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
         kind = kind_of(pruned_stream.graph, pruned_node)
         if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
             kind.prepare(reconstruction, node, pruned_node)
-            changed.append((kind, node, pruned_node))
-    for kind, node, pruned_node in changed:
-        if nodes is not None and node.index not in nodes:
+            changed[node.index] = partial(_refit, reconstruction, kind, node, pruned_node)
+    for index, refit in sorted(changed.items()):
+        if nodes is not None and index not in nodes:
             continue
-        progress("reconstruct", node.index / len(dense.graph.nodes))
-        dense.after(node)
-        pruned_stream.before(pruned_node)
-        kind.refit(reconstruction, node, pruned_node)
+        progress("reconstruct", index / len(dense.graph.nodes))
+        refit()
         give_back()
     return pruned_stream
+
+
+def _refit(reconstruction: Reconstruction, kind: ReaderKind, node: Node, pruned_node: Node) -> None:
+    reconstruction.dense.after(node)
+    reconstruction.pruned.before(pruned_node)
+    kind.refit(reconstruction, node, pruned_node)
 
 
 def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:
@@ -93,4 +102,5 @@ def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
     laws = analysis.laws
     cut = [i for i, law in laws.items() if any(kept.size(r.expr) != r.expr.size for r in law.reads)]
+    cut += [branch.sum for branch in dropped(analysis, kept)]
     return sorted(i for i in analysis.graph.behind(cut) if i in laws and laws[i].reads)

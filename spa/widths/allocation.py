@@ -41,7 +41,7 @@ def allocate(
         PlanError: the ratio cannot be reached.
     """
     groups = [g for g in groups if g.name in curves]
-    costs = CostModel(analysis, [g.dim for g in groups], latency)
+    costs = CostModel(analysis, groups, latency)
     ladders = budget.ladders(analysis, groups)
 
     def removed(rungs: Sequence[int]) -> float:

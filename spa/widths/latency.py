@@ -246,7 +246,7 @@ def measure(
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
     (dense_ms,), inputs = timing.ms, timing.inputs
     parts = _parts(analysis)
-    sizes = Sizes(analysis.space, [g.dim for g in groups])
+    sizes = Sizes(analysis.space, groups)
     features = [_features(analysis, nodes) for nodes in parts]
     terms = [[[sizes.term(axes) for axes in f] for f in part] for part in features]
     moving = [any(t.axes for f in part for t in f) for part in terms]
@@ -273,7 +273,7 @@ def measure(
     ]
     untimed = sum(t[0] is None for t in times)
     model = LatencyModel(dense_ms, tuple(found), block, inputs, untimed)
-    costs = CostModel(analysis, [g.dim for g in groups], model)
+    costs = CostModel(analysis, groups, model)
     factor = dense_ms / (costs.latency(costs.sizes) or 1.0)
     return replace(model, terms=tuple((ms * factor, axes) for ms, axes in found))
 
@@ -468,7 +468,7 @@ def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: floa
         )
     ladders = budget.ladders(analysis, groups)
     narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
-    least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)
+    least = CostModel(analysis, groups, model).latency(narrowest)
     if ms < least:
         raise PlanError(
             f"{ms:g} of {model.dense_ms:.3g} ms are out of reach: about {least:.3g} ms is the least under these "
