@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import log
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError
-from spa.job import Job, Outcome
+from spa.job import Job, Outcome, loaded
 from spa.progress import silent
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
@@ -45,14 +46,14 @@ def attain(job: Job) -> Outcome:
     if goal.kind == "metric" and not isinstance(job.answer, Removal):
         return to_metric(job)
     if goal.kind == "plan":
-        outcome = job.cut(goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan)))
+        outcome = job.cut(loaded(job.request))
     elif isinstance(removal := job.answer, Removal):
         outcome = job.cut(removal.plan, notes=removal.notes, fold=removal.fold)
     elif goal.max_distortion is not None:
         outcome = to_distortion(job, goal.max_distortion)
     elif goal.unit == "latency":
         outcome = to_latency(job, goal.latency_ms)
-    elif goal.ratio is None and job.budget.fixed:
+    elif goal.ratio is None and (job.budget.fixed or job.drops_branches):
         outcome = to_widths(job)
     else:
         outcome = to_budget(job, job.budget)
@@ -64,7 +65,7 @@ def prepare_inputs(job: Job) -> None:
     goal = job.request.goal
     if job.needs_inputs:
         if goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency":
-            refuse_out_of_reach(job.analysis, job.selection.groups, job.budget)
+            refuse_out_of_reach(job.analysis, job.selection.everything, job.budget)
         job.calibrate()
     elif goal.unit == "latency":
         job.try_out()
@@ -161,17 +162,33 @@ def to_widths(job: Job) -> Outcome:
 
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:
-    """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
+    """Remove what a budget of latency asks for, or what leaves so many milliseconds.
+
+    Where branches compete with channels, the best choice without them is tried, too.
+    """
     from spa.widths import latency, stopwatch
 
     timing = job.request.timing
     watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
     progress = silent if job.calibrated is None else job.progress
-    choice, losses, timed, notes = latency.choose(
-        job.analysis, job.selection.groups, job.budget, milliseconds, job.choose, watch, progress
-    )
-    job.clock("choose")
-    return replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed)
+    outcomes: list[Outcome] = []
+    for candidate in _depths(job):
+        pick = partial(job.choose, candidate=candidate)
+        choice, losses, timed, notes = latency.choose(
+            job.analysis, job.selection.everything, job.budget, milliseconds, pick, watch, progress
+        )
+        job.clock("choose")
+        outcomes.append(replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed))
+    return min(outcomes, key=lambda o: o.error or 0.0)
+
+
+def _depths(job: Job) -> tuple[int, ...]:
+    """Return which loss curves to try: the first, and where they name branches the first of those that do not."""
+    if not isinstance(job.answer, Curves) or not job.compares_branches:
+        return (0,)
+    names = {b.name for b in job.selection.branches}
+    without = next(i for i, curves in enumerate(job.answer.candidates) if names.isdisjoint(curves))
+    return 0, without
 
 
 def to_distortion(job: Job, most: float) -> Outcome:

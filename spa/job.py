@@ -15,10 +15,10 @@ from onnx import ModelProto
 import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch
 from spa.coupling.cost import measure
-from spa.coupling.plan import Plan
-from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored_groups
+from spa.coupling.plan import Plan, dropped
+from spa.criteria.answers import Answer, Curve, Curves, Removal, checked_answer, scored_groups
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
@@ -38,6 +38,7 @@ from spa.running.threads import bounded_threads
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
+from spa.widths.depth import AUTO, OFF, branches_for
 from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -332,6 +333,7 @@ class Job:
                 agg=scoring.agg,
                 seed=self.request.timing.seed,
                 inputs=self._scoring_inputs(),
+                branches=() if self.given_depth else self.selection.branches,
                 derivatives={need: self._derivative(need) for need in sorted(self.criterion.derivatives)},
             )
             bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
@@ -401,18 +403,61 @@ class Job:
         """
         answer = self.answer if answer is None else answer
         assert not isinstance(answer, Removal)  # `spa.goals.reach` takes it as it is
+        curves = answer.candidates[candidate] if isinstance(answer, Curves) else {}
+        budget, branches = self._with_depth(budget, curves)
+        groups = (*self.selection.groups, *branches)
         if not isinstance(answer, Curves):
-            return choose(self.analysis, self.selection.groups, answer, budget, latency), {}
+            scores = {**answer, **{b.name: np.zeros(1) for b in branches}}
+            return choose(self.analysis, groups, scores, budget, latency), {}
         from spa.widths.allocation import allocate
 
-        curves = answer.candidates[candidate]
+        free = Curve(np.zeros(1, int), np.zeros(2))  # of branches that the user names
+        curves = {b.name: free for b in branches} | dict(curves)
         if budget.ranking == "global":
-            choice = allocate(self.analysis, self.selection.groups, curves, budget, latency)
+            choice = allocate(self.analysis, groups, curves, budget, latency)
         else:
             scores = {n: c.scores() for n, c in curves.items()}
-            choice = choose(self.analysis, self.selection.groups, scores, budget, latency)
-        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.selection.groups}
-        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+            choice = choose(self.analysis, groups, scores, budget, latency)
+        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in groups}
+        gone |= {b.name: b.size for b in branches}  # what their going would cost
+        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items() if n in gone}
+
+    @property
+    def compares_branches(self) -> bool:
+        """Return whether residual branches compete with channels."""
+        return self.request.constraints.depth == AUTO
+
+    @property
+    def drops_branches(self) -> bool:
+        """Return whether some residual branches must go."""
+        return self.request.constraints.depth not in (OFF, AUTO)
+
+    @property
+    def given_depth(self) -> bool:
+        """Return whether the request names the branches that go."""
+        return self.drops_branches and not self.request.constraints.depth.isdigit()
+
+    def _with_depth(self, budget: Budget, curves: Mapping[str, Curve]) -> tuple[Budget, tuple[Branch, ...]]:
+        """Return the budget with the branches that must go, and the branches that the search has to do with.
+
+        Raises:
+            PlanError: branches must be compared, and the criterion does not say what they cost.
+        """
+        branches, depth = self.selection.branches, self.request.constraints.depth
+        if self.given_depth:
+            return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in branches}}), branches
+        if not branches:
+            return budget, ()
+        if not isinstance(self.answer, Curves) or self.selection.branches[0].name not in self.answer.candidates[0]:
+            raise PlanError(
+                f"depth is {depth!r}, and criterion {self.criterion.name!r} does not say what residual branches cost. "
+                "Use criterion obspa, or name the branches."
+            )
+        priced = tuple(b for b in branches if b.name in curves)
+        if depth != AUTO:
+            cheapest = sorted(priced, key=lambda b: curves[b.name].loss[1])[: int(depth)]
+            return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in cheapest}}), tuple(cheapest)
+        return budget, priced
 
     def cut(
         self,
@@ -518,6 +563,12 @@ def prepare(
         if planned
         else select(analysis, constraints.ignore, constraints.cross_norm, repaired, constraints.only)
     )
+    branches = (
+        _planned_branches(analysis, request)
+        if planned
+        else branches_for(analysis, constraints.depth, constraints.ignore, constraints.only)
+    )
+    selection = replace(selection, branches=branches)
     return Job(
         analysis=analysis,
         request=request,
@@ -528,6 +579,18 @@ def prepare(
         clock=clock or Clock(),
         progress=progress,
     )
+
+
+def _planned_branches(analysis: Analysis, request: Request) -> tuple[Branch, ...]:
+    """Return the branches that a plan drops."""
+    kept = analysis.kept(loaded(request).masks(analysis))
+    return dropped(analysis, kept)
+
+
+def loaded(request: Request) -> Plan:
+    """Return the plan of a request that has one, read from its file where it names one."""
+    plan = request.goal.plan
+    return plan if isinstance(plan, Plan) else Plan.load(str(plan))
 
 
 def _budget(analysis: Analysis, selection: Selection, request: Request, framework: str | None) -> Budget:

@@ -124,8 +124,9 @@ class _Surgeon:
             tensor, axes = node.input[branch.operand], self.analysis.axes[node.input[branch.operand]]
             shape = [self.kept.size(e) if i in branch.axes else 1 for i, e in enumerate(axes)]
             dtype = helper.tensor_dtype_to_np_dtype(self.analysis.points.first.dtype[tensor])
+            zeros = np.zeros(shape[min(branch.axes, default=len(shape)) :], dtype)
             name = self.fresh(f"{node.output[0]}_constant")
-            self.new[name] = numpy_helper.from_array(np.zeros(shape[min(branch.axes, default=len(shape)) :], dtype), name)
+            self.new[name] = numpy_helper.from_array(zeros, name)
             node.input[branch.operand] = name
 
     # -- constants -----------------------------------------------------------------------------------------------

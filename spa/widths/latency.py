@@ -23,8 +23,8 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes
-from spa.coupling.analysis import Analysis, Group
-from spa.coupling.cost import CostModel, Sizes, Term
+from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.cost import CostModel, Sizes, Switches, Term
 from spa.coupling.plan import Plan, make_plan
 from spa.errors import ModelError, PlanError
 from spa.model.graph import Graph, Node
@@ -264,9 +264,10 @@ def measure(
             progress("latency", (k + (i + 1) / len(parts)) / len(points))
         cache.save()
     block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
+    switches = Switches(groups)
     found = [
-        (ms, axes)
-        for part, per_feature in zip(features, coefficients, strict=True)
+        (ms, (*axes, *switches.of([next((n.index for n in nodes if analysis.laws[n.index].macs), nodes[0].index)])))
+        for nodes, part, per_feature in zip(parts, features, coefficients, strict=True)
         for feature, ms in zip(part, per_feature, strict=True)
         for axes in feature
         if ms > 0
@@ -286,7 +287,10 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
     thereby most of their timings, but for every second one, as they often feed each other.
     """
     steps = alignment(analysis, groups, budget.round_to)
-    ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    ladders = [
+        [g.size] if isinstance(g, Branch) else allowed_widths(g.size, s, budget.min_width)
+        for g, s in zip(groups, steps, strict=True)
+    ]
     ranks: dict[object, int] = {}
     seen: dict[object, int] = {}
     multipliers = []
