@@ -145,7 +145,12 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
     candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
     outcomes: list[Outcome] = []
     for candidate in range(candidates):
-        choice, losses = job.choose(budget, candidate=candidate)
+        try:
+            choice, losses = job.choose(budget, candidate=candidate)
+        except OutOfReachError:
+            if not outcomes:
+                raise
+            continue  # what only branches free
         plan = make_plan(job.analysis, choice.kept)
         job.clock("choose")
         if all(plan != o.plan for o in outcomes):
@@ -174,9 +179,14 @@ def to_latency(job: Job, milliseconds: float | None) -> Outcome:
     outcomes: list[Outcome] = []
     for candidate in _depths(job):
         pick = partial(job.choose, candidate=candidate)
-        choice, losses, timed, notes = latency.choose(
-            job.analysis, job.selection.everything, job.budget, milliseconds, pick, watch, progress
-        )
+        try:
+            choice, losses, timed, notes = latency.choose(
+                job.analysis, job.selection.everything, job.budget, milliseconds, pick, watch, progress
+            )
+        except OutOfReachError:
+            if not outcomes:
+                raise
+            break  # what only branches free
         job.clock("choose")
         outcomes.append(replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed))
     return min(outcomes, key=lambda o: o.error or 0.0)

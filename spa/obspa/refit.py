@@ -13,8 +13,7 @@ The producer of removed channels is refitted together with their reader, see :mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from functools import partial
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 from onnx import ModelProto
@@ -23,9 +22,9 @@ from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
-from spa.obspa.constants import fit_constant
+from spa.obspa.constants import LostBranch
 from spa.obspa.readers import kind_of
-from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
+from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
 from spa.progress import Progress, silent
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
@@ -57,7 +56,6 @@ def reconstruct(
         The pruned network's stream, which has recorded every edit.
     """
     kept = analysis.kept(plan.masks(analysis))
-    gone = dropped(analysis, kept)
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
     reconstruction = Reconstruction(
@@ -68,29 +66,29 @@ def reconstruct(
         rng=np.random.default_rng(settings.seed),
         settings=settings,
     )
-    changed: dict[int, Callable[[], None]] = {b.sum: partial(fit_constant, reconstruction, b) for b in gone}
+    changed = []
+    gone = lost_branches(analysis, kept)
     for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
-        kind = kind_of(pruned_stream.graph, pruned_node)
+        kind = gone.get(node.index) or kind_of(pruned_stream.graph, pruned_node)
         if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
             kind.prepare(reconstruction, node, pruned_node)
-            changed[node.index] = partial(_refit, reconstruction, kind, node, pruned_node)
-    for index, refit in sorted(changed.items()):
-        if nodes is not None and index not in nodes:
+            changed.append((kind, node, pruned_node))
+    for kind, node, pruned_node in changed:
+        if nodes is not None and node.index not in nodes:
             continue
-        progress("reconstruct", index / len(dense.graph.nodes))
-        refit()
+        progress("reconstruct", node.index / len(dense.graph.nodes))
+        dense.after(node)
+        pruned_stream.before(pruned_node)
+        kind.refit(reconstruction, node, pruned_node)
         give_back()
     return pruned_stream
 
 
-def _refit(reconstruction: Reconstruction, kind: ReaderKind, node: Node, pruned_node: Node) -> None:
-    reconstruction.dense.after(node)
-    reconstruction.pruned.before(pruned_node)
-    kind.refit(reconstruction, node, pruned_node)
-
-
 def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:
-    """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network."""
+    """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network.
+
+    Sums whose branch went are among them.
+    """
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         pruned_node = pruned_stream.graph.producer.get(next(o for o in node.outputs if o))
@@ -98,9 +96,13 @@ def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream)
             yield node, pruned_node
 
 
+def lost_branches(analysis: Analysis, kept: Kept) -> dict[int, LostBranch]:
+    """Return by the index of a sum what its branch that went has become."""
+    return {branch.sum: LostBranch(branch) for branch in dropped(analysis, kept)}
+
+
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
-    laws = analysis.laws
+    laws, sums = analysis.laws, lost_branches(analysis, kept).keys()
     cut = [i for i, law in laws.items() if any(kept.size(r.expr) != r.expr.size for r in law.reads)]
-    cut += [branch.sum for branch in dropped(analysis, kept)]
-    return sorted(i for i in analysis.graph.behind(cut) if i in laws and laws[i].reads)
+    return sorted(i for i in analysis.graph.behind({*cut, *sums}) if i in laws and (laws[i].reads or i in sums))
