@@ -453,11 +453,12 @@ class Job:
                 f"depth is {depth!r}, and criterion {self.criterion.name!r} does not say what residual branches cost. "
                 "Use criterion obspa, or name the branches."
             )
-        priced = tuple(b for b in branches if b.name in curves)
-        if depth != AUTO:
-            cheapest = sorted(priced, key=lambda b: curves[b.name].loss[1])[: int(depth)]
-            return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in cheapest}}), tuple(cheapest)
-        return budget, priced
+        if depth == AUTO:
+            return budget, tuple(b for b in branches if b.name in curves)
+        prices = {name: curve.loss[-1] for name, curve in self.answer.candidates[0].items()}
+        priced = sorted((b for b in branches if b.name in prices), key=lambda b: prices[b.name])
+        cheapest = tuple(priced[: int(depth)])
+        return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in cheapest}}), cheapest
 
     def cut(
         self,

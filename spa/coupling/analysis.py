@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -379,6 +379,11 @@ class Analysis:
                 )
             )
         return tuple(found)
+
+    def by_name(self, names: Iterable[str]) -> dict[str, Group]:
+        """Return all groups by name; residual branches, which take a search, where one of some names is no group's."""
+        groups = {g.name: g for g in self.groups}
+        return groups if groups.keys() >= set(names) else groups | {b.name: b for b in self.branches}
 
     def expr(self, place: Place) -> Expr:
         """Return the full expression of the axis that a place names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spa.algebra.axes import Dim, Expr, Kept
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Branch
 from spa.errors import PlanError
 from spa.model.files import read_bytes
 from spa.model.writing import text_draft
@@ -68,7 +68,7 @@ class Plan:
         Raises:
             PlanError: the plan does not fit the model, prunes a frozen group, or removes every channel of a group.
         """
-        groups = _named(analysis, self.kept)
+        groups = analysis.by_name(self.kept)
         masks: dict[Dim, np.ndarray] = {}
         for name, kept in self.kept.items():
             group = groups.get(name)
@@ -268,7 +268,7 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     Raises:
         PlanError: a group is unknown or frozen, or would lose every channel.
     """
-    groups = _named(analysis, kept)
+    groups = analysis.by_name(kept)
     pruned: dict[str, tuple[int, ...]] = {}
     for name, indices in kept.items():
         unique = tuple(sorted({int(i) for i in indices}))
@@ -283,14 +283,6 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
 def dropped(analysis: Analysis, kept: Kept) -> tuple[Branch, ...]:
     """Return the residual branches that go."""
     return tuple(b for b in analysis.branches if not kept.size(b.dim)) if kept.empties else ()
-
-
-def _named(analysis: Analysis, names: Iterable[str]) -> dict[str, Group]:
-    """Return groups by name; residual branches, which take a search, where a name is not another group's."""
-    groups: dict[str, Group] = {g.name: g for g in analysis.groups}
-    if any(name not in groups for name in names):
-        groups |= {b.name: b for b in analysis.branches}
-    return groups
 
 
 class _KeptOfConstants(Mapping[str, Mapping[int, tuple[int, ...]]]):
