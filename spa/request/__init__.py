@@ -259,9 +259,8 @@ class Constraints(Section):
     )
     depth: str = option(
         "off",
-        "whether residual branches (attention, a feed-forward layer, convolutions) may go as a whole: `auto` lets them "
-        "compete with channels, by what is measured of their loss; a number: so many, the cheapest; a pattern: those "
-        "that hold what matches. Without another goal a number or a pattern leaves all else whole",
+        "residual branches that go as a whole (attention, feed-forward layers, convolutions): `auto`, those that "
+        "matter less than channels do; a number, the cheapest; a pattern, those that match",
         kind=DEPTH,
     )
     equal: tuple[str, ...] | None = option(

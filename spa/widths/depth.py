@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from spa.coupling.analysis import Analysis, Branch
 from spa.errors import PlanError
-from spa.widths.patterns import check_patterns, matches, touching, writes
+from spa.widths.patterns import check_patterns, inside, matches
 
 OFF, AUTO = "off", "auto"
 
@@ -26,14 +26,15 @@ def branches_for(analysis: Analysis, depth: str, ignore: Sequence[str], only: Se
     if depth == OFF:
         return ()
     named = depth != AUTO and not depth.isdigit()
-    if named:
+    if named and all(depth != b.name for b in analysis.branches):
         check_patterns(analysis, {"depth": [depth]})
+    names = {b: inside(analysis, b) for b in analysis.branches}
     found = tuple(
         b
         for b in analysis.branches
-        if not any(matches(p, touching(analysis, b)) for p in ignore)
-        and (not only or any(writes(analysis, b, p) for p in only))
-        and (not named or matches(depth, touching(analysis, b)))
+        if not any(matches(p, names[b]) for p in ignore)
+        and (not only or any(matches(p, names[b]) for p in only))
+        and (not named or matches(depth, names[b]))
     )
     if not analysis.branches:
         raise PlanError(
@@ -41,8 +42,8 @@ def branches_for(analysis: Analysis, depth: str, ignore: Sequence[str], only: Se
             "they read, and used for nothing else. Leave depth out."
         )
     if not found:
-        names = ", ".join(repr(b.name) for b in analysis.branches[:3])
-        raise PlanError(f"depth: no residual branch is left under this request. There are {names}.")
+        first = ", ".join(repr(b.name) for b in analysis.branches[:3])
+        raise PlanError(f"depth: no residual branch is left under this request. There are {first}.")
     if depth.isdigit() and int(depth) > len(found):
         raise PlanError(f"depth: {depth} residual branches cannot go, there are {len(found)}. Ask for fewer.")
     return found
