@@ -3,16 +3,17 @@
     python benchmarks/depth.py --data DIR --networks DIR [--only resnet56 vit embedder recogniser] [--of latency macs]
                                [--ratios 0.3 0.5] [--samples N]
 
-`obspa` with real inputs, once with `depth="off"` and once with `depth="auto"`. Changes (mean squared, over the outputs'
-variance) are those on test inputs that neither saw. ResNet-56 and CIFAR-10 images are read from a folder (`accuracy.py`
+`obspa` with real inputs: the two networks that `depth="auto"` repairs and compares, with branches among the candidates
+and without. Changes (mean squared, over the outputs' variance) are those on test inputs that neither saw. ResNet-56 and CIFAR-10 images are read from a folder (`accuracy.py`
 says which files it holds); the ViT is `models/digits_vit.onnx`; the embedder and the recogniser come with their inputs
-from `real.py`, whose folder is `--networks`. Each cell is a process of its own; cells that are not run are kept from
-the last result. Timing is on one thread, which a busy machine disturbs less than two.
+from `real.py`, whose folder is `--networks`. Each network is a process of its own; cells that are not run are kept
+from the last result. Timing is on one thread, which a busy machine disturbs less than two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ WHAT = {
 }
 REAL = {"embedder": "minilm", "recogniser": "recogniser"}  # names in `real_networks`
 SAMPLES = {"resnet56": 256, "vit": 256, "embedder": 96, "recogniser": 48}
-OPTIONS: dict[str, dict[str, Any]] = {"recogniser": {"sizes": {"x[2]": 48}}}
+SIZES = {"recogniser": {"x[2]": 48}}
 TESTS = 64
 THREADS = 1
-DEPTHS = ("off", "auto")
 Feeds = dict[str, np.ndarray]
 
 
@@ -56,11 +56,14 @@ def inputs(name: str, data: Path, networks: Path, samples: int) -> tuple[Path, F
     return data / "resnet56_cifar10.onnx", {"image": train[:samples]}, [{"image": test_images[:TESTS]}]
 
 
-def measure(name: str, of: str, ratio: float, options: Any) -> dict[str, Any]:
-    """Prune with and without depth; time both beside the original, and compare outputs on test inputs."""
+def measure(name: str, of: str, options: Any) -> dict[str, Any]:
+    """Score a network once; for each ratio prune it with and without depth, time both, and compare outputs."""
     import onnx
 
     import spa
+    from spa import goals
+    from spa.coupling.cost import measure as cost
+    from spa.job import prepare
     from spa.model.graph import Graph
     from spa.running.bench import bench
     from spa.running.change import Yardstick
@@ -68,28 +71,33 @@ def measure(name: str, of: str, ratio: float, options: Any) -> dict[str, Any]:
 
     samples = options.samples or SAMPLES[name]
     file, given, tests = inputs(name, options.data, options.networks, samples)
-    more = OPTIONS.get(name, {})
-    found = [
-        spa.prune(file, ratio=ratio, of=of, depth=depth, data=given, samples=samples, threads=THREADS, **more)
-        for depth in DEPTHS
-    ]
+    sizes = SIZES.get(name)
+    request = spa.Request.of(data=given, samples=samples, of=of, depth="auto", threads=THREADS, sizes=sizes)
+    job = prepare(spa.analyze(file, sizes=sizes), request)
+    goals.prepare_inputs(job)
     graph = Graph(onnx.load(file), file.parent)
     yardstick = Yardstick(graph, with_padding(graph, tests, THREADS), THREADS)
-    timed = bench(
-        [file, *(r.model for r in found)], seconds=4.0, threads=THREADS, isolate_memory=False, sizes=more.get("sizes")
-    )
-    return {
-        "samples": samples,
-        "change": [yardstick.change(r.model).error for r in found],
-        "held out": [(r.report.calibration or {}).get("after") for r in found],
-        "ms": [m.p10_ms for m in timed.models],
-        "faster": [m.speedup_p10 for m in timed.models],
-        "macs": [r.report.after.macs / r.report.before.macs for r in found],
-        "gone": [b.name for b in found[1].report.branches if b.gone],
-        "branches": len(found[1].report.branches),
-        "goal": [(r.report.latency or {}).get("goal") for r in found],
-        "load": common.load(),
-    }
+    cells = {}
+    for ratio in options.ratios:
+        budget = replace(job.budget, ratio=ratio)
+        together, alone = (goals.of_candidate(job, budget, candidate) for candidate in goals.depths(job))
+        found = (alone, together)
+        timed = bench(
+            [file, *(o.model for o in found)], seconds=4.0, threads=THREADS, isolate_memory=False, sizes=sizes or {}
+        )
+        dense, *macs = (spa.analyze(m, sizes=sizes) for m in (file, *(o.model for o in found)))
+        cells[f"{ratio:g}"] = {
+            "samples": samples,
+            "change": [yardstick.change(o.model).error for o in found],
+            "held out": [o.error for o in found],
+            "ms": [m.p10_ms for m in timed.models],
+            "faster": [m.speedup_p10 for m in timed.models],
+            "macs": [cost(m).macs / cost(dense).macs for m in macs],
+            "gone": [b.name for b in job.selection.branches if b.name in together.plan.kept],
+            "branches": len(job.selection.branches),
+            "load": common.load(),
+        }
+    return cells
 
 
 def row(key: str, cell: dict[str, Any]) -> list[object]:
@@ -113,8 +121,9 @@ def page(data: dict[str, Any]) -> str:
     rows = [row(key, cell) for key, cell in sorted(data["cells"].items())]
     return f"""# Depth and width together
 
-`obspa` with real inputs, a share of the latency (`of="latency"`) or of the MACs removed, once by widths alone
-(`depth="off"`) and once with residual branches among the candidates (`depth="auto"`); made by `benchmarks/depth.py`.
+`obspa` with real inputs, a fraction of the latency (`of="latency"`) or of the MACs removed, once by widths alone
+and once with residual branches among the candidates, the two of which `depth="auto"` keeps the better; made by
+`benchmarks/depth.py`.
 The latency cut is a second measurement of three networks in turns, the original and both results: the time that a
 tenth of the runs stay below; onnxruntime, CPU provider, {THREADS} thread, batch 1. Change: mean squared change of the
 outputs (logits before a last softmax) over their variance, on {TESTS} test inputs that neither pruning saw. Bold: less
@@ -135,33 +144,34 @@ def _options() -> Any:
     parser.add_argument("--of", nargs="*", default=["latency"], choices=["latency", "macs"])
     parser.add_argument("--ratios", nargs="*", type=float, default=[0.3, 0.5])
     parser.add_argument("--samples", type=int, help="calibration inputs, in place of each network's own number")
-    parser.add_argument("--child", nargs=3, metavar=("NETWORK", "OF", "RATIO"), help="measure in this process")
+    parser.add_argument("--child", nargs=2, metavar=("NETWORK", "OF"), help="measure in this process")
     return parser.parse_args()
 
 
-def _cell(name: str, of: str, ratio: float, options: Any) -> dict[str, Any]:
+def _cells(name: str, of: str, options: Any) -> dict[str, Any]:
     words: Sequence[str] = ["--data", str(options.data), "--networks", str(options.networks)]
+    words = [*words, "--ratios", *map(str, options.ratios)]
     words = [*words, *(["--samples", str(options.samples)] if options.samples else [])]
-    child = common.python("depth.py", *words, "--child", name, of, str(ratio), timeout=3600)
-    return child.data or {"reason": child.reason}
+    child = common.python("depth.py", *words, "--child", name, of, timeout=7200)
+    return child.data or {f"{ratio:g}": {"reason": child.reason} for ratio in options.ratios}
 
 
 def main() -> None:
     """Measure and write the table."""
     options = _options()
     if options.child:
-        name, of, ratio = options.child
-        common.answer(measure(name, of, float(ratio), options))
+        name, of = options.child
+        common.answer(measure(name, of, options))
         return
     data = common.previous("depth", options.results) or {"cells": {}}
     data["machine"] = common.machine()
     for name in options.only or WHAT:
         for of in options.of:
-            for ratio in options.ratios:
-                key = f"{name}/{of}/{ratio:g}"
-                data["cells"][key] = _cell(name, of, ratio, options)
-                print(row(key, data["cells"][key]), flush=True)
-                common.write("depth", page(data), data, options.results)
+            for ratio, cell in _cells(name, of, options).items():
+                key = f"{name}/{of}/{ratio}"
+                data["cells"][key] = cell
+                print(row(key, cell), flush=True)
+            common.write("depth", page(data), data, options.results)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def attain(job: Job) -> Outcome:
         outcome = to_distortion(job, goal.max_distortion)
     elif goal.unit == "latency":
         outcome = to_latency(job, goal.latency_ms)
-    elif goal.ratio is None and (job.budget.fixed or job.drops_branches):
+    elif goal.ratio is None and (job.budget.fixed or job.request.constraints.depth_kind in ("number", "pattern")):
         outcome = to_widths(job)
     else:
         outcome = to_budget(job, job.budget)
@@ -171,30 +171,46 @@ def to_latency(job: Job, milliseconds: float | None) -> Outcome:
 
     Where branches compete with channels, the best choice without them is tried, too.
     """
-    from spa.widths import latency, stopwatch
-
-    timing = job.request.timing
-    watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
-    progress = silent if job.calibrated is None else job.progress
     outcomes: list[Outcome] = []
-    for candidate in _depths(job):
-        pick = partial(job.choose, candidate=candidate)
+    for candidate in depths(job):
         try:
-            choice, losses, timed, notes = latency.choose(
-                job.analysis, job.selection.everything, job.budget, milliseconds, pick, watch, progress
-            )
+            outcomes.append(of_candidate(job, job.budget, candidate, milliseconds))
         except OutOfReachError:
             if not outcomes:
-                raise
-            break  # what only branches free
-        job.clock("choose")
-        outcomes.append(replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed))
+                raise  # else only branches free as much
     return min(outcomes, key=lambda o: o.error or 0.0)
 
 
-def _depths(job: Job) -> tuple[int, ...]:
+def of_candidate(job: Job, budget: Budget, candidate: int, milliseconds: float | None = None) -> Outcome:
+    """Remove what a budget asks for by one of the criterion's candidates, and repair the result.
+
+    Args:
+        job: the pruning.
+        budget: what to remove.
+        candidate: which of several loss curves to go by.
+        milliseconds: that are to be left, in place of the budget's ratio.
+    """
+    timed = None
+    if budget.of == "latency":
+        from spa.widths import latency, stopwatch
+
+        timing = job.request.timing
+        watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
+        progress = silent if job.calibrated is None else job.progress
+        pick = partial(job.choose, candidate=candidate)
+        choice, losses, timed, notes = latency.choose(
+            job.analysis, job.selection.everything, budget, milliseconds, pick, watch, progress
+        )
+    else:
+        choice, losses = job.choose(budget, candidate=candidate)
+        notes = choice.notes
+    job.clock("choose")
+    return replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed)
+
+
+def depths(job: Job) -> tuple[int, ...]:
     """Return which loss curves to try: the first, and where they name branches the first of those that do not."""
-    if not isinstance(job.answer, Curves) or not job.compares_branches:
+    if not isinstance(job.answer, Curves) or job.request.constraints.depth_kind != "auto":
         return (0,)
     names = {b.name for b in job.selection.branches}
     without = next(i for i, curves in enumerate(job.answer.candidates) if names.isdisjoint(curves))

@@ -38,7 +38,7 @@ from spa.running.threads import bounded_threads
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
-from spa.widths.depth import AUTO, OFF, branches_for
+from spa.widths.depth import branches_for, dropping
 from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class Job:
                 agg=scoring.agg,
                 seed=self.request.timing.seed,
                 inputs=self._scoring_inputs(),
-                branches=() if self.given_depth else self.selection.branches,
+                branches=() if self.request.constraints.depth_kind == "pattern" else self.selection.branches,
                 derivatives={need: self._derivative(need) for need in sorted(self.criterion.derivatives)},
             )
             bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
@@ -404,7 +404,7 @@ class Job:
         answer = self.answer if answer is None else answer
         assert not isinstance(answer, Removal)  # `spa.goals.reach` takes it as it is
         curves = answer.candidates[candidate] if isinstance(answer, Curves) else {}
-        budget, branches = self._with_depth(budget, curves)
+        budget, branches = self._with_depth(budget, answer, candidate)
         groups = (*self.selection.groups, *branches)
         if not isinstance(answer, Curves):
             scores = {**answer, **{b.name: np.zeros(1) for b in branches}}
@@ -422,43 +422,26 @@ class Job:
         gone |= {b.name: b.size for b in branches}  # what their going would cost
         return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items() if n in gone}
 
-    @property
-    def compares_branches(self) -> bool:
-        """Return whether residual branches compete with channels."""
-        return self.request.constraints.depth == AUTO
-
-    @property
-    def drops_branches(self) -> bool:
-        """Return whether some residual branches must go."""
-        return self.request.constraints.depth not in (OFF, AUTO)
-
-    @property
-    def given_depth(self) -> bool:
-        """Return whether the request names the branches that go."""
-        return self.drops_branches and not self.request.constraints.depth.isdigit()
-
-    def _with_depth(self, budget: Budget, curves: Mapping[str, Curve]) -> tuple[Budget, tuple[Branch, ...]]:
+    def _with_depth(self, budget: Budget, answer: Answer, candidate: int) -> tuple[Budget, tuple[Branch, ...]]:
         """Return the budget with the branches that must go, and the branches that the search has to do with.
 
         Raises:
-            PlanError: branches must be compared, and the criterion does not say what they cost.
+            PlanError: branches must be compared, and the answer does not say what they cost.
         """
-        branches, depth = self.selection.branches, self.request.constraints.depth
-        if self.given_depth:
-            return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in branches}}), branches
-        if not branches:
-            return budget, ()
-        if not isinstance(self.answer, Curves) or self.selection.branches[0].name not in self.answer.candidates[0]:
+        branches, constraints = self.selection.branches, self.request.constraints
+        if constraints.depth_kind == "pattern" or not branches:
+            return dropping(budget, branches), branches
+        candidates = answer.candidates if isinstance(answer, Curves) else ({},)
+        prices = {b: candidates[0][b.name].loss[-1] for b in branches if b.name in candidates[0]}
+        if not prices:
             raise PlanError(
-                f"depth is {depth!r}, and criterion {self.criterion.name!r} does not say what residual branches cost. "
-                "Use criterion obspa, or name the branches."
+                f"depth is {constraints.depth!r}, and criterion {self.criterion.name!r} does not say what residual "
+                "branches cost. Use criterion obspa, or name the branches."
             )
-        if depth == AUTO:
-            return budget, tuple(b for b in branches if b.name in curves)
-        prices = {name: curve.loss[-1] for name, curve in self.answer.candidates[0].items()}
-        priced = sorted((b for b in branches if b.name in prices), key=lambda b: prices[b.name])
-        cheapest = tuple(priced[: int(depth)])
-        return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in cheapest}}), cheapest
+        if constraints.depth_kind == "auto":
+            return budget, tuple(b for b in branches if b.name in candidates[candidate])
+        cheapest = tuple(sorted(prices, key=lambda b: prices[b])[: int(constraints.depth)])
+        return dropping(budget, cheapest), cheapest
 
     def cut(
         self,
@@ -567,7 +550,7 @@ def prepare(
     branches = (
         _planned_branches(analysis, request)
         if planned
-        else branches_for(analysis, constraints.depth, constraints.ignore, constraints.only)
+        else branches_for(analysis, constraints.depth, constraints.depth_kind, constraints.ignore, constraints.only)
     )
     selection = replace(selection, branches=branches)
     return Job(

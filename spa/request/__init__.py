@@ -281,6 +281,11 @@ class Constraints(Section):
         shown="off",
     )
 
+    @property
+    def depth_kind(self) -> str:
+        """Return ``off``, ``auto``, ``number`` or ``pattern``."""
+        return self.depth if self.depth in ("off", "auto") else "number" if self.depth.isdigit() else "pattern"
+
 
 @dataclass(frozen=True)
 class Inputs(Section):

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spa.coupling.analysis import Analysis, Branch
 from spa.errors import PlanError
+from spa.widths.budget import Budget
 from spa.widths.patterns import check_patterns, inside, matches
 
-OFF, AUTO = "off", "auto"
+
+def dropping(budget: Budget, branches: Sequence[Branch]) -> Budget:
+    """Return a budget under which some branches go."""
+    return replace(budget, fixed={**budget.fixed, **{b.name: 0 for b in branches}})
 
 
-def branches_for(analysis: Analysis, depth: str, ignore: Sequence[str], only: Sequence[str]) -> tuple[Branch, ...]:
+def branches_for(
+    analysis: Analysis, depth: str, kind: str, ignore: Sequence[str], only: Sequence[str]
+) -> tuple[Branch, ...]:
     """Return the residual branches that an option lets go.
 
     Args:
         analysis: the model.
-        depth: ``off``, ``auto``, a number, or a pattern of the branches that must go.
+        depth: a number, or a pattern of the branches that must go.
+        kind: ``off``, ``auto``, ``number`` or ``pattern``.
         ignore: shell patterns; branches are left out that hold what matches.
         only: shell patterns; where there are some, branches are left out that hold nothing that matches.
 
     Raises:
         PlanError: there is none, or fewer than the number.
     """
-    if depth == OFF:
+    if kind == "off":
         return ()
-    named = depth != AUTO and not depth.isdigit()
-    if named and all(depth != b.name for b in analysis.branches):
+    if kind == "pattern" and all(depth != b.name for b in analysis.branches):
         check_patterns(analysis, {"depth": [depth]})
     names = {b: inside(analysis, b) for b in analysis.branches}
     found = tuple(
@@ -34,7 +41,7 @@ def branches_for(analysis: Analysis, depth: str, ignore: Sequence[str], only: Se
         for b in analysis.branches
         if not any(matches(p, names[b]) for p in ignore)
         and (not only or any(matches(p, names[b]) for p in only))
-        and (not named or matches(depth, names[b]))
+        and (kind != "pattern" or matches(depth, names[b]))
     )
     if not analysis.branches:
         raise PlanError(
@@ -44,6 +51,6 @@ def branches_for(analysis: Analysis, depth: str, ignore: Sequence[str], only: Se
     if not found:
         first = ", ".join(repr(b.name) for b in analysis.branches[:3])
         raise PlanError(f"depth: no residual branch is left under this request. There are {first}.")
-    if depth.isdigit() and int(depth) > len(found):
+    if kind == "number" and int(depth) > len(found):
         raise PlanError(f"depth: {depth} residual branches cannot go, there are {len(found)}. Ask for fewer.")
     return found
