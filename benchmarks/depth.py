@@ -4,10 +4,11 @@
                                [--ratios 0.3 0.5] [--samples N]
 
 `obspa` with real inputs: the two networks that `depth="auto"` repairs and compares, with branches among the candidates
-and without. Changes (mean squared, over the outputs' variance) are those on test inputs that neither saw. ResNet-56 and CIFAR-10 images are read from a folder (`accuracy.py`
-says which files it holds); the ViT is `models/digits_vit.onnx`; the embedder and the recogniser come with their inputs
-from `real.py`, whose folder is `--networks`. Each network is a process of its own; cells that are not run are kept
-from the last result. Timing is on one thread, which a busy machine disturbs less than two.
+and without. Changes (mean squared, over the outputs' variance) are those on test inputs that neither saw. ResNet-56 and
+CIFAR-10 images are read from a folder (`accuracy.py` says which files it holds); the ViT is `models/digits_vit.onnx`;
+the embedder and the recogniser come with their inputs from `real.py`, whose folder is `--networks`. Each network is a
+process of its own; cells that are not run are kept from the last result. Timing is on one thread, which a busy machine
+disturbs less than two.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve
 from spa.errors import OptionError, PlanError
 from spa.model.graph import Graph
+from spa.report.html import page
+from spa.report.text import branched
 from spa.request import Request
 from spa.surgery.apply import apply
 from spa.widths.allocation import allocate
@@ -113,6 +115,8 @@ def test_a_pattern_drops_what_it_names_and_leaves_all_else_whole() -> None:
     assert [g.kept for g in result.report.groups if g.kept not in (g.size, 0)] == []
     assert [g.size for g in result.report.groups if g.kept == 0] == [32]
     assert result.report.after.macs == measure(couple(Graph(result.model))).macs < result.report.before.macs
+    said = "1 of 1 residual branches went as a whole: /layer1/layer1.1/Add_output_0[branch]"
+    assert said in page(result.report, "dense", "pruned") and branched(result.report) == said
     again = spa.prune(RESNET, plan=result.plan)
     assert again.model == result.model and gone(again) == gone(result)
     assert spa.prove(RESNET, result.plan).holds
@@ -131,6 +135,14 @@ def test_a_number_drops_the_cheapest() -> None:
     prices = {name: scores[name].loss[1] for name in [b.name for b in spa.analyze(RESNET).branches]}
     assert sorted(gone(result)) == sorted(sorted(prices, key=lambda n: prices[n])[:2])
     assert {losses[n] for n in gone(result)} == {prices[n] for n in gone(result)}
+
+
+def test_scores_of_branches_serve_a_plan() -> None:
+    analysis = spa.analyze(RESNET)
+    scores = spa.score(analysis, depth="auto", **DATA)
+    plan = spa.plan(analysis, scores, depth=1, ratio=0.4)
+    assert [kept for name, kept in plan.kept.items() if name.endswith("[branch]")] == [()]
+    assert not any(name.endswith("[branch]") for name in spa.plan(analysis, scores, ratio=0.4).kept)
 
 
 def test_branches_compete_with_channels_and_never_do_harm() -> None:
