@@ -16,7 +16,7 @@ from spa.errors import ModelError, UnsupportedError
 from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
 from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, laid_out
-from spa.frameworks.reasons import reason_of
+from spa.frameworks.reasons import reason_of, refuse_lost_branches
 from spa.model.graph import tensor_array
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session, run
@@ -82,6 +82,7 @@ def write_back(
     """
     with extra("jax"):
         import jax  # noqa: F401
+    refuse_lost_branches(result.report, type(source).__name__)
     bound = bind(source, params, kwargs, vmap)
     leaves = _leaves(bound, result, names)
     feeds = working_feeds(load_session(result.model), name="the pruned model")

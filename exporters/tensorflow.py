@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from spa.errors import ModelError, SpaError, UnsupportedError
 from spa.exporters.keras_sizes import WIDTHS, Config, Widths
 from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
-from spa.frameworks.reasons import first_line
+from spa.frameworks.reasons import first_line, refuse_lost_branches
 from spa.frameworks.tensorflow import difference, example_feeds, read
 from spa.importers.tensorflow import convert, weight_sources
 from spa.model.writing import drafts
@@ -55,6 +55,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
             f"Keras model {keras_model.name!r} computes in {keras_model.compute_dtype}, to which its conversion has "
             "cast the weights. Convert, prune and write back a float32 copy of it."
         )
+    refuse_lost_branches(result.report, f"Keras model {keras_model.name!r}")
     pruned = Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
     _verify(small, result.model)

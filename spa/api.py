@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
-from spa.coupling.analysis import Analysis, couple
+from spa.coupling.analysis import Analysis, Branch, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
@@ -27,7 +27,7 @@ from spa.model.io import Source, load
 from spa.model.simplify import simplified
 from spa.model.slices import Slices
 from spa.progress import Progress, silent
-from spa.report import GroupReport, Report
+from spa.report import BranchReport, GroupReport, Report
 from spa.report.environment import environment
 from spa.report.layers import layer_names
 from spa.request import Request, options
@@ -327,9 +327,10 @@ def opened(
 
 def report_of(job: Job, outcome: Outcome, source: Source, framework_model: FrameworkModel | None) -> Report:
     """Put together what is to be said of a pruning."""
-    analysis, groups = job.analysis, job.selection.groups
-    costs = CostModel(analysis, [g.dim for g in groups])
-    widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in groups]
+    analysis, groups, branches = job.analysis, job.selection.groups, job.selection.branches
+    costs = CostModel(analysis, (*groups, *branches))
+    widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in (*groups, *branches)]
+    gone = [b for b, width in zip(branches, widths[len(groups) :], strict=True) if not width]
     before = _stored(analysis.graph, costs.evaluate(costs.sizes))
     after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))
     shares = group_fractions(analysis)
@@ -342,14 +343,15 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
             GroupReport(
                 name=g.name,
                 size=g.size,
-                kept=width,
+                kept=0 if any(b.holds(g) for b in gone) else width,
                 params=shares[g.name][0],
                 macs=shares[g.name][1],
                 crossings=g.crossings,
                 loss=outcome.losses.get(g.name),
             )
-            for g, width in zip(groups, widths, strict=True)
+            for g, width in zip(groups, widths[: len(groups)], strict=True)
         ),
+        branches=tuple(_branches(job, outcome, gone)),
         frozen=tuple((g.name, g.size, g.frozen) for g in analysis.groups if g.frozen is not None and g.size > 1),
         skipped=job.selection.skipped,
         barriers=tuple(analysis.barriers.items()),
@@ -373,6 +375,15 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
         layers=layer_names(analysis),
         environment=environment(),
     )
+
+
+def _branches(job: Job, outcome: Outcome, gone: Sequence[Branch]) -> Iterator[BranchReport]:
+    """Yield what is to be said of each residual branch that could go."""
+    branches = job.selection.branches
+    shares = zip(branches, *CostModel(job.analysis, branches).fractions(), strict=True)
+    for branch, params, macs in shares:
+        loss = outcome.losses.get(branch.name)
+        yield BranchReport(name=branch.name, gone=branch in gone, params=params, macs=macs, loss=loss)
 
 
 def _alternatives(model: ModelProto) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import log
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError
-from spa.job import Job, Outcome
+from spa.job import Job, Outcome, loaded
 from spa.progress import silent
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
@@ -45,14 +46,14 @@ def attain(job: Job) -> Outcome:
     if goal.kind == "metric" and not isinstance(job.answer, Removal):
         return to_metric(job)
     if goal.kind == "plan":
-        outcome = job.cut(goal.plan if isinstance(goal.plan, Plan) else Plan.load(str(goal.plan)))
+        outcome = job.cut(loaded(job.request))
     elif isinstance(removal := job.answer, Removal):
         outcome = job.cut(removal.plan, notes=removal.notes, fold=removal.fold)
     elif goal.max_distortion is not None:
         outcome = to_distortion(job, goal.max_distortion)
     elif goal.unit == "latency":
         outcome = to_latency(job, goal.latency_ms)
-    elif goal.ratio is None and job.budget.fixed:
+    elif goal.ratio is None and (job.budget.fixed or job.request.constraints.depth_kind in ("number", "pattern")):
         outcome = to_widths(job)
     else:
         outcome = to_budget(job, job.budget)
@@ -64,7 +65,7 @@ def prepare_inputs(job: Job) -> None:
     goal = job.request.goal
     if job.needs_inputs:
         if goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency":
-            refuse_out_of_reach(job.analysis, job.selection.groups, job.budget)
+            refuse_out_of_reach(job.analysis, job.selection.everything, job.budget)
         job.calibrate()
     elif goal.unit == "latency":
         job.try_out()
@@ -144,7 +145,12 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
     candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
     outcomes: list[Outcome] = []
     for candidate in range(candidates):
-        choice, losses = job.choose(budget, candidate=candidate)
+        try:
+            choice, losses = job.choose(budget, candidate=candidate)
+        except OutOfReachError:
+            if not outcomes:
+                raise
+            continue  # what only branches free
         plan = make_plan(job.analysis, choice.kept)
         job.clock("choose")
         if all(plan != o.plan for o in outcomes):
@@ -161,17 +167,54 @@ def to_widths(job: Job) -> Outcome:
 
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:
-    """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
-    from spa.widths import latency, stopwatch
+    """Remove what a budget of latency asks for, or what leaves so many milliseconds.
 
-    timing = job.request.timing
-    watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
-    progress = silent if job.calibrated is None else job.progress
-    choice, losses, timed, notes = latency.choose(
-        job.analysis, job.selection.groups, job.budget, milliseconds, job.choose, watch, progress
-    )
+    Where branches compete with channels, the best choice without them is tried, too.
+    """
+    outcomes: list[Outcome] = []
+    for candidate in depths(job):
+        try:
+            outcomes.append(of_candidate(job, job.budget, candidate, milliseconds))
+        except OutOfReachError:
+            if not outcomes:
+                raise  # else only branches free as much
+    return min(outcomes, key=lambda o: o.error or 0.0)
+
+
+def of_candidate(job: Job, budget: Budget, candidate: int, milliseconds: float | None = None) -> Outcome:
+    """Remove what a budget asks for by one of the criterion's candidates, and repair the result.
+
+    Args:
+        job: the pruning.
+        budget: what to remove.
+        candidate: which of several loss curves to go by.
+        milliseconds: that are to be left, in place of the budget's ratio.
+    """
+    timed = None
+    if budget.of == "latency":
+        from spa.widths import latency, stopwatch
+
+        timing = job.request.timing
+        watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
+        progress = silent if job.calibrated is None else job.progress
+        pick = partial(job.choose, candidate=candidate)
+        choice, losses, timed, notes = latency.choose(
+            job.analysis, job.selection.everything, budget, milliseconds, pick, watch, progress
+        )
+    else:
+        choice, losses = job.choose(budget, candidate=candidate)
+        notes = choice.notes
     job.clock("choose")
     return replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed)
+
+
+def depths(job: Job) -> tuple[int, ...]:
+    """Return which loss curves to try: the first, and where they name branches the first of those that do not."""
+    if not isinstance(job.answer, Curves) or job.request.constraints.depth_kind != "auto":
+        return (0,)
+    names = {b.name for b in job.selection.branches}
+    without = next(i for i, curves in enumerate(job.answer.candidates) if names.isdisjoint(curves))
+    return 0, without
 
 
 def to_distortion(job: Job, most: float) -> Outcome:

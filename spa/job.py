@@ -15,10 +15,10 @@ from onnx import ModelProto
 import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch
 from spa.coupling.cost import measure
-from spa.coupling.plan import Plan
-from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored_groups
+from spa.coupling.plan import Plan, dropped
+from spa.criteria.answers import Answer, Curve, Curves, Removal, checked_answer, scored_groups
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
@@ -39,6 +39,7 @@ from spa.running.threads import bounded_threads
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
+from spa.widths.depth import branches_for, dropping
 from spa.widths.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class Job:
                 agg=scoring.agg,
                 seed=self.request.timing.seed,
                 inputs=self._scoring_inputs(),
+                branches=() if self.request.constraints.depth_kind == "pattern" else self.selection.branches,
                 derivatives={need: self._derivative(need) for need in sorted(self.criterion.derivatives)},
             )
             bounds = bounded_threads(context.inputs.threads) if context.inputs is not None else nullcontext()
@@ -403,18 +405,45 @@ class Job:
         """
         answer = self.answer if answer is None else answer
         assert not isinstance(answer, Removal)  # `spa.goals.reach` takes it as it is
+        curves = answer.candidates[candidate] if isinstance(answer, Curves) else {}
+        budget, branches = self._with_depth(budget, answer, candidate)
+        groups = (*self.selection.groups, *branches)
         if not isinstance(answer, Curves):
-            return choose(self.analysis, self.selection.groups, answer, budget, latency), {}
+            scores = {**answer, **{b.name: np.zeros(1) for b in branches}}
+            return choose(self.analysis, groups, scores, budget, latency), {}
         from spa.widths.allocation import allocate
 
-        curves = answer.candidates[candidate]
+        free = Curve(np.zeros(1, int), np.zeros(2))  # of branches that the user names
+        curves = {b.name: free for b in branches} | dict(curves)
         if budget.ranking == "global":
-            choice = allocate(self.analysis, self.selection.groups, curves, budget, latency)
+            choice = allocate(self.analysis, groups, curves, budget, latency)
         else:
             scores = {n: c.scores() for n, c in curves.items()}
-            choice = choose(self.analysis, self.selection.groups, scores, budget, latency)
-        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in self.selection.groups}
-        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items()}
+            choice = choose(self.analysis, groups, scores, budget, latency)
+        gone = {g.name: g.size - len(choice.kept.get(g.name, range(g.size))) for g in groups}
+        gone |= {b.name: b.size for b in branches}  # what their going would cost
+        return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items() if n in gone}
+
+    def _with_depth(self, budget: Budget, answer: Answer, candidate: int) -> tuple[Budget, tuple[Branch, ...]]:
+        """Return the budget with the branches that must go, and the branches that the search has to do with.
+
+        Raises:
+            PlanError: branches must be compared, and the answer does not say what they cost.
+        """
+        branches, constraints = self.selection.branches, self.request.constraints
+        if constraints.depth_kind == "pattern" or not branches:
+            return dropping(budget, branches), branches
+        candidates = answer.candidates if isinstance(answer, Curves) else ({},)
+        prices = {b: candidates[0][b.name].loss[-1] for b in branches if b.name in candidates[0]}
+        if not prices:
+            raise PlanError(
+                f"depth is {constraints.depth!r}, and criterion {self.criterion.name!r} does not say what residual "
+                "branches cost. Use criterion obspa, or name the branches."
+            )
+        if constraints.depth_kind == "auto":
+            return budget, tuple(b for b in branches if b.name in candidates[candidate])
+        cheapest = tuple(sorted(prices, key=lambda b: prices[b])[: int(constraints.depth)])
+        return dropping(budget, cheapest), cheapest
 
     def cut(
         self,
@@ -527,6 +556,12 @@ def prepare(
         if planned
         else select(analysis, constraints.ignore, constraints.cross_norm, repaired, constraints.only)
     )
+    branches = (
+        _planned_branches(analysis, request)
+        if planned
+        else branches_for(analysis, constraints.depth, constraints.depth_kind, constraints.ignore, constraints.only)
+    )
+    selection = replace(selection, branches=branches)
     return Job(
         analysis=analysis,
         request=request,
@@ -537,6 +572,18 @@ def prepare(
         clock=clock or Clock(),
         progress=progress,
     )
+
+
+def _planned_branches(analysis: Analysis, request: Request) -> tuple[Branch, ...]:
+    """Return the branches that a plan drops."""
+    kept = analysis.kept(loaded(request).masks(analysis))
+    return dropped(analysis, kept)
+
+
+def loaded(request: Request) -> Plan:
+    """Return the plan of a request that has one, read from its file where it names one."""
+    plan = request.goal.plan
+    return plan if isinstance(plan, Plan) else Plan.load(str(plan))
 
 
 def _budget(analysis: Analysis, selection: Selection, request: Request, framework: str | None) -> Budget:

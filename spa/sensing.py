@@ -85,7 +85,7 @@ def _curve(job: Job, group: Group, layer: str, curve: Curve, fractions: Sequence
     (ladder,) = job.budget.ladders(job.analysis, [group])
     allowed = np.array([rung[0] for rung in ladder.rungs])
     widths = sorted({int(allowed[np.abs(allowed - group.size * (1 - f)).argmin()]) for f in fractions}, reverse=True)
-    costs = CostModel(job.analysis, [group.dim])
+    costs = CostModel(job.analysis, [group])
     change = None
     if measure and job.calibrated is not None:
         change = tuple(_change(job, group, curve, width) for width in widths)

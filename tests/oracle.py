@@ -75,6 +75,7 @@ def check(
     surgeon: Callable[[Analysis, Plan], ModelProto] = apply,
     mask: Callable[[Analysis, Plan], ModelProto] = masked,
     sensitive: bool = True,
+    drop: Sequence[str] = (),
 ) -> Checked:
     """Prune a random, asymmetric part of every group and compare with the masked original.
 
@@ -89,6 +90,7 @@ def check(
         surgeon: what prunes (replaced by sabotage tests).
         mask: what masks (replaced by sabotage tests).
         sensitive: whether masking must change an output, so that equality says something.
+        drop: names of residual branches that go as a whole, too.
 
     Raises:
         OracleError: an output differs, or nothing was pruned, or pruning was not visible.
@@ -97,10 +99,11 @@ def check(
     analysis = couple(Graph(model))
     pool = analysis.prunable if cross else analysis.free
     chosen = tuple(g for g in (pool if groups is None else _named(analysis, groups)) if g.size > 1)
-    if not chosen:
+    if not chosen and not drop:
         reasons = {g.name: g.frozen or f"crosses {g.crossings}" for g in analysis.groups}
         raise OracleError(f"no group to prune: {reasons}")
-    plan = make_plan(analysis, random_keeps(chosen, fraction, seed))
+    none = np.zeros(0, int)
+    plan = make_plan(analysis, random_keeps(chosen, fraction, seed) | dict.fromkeys(drop, none))
     pruned = surgeon(analysis, plan)
     if model.SerializeToString(deterministic=True) != before:
         raise OracleError("the input model was changed")

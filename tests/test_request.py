@@ -35,6 +35,7 @@ REQUEST = {
     "width": {"fc1": 24},
     "ratio_of": {"layer3.*": 0.5},
     "keep_at_least": {"layer1.*": 8},
+    "depth": "layer3.1*",
     "equal": ("heads",),
     "round_to": 4,
     "min_width": 2,

@@ -21,6 +21,7 @@ from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, refere
 from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.saving import remember
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
+from spa.frameworks.reasons import refuse_lost_branches
 from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph, Node
 
@@ -81,6 +82,7 @@ def fitted(
     module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Do as :func:`write_back`, and say which parts are wider than pruning left them, and why."""
+    refuse_lost_branches(result.report, type(module).__name__)
     feeds = feeds_of(result.model, example_inputs)
     wanted = reference(result.model, result.source.base, feeds)
     masks = result.plan.masks(result.analysis)

@@ -386,6 +386,9 @@ class Kept:
         masks: for each pruned Dim a boolean array of its size, True where the index is kept; Dims that are
             not named keep everything.
 
+    Attributes:
+        empties: whether some Dim keeps nothing.
+
     >>> space = Space()
     >>> h, d = space.dim(2), space.dim(3)
     >>> kept = Kept(space, {h: np.array([False, True]), d: np.array([True, False, True])})
@@ -399,6 +402,7 @@ class Kept:
         self._space = space
         self._masks = masks
         self._counts = {d: int(m.sum()) for d, m in masks.items()}
+        self.empties = not all(self._counts.values())
 
     def mask(self, expr: Expr) -> np.ndarray:
         """Return a boolean array of shape (expr.size,): concatenated for a sum, the outer AND for a product."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,9 +11,10 @@ import numpy as np
 
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Op, Read, Tie
+from spa.coupling.branches import regions
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
-from spa.model.traits import INDICES, Trait, traits
+from spa.model.traits import FLOATS, INDICES, Trait, traits
 from spa.model.two_points import TwoPoints, two_points
 from spa.rules import find, load, unreviewed
 
@@ -76,6 +77,40 @@ class Group:
     writers: tuple[int, ...]
     crossings: tuple[str, ...]
     frozen: str | None
+
+    @property
+    def least(self) -> int:
+        """The fewest channels that it may keep."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Branch(Group):
+    """A residual branch as a group of one channel: without it nothing is left of its operators but a constant.
+
+    Its operators are the nodes that are computed for it alone, its reader is the sum, its writers are the layers.
+
+    Attributes:
+        operand: which of the sum's operands it is.
+        axes: the axes of the sum along which the constant varies, those that its layers write.
+    """
+
+    operand: int
+    axes: tuple[int, ...]
+
+    @property
+    def least(self) -> int:
+        """The fewest channels that it may keep: none."""
+        return 0
+
+    @property
+    def sum(self) -> int:
+        """The index of the node that adds it."""
+        return self.readers[0]
+
+    def holds(self, group: Group) -> bool:
+        """Return whether all operators of another group go with this branch."""
+        return set(group.operators) <= set(self.operators)
 
 
 @dataclass
@@ -313,6 +348,42 @@ class Analysis:
     def prunable(self) -> tuple[Group, ...]:
         """The groups that can be pruned at all, those that cross a normalisation included."""
         return tuple(g for g in self.groups if g.frozen is None)
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The residual branches with weights, each a group of one channel."""
+        written: dict[int, set[Dim]] = {}
+        for group in self.groups:
+            for index in group.writers:
+                written.setdefault(index, set()).add(group.dim)
+        walk, found = self.points.first, []
+        for region in regions(self.graph, walk.shape, self._constant):
+            layers = tuple(i for i in region.nodes if i in self.laws and self.laws[i].macs)
+            if not layers or walk.dtype.get(region.addend) not in FLOATS:
+                continue
+            dims = {d for i in layers for d in written.get(i, ())}
+            axes = self.axes.get(region.addend, ())
+            found.append(
+                Branch(
+                    name=f"{region.sum.outputs[0]}[branch]",
+                    dim=Dim(1),
+                    size=1,
+                    places=(),
+                    operators=region.nodes,
+                    readers=(region.sum.index,),
+                    writers=layers,
+                    crossings=(),
+                    frozen=None,
+                    operand=region.operand,
+                    axes=tuple(i for i, e in enumerate(axes) if dims.intersection(leaves(self.space.resolve(e)))),
+                )
+            )
+        return tuple(found)
+
+    def by_name(self, names: Iterable[str]) -> dict[str, Group]:
+        """Return all groups by name; residual branches, which take a search, where one of some names is no group's."""
+        groups = {g.name: g for g in self.groups}
+        return groups if groups.keys() >= set(names) else groups | {b.name: b for b in self.branches}
 
     def expr(self, place: Place) -> Expr:
         """Return the full expression of the axis that a place names."""

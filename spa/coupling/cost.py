@@ -6,7 +6,7 @@ of widths is a number, not another export.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 from onnx import TensorProto, helper
 
 from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.model.graph import Graph
 from spa.model.traits import NOT_PARAMETERS
 
@@ -76,12 +76,13 @@ class Sizes:
 
     Args:
         space: the space that the axes belong to.
-        dims: the dimensions that may shrink, in the order in which widths are given.
+        groups: the groups that may shrink, in the order in which widths are given.
     """
 
-    def __init__(self, space: Space, dims: Sequence[Dim]) -> None:
+    def __init__(self, space: Space, groups: Sequence[Group]) -> None:
         self._space = space
-        self._index = {dim: i for i, dim in enumerate(dims)}
+        self._index = {g.dim: i for i, g in enumerate(groups)}
+        self._branches = {i for i, g in enumerate(groups) if isinstance(g, Branch)}
         self._polynomials: list[Polynomial] = []
         self._positions: dict[Expr, int] = {}  # of an axis' polynomial
 
@@ -114,15 +115,42 @@ class Sizes:
         """Return the sizes of the axes that can shrink, each rounded up to a multiple of ``block``.
 
         Args:
-            widths: of each dimension, in the order in which the dimensions were given.
-            block: the number that sizes are rounded up to a multiple of.
+            widths: of each group, in the order in which the groups were given.
+            block: the number that sizes are rounded up to a multiple of; branches are there or not.
         """
         sizes = [sum(c * prod(widths[i] for i in dims) for c, dims in p) for p in self._polynomials]
-        return [-(-n // block) * block for n in sizes] if block > 1 else sizes
+        if block == 1:
+            return sizes
+        return [
+            n if self._branches.issuperset(p[0][1]) else -(-n // block) * block
+            for n, p in zip(sizes, self._polynomials, strict=True)
+        ]
 
     def dims(self, term: Term) -> set[int]:
-        """Return the positions of the dimensions that a term depends on."""
+        """Return the positions of the groups that a term depends on."""
         return {i for axis in term.axes for _, dims in self._polynomials[axis] for i in dims}
+
+
+class Switches:
+    """The branches that go together with nodes, as factors of what these cost.
+
+    Args:
+        groups: those that may shrink, of which some may be branches.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._by_node: dict[int, list[Dim]] = {}
+        for branch in groups:
+            if isinstance(branch, Branch):
+                for index in branch.operators:
+                    self._by_node.setdefault(index, []).append(branch.dim)
+
+    def of(self, nodes: Iterable[int]) -> Axes:
+        """Return the dimensions of the branches that hold all of some nodes, one index each."""
+        if not self._by_node:
+            return ()
+        each = [self._by_node.get(index, ()) for index in nodes]
+        return tuple(d for d in each[0] if all(d in dims for dims in each[1:])) if each else ()
 
 
 class CostModel:
@@ -130,16 +158,20 @@ class CostModel:
 
     Args:
         analysis: the model.
-        dims: the dimensions that may shrink, in the order in which widths are given.
+        groups: the groups that may shrink, in the order in which widths are given; branches may be among them.
         latency: the model's latency, where that is asked for.
 
     Attributes:
-        sizes: the dense widths of the dimensions.
+        sizes: the dense widths of the groups.
     """
 
-    def __init__(self, analysis: Analysis, dims: Sequence[Dim], latency: LatencyTerms | None = None) -> None:
-        self._axes = Sizes(analysis.space, dims)
-        self.sizes = [d.size for d in dims]
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], latency: LatencyTerms | None = None) -> None:
+        self._axes = Sizes(analysis.space, groups)
+        self.sizes = [g.size for g in groups]
+        inside = Switches(groups)
+        self._channels = [
+            self._axes.term((g.dim, *inside.of(g.operators))) for g in groups if not isinstance(g, Branch)
+        ]
         self._params: list[Term] = []
         self._bytes: list[tuple[float, Term]] = []
         seen: set[str] = set()
@@ -147,9 +179,14 @@ class CostModel:
             tensor = analysis.graph.constants[name]
             if name not in seen and tensor.data_type not in NOT_PARAMETERS:
                 seen.add(name)
-                self._params.append(self._axes.term(axes))
+                readers = [node.index for node, _ in analysis.graph.users.get(name, ())]
+                self._params.append(self._axes.term((*axes, *inside.of(readers))))
                 self._bytes.append((_item_bytes(tensor.data_type), self._params[-1]))
-        self._macs = {i: [self._axes.term(axes) for axes in law.macs] for i, law in analysis.laws.items() if law.macs}
+        self._macs = {
+            i: [self._axes.term((*axes, *inside.of((i,)))) for axes in law.macs]
+            for i, law in analysis.laws.items()
+            if law.macs
+        }
         self._batch = analysis.points.batch
         self._block = latency.block if latency else 1
         self._dense: dict[str, float] = {}
@@ -159,17 +196,17 @@ class CostModel:
             self._ms[term] = self._ms.get(term, 0.0) + ms
 
     def evaluate(self, widths: Sequence[int]) -> Cost:
-        """Return the cost when each dimension has the given width."""
+        """Return the cost when each group has the given width."""
         return Cost(**{of: self._count(widths, of) for of in ("params", "macs", "bytes", "channels")})
 
     def _count(self, widths: Sequence[int], of: str) -> int:
-        if of == "channels":
-            return sum(widths)
         sizes = self._axes.at(widths)
         if of == "params":
             return sum(t.value(sizes) for t in self._params)
         if of == "bytes":
             return int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes))
+        if of == "channels":
+            return sum(t.value(sizes) for t in self._channels)
         return sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
 
     def latency(self, widths: Sequence[int]) -> float:
@@ -181,7 +218,7 @@ class CostModel:
         """Return the fraction of the dense cost that is gone at these widths.
 
         Args:
-            widths: of each dimension.
+            widths: of each group.
             of: the unit: ``macs``, ``params``, ``bytes``, ``channels`` or ``latency``.
         """
         if of not in self._dense:
@@ -193,7 +230,7 @@ class CostModel:
         return self.latency(widths) if of == "latency" else self._count(widths, of)
 
     def fractions(self) -> tuple[list[float], list[float]]:
-        """Return for each dimension the fractions of all parameters and of all MACs in tensors and nodes with it."""
+        """Return for each group the fractions of all parameters and of all MACs in tensors and nodes with it."""
         sizes = self._axes.at(self.sizes)
 
         def fractions(terms: Sequence[Term]) -> list[float]:
@@ -217,14 +254,14 @@ def _item_bytes(data_type: int) -> float:
 
 def measure(analysis: Analysis) -> Cost:
     """Return the cost of the dense model; ``channels`` counts every group that is not frozen."""
-    dims = [g.dim for g in analysis.prunable]
-    return CostModel(analysis, dims).evaluate([d.size for d in dims])
+    costs = CostModel(analysis, analysis.prunable)
+    return costs.evaluate(costs.sizes)
 
 
 def group_fractions(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
     """Return by group name the fractions of all parameters and of all MACs that the group runs through."""
     groups = [g for g in analysis.groups if g.size > 1]
-    params, macs = CostModel(analysis, [g.dim for g in groups]).fractions()
+    params, macs = CostModel(analysis, groups).fractions()
     return {g.name: (p, m) for g, p, m in zip(groups, params, macs, strict=True)}
 
 

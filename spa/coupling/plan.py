@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spa.algebra.axes import Dim, Expr, Kept
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch
 from spa.errors import PlanError
 from spa.model.files import read_bytes
 from spa.model.writing import text_draft
@@ -38,6 +38,8 @@ class Cut:
 @dataclass(frozen=True)
 class Plan:
     """Kept indices of each pruned group; groups that are not named keep everything. An empty plan is the identity.
+
+    A residual branch is a group of one channel, and none is kept where it goes.
 
     Attributes:
         kept: group name → sorted kept indices.
@@ -66,7 +68,7 @@ class Plan:
         Raises:
             PlanError: the plan does not fit the model, prunes a frozen group, or removes every channel of a group.
         """
-        groups = {g.name: g for g in analysis.groups}
+        groups = analysis.by_name(self.kept)
         masks: dict[Dim, np.ndarray] = {}
         for name, kept in self.kept.items():
             group = groups.get(name)
@@ -79,9 +81,9 @@ class Plan:
                 continue
             if group.frozen is not None:
                 raise PlanError(f"group {name!r} is frozen: {group.frozen}. Take it out of the plan.")
-            if not kept:
+            if len(kept) < group.least:
                 raise PlanError(f"group {name!r} keeps none of its {group.size} channels. Keep 1 or more of them.")
-            if min(kept) < 0 or max(kept) >= group.size:
+            if kept and (min(kept) < 0 or max(kept) >= group.size):
                 raise PlanError(
                     f"group {name!r} keeps indices {min(kept)} to {max(kept)}, but its channels are 0 to "
                     f"{group.size - 1}. Make a new plan."
@@ -266,7 +268,7 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     Raises:
         PlanError: a group is unknown or frozen, or would lose every channel.
     """
-    groups = {g.name: g for g in analysis.groups}
+    groups = analysis.by_name(kept)
     pruned: dict[str, tuple[int, ...]] = {}
     for name, indices in kept.items():
         unique = tuple(sorted({int(i) for i in indices}))
@@ -276,6 +278,11 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     masks = Plan(kept=pruned, sizes=sizes, parameters={}).masks(analysis)
     parameters, uses = _parameters(analysis, analysis.kept(masks))
     return Plan(kept=pruned, sizes=sizes, parameters=parameters, uses=uses)
+
+
+def dropped(analysis: Analysis, kept: Kept) -> tuple[Branch, ...]:
+    """Return the residual branches that go."""
+    return tuple(b for b in analysis.branches if not kept.size(b.dim)) if kept.empties else ()
 
 
 class _KeptOfConstants(Mapping[str, Mapping[int, tuple[int, ...]]]):

@@ -59,8 +59,9 @@ class Curves:
     """Loss curves of groups.
 
     Attributes:
-        candidates: by group name. The first are used; where there are more, and the pruned network is refitted, each
-            is tried and the one that changes the outputs least stays.
+        candidates: by group name; residual branches may be among them, as groups of one channel. The first are used;
+            where there are more, and the pruned network is refitted, each is tried and the one that changes the
+            outputs least stays.
     """
 
     candidates: tuple[Mapping[str, Curve], ...]

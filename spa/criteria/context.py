@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.progress import Progress, silent
 
@@ -73,6 +73,7 @@ class Context:
         seed: of everything random.
         inputs: what to run, where the criterion needs inputs or labels.
         derivatives: of a loss, by need (``gradients``, say) and initializer, in the initializer's shape.
+        branches: residual branches that may go as a whole, for criteria that can say what that costs.
     """
 
     analysis: Analysis
@@ -82,6 +83,7 @@ class Context:
     seed: int = 0
     inputs: Inputs | None = None
     derivatives: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    branches: Sequence[Branch] = ()
 
     def required_inputs(self) -> Inputs:
         """Return the inputs; raise PlanError if there are none."""

@@ -1,6 +1,9 @@
-"""The reason in an exception of a framework, short enough for a message of ours."""
+"""Why a framework's model cannot be had: exceptions of the framework in short, and what its own code computes."""
 
 from __future__ import annotations
+
+from spa.errors import UnsupportedError
+from spa.report import Report
 
 
 def first_line(error: BaseException) -> str:
@@ -20,3 +23,16 @@ def reason_of(error: Exception) -> str:
     'ValueError: no such layer'
     """
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
+
+
+def refuse_lost_branches(report: Report, model: str) -> None:
+    """Refuse to rebuild a model whose own code computes residual branches that went.
+
+    Raises:
+        UnsupportedError: one went.
+    """
+    if gone := [branch.name for branch in report.branches if branch.gone]:
+        raise UnsupportedError(
+            f"{model}'s own code computes the residual branch {gone[0]!r}, which is gone. Take the branch out of it by "
+            "hand, take the ONNX model, or prune with depth='off'."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from spa.coupling.analysis import Group
 from spa.coupling.cost import CostModel
@@ -11,6 +12,10 @@ from spa.criteria.context import Context, Inputs
 from spa.criteria.magnitude import l2
 from spa.criteria.registry import Criterion, criterion
 from spa.criteria.scores import by_parameter
+from spa.errors import PlanError
+
+if TYPE_CHECKING:
+    from spa.running.stream import Feeds
 
 # The exponent of `discounted`: how much later refits repair. Chosen by the outputs of ResNet-20 and ResNet-56 on
 # held-out inputs (benchmarks/results/ablation.md).
@@ -23,6 +28,7 @@ GAUGE_DAMPING = 0.1  # of the fits of a group that is cut alone, as refits to so
 # Measuring all groups on these inputs may cost as much as this many passes over all of them.
 MEASURED_PASSES = 2
 FEWEST_MEASURED, MOST_MEASURED = 4, 32
+BRANCH_SAMPLES = 64  # that the repair behind a branch learns from, which is dropped alone
 
 
 def loss_curves(context: Context) -> Curves:
@@ -35,6 +41,7 @@ def loss_curves(context: Context) -> Curves:
         The curves, once for each discount of :func:`refit_discounts`.
     """
     # These import onnxruntime, which not every use of the registry needs.
+    from spa.obspa.branches import priced
     from spa.obspa.score import curves, discounted
     from spa.obspa.sensitivity import Gauge, corrected
     from spa.running.stream import first_samples
@@ -52,7 +59,31 @@ def loss_curves(context: Context) -> Curves:
     )
     others = _by_weights(context, [g for g in context.groups if g.name not in losses])
     discounts = refit_discounts(context, inputs)
-    return Curves(tuple(corrected(discounted(losses, context.groups, d), measured) | others for d in discounts))
+    widths = [corrected(discounted(losses, context.groups, d), measured) for d in discounts]
+    candidates = [curve | others for curve in widths]
+    if context.branches:
+        changes = _branch_changes(context, inputs, few)
+        with_branches = [curve | others | priced(changes, curve, measured) for curve in widths]
+        candidates = with_branches + candidates  # the repair may make up for less than prices say
+    return Curves(tuple(candidates))
+
+
+def _branch_changes(context: Context, inputs: Inputs, held_out: Sequence[Feeds]) -> dict[str, float]:
+    """Return what the outputs lose by each residual branch that goes.
+
+    Raises:
+        PlanError: there are no inputs to compare them on.
+    """
+    from spa.obspa.branches import BranchGauge
+    from spa.running.stream import first_samples
+
+    if not held_out:
+        raise PlanError("what branches cost is measured on inputs held out, and there are none. Give 8 or more inputs.")
+    names = {b.name for b in context.branches}
+    branches = [b for b in inputs.analysis.branches if b.name in names]
+    batches = first_samples(inputs.batches, BRANCH_SAMPLES)
+    gauge = BranchGauge(inputs.analysis, batches, held_out, GAUGE_DAMPING, inputs.threads)
+    return gauge.changes(branches, inputs.progress)
 
 
 def measured_samples(samples: int, groups: int) -> int:

@@ -6,6 +6,8 @@ includes what the other branch has lost. Each fit is a damped least squares in c
 
     Ŵ = (Cov(T, X') + λ W) (Cov(X', X') + λ I)⁻¹,   b̂ = E[T] − Ŵ E[X'].
 
+Where a residual branch went, the constant in its place is fitted (:mod:`spa.obspa.constants`).
+
 The producer of removed channels is refitted together with their reader, see :mod:`spa.obspa.producers`.
 """
 
@@ -18,8 +20,9 @@ from onnx import ModelProto
 
 from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
-from spa.coupling.plan import Plan
+from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
+from spa.obspa.constants import LostBranch
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
 from spa.progress import Progress, silent
@@ -64,8 +67,9 @@ def reconstruct(
         settings=settings,
     )
     changed = []
+    gone = lost_branches(analysis, kept)
     for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
-        kind = kind_of(pruned_stream.graph, pruned_node)
+        kind = gone.get(node.index) or kind_of(pruned_stream.graph, pruned_node)
         if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
             kind.prepare(reconstruction, node, pruned_node)
             changed.append((kind, node, pruned_node))
@@ -81,7 +85,10 @@ def reconstruct(
 
 
 def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:
-    """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network."""
+    """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network.
+
+    Sums whose branch went are among them.
+    """
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         pruned_node = pruned_stream.graph.producer.get(next(o for o in node.outputs if o))
@@ -89,8 +96,13 @@ def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream)
             yield node, pruned_node
 
 
+def lost_branches(analysis: Analysis, kept: Kept) -> dict[int, LostBranch]:
+    """Return by the index of a sum what its branch that went has become."""
+    return {branch.sum: LostBranch(branch) for branch in dropped(analysis, kept)}
+
+
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
-    laws = analysis.laws
+    laws, sums = analysis.laws, lost_branches(analysis, kept).keys()
     cut = [i for i, law in laws.items() if any(kept.size(r.expr) != r.expr.size for r in law.reads)]
-    return sorted(i for i in analysis.graph.behind(cut) if i in laws and laws[i].reads)
+    return sorted(i for i in analysis.graph.behind({*cut, *sums}) if i in laws and (laws[i].reads or i in sums))

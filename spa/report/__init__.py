@@ -32,6 +32,25 @@ class GroupReport:
 
 
 @dataclass(frozen=True)
+class BranchReport:
+    """The outcome for one residual branch that might have gone as a whole.
+
+    Attributes:
+        name: the branch's name.
+        gone: whether it went; a constant stands for it.
+        params: fraction of all parameters in it, before.
+        macs: fraction of all MACs in it, before.
+        loss: the estimated loss if it goes, in the unit of the groups' losses; None where nothing was estimated.
+    """
+
+    name: str
+    gone: bool
+    params: float
+    macs: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of pruning.
 
@@ -40,7 +59,7 @@ class Report:
         after: cost of the pruned model.
         requested: what was asked for, by section and option (see :class:`spa.Request`).
         reached: the fraction of the requested unit that was removed.
-        groups: every group that could be pruned under the request.
+        groups: every group that could be pruned under the request; those inside branches that went keep 0 channels.
         frozen: (group, channels, reason) of groups that cannot be pruned.
         skipped: (group, channels, reason) of groups that were left out by the request.
         barriers: (operator, reason) where coupling could not be traced.
@@ -64,6 +83,7 @@ class Report:
         inputs: the shapes of the inputs at which MACs are counted, per sample.
         layers: by group the layer that computes it, by name, in the order of the network.
         environment: the versions and the machine.
+        branches: the residual branches that could go as a whole under the request.
         sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 
@@ -85,6 +105,7 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    branches: tuple[BranchReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""

@@ -17,7 +17,7 @@ from spa.report.comparison import Point, Sweep
 from spa.report.environment import environment
 from spa.report.notebook import table
 from spa.report.sensitivity import Sensitivity
-from spa.report.text import COSTS, calibrated, count, measured, timed
+from spa.report.text import COSTS, branched, calibrated, count, measured, timed
 
 HERE = Path(__file__).parent  # files and no package: spa may be imported from a checkout that is not installed
 # What would free a group, by words of the reason for which it was left alone (docs/guides/read-a-refusal.md).
@@ -206,6 +206,7 @@ def _removed(point: Point, found: Sweep) -> str:
 
 def _sentences(report: Report) -> Sequence[str]:
     return [
+        *([branched(report)] if report.branches else []),
         *([calibrated(report.calibration)] if report.calibration else []),
         *([timed(report.latency)] if report.latency else []),
         *([measured(report.metric)] if report.metric else []),

@@ -48,7 +48,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
 
 def _reach(analysis: Analysis, groups: tuple[Group, ...]) -> float:
     """Return the fraction of all parameters that would go if half of every one of these groups went."""
-    costs = CostModel(analysis, [g.dim for g in groups])
+    costs = CostModel(analysis, groups)
     dense = costs.evaluate(costs.sizes).params
     halved = costs.evaluate([(n + 1) // 2 for n in costs.sizes]).params
     return 1 - halved / dense if dense else 0.0

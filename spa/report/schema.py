@@ -12,6 +12,7 @@ from spa.request import options
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
+    DEPTH,
     EVALUATION,
     FILE,
     FRACTIONS,
@@ -35,6 +36,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Pyt
     WHOLE: {"type": "integer"},
     SWITCH: {"type": "boolean"},
     WORD: {"type": "string"},
+    DEPTH: {"type": "string"},
     ANYTHING: {"type": "string"},
     RATIO: {"anyOf": [_NUMBER, {"const": "auto"}]},
     FILE: {"type": "string"},

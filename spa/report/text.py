@@ -94,6 +94,8 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
             _row(groups, *cells)
         console.print(groups)
         console.print(_text(effort(report)))
+    if report.branches:
+        console.print(_text(branched(report)))
     if report.calibration:
         console.print(_text(calibrated(report.calibration)))
     if report.latency:
@@ -140,6 +142,13 @@ def effort(report: Report) -> str:
     """Say the time of each stage and the memory, in one line."""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.seconds.items())
     return stages + ("" if report.memory is None else f"; peak memory {count(report.memory)}B")
+
+
+def branched(report: Report) -> str:
+    """Say which residual branches went as a whole."""
+    gone = [branch.name for branch in report.branches if branch.gone]
+    names = f": {', '.join(gone)}" if gone else ""
+    return f"{len(gone)} of {len(report.branches)} residual branches went as a whole{names}"
 
 
 def calibrated(found: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from spa.errors import OptionError, nearest, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
+    DEPTH,
     EVALUATION,
     FILE,
     FRACTIONS,
@@ -256,6 +257,12 @@ class Constraints(Section):
     keep_at_least: Mapping[str, int] | None = option(
         None, "the width that the outputs of layers that match do not fall below: `head*=64`; repeatable", kind=SIZES
     )
+    depth: str = option(
+        "off",
+        "residual branches that go as a whole (attention, feed-forward layers, convolutions): `auto`, those that "
+        "matter less than channels do; a number, the cheapest; a pattern, those that match",
+        kind=DEPTH,
+    )
     equal: tuple[str, ...] | None = option(
         None,
         "a pattern of axes, `tensor[axis]`; groups in which it matches keep the same fraction of their channels; "
@@ -273,6 +280,11 @@ class Constraints(Section):
         kind=SWITCH,
         shown="off",
     )
+
+    @property
+    def depth_kind(self) -> str:
+        """Return ``off``, ``auto``, ``number`` or ``pattern``."""
+        return self.depth if self.depth in ("off", "auto") else "number" if self.depth.isdigit() else "pattern"
 
 
 @dataclass(frozen=True)
@@ -470,6 +482,14 @@ class Request:
         if self.goal.kind == "metric" and self.evaluation.evaluate is None:
             name = "max_drop" if self.goal.max_drop is not None else "min_metric"
             raise OptionError(f"{name} needs a metric, and there is none. Give evaluate, such as top1:labelled.npz.")
+        depth, ranking = self.constraints.depth, self.scoring.ranking
+        if depth == "auto" and ranking != "global":
+            raise OptionError(
+                f"depth 'auto' compares branches with channels, and ranking {ranking!r} does not. "
+                "Use ranking 'global', or give a number or a pattern."
+            )
+        if depth != "off" and self.goal.kind == "plan":
+            raise OptionError(f"a plan says which branches go, and depth is {depth!r}. Leave one of the two out.")
 
     @classmethod
     def of(cls, base: Request | None = None, /, **given: Any) -> Request:

@@ -53,6 +53,13 @@ def _word(value: Any) -> str:
     return str(value)
 
 
+def _depth(value: Any) -> str:
+    number = str(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+    if not isinstance(number, str) or not number or number.startswith("-") or (number.isdigit() and not int(number)):
+        raise ValueError
+    return number
+
+
 def _ratio(value: Any) -> float | str:
     return value if isinstance(value, str) and value == "auto" else _number(value)
 
@@ -130,6 +137,7 @@ SWITCH = Kind("switch", "True or False", _switch)
 WORD = Kind("word", "a string", _word)
 ANYTHING = Kind("word", "a string or an object", lambda value: value)
 RATIO = Kind("ratio", "a number between 0 and 1, or 'auto'", _ratio)
+DEPTH = Kind("depth", "'off', 'auto', a whole number above 0, or a shell pattern", _depth)
 PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
 RANGE = Kind("range", "two numbers, the lower one first", _range)

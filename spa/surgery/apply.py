@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from spa.algebra.axes import Axes, Kept
 from spa.algebra.op import Tie
 from spa.coupling.analysis import Analysis
-from spa.coupling.plan import Plan
+from spa.coupling.plan import Plan, dropped
 from spa.model.files import INLINE
 from spa.model.graph import Graph, dead_nodes, names_read
 from spa.model.slices import Slices
@@ -99,6 +99,7 @@ class _Surgeon:
 
     def operate(self) -> ModelProto:
         """Rewrite the model and return it."""
+        self._branches()
         self._weights()
         self._attributes()
         self._interface()
@@ -113,6 +114,20 @@ class _Surgeon:
             name, count = f"{base}_{count}", count + 1
         self.names.add(name)
         return name
+
+    # -- branches ------------------------------------------------------------------------------------------------
+
+    def _branches(self) -> None:
+        """Put a constant of zeros, which repair fits, in the place of each branch that goes."""
+        for branch in dropped(self.analysis, self.kept):
+            node = self.nodes[branch.sum]
+            tensor, axes = node.input[branch.operand], self.analysis.axes[node.input[branch.operand]]
+            shape = [self.kept.size(e) if i in branch.axes else 1 for i, e in enumerate(axes)]
+            dtype = helper.tensor_dtype_to_np_dtype(self.analysis.points.first.dtype[tensor])
+            zeros = np.zeros(shape[min(branch.axes, default=len(shape)) :], dtype)
+            name = self.fresh(f"{node.output[0]}_constant")
+            self.new[name] = numpy_helper.from_array(zeros, name)
+            node.input[branch.operand] = name
 
     # -- constants -----------------------------------------------------------------------------------------------
 
@@ -270,6 +285,10 @@ class _Surgeon:
         dead_before = {id(self.nodes[i]) for i in dead_nodes(self.graph.model.graph.node, self.graph.outputs)}
         ordered = [n for i, node in enumerate(self.nodes) for n in (*self.inserted.get(i, ()), node)]
         dead = {id(ordered[i]) for i in dead_nodes(ordered, self.graph.outputs)} - dead_before
+        if dead:
+            gone = {name for node in ordered if id(node) in dead for name in node.output}
+            for info in [i for i in self.model.graph.value_info if i.name in gone]:
+                self.model.graph.value_info.remove(info)
         if dead or self.inserted:
             alive = [_copied(n) for n in ordered if id(n) not in dead]
             del self.model.graph.node[:]

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from spa.algebra.op import Read
 from spa.coupling.analysis import Analysis
-from spa.coupling.plan import Plan
+from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
 from spa.model.traits import FLOATS
 
@@ -44,6 +44,11 @@ def masked(analysis: Analysis, plan: Plan) -> ModelProto:
             mask = kept.mask(read.expr)
             if not mask.all():
                 inserted.setdefault(index, []).extend(_mask_nodes(analysis, law.node, model, read, mask, number))
+    for branch in dropped(analysis, kept):
+        zero = Read(branch.dim, branch.operand, 0)
+        sum_node = analysis.graph.nodes[branch.sum]
+        found = _mask_nodes(analysis, sum_node, model, zero, np.zeros(1, bool), 0)
+        inserted.setdefault(branch.sum, []).extend(found)
     nodes = [n for i, node in enumerate(model.graph.node) for n in (*inserted.get(i, ()), node)]
     copies = []
     for node in nodes:

@@ -94,7 +94,7 @@ def prove(
     """
     if seeds < 1:
         raise OptionError(f"seeds is {seeds}. Give 1 or more.")
-    groups = {g.name: g for g in analysis.groups}
+    groups = analysis.by_name(plan.kept)
     plan.masks(analysis)  # refuses a plan that does not fit
     pruned = [n for n, kept in plan.kept.items() if len(kept) < plan.sizes[n]]
     crossing = tuple(n for n in pruned if groups[n].crossings)

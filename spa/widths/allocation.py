@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.coupling.cost import CostModel, LatencyTerms
 from spa.criteria.answers import Curve
 from spa.widths.budget import TOLERANCE, Budget, Choice, check, kept_channels
@@ -32,7 +32,7 @@ def allocate(
 
     Args:
         analysis: the model.
-        groups: the groups that may be pruned; those without a curve keep everything.
+        groups: the groups that may be pruned, branches among them; those without a curve keep everything.
         curves: by group name the loss at each number of removed channels, and the order in which they go.
         budget: what to remove; ``ranking`` is not used.
         latency: the model's latency, for a budget in latency.
@@ -41,7 +41,7 @@ def allocate(
         PlanError: the ratio cannot be reached.
     """
     groups = [g for g in groups if g.name in curves]
-    costs = CostModel(analysis, [g.dim for g in groups], latency)
+    costs = CostModel(analysis, groups, latency)
     ladders = budget.ladders(analysis, groups)
 
     def removed(rungs: Sequence[int]) -> float:
@@ -50,11 +50,15 @@ def allocate(
     sizes = [np.array([sum(widths) for widths in ladder.rungs]) for ladder in ladders]
     losses = [_losses(ladder, groups, curves) for ladder in ladders]
     most = removed([len(s) - 1 for s in sizes])
+    held = held_by_branches(ladders, groups)
     rungs = [0] * len(ladders)
     for step in range(1, STEPS + 1):
         before = list(rungs)
-        _descend(rungs, sizes, losses, removed, budget.ratio * step / STEPS)
+        _descend(rungs, sizes, _less_held(rungs, losses, held), removed, budget.ratio * step / STEPS)
     rungs = _nearest(before, rungs, losses, removed, budget.ratio)
+    for branch, inner in held.items():
+        if rungs[branch] or not ladders[branch].rungs[0][0]:  # the branch goes as a whole
+            rungs = [0 if k in inner else rung for k, rung in enumerate(rungs)]
     widths = widths_at(ladders, rungs)
     reached = removed(rungs)
     notes = check(budget, reached, most)
@@ -65,6 +69,24 @@ def allocate(
         reached=reached,
         notes=notes,
     )
+
+
+def held_by_branches(ladders: Sequence[Ladder], groups: Sequence[Group]) -> dict[int, list[int]]:
+    """Return by the ladder of a branch the ladders of the groups that go with it."""
+    return {
+        k: [i for i, other in enumerate(ladders) if i != k and all(branch.holds(groups[m]) for m in other.members)]
+        for k, ladder in enumerate(ladders)
+        if isinstance(branch := groups[ladder.members[0]], Branch)
+    }
+
+
+def _less_held(rungs: Sequence[int], losses: Sequence[Array], held: Mapping[int, Sequence[int]]) -> list[Array]:
+    """Return the losses of all ladders, those of branches without what the cuts inside of them cost already."""
+    result = list(losses)
+    for branch, inner in held.items():
+        saved = sum(losses[i][rungs[i]] for i in inner)
+        result[branch] = np.maximum(losses[branch] - np.minimum(np.arange(len(losses[branch])), 1) * saved, 0)
+    return result
 
 
 def _losses(ladder: Ladder, groups: Sequence[Group], curves: Mapping[str, Curve]) -> Array:

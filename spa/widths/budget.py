@@ -111,7 +111,7 @@ def choose(
     Raises:
         PlanError: the ratio cannot be reached; the message says what can.
     """
-    costs = CostModel(analysis, [g.dim for g in groups], latency)
+    costs = CostModel(analysis, groups, latency)
     orders = [np.argsort(scores[g.name], kind="stable") for g in groups]
     ladders = budget.ladders(analysis, groups)
     ascending = [scores[g.name][order] for g, order in zip(groups, orders, strict=True)]
@@ -213,7 +213,7 @@ def refuse_out_of_reach(analysis: Analysis, groups: Sequence[Group], budget: Bud
         OutOfReachError: the budget asks for more than can go.
     """
     ladders = budget.ladders(analysis, groups)
-    costs = CostModel(analysis, [g.dim for g in groups])
+    costs = CostModel(analysis, groups)
     most = costs.removed(widths_at(ladders, [len(ladder.rungs) - 1 for ladder in ladders]), budget.of)
     check(budget, most, most)
 

@@ -58,8 +58,7 @@ def ladders_of(
     fixed, floors = fixed or {}, floors or {}
     steps = alignment(analysis, groups, round_to)
     widths_alone = [
-        [fixed[g.name]] if g.name in fixed else allowed_widths(g.size, step, max(min_width, floors.get(g.name, 1)))
-        for g, step in zip(groups, steps, strict=True)
+        _alone(g, step, fixed, max(min_width, floors.get(g.name, 1))) for g, step in zip(groups, steps, strict=True)
     ]
     set_of = {name: names for names in equal for name in names}
     positions = {g.name: i for i, g in enumerate(groups)}
@@ -76,6 +75,13 @@ def ladders_of(
             )
         ladders.setdefault(members[0], Ladder(members, rungs if len(members) == len(names) else rungs[:1]))
     return list(ladders.values())
+
+
+def _alone(group: Group, step: int, fixed: Mapping[str, int], least: int) -> list[int]:
+    """Return the widths of a group by itself; a branch is there or not."""
+    if group.name in fixed:
+        return [fixed[group.name]]
+    return allowed_widths(group.size, step, least) if group.least else [group.size, 0]
 
 
 def _equal_fractions(width_lists: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[int]]:

@@ -23,8 +23,8 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes
-from spa.coupling.analysis import Analysis, Group
-from spa.coupling.cost import CostModel, Sizes, Term
+from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.cost import CostModel, Sizes, Switches, Term
 from spa.coupling.plan import Plan, make_plan
 from spa.errors import ModelError, PlanError
 from spa.model.graph import Graph, Node
@@ -246,7 +246,7 @@ def measure(
         raise ModelError(f"{error} {WITHOUT_RUNS}") from error
     (dense_ms,), inputs = timing.ms, timing.inputs
     parts = _parts(analysis)
-    sizes = Sizes(analysis.space, [g.dim for g in groups])
+    sizes = Sizes(analysis.space, groups)
     features = [_features(analysis, nodes) for nodes in parts]
     terms = [[[sizes.term(axes) for axes in f] for f in part] for part in features]
     moving = [any(t.axes for f in part for t in f) for part in terms]
@@ -264,16 +264,17 @@ def measure(
             progress("latency", (k + (i + 1) / len(parts)) / len(points))
         cache.save()
     block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
+    switches = Switches(groups)
     found = [
-        (ms, axes)
-        for part, per_feature in zip(features, coefficients, strict=True)
+        (ms, (*axes, *switches.of([next((n.index for n in nodes if analysis.laws[n.index].macs), nodes[0].index)])))
+        for nodes, part, per_feature in zip(parts, features, coefficients, strict=True)
         for feature, ms in zip(part, per_feature, strict=True)
         for axes in feature
         if ms > 0
     ]
     untimed = sum(t[0] is None for t in times)
     model = LatencyModel(dense_ms, tuple(found), block, inputs, untimed)
-    costs = CostModel(analysis, [g.dim for g in groups], model)
+    costs = CostModel(analysis, groups, model)
     factor = dense_ms / (costs.latency(costs.sizes) or 1.0)
     return replace(model, terms=tuple((ms * factor, axes) for ms, axes in found))
 
@@ -286,7 +287,10 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
     thereby most of their timings, but for every second one, as they often feed each other.
     """
     steps = alignment(analysis, groups, budget.round_to)
-    ladders = [allowed_widths(g.size, s, budget.min_width) for g, s in zip(groups, steps, strict=True)]
+    ladders = [
+        [g.size] if isinstance(g, Branch) else allowed_widths(g.size, s, budget.min_width)
+        for g, s in zip(groups, steps, strict=True)
+    ]
     ranks: dict[object, int] = {}
     seen: dict[object, int] = {}
     multipliers = []
@@ -468,7 +472,7 @@ def _ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget, ms: floa
         )
     ladders = budget.ladders(analysis, groups)
     narrowest = widths_at(ladders, [len(x.rungs) - 1 for x in ladders])
-    least = CostModel(analysis, [g.dim for g in groups], model).latency(narrowest)
+    least = CostModel(analysis, groups, model).latency(narrowest)
     if ms < least:
         raise PlanError(
             f"{ms:g} of {model.dense_ms:.3g} ms are out of reach: about {least:.3g} ms is the least under these "

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.model.graph import Node
 
@@ -26,6 +26,16 @@ def touching(analysis: Analysis, group: Group) -> frozenset[str]:
     """Return the names of all that a group lies on: its parameters, its readers and writers, and their modules."""
     nodes = [analysis.graph.nodes[i] for i in (*group.readers, *group.writers)]
     return frozenset(_with_modules([group.name, *(p.tensor for p in group.places)], nodes))
+
+
+def inside(analysis: Analysis, branch: Branch) -> frozenset[str]:
+    """Return the names of a residual branch, its nodes and sum, parameters of its own, and their modules."""
+    graph = analysis.graph
+    nodes = [graph.nodes[i] for i in (*branch.operators, branch.sum)]
+    indices = {node.index for node in nodes}
+    read = (name for node in nodes for name in node.inputs if name in graph.constants)
+    own = [name for name in read if indices.issuperset(user.index for user, _ in graph.users[name])]
+    return frozenset(_with_modules([branch.name, *own], nodes))
 
 
 def writes(analysis: Analysis, group: Group, pattern: str) -> bool:

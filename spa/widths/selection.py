@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.model.stored import is_finite
 from spa.model.workers import in_threads
@@ -28,6 +28,7 @@ class Selection:
 
     Attributes:
         groups: those that may.
+        branches: the residual branches that may go as a whole.
         skipped: (name, channels, reason) of those that the request leaves out, or whose weights cannot be scored.
         notes: what the user should know of it.
     """
@@ -35,6 +36,12 @@ class Selection:
     groups: tuple[Group, ...]
     skipped: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def everything(self) -> tuple[Group, ...]:
+        """The groups and the branches."""
+        return (*self.groups, *self.branches)
 
 
 def select(

@@ -54,7 +54,7 @@ def suggested_ratio(analysis: Analysis, groups: Sequence[Group], budget: Budget)
     needed = [ceil(g.size * _fraction_to_keep(analysis, g)) for g in groups]
     ladders = budget.ladders(analysis, groups)
     widths = widths_at(ladders, [_lowest_rung(ladder, needed) for ladder in ladders])
-    costs = CostModel(analysis, [g.dim for g in groups])
+    costs = CostModel(analysis, groups)
     ratio = costs.removed(widths, budget.of)
     if ratio <= 0:
         raise PlanError(

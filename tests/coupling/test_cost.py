@@ -113,7 +113,7 @@ def test_parameters_and_bytes_are_those_of_weights_and_not_of_shapes(dtype: int,
 
 def test_each_width_has_its_own_cost() -> None:
     analysis = couple(Graph(mlp()))
-    costs = CostModel(analysis, [g.dim for g in analysis.free])
+    costs = CostModel(analysis, analysis.free)
     for width in (1, 4, 11):
         found = costs.evaluate([width])
         assert (found.macs, found.params) == (3 * width + width * 5, 3 * width + width + width * 5 + 5)

@@ -413,3 +413,27 @@ def test_to_torch_prefers_the_users_class() -> None:
     graph, how, notes = to_torch(result)
     assert (how, notes, graph.training) == ("graph", (), False)
     assert isinstance(graph, type(graph_module(result.model)))
+
+
+def test_a_class_that_computes_a_branch_that_went_becomes_the_graph() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(7, 16), nn.Linear(16, 3)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)) for _ in "ab")
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    example = torch.randn(5, 7)
+    result = spa.prune(Two().eval(), example_inputs=example, criterion="l2", depth="blocks.1")
+    assert [branch.gone for branch in result.report.branches] == [True]
+    with pytest.warns(UserWarning, match="Two's own code computes the residual branch '.*', which is gone"):
+        module = result.pruned
+    assert not any(key.startswith("blocks.1.") for key in module.state_dict())
+    expected = run(load_session(result.model), {result.model.graph.input[0].name: example.numpy()})[0]
+    assert np.allclose(module(example).detach().numpy(), expected, atol=1e-6)

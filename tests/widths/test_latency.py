@@ -157,7 +157,7 @@ def test_the_model_knows_the_latency_at_widths_that_were_not_timed(
 ) -> None:
     watch = machine()
     analysis, groups, model = measured(path, watch, tmp_path / "c")
-    costs = CostModel(analysis, [g.dim for g in groups], model)
+    costs = CostModel(analysis, groups, model)
     assert model.untimed == 0
     assert model.block in (1, block)  # 1 where all widths that were timed are multiples of 16
     assert costs.latency(costs.sizes) == pytest.approx(watch.dense)
@@ -181,7 +181,7 @@ def test_wider_is_never_faster_however_noisy_the_times_are(tmp_path: Path) -> No
             return super().part(model, feeds) * rng.uniform(0.3, 3)
 
     analysis, groups, model = measured(RESNET, Noisy(), tmp_path / "c")
-    costs = CostModel(analysis, [g.dim for g in groups], model)
+    costs = CostModel(analysis, groups, model)
     for seed in range(20):
         a, b = widths(analysis, groups, seed), widths(analysis, groups, seed + 100)
         narrow, wide = ([f(x) for x in zip(a, b, strict=True)] for f in (min, max))
