@@ -18,7 +18,7 @@ from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
 from spa.frameworks.modules import named
 from spa.goals import reach
-from spa.job import Clock, Job, Outcome, prepare
+from spa.job import Job, Outcome, prepare
 from spa.model.alternatives import condition_of, reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
@@ -26,7 +26,7 @@ from spa.model.halves import is_separated
 from spa.model.io import Source, load
 from spa.model.simplify import simplified
 from spa.model.slices import Slices
-from spa.progress import Progress, silent
+from spa.progress import Clock, Progress, silent
 from spa.report import GroupReport, Report
 from spa.report.environment import environment
 from spa.report.layers import layer_names
