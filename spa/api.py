@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from spa.surgery.proof import Proof
 
 
+CURVE_POINTS = 9  # of each loss curve in a report
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """A pruned model and how it came about.
@@ -332,7 +335,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
     widths = [len(outcome.plan.kept.get(g.name, range(g.size))) for g in groups]
     before = _stored(analysis.graph, costs.evaluate(costs.sizes))
     after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))
-    shares = group_fractions(analysis)
+    shares, curves = group_fractions(analysis), job.curves(outcome.candidate)
     return Report(
         before=before,
         after=after,
@@ -347,6 +350,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
                 macs=shares[g.name][1],
                 crossings=g.crossings,
                 loss=outcome.losses.get(g.name),
+                curve=curves[g.name].sampled(CURVE_POINTS) if g.name in curves else (),
             )
             for g, width in zip(groups, widths, strict=True)
         ),

@@ -190,7 +190,7 @@ def _drafts(job: Job, budget: Budget, trials: bool = True) -> list[Outcome]:
         plan = make_plan(job.analysis, choice.kept)
         job.clock("choose")
         if all(plan != o.plan for o in drafts):
-            drafts.append(job.draft(plan, losses, choice.notes))
+            drafts.append(replace(job.draft(plan, losses, choice.notes), candidate=candidate))
     return drafts
 
 

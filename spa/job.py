@@ -18,7 +18,7 @@ from spa import criteria
 from spa.coupling.analysis import Analysis
 from spa.coupling.cost import measure
 from spa.coupling.plan import Plan
-from spa.criteria.answers import Answer, Curves, Removal, checked_answer, scored_groups
+from spa.criteria.answers import Answer, Curve, Curves, Removal, checked_answer, scored_groups
 from spa.criteria.context import Context, Inputs
 from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
@@ -64,6 +64,7 @@ class Outcome:
         after: the change in the end.
         latency: what was measured, where that is the budget.
         metric: what the user's metric says, where there is one.
+        candidate: which of several loss curves chose the widths.
         slices: what initializers of ``model`` without data stand for, by name, where the job is lazy.
     """
 
@@ -75,6 +76,7 @@ class Outcome:
     after: Change | None = None
     latency: Mapping[str, Any] | None = None
     metric: dict[str, Any] | None = None
+    candidate: int = 0
     slices: Mapping[str, Slices] = field(default_factory=dict)
 
     @property
@@ -325,6 +327,10 @@ class Job:
                 scored = scored_groups(self._answer, self.selection.groups, self.criterion.name)
                 self.selection = replace(self.selection, groups=scored)
         return self._answer
+
+    def curves(self, candidate: int = 0) -> Mapping[str, Curve]:
+        """Return the loss curves of groups by name, where the criterion has been asked and gives any."""
+        return self._answer.candidates[candidate] if isinstance(self._answer, Curves) else {}
 
     @property
     def _labels(self) -> np.ndarray | None:

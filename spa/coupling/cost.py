@@ -6,7 +6,7 @@ of widths is a number, not another export.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Protocol
@@ -160,13 +160,24 @@ class CostModel:
 
     def evaluate(self, widths: Sequence[int]) -> Cost:
         """Return the cost when each dimension has the given width."""
-        sizes = self._axes.at(widths)
-        return Cost(
-            params=sum(t.value(sizes) for t in self._params),
-            macs=sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch,
-            bytes=int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes)),
-            channels=sum(widths),
-        )
+        return Cost(**{name: count(widths) for name, count in self._counters().items()})
+
+    def _counters(self) -> dict[str, Callable[[Sequence[int]], int]]:
+        """Return what counts each unit at some widths: a search asks for one alone, thousands of times."""
+
+        def macs(widths: Sequence[int]) -> int:
+            sizes = self._axes.at(widths)
+            return sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
+
+        def params(widths: Sequence[int]) -> int:
+            sizes = self._axes.at(widths)
+            return sum(t.value(sizes) for t in self._params)
+
+        def bytes_(widths: Sequence[int]) -> int:
+            sizes = self._axes.at(widths)
+            return int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes))
+
+        return {"params": params, "macs": macs, "bytes": bytes_, "channels": sum}
 
     def latency(self, widths: Sequence[int]) -> float:
         """Return the estimated latency in milliseconds at these widths; zero without a latency model."""
@@ -186,7 +197,7 @@ class CostModel:
         return 1 - self._amount(widths, of) / dense if dense else 0.0
 
     def _amount(self, widths: Sequence[int], of: str) -> float:
-        return self.latency(widths) if of == "latency" else getattr(self.evaluate(widths), of)
+        return self.latency(widths) if of == "latency" else self._counters()[of](widths)
 
     def fractions(self) -> tuple[list[float], list[float]]:
         """Return for each dimension the fractions of all parameters and of all MACs in tensors and nodes with it."""

@@ -114,8 +114,8 @@ class Calibrated:
 
         Args:
             drafts: plans, and the models that surgery made of them.
-            extent: ``full`` refits readers and their producers, ``quick`` too, with one step of these, ``readers`` the
-                readers alone, ``bias`` moves biases alone.
+            extent: ``full`` refits readers and their producers, ``quick`` too, with fewer steps of these, ``readers``
+                the readers alone, ``bias`` moves biases alone.
         """
         same_model = self._calibration_analysis is self.analysis
         calibrated = drafts if same_model else [(p, apply(self._calibration_analysis, p)) for p, _ in drafts]

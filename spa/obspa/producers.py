@@ -24,6 +24,7 @@ MAX_ROWS = 20_000  # the most rows of the reader's output that steps learn from,
 MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments take seconds per layer
 MAX_VALUES = 10_000_000  # the most values in a matrix of either layer's rows: 40 MB in float32
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
+QUICK_STEPS = 2  # of the quick repair, on half of the rows
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation
 CURVATURE_ROWS = 4000  # that A is the mean of, or five per unknown if that is more: A only bends the steps

@@ -357,7 +357,7 @@ class Repair(Section):
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `quick` takes one step of those before cuts, `readers` none, `bias` moves means "
+        "`full` refits all layers, `quick` takes few steps of those before cuts, `readers` none, `bias` moves means "
         "alone, `none` leaves all; `auto`: what suits the criterion, `full` for obspa (in a sweep `quick`), `bias` for "
         "flap, else `none`",
         kind=WORD,

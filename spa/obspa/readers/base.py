@@ -29,7 +29,7 @@ class FitSettings:
             repair, learnt from few inputs, does not carry over to others.
         producer_rounds: how often at most the producers of removed channels are refitted, too, each time followed by
             their reader (:mod:`spa.obspa.producers`).
-        quick: whether producers take a single step, on half of the rows.
+        quick: whether producers take fewer steps, on half of the rows.
         seed: the seed of the positions that fits learn from.
     """
 

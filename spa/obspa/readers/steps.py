@@ -13,7 +13,7 @@ from spa.obspa.affine import Tail, find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
-from spa.obspa.producers import STEPS, GaussNewton, LayerPair
+from spa.obspa.producers import QUICK_STEPS, STEPS, GaussNewton, LayerPair
 from spa.obspa.readers.base import Reconstruction
 from spa.obspa.readers.rows import Targets, add_rows
 from spa.running.runtime import run
@@ -111,7 +111,7 @@ class ProducerSteps:
         slot = BiasSlot.find(pruned, p, before, [p])
         settings, constants = self.reconstruction.settings, slot is not None
         steps = GaussNewton(pruned, self.pair, self.x, self.target, self.after.scale, constants, self.real)
-        changes = steps.take(settings.damping, 1 if settings.quick else STEPS)
+        changes = steps.take(settings.damping, QUICK_STEPS if settings.quick else STEPS)
         if changes is None:
             return None
         store(pruned, p, p.matrix(pruned.graph) + changes.matrix[None])
