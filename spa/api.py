@@ -18,7 +18,7 @@ from spa.errors import PlanError
 from spa.frameworks.kinds import kind_of
 from spa.frameworks.modules import named
 from spa.goals import reach
-from spa.job import Clock, Job, Outcome, prepare
+from spa.job import Job, Outcome, prepare
 from spa.model.alternatives import condition_of, reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
@@ -26,7 +26,7 @@ from spa.model.halves import is_separated
 from spa.model.io import Source, load
 from spa.model.simplify import simplified
 from spa.model.slices import Slices
-from spa.progress import Progress, silent
+from spa.progress import Clock, Progress, silent
 from spa.report import BranchReport, GroupReport, Report
 from spa.report.environment import environment
 from spa.report.layers import layer_names
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
     from spa.surgery.proof import Proof
+
+
+CURVE_POINTS = 9  # of each loss curve in a report
 
 
 @dataclass(frozen=True, repr=False)
@@ -333,7 +336,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
     gone = [b for b, width in zip(branches, widths[len(groups) :], strict=True) if not width]
     before = _stored(analysis.graph, costs.evaluate(costs.sizes))
     after = _stored(Graph(outcome.model, source.base), costs.evaluate(widths))
-    shares = group_fractions(analysis)
+    shares, curves = group_fractions(analysis), job.curves(outcome.candidate)
     return Report(
         before=before,
         after=after,
@@ -348,6 +351,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
                 macs=shares[g.name][1],
                 crossings=g.crossings,
                 loss=outcome.losses.get(g.name),
+                curve=curves[g.name].sampled(CURVE_POINTS) if g.name in curves else (),
             )
             for g, width in zip(groups, widths[: len(groups)], strict=True)
         ),

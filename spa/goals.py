@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import log
@@ -11,7 +12,7 @@ import numpy as np
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError
-from spa.job import Job, Outcome, loaded
+from spa.job import REFITS, Job, Outcome, loaded, repaired
 from spa.progress import silent
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
@@ -23,7 +24,6 @@ LEAST = 1e-9  # a ratio that asks for nothing beyond what else is asked for
 ATTEMPTS = 8  # networks that are tried to meet a tolerated change
 NEAR = 0.9  # of the tolerated change, from which on an attempt is as good as any
 DESTROYED = 0.9  # change of the outputs, relative to their variance; that of the best constant is 1
-REFITS = ("full", "readers")  # the repairs after which a destroyed network is a fault
 Point = tuple[float, float]  # a ratio and the change of the outputs there
 
 
@@ -58,6 +58,43 @@ def attain(job: Job) -> Outcome:
     else:
         outcome = to_budget(job, job.budget)
     return evaluated(job, checked(job, finished(job, outcome)))
+
+
+def side_by_side(job: Job) -> bool:
+    """Return whether a job's repair is worth sharing, see :func:`attain_together`."""
+    goal = job.request.goal
+    plain = goal.kind == "ratio" and goal.ratio is not None and goal.unit != "latency"
+    return plain and job.calibrated is not None and job.reconstruct in REFITS and not isinstance(job.answer, Removal)
+
+
+def attain_together(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
+    """Attain the ratios of jobs that share calibration and repair, beside one run of the dense network.
+
+    Args:
+        jobs: those of which :func:`side_by_side` is true, without a metric.
+
+    Returns:
+        What :func:`attain` would return, or raise where a goal is out of reach.
+    """
+    found: dict[int, Outcome | PlanError] = {}
+    drafts: list[tuple[int, Outcome]] = []
+    for number, job in enumerate(jobs):
+        job.clock.start()
+        try:
+            drafts += [(number, draft) for draft in _drafts(job, job.budget)]
+        except PlanError as error:
+            found[number] = error
+    outcomes = repaired([(jobs[number], draft) for number, draft in drafts]) if drafts else []
+    for number, job in enumerate(jobs):
+        if number in found:
+            continue
+        own = [outcome for (of, _), outcome in zip(drafts, outcomes, strict=True) if of == number]
+        job.clock.start()
+        try:
+            found[number] = checked(job, finished(job, _least_changed(own)))
+        except PlanError as error:
+            found[number] = error
+    return [found[number] for number in range(len(jobs))]
 
 
 def prepare_inputs(job: Job) -> None:
@@ -141,20 +178,29 @@ def to_budget(job: Job, budget: Budget, trials: bool = True) -> Outcome:
         trials: whether to cut and repair each choice that the criterion thinks worth a trial, and to keep the one that
             changes the outputs least.
     """
+    return _least_changed(repaired([(job, draft) for draft in _drafts(job, budget, trials)]))
+
+
+def _drafts(job: Job, budget: Budget, trials: bool = True) -> list[Outcome]:
+    """Choose widths, and cut the network; once for each choice that is worth a trial, or only for the first."""
     trials = trials and job.reconstruct in REFITS and isinstance(job.answer, Curves)
     candidates = len(job.answer.candidates) if trials and isinstance(job.answer, Curves) else 1
-    outcomes: list[Outcome] = []
+    drafts: list[Outcome] = []
     for candidate in range(candidates):
         try:
             choice, losses = job.choose(budget, candidate=candidate)
         except OutOfReachError:
-            if not outcomes:
+            if not drafts:
                 raise
             continue  # what only branches free
         plan = make_plan(job.analysis, choice.kept)
         job.clock("choose")
-        if all(plan != o.plan for o in outcomes):
-            outcomes.append(job.cut(plan, losses, choice.notes))
+        if all(plan != o.plan for o in drafts):
+            drafts.append(replace(job.draft(plan, losses, choice.notes), candidate=candidate))
+    return drafts
+
+
+def _least_changed(outcomes: Sequence[Outcome]) -> Outcome:
     return min(outcomes, key=lambda o: o.error or 0.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from spa.model.files import INLINE
 from spa.model.graph import Graph
 from spa.model.halves import is_separated
 from spa.model.slices import Slices
-from spa.progress import Progress, silent
+from spa.progress import Clock, Progress, silent
 from spa.request import Request
 from spa.running.stream import samples_in
 from spa.running.threads import bounded_threads
@@ -50,25 +50,8 @@ if TYPE_CHECKING:
     from spa.widths.latency import LatencyModel
 
 RECOVERY_SAMPLES = 2000  # that a training by the dense outputs is worth
+REFITS = ("full", "quick", "readers")  # the repairs that refit weights
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
-
-
-class Clock:
-    """A stopwatch for the stages of a pruning.
-
-    Attributes:
-        seconds: by stage.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        """Add the time since the last call to a stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 4)
-        self._last = now
 
 
 @dataclass(frozen=True)
@@ -84,6 +67,7 @@ class Outcome:
         after: the change in the end.
         latency: what was measured, where that is the budget.
         metric: what the user's metric says, where there is one.
+        candidate: which of several loss curves chose the widths.
         slices: what initializers of ``model`` without data stand for, by name, where the job is lazy.
     """
 
@@ -95,6 +79,7 @@ class Outcome:
     after: Change | None = None
     latency: Mapping[str, Any] | None = None
     metric: dict[str, Any] | None = None
+    candidate: int = 0
     slices: Mapping[str, Slices] = field(default_factory=dict)
 
     @property
@@ -113,7 +98,7 @@ class Job:
         selection: the groups that may be pruned.
         criterion: how channels are scored.
         budget: what to remove, and which widths groups may have.
-        reconstruct: which repair follows: ``full``, ``bias`` or ``none``.
+        reconstruct: which repair follows: ``full``, ``quick``, ``readers``, ``bias`` or ``none``.
         clock: seconds by stage.
         progress: called with a stage and the share of it that is done.
         calibration: the inputs, where they are needed.
@@ -347,6 +332,10 @@ class Job:
                 self.selection = replace(self.selection, groups=scored)
         return self._answer
 
+    def curves(self, candidate: int = 0) -> Mapping[str, Curve]:
+        """Return the loss curves of groups by name, where the criterion has been asked and gives any."""
+        return self._answer.candidates[candidate] if isinstance(self._answer, Curves) else {}
+
     @property
     def _labels(self) -> np.ndarray | None:
         return None if self.calibration is None else self.calibration.labels
@@ -452,7 +441,17 @@ class Job:
         notes: tuple[str, ...] = (),
         fold: Callable[[ModelProto, Path | None], None] | None = None,
     ) -> Outcome:
-        """Apply a plan, fold in what it leaves behind, and repair the result.
+        """Apply a plan, fold in what it leaves behind, and repair the result; arguments as in :meth:`draft`."""
+        return repaired([(self, self.draft(plan, losses, notes, fold))])[0]
+
+    def draft(
+        self,
+        plan: Plan,
+        losses: Mapping[str, float] | None = None,
+        notes: tuple[str, ...] = (),
+        fold: Callable[[ModelProto, Path | None], None] | None = None,
+    ) -> Outcome:
+        """Apply a plan, and fold in what it leaves behind.
 
         Args:
             plan: the channels to keep.
@@ -470,17 +469,10 @@ class Job:
         if self.calibrated is None:
             return outcome
         change = self._change(model)
-        outcome = replace(outcome, before=change, after=change)
-        return outcome if self.reconstruct == "none" else self._repaired(outcome)
+        return replace(outcome, before=change, after=change)
 
-    def _repaired(self, outcome: Outcome) -> Outcome:
-        """Repair a cut network; where refits do not help on the inputs held out, leave it as it was cut."""
-        assert self.calibrated is not None  # `cut` asks
-        model = ModelProto()
-        model.CopyFrom(outcome.model)
-        with running():
-            self.calibrated.reconstruct(outcome.plan, model, self.reconstruct)
-        self.clock("reconstruct")
+    def judged(self, outcome: Outcome, model: ModelProto) -> Outcome:
+        """Return a cut network as it was repaired; where refits do not help on the inputs held out, as it was cut."""
         change = self._change(model)
         before, after = outcome.error, change.error
         if before is None or after is None or after <= before:
@@ -521,6 +513,30 @@ class Job:
         return replace(outcome, model=model, after=change, notes=tuple(notes))
 
 
+def repaired(drafts: Sequence[tuple[Job, Outcome]]) -> list[Outcome]:
+    """Repair cut networks side by side; each comes out as it would alone.
+
+    Args:
+        drafts: the networks, and their jobs, which share calibration and repair.
+    """
+    first = drafts[0][0]
+    if first.calibrated is None or first.reconstruct == "none":
+        return [outcome for _, outcome in drafts]
+    models = [ModelProto() for _ in drafts]
+    for model, (_, outcome) in zip(models, drafts, strict=True):
+        model.CopyFrom(outcome.model)
+    start = time.perf_counter()
+    with running():
+        pairs = [(outcome.plan, model) for model, (_, outcome) in zip(models, drafts, strict=True)]
+        first.calibrated.reconstruct(pairs, first.reconstruct)
+    seconds = (time.perf_counter() - start) / len(drafts)
+    found = []
+    for model, (job, outcome) in zip(models, drafts, strict=True):
+        job.clock.add("reconstruct", seconds)
+        found.append(job.judged(outcome, model))
+    return found
+
+
 def prepare(
     analysis: Analysis,
     request: Request,
@@ -550,7 +566,7 @@ def prepare(
     reconstruct = request.repair.reconstruct
     if reconstruct == "auto":
         reconstruct = "none" if planned else criterion.reconstruct
-    repaired = reconstruct in ("full", "readers")
+    repaired = reconstruct in REFITS
     selection = (
         Selection(tuple(analysis.prunable))
         if planned

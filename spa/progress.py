@@ -1,7 +1,8 @@
-"""The callback by which long work reports how far it has come."""
+"""How far long work has come, and how long its stages took."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 Progress = Callable[[str, float], None]
@@ -9,3 +10,28 @@ Progress = Callable[[str, float], None]
 
 def silent(stage: str, fraction: float) -> None:
     """Report nothing."""
+
+
+class Clock:
+    """A stopwatch for the stages of a pruning.
+
+    Attributes:
+        seconds: by stage.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start()
+
+    def __call__(self, stage: str) -> None:
+        """Add the time since the last call to a stage."""
+        self.add(stage, time.perf_counter() - self._last)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage, and count from now on."""
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 4)
+        self.start()
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._last = time.perf_counter()

@@ -14,10 +14,10 @@ from spa.coupling.cost import CostModel
 from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve, Curves, Removal
 from spa.errors import PlanError
-from spa.job import Clock, Job, prepare
+from spa.job import Job, prepare
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
-from spa.progress import Progress, silent
+from spa.progress import Clock, Progress, silent
 from spa.report.layers import layer_names
 from spa.report.sensitivity import GroupCurve, Sensitivity
 from spa.request import Request

@@ -138,7 +138,7 @@ def repair(
         request: what to do; the options below change it.
         progress: called with a stage and the share of it that is done.
         **options: the fields of :class:`spa.Request` on inputs and repair: ``data``, ``samples``, ``reconstruct``
-            (``full`` unless given; or ``bias``), ``seed``, ``threads`` …
+            (``full`` unless given), ``seed``, ``threads`` …
 
     Returns:
         A repaired copy.
@@ -162,7 +162,7 @@ def repair(
     else:
         cut.CopyFrom(pruned)
     if how != "none":
-        job.calibrate().reconstruct(plan, cut, how)
+        job.calibrate().reconstruct([(plan, cut)], how)
     return reunited(cut)
 
 

@@ -1,7 +1,9 @@
 """Sweeps: one calibration and one scoring, then a network for each of many budgets, as files and as a table.
 
-Each network is byte for byte the one that a single :func:`spa.prune` makes of the same options. A sweep that was
-interrupted goes on where it was: a point is done when its report is there, which is written last.
+Each network is byte for byte the one that a single :func:`spa.prune` makes of the same options; unless another repair
+is asked for, where that would take ``full`` a sweep takes ``quick``. Networks are repaired side by side, beside one run
+of the dense one. A sweep that was interrupted goes on where it was: a point is done when its report is there, which is
+written last.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,28 +20,32 @@ from typing import Any
 
 import onnx
 
+from spa import criteria
 from spa._version import __version__
 from spa.api import Result, opened, report_of
 from spa.coupling.analysis import Analysis, couple
 from spa.errors import ModelError, OptionError, PlanError, SpaError
-from spa.goals import attain, evaluated
-from spa.job import Clock, Job, Outcome, prepare
+from spa.goals import attain, attain_together, evaluated, side_by_side
+from spa.job import Job, Outcome, prepare
 from spa.model.alternatives import reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.model.io import Source
 from spa.model.writing import check_target, text_draft
-from spa.progress import Progress, silent
+from spa.progress import Clock, Progress, silent
 from spa.report.command import command_line
 from spa.report.comparison import Point, Sweep
 from spa.report.environment import environment
 from spa.request import Request
 from spa.request.option import plain
 from spa.steering import pareto
+from spa.steering.fingerprint import content_of
 from spa.steering.grid import SWEPT, Spec, specs
 
 TABLE, SHEET, PAGE = "sweep.json", "sweep.csv", "index.html"
-SECONDS = 0.5  # of timing each network
+SECONDS = 0.25  # of timing each network
+LOCK = "sweep.lock"  # held while a sweep is at work
+TOGETHER, TOGETHER_BYTES = 8, 1 << 29  # networks that are repaired side by side at most, and the bytes of their weights
 
 
 def sweep(
@@ -57,7 +64,7 @@ def sweep(
         model: as in :func:`spa.prune`.
         folder: where the files go: for each point ``NAME.onnx`` and its report ``NAME.json``; ``sweep.json`` and
             ``sweep.csv``. A folder with an unfinished sweep of the same request goes on; another one is refused.
-        jobs: how many networks are repaired at a time, in processes of their own; the files are the same for any.
+        jobs: in how many processes networks are repaired; the files are the same for any number.
         request: what to do; the options below change it.
         convert_options: for a framework's model, ``example_inputs`` and the options of :func:`spa.convert`.
         progress: called with the stage and the share of it that is done.
@@ -68,7 +75,7 @@ def sweep(
         The points, the Pareto front and its knee.
 
     Raises:
-        OptionError: options are wrong, or the folder holds something else.
+        OptionError: options are wrong, or the folder holds something else, or another sweep is at work in it.
         PlanError: no point can be made.
         SpaError: as :func:`spa.prune`.
 
@@ -82,7 +89,7 @@ def sweep(
     conversion = dict(convert_options or {})
     source, framework_model = opened(model, conversion.pop("example_inputs", None), conversion, Clock())
     store = _Store.open(Path(folder), source, base, None if isinstance(model, onnx.ModelProto) else model)
-    with diagnosed(source):
+    with store.locked(), diagnosed(source):
         analysis = couple(Graph(source.model, source.base), base.timing.sizes)
         runner = _Runner(analysis, base, None if framework_model is None else framework_model.kind, progress, jobs)
 
@@ -155,6 +162,8 @@ class _Runner:
             PlanError: the point cannot be made.
         """
         request = Request.of(self.base, **spec.options)
+        if request.repair.reconstruct == "auto" and criteria.get(request.scoring.criterion).reconstruct == "full":
+            request = Request.of(request, reconstruct="quick")
         job = prepare(self.analysis, request, framework=self.framework, progress=self.progress)
         if self._first is None:
             self._first = self._calibrated(job)
@@ -181,7 +190,7 @@ class _Runner:
 
         Times are measured alone: points that need them come first, one after the other.
         """
-        ready: list[tuple[Spec, Job]] = []
+        waiting: list[tuple[Spec, Job]] = []
         for spec in sorted(wanted, key=lambda s: not s.is_timed):
             try:
                 job = self.prepared(spec)
@@ -190,50 +199,82 @@ class _Runner:
                     raise
                 finish(spec, self._scored[next(iter(self._scored))], error)
                 continue
-            if spec.is_timed or self.jobs == 1:
-                self.progress("sweep", len(ready) / len(wanted))
-                finish(spec, job, _attained(job))
+            if spec.is_timed or (self.jobs == 1 and not side_by_side(job)):
+                self.progress("sweep", len(waiting) / len(wanted))
+                finish(spec, job, _attained([job])[0])
             else:
-                ready.append((spec, job))
-        for done, (index, outcome, seconds) in enumerate(self._side_by_side([job for _, job in ready])):
-            self.progress("sweep", done / len(ready))
-            ready[index][1].clock.seconds |= seconds
-            finish(*ready[index], outcome)
+                waiting.append((spec, job))
+        done = 0
+        for numbers, outcomes in self._made(self._shared_out([job for _, job in waiting]), waiting):
+            for number, outcome in zip(numbers, outcomes, strict=True):
+                finish(*waiting[number], outcome)
+                done += 1
+                self.progress("sweep", done / len(waiting))
 
-    def _side_by_side(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome | SpaError, dict[str, float]]]:
-        """Attain the goals of jobs in processes of their own; yield each as it comes, with its position and times."""
-        if not jobs:
+    def _shared_out(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """Return the numbers of jobs that are repaired side by side, at least as many sets as there are processes.
+
+        Their networks are in memory together.
+        """
+        weights = sum(t.ByteSize() for t in self.analysis.graph.model.graph.initializer)
+        most = max(1, min(TOGETHER, TOGETHER_BYTES // max(weights, 1), -(-len(jobs) // self.jobs)))
+        sets: list[list[int]] = []
+        for repair in dict.fromkeys(job.reconstruct for job in jobs):
+            numbers = [i for i, job in enumerate(jobs) if job.reconstruct == repair]
+            some = most if all(side_by_side(jobs[i]) for i in numbers) else 1
+            sets += [numbers[i : i + some] for i in range(0, len(numbers), some)]
+        return sets
+
+    def _made(
+        self, sets: Sequence[list[int]], waiting: Sequence[tuple[Spec, Job]]
+    ) -> Iterator[tuple[list[int], list[Outcome | PlanError]]]:
+        """Attain the goals of jobs, in processes where several are asked for; yield each set as it comes."""
+        together = [[waiting[i][1] for i in numbers] for numbers in sets]
+        if self.jobs == 1 or not sets:
+            yield from ((numbers, _attained(jobs)) for numbers, jobs in zip(sets, together, strict=True))
             return
         from joblib import Parallel, delayed
 
-        bare = (delayed(_numbered)(i, _bare(job)) for i, job in enumerate(jobs))
-        yield from Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch=self.jobs)(bare)
+        bare = (delayed(_numbered)(i, _bare(jobs)) for i, jobs in enumerate(together))
+        for which, outcomes, clocks in Parallel(
+            n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch=self.jobs
+        )(bare):
+            for job, seconds in zip(together[which], clocks, strict=True):
+                job.clock.seconds |= seconds
+            yield sets[which], outcomes
 
 
-def _bare(job: Job) -> Job:
-    """Return a job without what stays in this process: its progress, and the user's metric."""
-    job = copy(job)
-    job.progress, job.meter = silent, None
-    if job.calibrated is not None:
-        job.calibrated = copy(job.calibrated)
-        job.calibrated.progress = silent
-    return job
+def _bare(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs without what stays in this process: their progress, and the user's metric."""
+    calibrated = jobs[0].calibrated
+    if calibrated is not None:
+        calibrated = copy(calibrated)
+        calibrated.progress = silent
+    bare = [copy(job) for job in jobs]
+    for job in bare:
+        job.progress, job.meter, job.calibrated = silent, None, calibrated
+    return bare
 
 
-def _numbered(index: int, job: Job) -> tuple[int, Outcome | SpaError, dict[str, float]]:
-    outcome = _attained(job)
-    return index, outcome, job.clock.seconds
+def _numbered(index: int, jobs: Sequence[Job]) -> tuple[int, list[Outcome | PlanError], list[dict[str, float]]]:
+    outcomes = _attained(jobs)
+    return index, outcomes, [job.clock.seconds for job in jobs]
 
 
-def _attained(job: Job) -> Outcome | SpaError:
-    """Attain a job's goal without the metric; return the error where it is out of reach."""
-    meter, job.meter = job.meter, None
+def _attained(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
+    """Attain the goals of jobs without their metrics; return the error where one is out of reach."""
+    meters = [job.meter for job in jobs]
+    for job in jobs:
+        job.meter = None
     try:
-        return attain(job)
+        if side_by_side(jobs[0]):
+            return attain_together(jobs)
+        return [attain(job) for job in jobs]
     except PlanError as error:
-        return error
+        return [error]
     finally:
-        job.meter = meter
+        for job, meter in zip(jobs, meters, strict=True):
+            job.meter = meter
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------------
@@ -246,10 +287,10 @@ class _Store:
         folder: it exists.
         source: the dense model.
         model: what it is called.
-        fingerprint: tells this sweep from others.
+        fingerprint: tells this sweep from others; None where nothing does.
     """
 
-    def __init__(self, folder: Path, source: Source, model: str, fingerprint: str) -> None:
+    def __init__(self, folder: Path, source: Source, model: str, fingerprint: str | None) -> None:
         self.folder, self.source, self.model, self.fingerprint = folder, source, model, fingerprint
         self._refused: dict[str, str] = {}
 
@@ -262,27 +303,50 @@ class _Store:
             SpaError: it cannot be made.
         """
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else source.model.graph.name or "the model"
-        fingerprint = _fingerprint(source, base)
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise SpaError(
                 f"cannot make the folder {str(folder)!r}: {error.strerror}. Choose another place."
             ) from error
-        table = folder / TABLE
-        if table.exists():
-            if _read(table).get("fingerprint") != fingerprint:
-                raise OptionError(
-                    f"{str(folder)!r} holds the sweep of another model, of other options or of another version. "
-                    "Choose another folder, or remove it."
-                )
-        elif any(folder.iterdir()):
+        if not (folder / TABLE).exists() and any(p.name != LOCK for p in folder.iterdir()):
             raise OptionError(f"{str(folder)!r} is not empty and holds no sweep. Choose another folder.")
-        store = _Store(folder, source, str(name), fingerprint)
-        check_target(table)
+        check_target(folder / TABLE)
+        return _Store(folder, source, str(name), _fingerprint(source, base))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other sweeps out of the folder, and see that what it holds is of this one.
+
+        Raises:
+            OptionError: another sweep is at work in it, or made what it holds.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                self._begin()
+                yield
+        except Timeout as error:
+            raise OptionError(
+                f"another sweep is at work in {str(self.folder)!r}. Wait for it, or choose another folder."
+            ) from error
+
+    def _begin(self) -> None:
+        """Put the fingerprint into the folder, or compare it with the one that is there."""
+        table = self.folder / TABLE
         if not table.exists():
-            store._write(TABLE, json.dumps({"fingerprint": fingerprint}))
-        return store
+            self._write(TABLE, json.dumps({"fingerprint": self.fingerprint}))
+        elif self.fingerprint is None:
+            raise OptionError(
+                f"{str(self.folder)!r} holds a sweep, and whether it had the same inputs cannot be told of a Python "
+                "object. Choose another folder, or give a file or arrays."
+            )
+        elif _read(table).get("fingerprint") != self.fingerprint:
+            raise OptionError(
+                f"{str(self.folder)!r} holds the sweep of another model, of other options or inputs or of another "
+                "version. Choose another folder, or remove it."
+            )
 
     def has(self, spec: Spec) -> bool:
         """Return whether a point is done."""
@@ -312,11 +376,20 @@ class _Store:
         runner.progress("time", 0.0)
         dense_ms, points = self._timed(points, runner.analysis, base)
         found = _compared(self, points, reports[0], dense_ms, base)
+        found = replace(found, again=self._again(found))
         self._write(SHEET, found.to_csv())
         self._write(PAGE, sweep_page(found, self._command(wanted, base)))
         content = found.to_dict() | {"fingerprint": self.fingerprint}
         self._write(TABLE, json.dumps(content, indent=1))
         return found
+
+    def _again(self, found: Sweep) -> str | None:
+        """Return the command that makes the recommended network with the full repair, where it had a quicker one."""
+        if not any(p.name == found.knee and p.repair == "quick" for p in found.points):
+            return None
+        requested = _read(self.folder / f"{found.knee}.json")["requested"]
+        requested["repair"]["reconstruct"] = "full"
+        return command_line("prune", self.model, f"{found.knee}-full.onnx", requested, {})
 
     def _command(self, wanted: Sequence[Spec], base: Request) -> str:
         """Return the command line of the sweep."""
@@ -346,6 +419,7 @@ class _Store:
             metric=metric.get("pruned"),
             drop=metric.get("drop"),
             seconds=round(sum(report["seconds"].values()), 3),
+            repair=calibration.get("reconstruct"),
         )
 
     def _timed(self, points: Sequence[Point], analysis: Analysis, base: Request) -> tuple[float | None, list[Point]]:
@@ -375,11 +449,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _fingerprint(source: Source, base: Request) -> str:
-    """Return what tells one sweep from another: the model, the options that all points share, and the version."""
-    shared = _shared(base)
+def _fingerprint(source: Source, base: Request) -> str | None:
+    """Return what tells one sweep from another: the model, what all points share, the inputs, and the version."""
+    inputs = [content_of(value) for value in (base.inputs.data, base.scoring.gradients, base.scoring.hessian_gradients)]
+    if None in inputs:
+        return None
     digest = hashlib.sha256(source.model.SerializeToString(deterministic=True))
-    digest.update(json.dumps([shared, __version__], sort_keys=True, default=str).encode())
+    digest.update(json.dumps([_shared(base), inputs, __version__], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -135,7 +135,7 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
         model: (2, "is the model that is pruned. Choose another file"),
         output: (2, "is what --output writes. Choose another file"),
         output.with_name("small.onnx.data"): (2, "is where the weights of --output may go. Choose another file"),
-        weights: (1, "is no JSON or HTML. Choose another file"),
+        weights: (1, "is no JSON, HTML or figure. Choose another file"),
         tmp_path: (1, "is a folder. Name a file in it"),
         tmp_path / "none" / "x": (1, "its folder does not exist. Choose another place"),
     }

@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
 import spa
-from spa import sweeping
+from spa import goals, sweeping
 from spa.errors import MetricError, OptionError, PlanError
 from spa.job import Job
-from spa.obspa import score
+from spa.obspa import pipeline, score
 from tests.test_cli import refused
 from tests.test_cli import spa as run_cli
 
@@ -42,7 +44,8 @@ def test_each_file_is_that_of_a_single_run_after_one_calibration_and_one_scoring
     assert calls == ["calibrate", "score"]
     assert [p.name for p in found.points] == [f"{c}-macs-{r}-by8" for c in ("obspa", "l2") for r in (0.2, 0.4)]
     for point in found.points:
-        options = {"ratio": point.ratio, "criterion": point.criterion}
+        assert point.repair == ("quick" if point.criterion == "obspa" else "none")
+        options = {"ratio": point.ratio, "criterion": point.criterion, "reconstruct": point.repair}
         alone = spa.prune(VGG, **options, **SHARED)
         alone.save(tmp_path / "alone.onnx")
         assert (tmp_path / "s" / str(point.file)).read_bytes() == (tmp_path / "alone.onnx").read_bytes(), point.name
@@ -153,6 +156,75 @@ def test_a_metric_that_fails_on_a_network_costs_that_value_alone(tmp_path: Path)
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=words):
         spa.sweep(VGG, tmp_path / "s", **options)
+
+
+def test_networks_are_repaired_beside_one_run_of_the_dense_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    reconstruct = pipeline.reconstruct_together
+
+    def counted_together(analysis: Any, drafts: Any, *arguments: Any, **options: Any) -> Any:
+        together.append(len(drafts))
+        return reconstruct(analysis, drafts, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "reconstruct_together", counted_together)
+    options: dict[str, Any] = {"ratio": [0.2, 0.4, 0.6], "reconstruct": "readers", **SHARED}
+    spa.sweep(VGG, tmp_path / "three", **options)
+    monkeypatch.setattr(sweeping, "TOGETHER", 2)
+    spa.sweep(VGG, tmp_path / "two", **options)
+    monkeypatch.setattr(sweeping, "TOGETHER_BYTES", 1)
+    spa.sweep(VGG, tmp_path / "one", **options)
+    assert together == [3, 2, 1, 1, 1, 1]
+    assert contents(tmp_path / "three") == contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_network_out_of_reach_or_destroyed_leaves_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goals, "DESTROYED", 0.1)
+    options: dict[str, Any] = {"reconstruct": "readers", "min_width": 16, **SHARED}
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.99, 0.1, 0.6], **options)
+    out_of_reach, fine, destroyed = found.points
+    assert out_of_reach.refused is not None and "cannot remove 99.0% of the macs" in out_of_reach.refused
+    assert destroyed.refused is not None and "no better than a constant" in destroyed.refused
+    assert fine.refused is None and contents(tmp_path / "s").keys() == {fine.file}
+
+
+def test_the_repair_is_said_and_how_to_have_the_full_one(tmp_path: Path) -> None:
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.2, 0.5, 0.6, 0.8], **SHARED)
+    assert {p.repair for p in found.points} == {"quick"}
+    assert found.knee is not None and found.again is not None
+    assert f"-o {found.knee}-full.onnx" in found.again and "--reconstruct full" in found.again
+    assert "--ratio 0." in found.again and "--data" in found.again
+    report = json.loads((tmp_path / "s" / f"{found.knee}.json").read_text())
+    assert report["calibration"]["reconstruct"] == report["requested"]["repair"]["reconstruct"] == "quick"
+    assert ",quick," in (tmp_path / "s" / "sweep.csv").read_text()
+    assert "--reconstruct full" in (tmp_path / "s" / "index.html").read_text()
+
+
+def test_two_sweeps_are_not_at_work_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with FileLock(tmp_path / "s" / sweeping.LOCK), pytest.raises(OptionError, match="another sweep is at work"):
+        spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+    assert not list((tmp_path / "s").glob("*.onnx"))
+    spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+
+
+def test_inputs_count_by_their_content(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"ratio": 0.2, "criterion": "l2", "threads": 1}
+    rng = np.random.default_rng(0)
+    data = {"input": rng.standard_normal((9, 1, 8, 8)).astype(np.float32)}
+    spa.sweep(VGG, tmp_path / "s", data=data, **options)
+    spa.sweep(VGG, tmp_path / "s", data={"input": data["input"].copy()}, **options)
+    with pytest.raises(OptionError, match="of other options or inputs"):
+        spa.sweep(VGG, tmp_path / "s", data={"input": data["input"] + 1}, **options)
+    np.savez(tmp_path / "data.npz", **data)
+    spa.sweep(VGG, tmp_path / "t", data=tmp_path / "data.npz", **options)
+    np.savez(tmp_path / "data.npz", input=data["input"] + 1)
+    with pytest.raises(OptionError, match="of other options or inputs"):
+        spa.sweep(VGG, tmp_path / "t", data=tmp_path / "data.npz", **options)
+    spa.sweep(VGG, tmp_path / "u", data=iter([data]), **options)
+    with pytest.raises(OptionError, match="cannot be told of a Python object"):
+        spa.sweep(VGG, tmp_path / "u", data=iter([data]), **options)
 
 
 @pytest.mark.slow

@@ -81,14 +81,15 @@ def prune(
     from spa import api
     from spa.model.writing import text_draft
 
-    check_targets({"--output": output, "--plan-out": outputs.plan_out, "--report": outputs.report}, model)
+    texts = {"--plan-out": outputs.plan_out, "--report": outputs.report, "--plot": outputs.plot}
+    check_targets({"--output": output, **texts}, model)
     with progress_bars(not outputs.as_json) as progress:
         result = api.prune_file(model, request, progress)
     with ExitStack() as stack:  # everything is drafted before anything takes its name
-        texts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
+        drafts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
         result.save(output, force=outputs.force)
-        for text in texts:
-            text.publish(text.folder)
+        for draft in drafts:
+            draft.publish(draft.folder)
     if outputs.as_json:
         print_json(result.report.to_dict() | {"output": str(output)})
     else:
@@ -307,28 +308,36 @@ def check_targets(targets: dict[str, Path | None], model: Path) -> None:
         except SpaError as error:
             raise SpaError(f"{option}: {error}") from error
         if option != "--output" and place.exists() and not _is_text(place):
-            raise SpaError(f"{option} {str(path)!r} exists and is no JSON or HTML. Choose another file.")
+            raise SpaError(f"{option} {str(path)!r} exists and is no JSON, HTML or figure. Choose another file.")
+        if option == "--plot":
+            from spa.report.figures import check_format
+
+            check_format(path)
         if option == "--output":
             taken.setdefault(data_file(path).resolve(), "where the weights of --output may go")
         taken.setdefault(place, f"what {option} writes")
 
 
 def _is_text(path: Path) -> bool:
-    """Return whether an existing file may be a plan or a page that is written anew; weights of a model are neither."""
+    """Return whether an existing file may be a plan, a page or a figure that is written anew; weights are none."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(64).lstrip()[:1] in (b"", b"{", b"<")
+        return file.read(64).lstrip()[:1] in (b"", b"{", b"<", b"\x89")
 
 
-def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the texts to write with the files that they go to."""
+def _texts(result: Result, outputs: Outputs, model: Path, output: Path) -> Iterator[tuple[Path, str | bytes]]:
+    """Yield the texts and figures to write with the files that they go to."""
     if outputs.plan_out:
         yield outputs.plan_out, result.plan.to_json()
     if outputs.report:
         from spa.report.html import page
 
         yield outputs.report, page(result.report, str(model), str(output))
+    if outputs.plot:
+        from spa.report.figures import pruning_figure
+
+        yield outputs.plot, pruning_figure(result.report, outputs.plot)
 
 
 def print_json(content: Any) -> None:

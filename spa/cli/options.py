@@ -41,6 +41,7 @@ class Outputs:
     Attributes:
         plan_out: where the plan goes.
         report: where the HTML page goes.
+        plot: where the figure goes.
         force: whether the output may be the input.
         verbose: whether every group is shown.
         as_json: whether the report is printed as JSON.
@@ -48,6 +49,7 @@ class Outputs:
 
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw a figure here, .png or .svg.")] = None
     force: Annotated[bool, typer.Option("--force", help="Allow the output to be the input.")] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every group.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False

@@ -51,14 +51,21 @@ def sweep(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
     grid: Grid,
     request: Request,
-    jobs: Annotated[int, typer.Option(min=1, help="Networks repaired at a time, each with its --threads.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that repair networks, each with its --threads.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Draw a figure here, .png or .svg.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune MODEL to many budgets with one calibration and one scoring; goes on where it was interrupted."""
     from spa.sweeping import sweep as run
 
+    if plot is not None:
+        check_targets({"--plot": plot}, model)
     with progress_bars(not as_json) as progress:
         found = run(str(model), output, jobs=jobs, request=request, progress=progress, **grid.options())
+    if plot is not None:
+        from spa.report.figures import sweep_figure
+
+        _write(plot, sweep_figure(found, plot))
     if as_json:
         print_json(found.to_dict())
     else:
@@ -101,10 +108,15 @@ def sensitivity(
 
 
 def _write_page(target: Path, found: Sensitivity, model: str, request: Request, fractions: str) -> None:
-    from spa.model.writing import text_draft
     from spa.report.command import command_line
     from spa.report.html import sensitivity_page
 
     command = command_line("sensitivity", model, None, request.to_dict(), {"--fractions": fractions})
-    with text_draft(target, sensitivity_page(found, command)) as draft:
+    _write(target, sensitivity_page(found, command))
+
+
+def _write(target: Path, content: str | bytes) -> None:
+    from spa.model.writing import text_draft
+
+    with text_draft(target, content) as draft:
         draft.publish(draft.folder)

@@ -41,6 +41,15 @@ class Curve:
         scores[self.order] = np.diff(self.loss)
         return scores
 
+    def sampled(self, points: int) -> tuple[tuple[int, float], ...]:
+        """Return (channels left, loss) at so many places at most, evenly from the whole to none.
+
+        >>> Curve(np.arange(4), np.array([0, 1, 3, 6, 9.0])).sampled(3)
+        ((4, 0.0), (2, 3.0), (0, 9.0))
+        """
+        gone = np.unique(np.linspace(0, self.order.size, points).round().astype(int))
+        return tuple((self.order.size - int(n), float(self.loss[n])) for n in gone)
+
     @staticmethod
     def of_scores(scores: Array) -> Curve:
         """Build a curve from scores of single channels: the fraction of their sum that has gone.

@@ -309,12 +309,12 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def text_draft(target: Path, text: str) -> Iterator[Draft]:
-    """Write a text into a draft; publish it with ``draft.publish(draft.folder)``.
+def text_draft(target: Path, content: str | bytes) -> Iterator[Draft]:
+    """Write a text, or an image, into a draft; publish it with ``draft.publish(draft.folder)``.
 
     Raises:
         SpaError: it cannot be written there.
     """
     with drafts(target) as draft:
-        (draft.folder / target.name).write_text(text, encoding="utf-8")
+        (draft.folder / target.name).write_bytes(content.encode() if isinstance(content, str) else content)
         yield draft

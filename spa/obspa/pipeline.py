@@ -12,14 +12,13 @@ import numpy as np
 from onnx import ModelProto
 
 from spa.coupling.analysis import Analysis, couple
-from spa.coupling.plan import Plan
 from spa.criteria.context import Inputs
 from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.linear import linear
 from spa.obspa.readers.base import FitSettings
-from spa.obspa.refit import reconstruct
+from spa.obspa.refit import Draft, reconstruct_together
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
@@ -110,39 +109,40 @@ class Calibrated:
         )
 
     @_bounded
-    def reconstruct(self, plan: Plan, pruned: ModelProto, extent: str = "full") -> None:
-        """Repair the pruned model in place.
+    def reconstruct(self, drafts: Sequence[Draft], extent: str = "full") -> None:
+        """Repair pruned models in place; each comes out as it would alone.
 
         Args:
-            plan: the kept channels.
-            pruned: the model that surgery made.
-            extent: ``full`` refits readers and their producers, ``readers`` the readers alone, ``bias`` moves biases
-                alone.
+            drafts: plans, and the models that surgery made of them.
+            extent: ``full`` refits readers and their producers, ``quick`` too, with fewer steps of these, ``readers``
+                the readers alone, ``bias`` moves biases alone.
         """
         same_model = self._calibration_analysis is self.analysis
-        calibrated = pruned if same_model else apply(self._calibration_analysis, plan)
-        if extent == "bias":
-            edits = compensate(self._calibration_analysis, plan, calibrated, self.batches, self.threads, self.progress)
-        else:
-            fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
-            settings = FitSettings(
-                damping=DAMPING if self.synthetic else DAMPING * (1 + DAMPING_SAMPLES / samples_in(self.batches)),
-                pruned_input_fraction=fraction,
-                producer_rounds=0 if extent == "readers" else 1 if self.synthetic else PRODUCER_ROUNDS,
-                seed=self.seed,
-            )
-            edits = reconstruct(
-                self._calibration_analysis,
-                plan,
-                calibrated,
-                self.batches,
-                settings,
-                self.threads,
-                progress=self.progress,
-            )
-        if not same_model:
-            Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edits)
-        conform(pruned)  # refits may have added biases
+        calibrated = drafts if same_model else [(p, apply(self._calibration_analysis, p)) for p, _ in drafts]
+        edits = self._biased(calibrated) if extent == "bias" else self._refitted(calibrated, extent)
+        for (_, pruned), edited in zip(drafts, edits, strict=True):
+            if not same_model:
+                Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edited)
+            conform(pruned)  # refits may have added biases
+
+    def _biased(self, drafts: Sequence[Draft]) -> list[Stream]:
+        """Move the biases of pruned models in place; return their streams."""
+        analysis = self._calibration_analysis
+        return [compensate(analysis, *draft, self.batches, self.threads, self.progress) for draft in drafts]
+
+    def _refitted(self, drafts: Sequence[Draft], extent: str) -> list[Stream]:
+        """Refit pruned models in place; return their streams."""
+        fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
+        rounds = {"readers": 0, "quick": 1}.get(extent, 1 if self.synthetic else PRODUCER_ROUNDS)
+        settings = FitSettings(
+            damping=DAMPING if self.synthetic else DAMPING * (1 + DAMPING_SAMPLES / samples_in(self.batches)),
+            pruned_input_fraction=fraction,
+            producer_rounds=rounds,
+            quick=extent == "quick",
+            seed=self.seed,
+        )
+        analysis = self._calibration_analysis
+        return reconstruct_together(analysis, drafts, self.batches, settings, self.threads, progress=self.progress)
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""

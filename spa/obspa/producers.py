@@ -24,6 +24,7 @@ MAX_ROWS = 20_000  # the most rows of the reader's output that steps learn from,
 MAX_INPUTS = 3072  # the most matrix columns of either layer: larger moments take seconds per layer
 MAX_VALUES = 10_000_000  # the most values in a matrix of either layer's rows: 40 MB in float32
 STEPS = 6  # chosen by the outputs of ResNet-20 and ResNet-56 on held-out inputs (benchmarks/results/ablation.md)
+QUICK_STEPS = 2  # of the quick repair, on half of the rows
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation
 CURVATURE_ROWS = 4000  # that A is the mean of, or five per unknown if that is more: A only bends the steps
@@ -61,7 +62,9 @@ class LayerPair:
             and not any(len(dims) >= len(between) and dims[0] > 1 for dims in vectors)
         )
 
-    def sample_fraction(self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+    def sample_fraction(
+        self, graph: Graph, samples: int, before: tuple[int, ...], after: tuple[int, ...], quick: bool
+    ) -> float:
         """Return the fraction of the samples that steps learn from.
 
         Args:
@@ -69,8 +72,9 @@ class LayerPair:
             samples: the number of all samples.
             before: the shape of the reader's input.
             after: the shape of the reader's output.
+            quick: whether half of the rows must do.
         """
-        rows, held = MAX_ROWS, []
+        rows, held = MAX_ROWS // 2 if quick else MAX_ROWS, []
         for lin, shape in ((self.producer, before), (self.reader, after)):
             _, outputs, columns = lin.size(graph)
             held.append(samples * lin.positions(shape) * max(outputs, columns))
@@ -130,17 +134,10 @@ def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
     return LayerPair(producer, tuple(region[i] for i in sorted(region)), reader)
 
 
-def refine(
-    pruned: Stream,
-    pair: LayerPair,
-    x: Array,
-    target: Array,
-    scale: Array,
-    damping: float,
-    constants: bool,
-    real: Array | None = None,
-) -> Changes | None:
-    """Take Gauss-Newton steps on a producer's weights towards its reader's target; the reader's weights stay.
+class GaussNewton:
+    """Steps on a producer's weights towards its reader's target, on some samples; the reader's weights stay.
+
+    Notation as at the top of the module.
 
     Args:
         pruned: the pruned network.
@@ -148,24 +145,9 @@ def refine(
         x: the producer's inputs.
         target: the reader's target outputs, up to a constant for each channel.
         scale: the factor of the error of each of the reader's output channels, (channels,).
-        damping: added to the diagonal of A, as a fraction of its mean.
         constants: whether the producer's bias can change.
         real: which positions of the samples count, (samples, positions); all by default.
-
-    Returns:
-        What changes; None if no step helps.
     """
-    taken = _GaussNewton(pruned, pair, x, target, scale, constants, real).take(damping)
-    if taken is None:
-        return None
-    change, removed = taken
-    if constants:
-        return Changes(matrix=change[:, :-1], bias=change[:, -1], removed=removed)
-    return Changes(matrix=change, bias=np.zeros(len(change)), removed=removed)
-
-
-class _GaussNewton:
-    """Gauss-Newton steps of a producer on some samples; notation as at the top of the module."""
 
     def __init__(
         self,
@@ -175,10 +157,10 @@ class _GaussNewton:
         target: Array,
         scale: Array,
         constants: bool,
-        real: Array | None,
+        real: Array | None = None,
     ) -> None:
         graph, p, reader = pruned.graph, pair.producer, pair.reader
-        self.graph, self.pair, self.name = graph, pair, p.node.outputs[0]
+        self.graph, self.pair, self.name, self.constants = graph, pair, p.node.outputs[0], constants
         self.z0 = run(pruned.session([p.node], p.source, self.name, x), {p.source: x})[0]
         self.chain = pruned.session(pair.chain, self.name, reader.source, self.z0) if pair.chain else None
         self.both = pruned.session([*pair.chain, reader.node], self.name, reader.node.outputs[0], self.z0)
@@ -243,12 +225,15 @@ class _GaussNewton:
         half = Damped(curvature[None], CURVATURE_DAMPING).solve(gradient.T[None].astype(np.float64))[0].T
         return inputs.solve(half[None])[0]
 
-    def take(self, damping: float) -> tuple[Array, float] | None:
+    def take(self, damping: float, steps: int = STEPS) -> Changes | None:
         """Take steps as long as they help; none if a constant between the layers brings axes of its own.
 
+        Args:
+            damping: added to the diagonal of A, as a fraction of its mean.
+            steps: the most that are taken.
+
         Returns:
-            The change of the weights, (outputs, inputs), and the fraction of the loss that is gone; None if no step
-            helps.
+            The changes; None if no step helps.
         """
         slope = self.slope(self.z0)
         if slope.shape != self.z0.shape:
@@ -263,7 +248,7 @@ class _GaussNewton:
         z, residual = self.z0, self.residual(self.z0)
         loss = first = np.vdot(residual, residual)
         rate = 1.0
-        for _ in range(STEPS):
+        for number in range(1, steps + 1):
             step = self.direction(residual, slope, inputs, reading) * rate
             move = self.output_change(step)
             trial = self.residual(z + move)
@@ -280,7 +265,12 @@ class _GaussNewton:
                 break
             z, residual = z + move, trial
             change, loss, previous = change + step, new, loss
-            if new > (1 - MIN_GAIN) * previous:
+            if number == steps or new > (1 - MIN_GAIN) * previous:
                 break
             slope = self.slope(z)
-        return (change, 1 - float(loss / first)) if loss < first else None
+        if not loss < first:
+            return None
+        gone = 1 - float(loss / first)
+        if self.constants:
+            return Changes(matrix=change[:, :-1], bias=change[:, -1], removed=gone)
+        return Changes(matrix=change, bias=np.zeros(len(change)), removed=gone)

@@ -24,10 +24,12 @@ from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
 from spa.obspa.constants import LostBranch
 from spa.obspa.readers import kind_of
-from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, Reconstruction
+from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
 from spa.progress import Progress, silent
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
+
+Draft = tuple[Plan, ModelProto]
 
 
 def reconstruct(
@@ -55,33 +57,69 @@ def reconstruct(
     Returns:
         The pruned network's stream, which has recorded every edit.
     """
-    kept = analysis.kept(plan.masks(analysis))
+    return reconstruct_together(analysis, [(plan, pruned)], batches, settings, threads, nodes, progress)[0]
+
+
+def reconstruct_together(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    batches: Sequence[Feeds],
+    settings: FitSettings = DEFAULT_SETTINGS,
+    threads: int = 2,
+    nodes: Set[int] | None = None,
+    progress: Progress = silent,
+) -> list[Stream]:
+    """Refit the readers of several pruned models in place, beside one run of the dense network.
+
+    Each comes out as :func:`reconstruct` alone would leave it.
+
+    Args:
+        analysis: the dense model.
+        drafts: plans, and the models that surgery made of them.
+        batches: the calibration inputs.
+        settings: the options of the fits.
+        threads: the number of onnxruntime's threads.
+        nodes: indices (in the dense network) of the nodes to refit; all by default.
+        progress: called with a stage and the fraction of it that is done.
+
+    Returns:
+        The pruned networks' streams.
+    """
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
-    pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
-    reconstruction = Reconstruction(
-        analysis=analysis,
-        kept=kept,
-        dense=dense,
-        pruned=pruned_stream,
-        rng=np.random.default_rng(settings.seed),
-        settings=settings,
-    )
-    changed = []
-    gone = lost_branches(analysis, kept)
-    for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
-        kind = gone.get(node.index) or kind_of(pruned_stream.graph, pruned_node)
+    repairs = []
+    for plan, pruned in drafts:
+        reconstruction = Reconstruction(
+            analysis=analysis,
+            kept=analysis.kept(plan.masks(analysis)),
+            dense=dense,
+            pruned=Stream(pruned, analysis.graph.base, batches, threads),
+            rng=np.random.default_rng(settings.seed),
+            settings=settings,
+        )
+        repairs.append((reconstruction, dict(_refits(reconstruction, nodes))))
+    for index in sorted({index for _, refits in repairs for index in refits}):
+        node = dense.graph.nodes[index]
+        progress("reconstruct", index / len(dense.graph.nodes))
+        dense.after(node)
+        for reconstruction, refits in repairs:
+            if index in refits:
+                kind, pruned_node = refits[index]
+                reconstruction.pruned.before(pruned_node)
+                kind.refit(reconstruction, node, pruned_node)
+                give_back()
+    return [reconstruction.pruned for reconstruction, _ in repairs]
+
+
+def _refits(reconstruction: Reconstruction, nodes: Set[int] | None) -> Iterator[tuple[int, tuple[ReaderKind, Node]]]:
+    """Prepare the refits of a pruned network; yield by the dense node's index the reader's kind and the pruned node."""
+    dense, pruned = reconstruction.dense, reconstruction.pruned
+    gone = lost_branches(reconstruction.analysis, reconstruction.kept)
+    for node, pruned_node in layers(reconstruction.analysis, reconstruction.kept, dense, pruned):
+        kind = gone.get(node.index) or kind_of(pruned.graph, pruned_node)
         if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
             kind.prepare(reconstruction, node, pruned_node)
-            changed.append((kind, node, pruned_node))
-    for kind, node, pruned_node in changed:
-        if nodes is not None and node.index not in nodes:
-            continue
-        progress("reconstruct", node.index / len(dense.graph.nodes))
-        dense.after(node)
-        pruned_stream.before(pruned_node)
-        kind.refit(reconstruction, node, pruned_node)
-        give_back()
-    return pruned_stream
+            if nodes is None or node.index in nodes:
+                yield node.index, (kind, pruned_node)
 
 
 def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:

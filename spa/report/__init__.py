@@ -20,6 +20,7 @@ class GroupReport:
         macs: fraction of all MACs, before.
         crossings: labels of the normalisations that take statistics over it.
         loss: the estimated relative error of what reads it, after compensation, where there is an estimate.
+        curve: (channels, that loss with so many left) at some widths, where there is an estimate.
     """
 
     name: str
@@ -29,6 +30,7 @@ class GroupReport:
     macs: float
     crossings: tuple[str, ...]
     loss: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Point:
         drop: how much worse that is than the dense model's.
         milliseconds: what a tenth of the runs stay below, in turns with the others.
         seconds: that it took to choose, prune and repair it.
+        repair: what it had: ``full``, ``quick``, ``readers``, ``bias`` or ``none``; None where nothing was run.
         on_front: whether no other network is at least as good in cost and loss.
     """
 
@@ -53,6 +54,7 @@ class Point:
     drop: float | None = None
     milliseconds: float | None = None
     seconds: float | None = None
+    repair: str | None = None
     on_front: bool = False
 
     @property
@@ -75,6 +77,7 @@ class Sweep:
         knee: the name of the point that is recommended; None where none stands out.
         folder: where the files are.
         environment: versions and processor.
+        again: the command that makes the recommended network with the full repair, where it had a quicker one.
     """
 
     model: str
@@ -86,6 +89,7 @@ class Sweep:
     knee: str | None
     folder: str
     environment: Mapping[str, str]
+    again: str | None = None
 
     def _repr_html_(self) -> str:
         """Return a small table, which notebooks show."""

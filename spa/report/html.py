@@ -56,6 +56,7 @@ def page(report: Report, source: str, target: str) -> str:
         sentences=_sentences(report),
         groups=groups,
         has_losses=any(g["loss"] for g in groups),
+        has_curves=any(g["curve"] for g in groups),
         evaluations=evaluations if len(evaluations) > 2 else [],
         has_search=bool(searched),
         metric=metric.get("name"),
@@ -228,6 +229,7 @@ def _groups(report: Report) -> list[dict[str, Any]]:
             "params": round(g.params, 6),
             "macs": round(g.macs, 6),
             "loss": None if g.loss is None else float(f"{g.loss:.4g}"),
+            "curve": [(width, float(f"{loss:.3g}")) for width, loss in g.curve],
         }
         for at, g in enumerate(groups)
     ]

@@ -200,6 +200,10 @@ def show_sweep(found: Sweep) -> None:
             console.print(_text(f"no {p.name}: {p.refused}"))
     if found.loss is None:
         console.print(_text("nothing was measured that a network could be better in: no front."))
+    if found.again is not None:
+        console.print(
+            _text(f"Repaired quickly, to compare. The network at the knee with the full repair: {found.again}")
+        )
 
 
 def _cells(macs: Any, params: Any, ms: Any, change: Any, quality: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from spa.coupling.plan import Plan
     from spa.criteria import Criterion, ParameterScore
 
-RECONSTRUCTIONS = ("auto", "full", "readers", "bias", "none")
+RECONSTRUCTIONS = ("auto", "full", "quick", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
 MOST_THREADS = 1024
 TARGETS = ("ratio", "max_distortion", "max_drop", "min_metric", "latency_ms", "plan")  # of which a goal has one
@@ -369,8 +369,9 @@ class Repair(Section):
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `readers` (faster) not those before cuts, `bias` moves their means alone, `none` "
-        "leaves them; `auto`: what suits the criterion, `full` for obspa, `bias` for flap, else `none`",
+        "`full` refits all layers, `quick` takes few steps of those before cuts, `readers` none, `bias` moves means "
+        "alone, `none` leaves all; `auto`: what suits the criterion, `full` for obspa (in a sweep `quick`), `bias` for "
+        "flap, else `none`",
         kind=WORD,
         choices=lambda: RECONSTRUCTIONS,
     )

@@ -333,7 +333,7 @@ def test_with_inputs_that_were_made_up_no_more_than_the_means_move() -> None:
     pruned = apply(analysis, plan)
     measured = Calibrated(analysis, real, synthetic=False)
     before, change = tensors(pruned), measured.change(pruned).error
-    calibrated.reconstruct(plan, pruned, "bias")
+    calibrated.reconstruct([(plan, pruned)], "bias")
     after = measured.change(pruned).error
     assert change is not None and after is not None and after < change
     moved = {n for n, v in tensors(pruned).items() if n not in before or not np.array_equal(v, before[n])}

@@ -383,7 +383,7 @@ def test_synthetic_inputs_change_weights_and_biases_but_no_variance() -> None:
     pruned = apply(analysis, plan)
     before = calibrated.change(pruned).error
     variance = {t.name: t.SerializeToString() for t in pruned.graph.initializer if t.name.startswith("v")}
-    calibrated.reconstruct(plan, pruned)
+    calibrated.reconstruct([(plan, pruned)])
     after = calibrated.change(pruned).error
     assert before is not None and after is not None and after < before
     assert variance == {t.name: t.SerializeToString() for t in pruned.graph.initializer if t.name.startswith("v")}

@@ -50,7 +50,7 @@ def refitted(model: ModelProto, kept: dict[str, list[int]], x: Array, synthetic:
     analysis = couple(Graph(model))
     plan = make_plan(analysis, {group(analysis, n): np.array(k) for n, k in kept.items()})
     pruned = apply(analysis, plan)
-    Calibrated(analysis, [{"x": part} for part in np.array_split(x, 3)], synthetic).reconstruct(plan, pruned)
+    Calibrated(analysis, [{"x": part} for part in np.array_split(x, 3)], synthetic).reconstruct([(plan, pruned)])
     return arrays(pruned)
 
 

@@ -65,6 +65,19 @@ def test_groups_stand_in_the_order_of_the_network_with_the_names_of_layers(repor
     assert {(g["name"], g["kept"]) for g in groups} == {(g.name, g.kept) for g in report.groups}
 
 
+def test_loss_curves_pass_through_the_losses_at_the_widths(report: Report) -> None:
+    assert "id=tradeoffs" not in page(report, "a.onnx", "b.onnx")
+    text = page(spa.prune(RESNET, ratio=0.4, samples=8, threads=1, round_to=16).report, "a.onnx", "b.onnx")
+    groups = data_of(text)["groups"]
+    assert "id=tradeoffs" in text and isinstance(groups, list)
+    for g in groups:
+        curve = dict(g["curve"])
+        assert curve[g["size"]] == 0 and list(curve) == [g["size"] - g["size"] * k // 8 for k in range(9)]
+        if g["kept"] in curve:
+            assert curve[g["kept"]] == pytest.approx(g["loss"], rel=1e-2), g["name"]
+    assert any(g["loss"] and g["kept"] in dict(g["curve"]) for g in groups)
+
+
 def test_what_was_left_has_its_reason_and_what_would_free_it(report: Report) -> None:
     text = page(report, "a.onnx", "b.onnx")
     assert re.search(r"the request ignores &#39;layer1.1.conv1\*&#39;<td>leave out --ignore", text)
@@ -101,9 +114,15 @@ def test_the_command_makes_the_same_request_again(monkeypatch: pytest.MonkeyPatc
     assert caught == [request]
 
 
+def curve_of(size: int, i: int) -> tuple[tuple[int, float], ...]:
+    return tuple((size - size * k // 8, 1e-3 * k**2 * (1 + i % 7)) for k in range(9))
+
+
 def many_groups(report: Report, count: int) -> Report:
     groups = tuple(
-        GroupReport(f"onnx::Conv_{i}[0]", 512, 512 - i % 500, 0.01 + i % 7 / 99, 0.02, (), 1e-3 + i % 90)
+        GroupReport(
+            f"onnx::Conv_{i}[0]", 512, 512 - i % 500, 0.01 + i % 7 / 99, 0.02, (), 1e-3 + i % 90, curve_of(512, i)
+        )
         for i in range(count)
     )
     layers = {g.name: f"/backbone/stage{i // 100}/block{i}/conv/Conv" for i, g in enumerate(groups)}
@@ -158,7 +177,7 @@ def opened(file: Path, width: int) -> tuple[str, str]:
 def test_pages_draw_their_charts_without_a_word_in_the_console(report: Report, width: int, tmp_path: Path) -> None:
     searched = spa.prune(RESNET, criterion="l2", min_metric=97, evaluate=f"top1:{RESNET.parent / 'digits_test.npz'}")
     pages = {
-        "many": (page(many_groups(report, 1000), "a.onnx", "b.onnx"), ["widths", "shares", "losses"]),
+        "many": (page(many_groups(report, 1000), "a.onnx", "b.onnx"), ["widths", "shares", "losses", "tradeoffs"]),
         "searched": (page(searched.report, "a.onnx", "b.onnx"), ["evaluations", "widths", "shares"]),
         "sweep": (sweep_page(found_sweep(), "spa sweep"), ["pareto"]),
         "sensitivity": (sensitivity_page(spa.sensitivity(RESNET, criterion="l2"), "spa sensitivity"), ["curves"]),

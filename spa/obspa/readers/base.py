@@ -29,12 +29,14 @@ class FitSettings:
             repair, learnt from few inputs, does not carry over to others.
         producer_rounds: how often at most the producers of removed channels are refitted, too, each time followed by
             their reader (:mod:`spa.obspa.producers`).
+        quick: whether producers take fewer steps, on half of the rows.
         seed: the seed of the positions that fits learn from.
     """
 
     damping: float = 1e-3
     pruned_input_fraction: float = 1.0
     producer_rounds: int = 0
+    quick: bool = False
     seed: int = 0
 
 

@@ -13,7 +13,7 @@ from spa.obspa.affine import Tail, find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear
 from spa.obspa.moments import Moments
-from spa.obspa.producers import LayerPair, refine
+from spa.obspa.producers import QUICK_STEPS, STEPS, GaussNewton, LayerPair
 from spa.obspa.readers.base import Reconstruction
 from spa.obspa.readers.rows import Targets, add_rows
 from spa.running.runtime import run
@@ -65,7 +65,8 @@ class ProducerSteps:
         blocks, channels, _ = reader.size(pruned.graph)
         after = find_tail(pruned.graph, reader.node, blocks * channels, reader.channel_axis)
         source = in_dense(reconstruction, p).source
-        fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), first.shape(reader.source), shape)
+        shapes, quick = (first.shape(reader.source), shape), reconstruction.settings.quick
+        fraction = pair.sample_fraction(pruned.graph, reconstruction.samples(target), *shapes, quick)
         found: dict[tuple[int, ...], list[tuple[Array, Array, Array]]] = {}
         for batches in zip(dense.live, pruned.live, strict=True):
             samples, real = batches[1].shape(p.source)[0], batches[0].real
@@ -81,7 +82,7 @@ class ProducerSteps:
             x = reconstruction.blended(source, p.source, dense_batch, pruned_batch)
             marks = np.ones(t.shape[:2], bool) if real is None or real.shape[0] != samples else real[chosen]
             found.setdefault((*x.shape[1:], *t.shape[1:]), []).append((x, t, marks))
-        counts = {shapes: sum(len(x) for x, *_ in parts) for shapes, parts in found.items()}
+        counts = {shape: sum(len(x) for x, *_ in parts) for shape, parts in found.items()}
         most = max(counts, key=counts.__getitem__)
         xs, ts, marks = (np.concatenate(part) for part in zip(*found[most], strict=True))
         return cls(
@@ -108,8 +109,9 @@ class ProducerSteps:
         pruned, p = self.reconstruction.pruned, self._producer()
         before = find_tail(pruned.graph, p.node, p.size(pruned.graph)[1], p.channel_axis)
         slot = BiasSlot.find(pruned, p, before, [p])
-        damping = self.reconstruction.settings.damping
-        changes = refine(pruned, self.pair, self.x, self.target, self.after.scale, damping, slot is not None, self.real)
+        settings, constants = self.reconstruction.settings, slot is not None
+        steps = GaussNewton(pruned, self.pair, self.x, self.target, self.after.scale, constants, self.real)
+        changes = steps.take(settings.damping, QUICK_STEPS if settings.quick else STEPS)
         if changes is None:
             return None
         store(pruned, p, p.matrix(pruned.graph) + changes.matrix[None])

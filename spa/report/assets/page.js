@@ -66,6 +66,27 @@
     });
   }
 
+  function tradeoffs(width) {
+    const gone = (g, kept) => 1 - kept / g.size;
+    const groups = d3.sort(data.groups, (g) => -(g.loss ?? 0)).slice(0, 100); // more would be a tangle
+    const points = groups.flatMap((g) => g.curve
+      .filter(([, loss]) => loss > 0).map(([kept, loss]) => ({ group: g, gone: gone(g, kept), kept, loss })));
+    const chosen = groups.filter((g) => g.loss > 0)
+      .map((g) => ({ group: g, gone: gone(g, g.kept), kept: g.kept, loss: g.loss }));
+    const title = (p) => `${named(p.group)}\n${p.group.size} → ${p.kept} channels\nloss ${short(p.loss)}`;
+    return Plot.plot({
+      ...common(width, 340), x: { label: "channels that go →", tickFormat: "%" },
+      y: { label: "estimated loss", type: "log", grid: true, ticks: 5, tickFormat: "~g" },
+      marks: [
+        Plot.line(points, { x: "gone", y: "loss", z: (p) => p.group.name, stroke: "var(--before)", strokeOpacity: 0.7 }),
+        Plot.dot(chosen, { x: "gone", y: "loss", r: 3, fill: "var(--after)" }),
+        Plot.tip([...points, ...chosen], Plot.pointer({
+          x: "gone", y: "loss", title, fill: "var(--ground)", stroke: "var(--faint)",
+        })),
+      ],
+    });
+  }
+
   function evaluations(width) {
     const [dense, ...others] = data.evaluations;
     const tried = others.sort((a, b) => a.ratio - b.ratio);
@@ -172,7 +193,7 @@
     link.click();
   }
 
-  for (const [id, make] of Object.entries({ widths, shares, losses, evaluations, pareto, curves, changes })) draw(id, make);
+  for (const [id, make] of Object.entries({ widths, shares, losses, tradeoffs, evaluations, pareto, curves, changes })) draw(id, make);
   document.querySelectorAll("table.sortable").forEach(searchable);
   document.querySelectorAll("figure > button").forEach((b) => b.addEventListener("click", () => save(b.parentElement)));
   document.getElementById("theme").addEventListener("click", () => {
