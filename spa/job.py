@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
+_LOG = logging.getLogger(__name__)
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
 
 
@@ -65,6 +67,7 @@ class Clock:
         """Add the time since the last call to a stage."""
         now = time.perf_counter()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 4)
+        _LOG.info("%s: %.2f s", stage, now - self._last)
         self._last = now
 
 
@@ -464,6 +467,7 @@ class Job:
         assert self.calibrated is not None  # who asks has calibrated
         change = self.calibrated.change(model)
         self.clock("measure")
+        _LOG.debug("the outputs change by %s of their variance", change.error)
         return change
 
     def recovered(self, outcome: Outcome, epochs: int) -> Outcome:

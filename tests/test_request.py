@@ -105,8 +105,9 @@ def test_what_no_file_can_hold_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ratio = 0.3\n", r"'ratio' is no section. Use \[goal\], \[scoring\]"),
-        ("[goals]\nratio = 0.3\n", r"'goals' is no section. Use \[goal\], \[scoring\]"),
+        ("ratio = 0.3\n", r"'ratio' is no section. It belongs to \[goal\]"),
+        ("[tables]\nratio = 0.3\n", r"'tables' is no section. Use \[goal\], \[scoring\]"),
+        ("[goals]\nratio = 0.3\n", r"'goals' is no section. Did you mean 'goal'"),
         ("[goal]\nratios = 0.3\n", r"\[goal\] has no option 'ratios'. Did you mean 'ratio' in \[goal\]"),
         ("[goal]\nround_to = 8\n", r"has no option 'round_to'. It belongs to \[constraints\]"),
         ("[timing]\nsize = {a = 1}\n", r"has no option 'size'. Did you mean 'sizes' in \[timing\]"),

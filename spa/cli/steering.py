@@ -10,7 +10,7 @@ import typer
 
 from spa.cli.bars import progress_bars
 from spa.cli.commands import AsJson, Model, app, check_targets, print_json
-from spa.cli.options import RequestCommand, with_options
+from spa.cli.options import RequestCommand, Talk, with_options
 from spa.request import Request
 
 if TYPE_CHECKING:
@@ -51,17 +51,18 @@ def sweep(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
     grid: Grid,
     request: Request,
+    talk: Talk,
     jobs: Annotated[int, typer.Option(min=1, help="Networks repaired at a time, each with its --threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Prune MODEL to many budgets with one calibration and one scoring; goes on where it was interrupted."""
     from spa.sweeping import sweep as run
 
-    with progress_bars(not as_json) as progress:
+    with progress_bars(not as_json and not talk.verbose, talk.quiet) as progress:
         found = run(str(model), output, jobs=jobs, request=request, progress=progress, **grid.options())
     if as_json:
         print_json(found.to_dict())
-    else:
+    elif not talk.quiet:
         from spa.report.text import show_sweep
 
         show_sweep(found)
@@ -72,6 +73,7 @@ def sweep(
 def sensitivity(
     model: Model,
     request: Request,
+    talk: Talk,
     fractions: Annotated[str, typer.Option(help="Fractions of each group to remove.")] = "0.25,0.5,0.75",
     measure: Annotated[bool, typer.Option("--measure", help="Measure the outputs' change at each, too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
@@ -84,7 +86,7 @@ def sensitivity(
 
     if report is not None:
         check_targets({"--report": report}, model)
-    with progress_bars(not as_json) as progress:
+    with progress_bars(not as_json and not talk.verbose, talk.quiet) as progress:
         found = run(
             str(model), fractions=numbers(fractions, "fractions"), measure=measure, request=request, progress=progress
         )

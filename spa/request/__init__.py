@@ -21,7 +21,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spa.errors import OptionError, nearest, suggestion
+from spa.errors import OptionError, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
@@ -87,6 +87,8 @@ def criterion_names() -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Goal(Section):
     """The goal: a ratio, a tolerated change of outputs or metric, milliseconds, or the channels of a plan."""
+
+    example = "--ratio 0.5 --of params"
 
     ratio: float | str | None = option(
         None,
@@ -186,6 +188,8 @@ class Goal(Section):
 class Scoring(Section):
     """The scoring and comparison of channels."""
 
+    example = "--criterion l2 --ranking isomorphic"
+
     criterion: str | Criterion | ParameterScore = option(
         "obspa",
         "the way to score channels; see the table of criteria",
@@ -229,6 +233,8 @@ class Scoring(Section):
 @dataclass(frozen=True)
 class Constraints(Section):
     """The constraints on groups and widths."""
+
+    example = "--ignore 'head.*' --round-to 16"
 
     ignore: tuple[str, ...] = option(
         (),
@@ -278,6 +284,8 @@ class Constraints(Section):
 @dataclass(frozen=True)
 class Inputs(Section):
     """The inputs that scores and repair learn from."""
+
+    example = "--data images --samples 256"
 
     data: Any = option(
         None,
@@ -355,6 +363,8 @@ class Inputs(Section):
 class Repair(Section):
     """The repair of the network that remains."""
 
+    example = "--reconstruct readers"
+
     reconstruct: str = option(
         "auto",
         "`full` refits all layers, `readers` (faster) not those before cuts, `bias` moves their means alone, `none` "
@@ -384,6 +394,8 @@ class Repair(Section):
 @dataclass(frozen=True)
 class Evaluation(Section):
     """The user's metric, by which pruned models are judged."""
+
+    example = "--evaluate top1:validation.npz"
 
     evaluate: str | Callable[[str], Any] | None = option(
         None,
@@ -420,6 +432,8 @@ class Evaluation(Section):
 @dataclass(frozen=True)
 class Timing(Section):
     """The running and timing of models."""
+
+    example = "--threads 4 --size height=320"
 
     threads: int = option(
         2,
@@ -507,31 +521,17 @@ class Request:
     def from_toml(cls, path: str | os.PathLike[str]) -> Request:
         """Read a request from a TOML file with the sections as tables; paths in it are relative to its folder.
 
+        Args:
+            path: the file; of a ``pyproject.toml`` the tables below ``[tool.spa]`` count.
+
         Raises:
             UnreadableError: the file is not there or cannot be opened.
             OptionError: it is no TOML, or holds what is no option.
         """
-        import tomllib
-
-        from spa.model.files import read_bytes  # with onnx, which a command line without a file can do without
+        from spa.request.toml import read
 
         name = os.fspath(path)
-        try:
-            content = tomllib.loads(read_bytes(Path(path), "the request").decode("utf-8-sig"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise OptionError(f"cannot read the request {name!r}: {error}.") from error
-        known = {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()}
-        given: dict[str, Any] = {}
-        for section, values in content.items():
-            if section not in known or not isinstance(values, dict):
-                sections = ", ".join(f"[{known_section}]" for known_section in known)
-                raise OptionError(f"{name!r}: {section!r} is no section. Use {sections}.")
-            for key, value in values.items():
-                about = known[section].get(key)
-                if about is None or not about.metadata["kind"].on_file:
-                    raise OptionError(f"{name!r}: [{section}] has no option {key!r}. {_where(key)}")
-                is_path = about.metadata["kind"] is FILE and isinstance(value, str)
-                given[key] = str(Path(path).parent / value) if is_path else value
+        given = read(Path(path), {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()})
         try:
             return cls.of(**given)
         except OptionError as error:
@@ -577,11 +577,6 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
             yield section.name, about
 
 
-def _where(name: str) -> str:
-    """Return what to do about an option that a section of a file does not have."""
-    homes = {about.name: home for home, about in options() if about.metadata["kind"].on_file}
-    if name in homes:
-        return f"It belongs to [{homes[name]}]."
-    flags = {about.metadata["flag"]: about.name for _, about in options() if about.metadata["flag"]}
-    near = flags.get(name) or nearest(name, homes)
-    return "Leave it out." if near is None else f"Did you mean {near!r} in [{homes[near]}]?"
+def examples() -> dict[str, str]:
+    """Return by section some of its options on a command line."""
+    return {section.name: kind.example for section, kind in _sections()}

@@ -167,7 +167,13 @@ def option(
 
 
 class Section:
-    """Options that belong together; each value is converted to its kind, or refused."""
+    """Options that belong together; each value is converted to its kind, or refused.
+
+    Attributes:
+        example: some of them on a command line.
+    """
+
+    example = ""
 
     def __post_init__(self) -> None:
         """Convert every value.

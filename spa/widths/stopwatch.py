@@ -139,6 +139,9 @@ class Cache:
         valid = isinstance(known, dict) and all(type(v) is float and 0 <= v < math.inf for v in known.values())
         return known if valid else {}
 
+    def __len__(self) -> int:
+        return len(self._known | self._new)
+
     def get(self, key: str) -> float | None:
         """Return the time stored under a key, or None."""
         return self._new.get(key, self._known.get(key))
