@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +14,14 @@ from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError
 from spa.job import Job, Outcome
 from spa.progress import silent
+from spa.running.place import Place
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
 from spa.steering.meter import Meter
 from spa.widths.budget import Budget, refuse_out_of_reach
+
+if TYPE_CHECKING:
+    from spa.widths.stopwatch import Stopwatch
 
 EVALUATIONS = 8  # of a metric to meet a tolerance, those of the dense model included
 LEAST = 1e-9  # a ratio that asks for nothing beyond what else is asked for
@@ -31,7 +37,8 @@ def reach(job: Job) -> Outcome:
 
     Raises:
         PlanError: the goal is out of reach.
-        MetricError: the user's metric fails on the dense model, or before any network has met what is asked for.
+        MetricError: the user's metric fails on the dense model, or before any network has met what is asked for; or
+            the measuring command does, before any network was measured.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
     job.start_metric()
@@ -162,16 +169,36 @@ def to_widths(job: Job) -> Outcome:
 
 def to_latency(job: Job, milliseconds: float | None) -> Outcome:
     """Remove what a budget of latency asks for, or what leaves so many milliseconds."""
-    from spa.widths import latency, stopwatch
+    from spa.widths import latency
 
-    timing = job.request.timing
-    watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
+    watch = stopwatch_of(job)
     progress = silent if job.calibrated is None else job.progress
     choice, losses, timed, notes = latency.choose(
         job.analysis, job.selection.groups, job.budget, milliseconds, job.choose, watch, progress
     )
     job.clock("choose")
     return replace(job.cut(make_plan(job.analysis, choice.kept), losses, notes), latency=timed)
+
+
+def stopwatch_of(job: Job) -> Stopwatch:
+    """Return what times the networks of a job.
+
+    Raises:
+        UnsupportedError: the runtime or provider that is asked for is not there.
+    """
+    from spa.widths import stopwatch
+
+    timing = job.request.timing
+    place, sizes = timing.place, job.analysis.points.chosen
+    place.check()
+    if timing.latency_table is not None:
+        from spa.widths import table
+
+        known = Path(timing.latency_table)
+        return table.TabledStopwatch(timing.threads, timing.batch, sizes, place=place, table=known)
+    if place == Place():
+        return stopwatch.Stopwatch(timing.threads, timing.batch, sizes)
+    return stopwatch.Stopwatch(timing.threads, timing.batch, sizes, place=place)
 
 
 def to_distortion(job: Job, most: float) -> Outcome:

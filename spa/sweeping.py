@@ -20,7 +20,7 @@ import onnx
 from spa._version import __version__
 from spa.api import Result, opened, report_of
 from spa.coupling.analysis import Analysis, couple
-from spa.errors import ModelError, OptionError, PlanError, SpaError
+from spa.errors import MetricError, ModelError, OptionError, PlanError, SpaError
 from spa.goals import attain, evaluated
 from spa.job import Clock, Job, Outcome, prepare
 from spa.model.alternatives import reunited
@@ -230,7 +230,7 @@ def _attained(job: Job) -> Outcome | SpaError:
     meter, job.meter = job.meter, None
     try:
         return attain(job)
-    except PlanError as error:
+    except (MetricError, PlanError) as error:  # of a measuring command: the other points stand
         return error
     finally:
         job.meter = meter
@@ -353,11 +353,12 @@ class _Store:
         from spa.widths.stopwatch import Stopwatch
 
         made = [p for p in points if p.file]
-        watch = Stopwatch(base.timing.threads, base.timing.batch, analysis.points.chosen, SECONDS)
+        place = base.timing.place
+        watch = Stopwatch(base.timing.threads, base.timing.batch, analysis.points.chosen, SECONDS, place=place)
         models = [onnx.load(self.folder / str(p.file)) for p in made]
         try:
             dense, *ms = watch.networks([analysis.graph.self_contained(), *models]).ms
-        except ModelError:
+        except (MetricError, ModelError):
             return None, list(points)
         by_name = dict(zip((p.name for p in made), ms, strict=True))
         return dense, [replace(p, milliseconds=by_name.get(p.name)) for p in points]

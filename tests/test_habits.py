@@ -203,7 +203,7 @@ def test_names_in_tables_are_never_broken(
         size_ratio=1.0,
         memory_ratio=1.0,
     )
-    text.show_bench(BenchReport((entry, entry), 10, 3, 2, 0, ({"x": (1, 3)},), "1.0"))
+    text.show_bench(BenchReport((entry, entry), 10, 3, 2, 0, ({"x": (1, 3)},), "1.0", "onnxruntime 1.0"))
     printed = capsys.readouterr().out
     assert LONG in printed
     assert all(figure in printed for figure in ("123.456", "150.25", "1.50x"))

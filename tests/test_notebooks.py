@@ -64,7 +64,7 @@ def test_an_embedder_is_compressed_by_what_it_finds(folder: Path) -> None:
     pytest.importorskip("onnxscript", reason="PyTorch's exporter needs it")
     found = executed("compress_an_embedder.ipynb")
     metric = found["result"].report.metric
-    assert metric["dense"] > 30  # it has learnt something: chance is below 2
+    assert metric["dense"] > 20  # it has learnt something: chance is below 2
     assert metric["drop"] <= 5.0
     assert type(found["small"]).__name__ == "Embedder"
     assert found["result"].report.after.macs < 0.9 * found["result"].report.before.macs

@@ -58,6 +58,10 @@ REQUEST = {
     "batch": 5,
     "sizes": {"seq": 7},
     "seed": 11,
+    "providers": ("cpu",),
+    "latency_command": "bench {model}",
+    "latency_seconds": 30.0,
+    "latency_table": "/tables/layers.csv",
 }
 
 
@@ -74,8 +78,15 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
         "latency_ms",
         "value_range",  # which excludes mean and std
         "plan",
+        "runtime",  # which excludes providers
     }  # goals, of which a request has one
-    for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
+    for goal in (
+        {"runtime": "openvino"},
+        {"max_distortion": 0.01},
+        {"latency_ms": 2.5},
+        {"plan": "/plans/plan.json"},
+        {"ratio": "auto"},
+    ):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,13 @@ from spa._version import __version__
 from spa.cli.bars import progress_bars
 from spa.cli.failures import Interrupted, run
 from spa.cli.options import (
+    OnnxFile,
     Outputs,
     RandomInputs,
     RequestCommand,
     Talk,
+    Timed,
+    Tolerances,
     completing,
     parse_callable,
     parse_example_inputs,
@@ -65,7 +69,6 @@ app = typer.Typer(
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
 Size = Annotated[list[str] | None, typer.Option(help="Size of an open axis, NAME=N; repeatable.")]
 
 
@@ -161,8 +164,7 @@ def verify(
     b: Model,
     inputs: RandomInputs,
     talk: Talk,
-    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
-    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
+    tolerances: Tolerances,
     data: Annotated[
         Path | None, typer.Option(help="Inputs to compare on, in place of random ones: .npz, .npy or a folder.")
     ] = None,
@@ -178,7 +180,7 @@ def verify(
         try_out(path)
     if data is not None:
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
-    found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
+    found = compare(str(a), str(b), atol=tolerances.atol, rtol=tolerances.rtol, **options)
     if as_json:
         print_json(found.to_dict())
     elif not talk.quiet:
@@ -194,21 +196,29 @@ def verify(
 def bench(
     models: Annotated[list[Path], typer.Argument(help="One or more .onnx files.", show_default=False)],
     talk: Talk,
+    timed: Timed,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time for each model.")] = 2.0,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
-    threads: Threads = 2,
     seed: Seed = 0,
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency, throughput and memory in onnxruntime, the models in turns."""
+    """Measure latency, throughput and memory, the models in turns."""
     from spa.running.bench import bench as measure
     from spa.running.trial import try_out
+
+    place = timed.place()
+    place.check()
 
     for model in models:
         try_out(model)
     found = measure(
-        [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
+        [str(m) for m in models],
+        seconds=seconds,
+        batch=timed.batch,
+        threads=timed.threads,
+        seed=seed,
+        sizes=parse_sizes(size),
+        place=place,
     )
     if as_json:
         print_json(found.to_dict())
@@ -252,21 +262,15 @@ def export(
         typer.Option("--output", "-o", help="A file with onnx and ort, a folder or .tflite else.", show_default=False),
     ],
     talk: Talk,
+    file: OnnxFile,
     size: Annotated[list[str] | None, typer.Option(help="Fix an open size of the inputs, NAME=N; repeatable.")] = None,
-    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
-    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,
-    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False,
-    optimise: Annotated[
-        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
-    ] = False,
 ) -> None:
     """Write MODEL for another runtime or framework, and compare what it computes."""
     from spa.exporting import export as write
 
     if to in ("onnx", "ort"):
         check_targets({"--output": output}, model)
-    options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
-    written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
+    written = write(model, to, output, sizes=parse_sizes(size), **_given(asdict(file)))
     if not talk.quiet:
         typer.echo(printable(f"{model} → {written}"))
 

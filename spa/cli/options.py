@@ -28,6 +28,7 @@ from spa.request.option import (
     SIZES,
     SWITCH,
     WHOLE,
+    WORDS,
     default_of,
     flag_of,
 )
@@ -35,6 +36,8 @@ from spa.request.toml import found_in
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from spa.running.place import Place
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,84 @@ class Outputs:
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None
     force: Annotated[bool, typer.Option("--force", help="Allow the output to be the input.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The differences of outputs that are allowed.
+
+    Attributes:
+        atol: absolute.
+        rtol: relative.
+    """
+
+    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None
+    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The form of an ONNX file.
+
+    Attributes:
+        opset: of its operators.
+        ir_version: of the format.
+        external: whether large weights lie beside it.
+        optimise: whether it is folded and fused.
+    """
+
+    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None
+    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None
+    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
+    ] = False
+
+
+def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a function that lists the words that begin like an incomplete one."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words() if word.startswith(incomplete)]
+
+    return complete
+
+
+def runtimes() -> tuple[str, ...]:
+    """Return the names of runtimes."""
+    from spa.running.place import RUNTIMES
+
+    return RUNTIMES
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The place and the conditions of timing.
+
+    Attributes:
+        batch: samples per run.
+        threads: of the runtime.
+        runtime: in this process.
+        providers: of onnxruntime.
+        measure: a command that times a model elsewhere.
+        measure_seconds: the limit of one run of it.
+    """
+
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2
+    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.", autocompletion=completing(runtimes))] = (
+        "onnxruntime"
+    )
+    providers: Annotated[str | None, typer.Option(help="Of onnxruntime: cuda,cpu.", metavar="NAME,...")] = None
+    measure: Annotated[str | None, typer.Option(help="A command that prints the milliseconds of {model}.")] = None
+    measure_seconds: Annotated[float, typer.Option(help="Limit of one run of the command.")] = 600.0
+
+    def place(self) -> Place:
+        """Return the place."""
+        from spa.running.place import Place
+
+        providers = tuple(word.strip() for word in (self.providers or "").split(",") if word.strip())
+        return Place(self.runtime, providers, self.measure, self.measure_seconds)
 
 
 _VERBOSE = "Say more: every group, and each step as it is done; -vv: details of the steps."
@@ -216,6 +297,7 @@ _METAVARS = {
     FRACTIONS: "NAME=FLOAT",
     NUMBERS: "FLOAT,...",
     RANGE: "LOW:HIGH",
+    WORDS: "NAME,...",
 }
 
 
@@ -257,15 +339,6 @@ def _words(about: Field[Any]) -> Iterable[str]:
     return choices() if choices is not None else ()
 
 
-def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return a function that lists the words that begin like an incomplete one."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [word for word in words() if word.startswith(incomplete)]
-
-    return complete
-
-
 def _parsed(about: Field[Any], value: Any) -> Any:
     """Return an option's value from what typer made of it; None where it was not given."""
     if value is None or value is False or value == []:
@@ -279,6 +352,8 @@ def _parsed(about: Field[Any], value: Any) -> Any:
         return parse_fractions(value, flag_of(about))
     if kind == NUMBERS:
         return parse_numbers(value, flag_of(about))
+    if kind == WORDS:
+        return [word.strip() for word in value.split(",")]
     if kind == RANGE:
         return parse_range(value, flag_of(about))
     return value

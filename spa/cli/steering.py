@@ -11,6 +11,7 @@ import typer
 from spa.cli.bars import progress_bars
 from spa.cli.commands import AsJson, Model, app, check_targets, print_json
 from spa.cli.options import RequestCommand, Talk, with_options
+from spa.errors import printable
 from spa.request import Request
 
 if TYPE_CHECKING:
@@ -70,12 +71,33 @@ def sweep(
 
 @app.command(cls=RequestCommand)
 @with_options
+def layers(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
+    request: Request,
+    talk: Talk,
+) -> None:
+    """Write the layers of MODEL as files, and a table for their latencies, which --measure fills."""
+    from spa.api import analyze
+    from spa.goals import stopwatch_of
+    from spa.job import prepare
+    from spa.widths.table import write_layers
+
+    job = prepare(analyze(model, sizes=request.timing.sizes), request)
+    with progress_bars(not talk.verbose, talk.quiet) as progress:
+        sheet = write_layers(job.analysis, job.selection.groups, job.budget, stopwatch_of(job), output, progress)
+    if not talk.quiet:
+        typer.echo(printable(str(sheet)))
+
+
+@app.command(cls=RequestCommand)
+@with_options
 def sensitivity(
     model: Model,
     request: Request,
     talk: Talk,
     fractions: Annotated[str, typer.Option(help="Fractions of each group to remove.")] = "0.25,0.5,0.75",
-    measure: Annotated[bool, typer.Option("--measure", help="Measure the outputs' change at each, too.")] = False,
+    measure: Annotated[bool, typer.Option("--change", help="Measure the outputs' change at each, too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     as_json: AsJson = False,

@@ -191,7 +191,7 @@ def timed(found: dict[str, Any]) -> str:
     inputs = shapes_text(found["inputs"])
     return (
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
-        f"({found['threads']} threads; {inputs})"
+        f"({found['by']}, {found['threads']} threads; {inputs})"
     )
 
 
@@ -313,7 +313,7 @@ def show_proof(found: Proof) -> None:
 def show_bench(found: BenchReport) -> None:
     """Print latency, throughput and memory, with ratios against the first model."""
     console = Console()
-    title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} alternating runs"
+    title = f"{found.place}, {found.threads} threads, {found.runs} alternating runs"
     columns = "median\nms", "p10", "p90", "samples\nper s", "speed-up", "by p10", "file\nMB", "peak\nMB"
     table = _table(title, "model", *columns)
     for m in found.models:

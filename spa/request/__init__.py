@@ -38,6 +38,7 @@ from spa.request.option import (
     SWITCH,
     WHOLE,
     WORD,
+    WORDS,
     Section,
     option,
     plain,
@@ -46,6 +47,7 @@ from spa.request.option import (
 if TYPE_CHECKING:
     from spa.coupling.plan import Plan
     from spa.criteria import Criterion, ParameterScore
+    from spa.running.place import Place
 
 RECONSTRUCTIONS = ("auto", "full", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
@@ -63,6 +65,12 @@ def _domains() -> tuple[str, ...]:
     from spa.calibration.imagery import DOMAINS
 
     return DOMAINS
+
+
+def _runtimes() -> tuple[str, ...]:
+    from spa.running.place import RUNTIMES
+
+    return RUNTIMES
 
 
 def _directions() -> tuple[str, ...]:
@@ -100,7 +108,7 @@ class Goal(Section):
     of: str = option(
         "macs",
         "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
-        "on this machine)",
+        "on this machine, or as `--runtime`, `--providers`, `--measure` or `--latency-table` say)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -433,7 +441,7 @@ class Evaluation(Section):
 class Timing(Section):
     """The running and timing of models."""
 
-    example = "--threads 4 --size height=320"
+    example = "--threads 4 --runtime openvino"
 
     threads: int = option(
         2,
@@ -451,6 +459,46 @@ class Timing(Section):
         shown="realistic ones, which `spa inspect` shows",
     )
     seed: int = option(0, "the seed of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
+    runtime: str = option(
+        "onnxruntime",
+        "what latencies are measured in, in this process: `onnxruntime`, or `openvino` (needs the extra `openvino`)",
+        kind=WORD,
+        choices=_runtimes,
+    )
+    providers: tuple[str, ...] = option(
+        (),
+        "onnxruntime's providers to measure latencies with, the first preferred: `cuda,cpu`; `spa doctor` lists those "
+        "that are there",
+        kind=WORDS,
+        shown="`cpu`",
+    )
+    latency_command: str | None = option(
+        None,
+        "a command that prints the milliseconds of a model, wherever it runs it: `ssh board bench {model}`; no shell "
+        "reads it",
+        kind=WORD,
+        flag="measure",
+    )
+    latency_seconds: float = option(
+        600.0, "the seconds that one such measurement may take", kind=NUMBER, flag="measure-seconds"
+    )
+    latency_table: str | os.PathLike[str] | None = option(
+        None,
+        "the measured latencies of the network's layers, a table that `spa layers` writes and you fill; without "
+        "`--measure` they are all that a budget of latency knows",
+        kind=FILE,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.place  # noqa: B018 # refuses what is contradictory
+
+    @property
+    def place(self) -> Place:
+        """Return where latencies are measured."""
+        from spa.running.place import Place
+
+        return Place(self.runtime, self.providers, self.latency_command, self.latency_seconds)
 
 
 @dataclass(frozen=True)
