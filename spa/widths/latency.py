@@ -387,8 +387,8 @@ def choose(
 ) -> tuple[Choice, Picked, dict[str, Any], tuple[str, ...]]:
     """Choose the channels to keep so that the pruned network's measured latency is what is asked for.
 
-    What was chosen is measured beside the dense network. A choice that misses the goal by more than ``TOLERANCE`` is made
-    anew, between the networks measured so far (the dense one is the first); the nearest one stays.
+    What was chosen is measured beside the dense network. A choice that misses the goal by more than ``TOLERANCE`` is
+    made anew, between the networks measured so far (the dense one is the first); the nearest one stays.
 
     Args:
         analysis: the dense network.

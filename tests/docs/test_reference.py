@@ -53,6 +53,7 @@ def test_every_command_and_option_is_listed_with_its_default(reference: ModuleTy
         "sweep",
         "sensitivity",
         "doctor",
+        "layers",
     ):
         assert f"## spa {command}\n" in page
     assert re.search(r"^\| `--output`, `-o` \| [^|]+ \| required \|$", page, re.M)
