@@ -349,9 +349,11 @@ class _Store:
         )
 
     def _timed(self, points: Sequence[Point], analysis: Analysis, base: Request) -> tuple[float | None, list[Point]]:
-        """Time all networks in turns, the dense one first; None where onnxruntime does not run one."""
+        """Time all networks in turns, the dense one first; None where nothing runs them, or a table alone is known."""
         from spa.widths.stopwatch import Stopwatch
 
+        if base.timing.latency_table is not None and base.timing.latency_command is None:
+            return None, list(points)
         made = [p for p in points if p.file]
         place = base.timing.place
         watch = Stopwatch(base.timing.threads, base.timing.batch, analysis.points.chosen, SECONDS, place=place)

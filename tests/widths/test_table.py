@@ -18,7 +18,6 @@ import spa
 from spa.cli import app
 from spa.errors import MetricError, OptionError, PlanError, UnreadableError
 from spa.running.place import Place
-from spa.widths import stopwatch
 from spa.widths.stopwatch import Stopwatch
 from spa.widths.table import TabledStopwatch
 from tests.running.test_place import printing
@@ -114,14 +113,20 @@ def test_a_command_that_fails_at_once_fails_the_run(exact: None, tmp_path: Path)
     assert not target.exists()
 
 
-def test_openvino_is_timed_in_process_part_by_part() -> None:
+def test_openvino_measures_whole_networks_in_process(exact: None) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     found = prune(runtime="openvino", ratio=0.2, threads=1).report.latency
     assert found is not None
     assert found["by"].startswith("openvino 20")
     assert min(found[key] for key in ("goal", "estimated", "measured", "dense")) > 0
-    known = stopwatch.Cache(stopwatch.cache_file())
-    assert len(known) > 20
+
+
+def test_openvino_times_a_parts_operators() -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    watch = Stopwatch(1, place=Place(runtime="openvino"))
+    images = np.zeros((64, 1, 8, 8), np.float32)
+    few, many = (watch.part(onnx.load(VGG), {"input": images[:n]}) for n in (1, 64))
+    assert 0 < few < many
 
 
 def test_times_of_one_runtime_are_not_anothers() -> None:
@@ -231,3 +236,22 @@ def test_layers_that_the_table_lacks_are_counted(tmp_path: Path, device: list[fl
     sheet = layers(tmp_path / "layers", "--measure", "bench {model}")
     fill(sheet, [row for row in rows(sheet) if "Conv" in row["layer"]])
     assert any("could not be timed alone" in note for note in prune(latency_table=sheet, ratio=0.2).report.notes)
+
+
+def test_a_sweep_keeps_the_points_before_the_command_fails(
+    exact: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sweep"
+
+    def until_the_first_point(self: Place, model: ModelProto, name: str) -> float:
+        if any(folder.glob("*.onnx")):
+            raise MetricError("the board is gone.")
+        return weights_ms(model)
+
+    monkeypatch.setattr(Place, "milliseconds", until_the_first_point)
+    dense = weights_ms(onnx.load(VGG))
+    options = {"criterion": "l2", "round_to": 1, "samples": 8, "latency_command": "bench {model}"}
+    found = spa.sweep(VGG, folder, latency_ms=[0.7 * dense, 0.5 * dense], **options)
+    first, second = found.points
+    assert first.file and (folder / first.file).exists()
+    assert second.refused and "the board is gone" in second.refused
