@@ -140,7 +140,7 @@ def exit_codes() -> str:
             )
     codes[1] = (
         "An output cannot or must not be written (`spa.SpaError`). `spa verify`: the interfaces differ, or the outputs by more than "
-        "`--atol` or `--rtol`, where given. `spa prove`: pruned and masked network differ.",
+        "`--atol` or `--rtol`, where given. `spa prove`: pruned and masked network differ. `spa doctor`: something is wrong.",
         "",
     )
     rows = [

@@ -15,6 +15,7 @@ from spa.exporters.checks import allowed, check, distance
 from spa.extras import extra
 from spa.model.files import place
 from spa.model.writing import drafts, made_folder
+from spa.running.openvino import failures, reason_of
 
 
 def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: Path | None = None) -> Path:
@@ -48,8 +49,8 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
             compiled = openvino.Core().compile_model(done / "model.xml", "CPU", settings)
             worst = distance(original, lambda feeds: _outputs(compiled, feeds, names))
-        except _failures() as error:
-            reason = str(error).strip().splitlines()[-1].lstrip("- ")
+        except failures() as error:
+            reason = reason_of(error)
             raise UnsupportedError(f"openvino cannot take the model: {reason}. Export to onnx or ort.") from error
         if worst > allowed(model):
             raise UnsupportedError(
@@ -62,17 +63,3 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
 def _outputs(compiled: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
     results = compiled(feeds)
     return [results[name] for name in names]
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what OpenVINO raises; its readers' classes have no common base below Exception."""
-    from openvino import frontend
-
-    return (
-        RuntimeError,
-        frontend.GeneralFailure,
-        frontend.InitializationFailure,
-        frontend.NotImplementedFailure,
-        frontend.OpConversionFailure,
-        frontend.OpValidationFailure,
-    )

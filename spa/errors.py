@@ -61,7 +61,7 @@ class UnreadableError(ModelError, PlanError):
 
 
 class MetricError(SpaError):
-    """A metric of the user's that fails: it crashes, takes too long, or gives no number."""
+    """A metric or a measuring command of the user's that fails: it crashes, takes too long, or gives no number."""
 
     exit_code = 7
 

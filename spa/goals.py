@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +16,14 @@ from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError
 from spa.job import REFITS, Job, Outcome, loaded, repaired
 from spa.progress import silent
+from spa.running.place import Place
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
 from spa.steering.meter import Meter
 from spa.widths.budget import Budget, refuse_out_of_reach
+
+if TYPE_CHECKING:
+    from spa.widths.stopwatch import Stopwatch
 
 EVALUATIONS = 8  # of a metric to meet a tolerance, those of the dense model included
 LEAST = 1e-9  # a ratio that asks for nothing beyond what else is asked for
@@ -32,7 +38,8 @@ def reach(job: Job) -> Outcome:
 
     Raises:
         PlanError: the goal is out of reach.
-        MetricError: the user's metric fails on the dense model, or before any network has met what is asked for.
+        MetricError: the user's metric fails on the dense model, or before any network has met what is asked for; or
+            the measuring command does, before any network was measured.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
     job.start_metric()
@@ -238,10 +245,9 @@ def of_candidate(job: Job, budget: Budget, candidate: int, milliseconds: float |
     """
     timed = None
     if budget.of == "latency":
-        from spa.widths import latency, stopwatch
+        from spa.widths import latency
 
-        timing = job.request.timing
-        watch = stopwatch.Stopwatch(timing.threads, timing.batch, job.analysis.points.chosen)
+        watch = stopwatch_of(job)
         progress = silent if job.calibrated is None else job.progress
         pick = partial(job.choose, candidate=candidate)
         choice, losses, timed, notes = latency.choose(
@@ -261,6 +267,27 @@ def depths(job: Job) -> tuple[int, ...]:
     names = {b.name for b in job.selection.branches}
     without = next(i for i, curves in enumerate(job.answer.candidates) if names.isdisjoint(curves))
     return 0, without
+
+
+def stopwatch_of(job: Job) -> Stopwatch:
+    """Return what times the networks of a job.
+
+    Raises:
+        UnsupportedError: the runtime or provider that is asked for is not there.
+    """
+    from spa.widths import stopwatch
+
+    timing = job.request.timing
+    place, sizes = timing.place, job.analysis.points.chosen
+    place.check()
+    if timing.latency_table is not None:
+        from spa.widths import table
+
+        known = Path(timing.latency_table)
+        return table.TabledStopwatch(timing.threads, timing.batch, sizes, place=place, table=known)
+    if place == Place():
+        return stopwatch.Stopwatch(timing.threads, timing.batch, sizes)
+    return stopwatch.Stopwatch(timing.threads, timing.batch, sizes, place=place)
 
 
 def to_distortion(job: Job, most: float) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
+_LOG = logging.getLogger(__name__)
 RECOVERY_SAMPLES = 2000  # that a training by the dense outputs is worth
 REFITS = ("full", "quick", "readers")  # the repairs that refit weights
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels
@@ -487,6 +489,7 @@ class Job:
         assert self.calibrated is not None  # who asks has calibrated
         change = self.calibrated.change(model)
         self.clock("measure")
+        _LOG.debug("the outputs change by %s of their variance", change.error)
         return change
 
     def recovered(self, outcome: Outcome, epochs: int) -> Outcome:

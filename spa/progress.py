@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
@@ -30,6 +32,7 @@ class Clock:
     def add(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage, and count from now on."""
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 4)
+        _LOG.info("%s: %.2f s", stage, seconds)
         self.start()
 
     def start(self) -> None:

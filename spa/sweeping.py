@@ -24,7 +24,7 @@ from spa import criteria
 from spa._version import __version__
 from spa.api import Result, opened, report_of
 from spa.coupling.analysis import Analysis, couple
-from spa.errors import ModelError, OptionError, PlanError, SpaError
+from spa.errors import MetricError, ModelError, OptionError, PlanError, SpaError
 from spa.goals import attain, attain_together, evaluated, side_by_side
 from spa.job import Job, Outcome, prepare
 from spa.model.alternatives import reunited
@@ -227,7 +227,7 @@ class _Runner:
 
     def _made(
         self, sets: Sequence[list[int]], waiting: Sequence[tuple[Spec, Job]]
-    ) -> Iterator[tuple[list[int], list[Outcome | PlanError]]]:
+    ) -> Iterator[tuple[list[int], list[Outcome | SpaError]]]:
         """Attain the goals of jobs, in processes where several are asked for; yield each set as it comes."""
         together = [[waiting[i][1] for i in numbers] for numbers in sets]
         if self.jobs == 1 or not sets:
@@ -256,12 +256,12 @@ def _bare(jobs: Sequence[Job]) -> list[Job]:
     return bare
 
 
-def _numbered(index: int, jobs: Sequence[Job]) -> tuple[int, list[Outcome | PlanError], list[dict[str, float]]]:
+def _numbered(index: int, jobs: Sequence[Job]) -> tuple[int, list[Outcome | SpaError], list[dict[str, float]]]:
     outcomes = _attained(jobs)
     return index, outcomes, [job.clock.seconds for job in jobs]
 
 
-def _attained(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
+def _attained(jobs: Sequence[Job]) -> list[Outcome | SpaError]:
     """Attain the goals of jobs without their metrics; return the error where one is out of reach."""
     meters = [job.meter for job in jobs]
     for job in jobs:
@@ -270,7 +270,7 @@ def _attained(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
         if side_by_side(jobs[0]):
             return attain_together(jobs)
         return [attain(job) for job in jobs]
-    except PlanError as error:
+    except (MetricError, PlanError) as error:  # of a measuring command: the other points stand
         return [error]
     finally:
         for job, meter in zip(jobs, meters, strict=True):
@@ -423,15 +423,18 @@ class _Store:
         )
 
     def _timed(self, points: Sequence[Point], analysis: Analysis, base: Request) -> tuple[float | None, list[Point]]:
-        """Time all networks in turns, the dense one first; None where onnxruntime does not run one."""
+        """Time all networks in turns, the dense one first; None where nothing runs them, or a table alone is known."""
         from spa.widths.stopwatch import Stopwatch
 
+        if base.timing.latency_table is not None and base.timing.latency_command is None:
+            return None, list(points)
         made = [p for p in points if p.file]
-        watch = Stopwatch(base.timing.threads, base.timing.batch, analysis.points.chosen, SECONDS)
+        place = base.timing.place
+        watch = Stopwatch(base.timing.threads, base.timing.batch, analysis.points.chosen, SECONDS, place=place)
         models = [onnx.load(self.folder / str(p.file)) for p in made]
         try:
             dense, *ms = watch.networks([analysis.graph.self_contained(), *models]).ms
-        except ModelError:
+        except (MetricError, ModelError):
             return None, list(points)
         by_name = dict(zip((p.name for p in made), ms, strict=True))
         return dense, [replace(p, milliseconds=by_name.get(p.name)) for p in points]

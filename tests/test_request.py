@@ -59,6 +59,10 @@ REQUEST = {
     "batch": 5,
     "sizes": {"seq": 7},
     "seed": 11,
+    "providers": ("cpu",),
+    "latency_command": "bench {model}",
+    "latency_seconds": 30.0,
+    "latency_table": "/tables/layers.csv",
 }
 
 
@@ -75,8 +79,15 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
         "latency_ms",
         "value_range",  # which excludes mean and std
         "plan",
+        "runtime",  # which excludes providers
     }  # goals, of which a request has one
-    for goal in ({"max_distortion": 0.01}, {"latency_ms": 2.5}, {"plan": "/plans/plan.json"}, {"ratio": "auto"}):
+    for goal in (
+        {"runtime": "openvino"},
+        {"max_distortion": 0.01},
+        {"latency_ms": 2.5},
+        {"plan": "/plans/plan.json"},
+        {"ratio": "auto"},
+    ):
         path.write_text(Request.of(**goal).to_toml(), encoding="utf-8")
         assert Request.from_toml(path) == Request.of(**goal)
 
@@ -106,8 +117,9 @@ def test_what_no_file_can_hold_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ratio = 0.3\n", r"'ratio' is no section. Use \[goal\], \[scoring\]"),
-        ("[goals]\nratio = 0.3\n", r"'goals' is no section. Use \[goal\], \[scoring\]"),
+        ("ratio = 0.3\n", r"'ratio' is no section. It belongs to \[goal\]"),
+        ("[tables]\nratio = 0.3\n", r"'tables' is no section. Use \[goal\], \[scoring\]"),
+        ("[goals]\nratio = 0.3\n", r"'goals' is no section. Did you mean 'goal'"),
         ("[goal]\nratios = 0.3\n", r"\[goal\] has no option 'ratios'. Did you mean 'ratio' in \[goal\]"),
         ("[goal]\nround_to = 8\n", r"has no option 'round_to'. It belongs to \[constraints\]"),
         ("[timing]\nsize = {a = 1}\n", r"has no option 'size'. Did you mean 'sizes' in \[timing\]"),

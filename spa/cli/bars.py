@@ -33,12 +33,16 @@ def _lines() -> Callable[[str, float], None]:
 
 
 @contextmanager
-def progress_bars(shown: bool) -> Iterator[Callable[[str, float], None]]:
+def progress_bars(shown: bool, quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     """Show a bar for each stage with the time left, on standard error; where that is no terminal, a line now and then.
 
     Args:
         shown: whether to show bars on a terminal; lines in a log are written in any case.
+        quiet: whether to show neither.
     """
+    if quiet:
+        yield silent
+        return
     if not sys.stderr.isatty():
         yield _lines()
         return

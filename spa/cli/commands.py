@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +18,14 @@ from spa._version import __version__
 from spa.cli.bars import progress_bars
 from spa.cli.failures import Interrupted, run
 from spa.cli.options import (
+    OnnxFile,
     Outputs,
     RandomInputs,
     RequestCommand,
+    Talk,
+    Timed,
+    Tolerances,
+    completing,
     parse_callable,
     parse_example_inputs,
     parse_sizes,
@@ -34,6 +40,12 @@ if TYPE_CHECKING:
     from spa.api import Result
 
 
+def _targets() -> tuple[str, ...]:
+    from spa.exporting import TARGETS
+
+    return TARGETS
+
+
 class _Commands(TyperGroup):
     """The commands, which an interrupt ends with a message of ours."""
 
@@ -46,7 +58,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Structured pruning of any network, on its ONNX graph.\n\n"
@@ -57,12 +69,11 @@ app = typer.Typer(
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
 Size = Annotated[list[str] | None, typer.Option(help="Size of an open axis, NAME=N; repeatable.")]
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def options(version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False) -> None:
     """Options of the program itself."""
     if version:
         typer.echo(__version__)
@@ -76,6 +87,7 @@ def prune(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
     request: Request,
     outputs: Outputs,
+    talk: Talk,
 ) -> None:
     """Remove channels from MODEL until the budget is met, and write the smaller network."""
     from spa import api
@@ -83,7 +95,7 @@ def prune(
 
     texts = {"--plan-out": outputs.plan_out, "--report": outputs.report, "--plot": outputs.plot}
     check_targets({"--output": output, **texts}, model)
-    with progress_bars(not outputs.as_json) as progress:
+    with progress_bars(not outputs.as_json and not talk.verbose, talk.quiet) as progress:
         result = api.prune_file(model, request, progress)
     with ExitStack() as stack:  # everything is drafted before anything takes its name
         drafts = [stack.enter_context(text_draft(p, t)) for p, t in _texts(result, outputs, model, output)]
@@ -92,10 +104,10 @@ def prune(
             draft.publish(draft.folder)
     if outputs.as_json:
         print_json(result.report.to_dict() | {"output": str(output)})
-    else:
+    elif not talk.quiet:
         from spa.report.text import show_report
 
-        show_report(result.report, str(model), str(output), outputs.verbose)
+        show_report(result.report, str(model), str(output), bool(talk.verbose))
 
 
 @app.command()
@@ -104,6 +116,7 @@ def prove(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="A plan that prune wrote with --plan-out.", show_default=False)],
     inputs: RandomInputs,
+    talk: Talk,
     as_json: AsJson = False,
 ) -> None:
     """Prove that PLAN applied to MODEL computes what MODEL computes with the removed channels masked."""
@@ -115,7 +128,7 @@ def prove(
     proof = api.prove(model, Plan.load(plan), **inputs.keywords())
     if as_json:
         print_json(proof.to_dict())
-    else:
+    elif not talk.quiet:
         from spa.report.text import show_proof
 
         show_proof(proof)
@@ -124,8 +137,10 @@ def prove(
 
 
 @app.command()
+@with_options
 def inspect(
     model: Model,
+    talk: Talk,
     every: Annotated[bool, typer.Option("--all", help="Show every group, not the largest twenty.")] = False,
     size: Size = None,
     as_json: AsJson = False,
@@ -140,7 +155,7 @@ def inspect(
     else:
         from spa.report.text import show_inspection
 
-        show_inspection(found, str(model), None if every else 20)
+        show_inspection(found, str(model), None if every or talk.verbose else 20)
 
 
 @app.command()
@@ -149,8 +164,8 @@ def verify(
     a: Model,
     b: Model,
     inputs: RandomInputs,
-    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None,
-    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None,
+    talk: Talk,
+    tolerances: Tolerances,
     data: Annotated[
         Path | None, typer.Option(help="Inputs to compare on, in place of random ones: .npz, .npy or a folder.")
     ] = None,
@@ -166,10 +181,10 @@ def verify(
         try_out(path)
     if data is not None:
         options["feeds"] = _feeds(data, a, samples, options["seed"], options["sizes"])
-    found = compare(str(a), str(b), atol=atol, rtol=rtol, **options)
+    found = compare(str(a), str(b), atol=tolerances.atol, rtol=tolerances.rtol, **options)
     if as_json:
         print_json(found.to_dict())
-    else:
+    elif not talk.quiet:
         from spa.report.text import show_verification
 
         show_verification(found)
@@ -178,23 +193,33 @@ def verify(
 
 
 @app.command()
+@with_options
 def bench(
     models: Annotated[list[Path], typer.Argument(help="One or more .onnx files.", show_default=False)],
+    talk: Talk,
+    timed: Timed,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time for each model.")] = 2.0,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
-    threads: Threads = 2,
     seed: Seed = 0,
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency, throughput and memory in onnxruntime, the models in turns."""
+    """Measure latency, throughput and memory, the models in turns."""
     from spa.running.bench import bench as measure
     from spa.running.trial import try_out
+
+    place = timed.place()
+    place.check()
 
     for model in models:
         try_out(model)
     found = measure(
-        [str(m) for m in models], seconds=seconds, batch=batch, threads=threads, seed=seed, sizes=parse_sizes(size)
+        [str(m) for m in models],
+        seconds=seconds,
+        batch=timed.batch,
+        threads=timed.threads,
+        seed=seed,
+        sizes=parse_sizes(size),
+        place=place,
     )
     if as_json:
         print_json(found.to_dict())
@@ -205,32 +230,54 @@ def bench(
 
 
 @app.command()
+@with_options
+def doctor(talk: Talk, as_json: AsJson = False) -> None:
+    """Show versions, extras, providers, cores and memory, and what is wrong with them."""
+    from spa.report.doctor import examination
+
+    found = examination()
+    if as_json:
+        print_json(found)
+    else:
+        from spa.report.text import show_examination
+
+        show_examination(found)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_options
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="onnx, ort, openvino, torch, tensorflow or jax.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="onnx, ort, openvino, torch, tensorflow or jax.",
+            show_default=False,
+            autocompletion=completing(_targets),
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="A file with onnx and ort, a folder or .tflite else.", show_default=False),
     ],
+    talk: Talk,
+    file: OnnxFile,
     size: Annotated[list[str] | None, typer.Option(help="Fix an open size of the inputs, NAME=N; repeatable.")] = None,
-    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None,
-    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None,
-    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False,
-    optimise: Annotated[
-        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
-    ] = False,
 ) -> None:
     """Write MODEL for another runtime or framework, and compare what it computes."""
     from spa.exporting import export as write
 
     if to in ("onnx", "ort"):
         check_targets({"--output": output}, model)
-    options = {"opset": opset, "ir_version": ir_version, "external": external, "optimise": optimise}
-    written = write(model, to, output, sizes=parse_sizes(size), **_given(options))
-    typer.echo(printable(f"{model} → {written}"))
+    written = write(model, to, output, sizes=parse_sizes(size), **_given(asdict(file)))
+    if not talk.quiet:
+        typer.echo(printable(f"{model} → {written}"))
 
 
 @app.command()
+@with_options
 def convert(
     source: Annotated[
         Path,
@@ -240,6 +287,7 @@ def convert(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
+    talk: Talk,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", help="Shape of an example input: 1,3,224,224 or NAME=1,128:int64; repeatable."),
@@ -262,6 +310,8 @@ def convert(
         options["factory"] = parse_callable(factory)
     imported = convert_model(source, parse_example_inputs(inputs), **_given(options))
     write(Source(imported.model), output)
+    if talk.quiet:
+        return
     typer.echo(printable(f"{source} → {output}: {imported.kind}, by {imported.exporter}"))
     typer.echo(f"largest difference to {imported.kind}'s own outputs: {imported.error:.2g} of their size")
     for note in imported.notes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, is_dataclass
 from functools import partial, wraps
 from importlib import import_module
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from spa.request import Request, criterion_names, options
+from spa.cli.log import start_logging
+from spa.request import Request, criterion_names, examples, options
 from spa.request.option import (
+    EVALUATION,
     FILE,
     FRACTIONS,
     NUMBER,
@@ -26,24 +28,27 @@ from spa.request.option import (
     SIZES,
     SWITCH,
     WHOLE,
+    WORDS,
     default_of,
     flag_of,
 )
+from spa.request.toml import found_in
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from spa.running.place import Place
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files that ``spa prune`` writes beside the model, and its way of reporting.
+    """The files that ``spa prune`` writes beside the model, and the form of its report.
 
     Attributes:
         plan_out: where the plan goes.
         report: where the HTML page goes.
         plot: where the figure goes.
         force: whether the output may be the input.
-        verbose: whether every group is shown.
         as_json: whether the report is printed as JSON.
     """
 
@@ -51,8 +56,103 @@ class Outputs:
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None
     plot: Annotated[Path | None, typer.Option(help="Draw a figure here, .png or .svg.")] = None
     force: Annotated[bool, typer.Option("--force", help="Allow the output to be the input.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every group.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The differences of outputs that are allowed.
+
+    Attributes:
+        atol: absolute.
+        rtol: relative.
+    """
+
+    atol: Annotated[float | None, typer.Option(help="Largest absolute difference allowed.")] = None
+    rtol: Annotated[float | None, typer.Option(help="Largest relative difference allowed.")] = None
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The form of an ONNX file.
+
+    Attributes:
+        opset: of its operators.
+        ir_version: of the format.
+        external: whether large weights lie beside it.
+        optimise: whether it is folded and fused.
+    """
+
+    opset: Annotated[int | None, typer.Option(help="With onnx: convert to this opset.")] = None
+    ir_version: Annotated[int | None, typer.Option(help="With onnx: the file's IR version.")] = None
+    external: Annotated[bool, typer.Option("--external", help="With onnx: large weights in NAME.data.")] = False
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="With onnx: fold and fuse within the standard's operators.")
+    ] = False
+
+
+def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a function that lists the words that begin like an incomplete one."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words() if word.startswith(incomplete)]
+
+    return complete
+
+
+def runtimes() -> tuple[str, ...]:
+    """Return the names of runtimes."""
+    from spa.running.place import RUNTIMES
+
+    return RUNTIMES
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The place and the conditions of timing.
+
+    Attributes:
+        batch: samples per run.
+        threads: of the runtime.
+        runtime: in this process.
+        providers: of onnxruntime.
+        measure: a command that times a model elsewhere.
+        measure_seconds: the limit of one run of it.
+    """
+
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2
+    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.", autocompletion=completing(runtimes))] = (
+        "onnxruntime"
+    )
+    providers: Annotated[str | None, typer.Option(help="Of onnxruntime: cuda,cpu.", metavar="NAME,...")] = None
+    measure: Annotated[str | None, typer.Option(help="A command that prints the milliseconds of {model}.")] = None
+    measure_seconds: Annotated[float, typer.Option(help="Limit of one run of the command.")] = 600.0
+
+    def place(self) -> Place:
+        """Return the place."""
+        from spa.running.place import Place
+
+        providers = tuple(word.strip() for word in (self.providers or "").split(",") if word.strip())
+        return Place(self.runtime, providers, self.measure, self.measure_seconds)
+
+
+_VERBOSE = "Say more: every group, and each step as it is done; -vv: details of the steps."
+
+
+@dataclass(frozen=True)
+class Talk:
+    """The amount that a command says.
+
+    Attributes:
+        verbose: 1: every group, and each step as it is done; 2: details of the steps.
+        quiet: whether errors are all that is said.
+    """
+
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help=_VERBOSE)] = 0
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but errors, and what the command is there to print.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -138,8 +238,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def called(**values: Any) -> None:
         grouped = {n: k(**{p.name: values.pop(p.name) for p in _fields_of(k)}) for n, k in groups.items()}
+        talk = next((g for g in grouped.values() if isinstance(g, Talk)), Talk())
+        start_logging(talk.verbose)
         if takes_request:
-            grouped["request"] = _taken_request(values)
+            grouped["request"] = _taken_request(values, talk.quiet)
         command(**values, **grouped)
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
@@ -157,9 +259,22 @@ def _flags() -> list[Field[Any]]:
 
 def _request_parameters() -> list[inspect.Parameter]:
     keyword = inspect.Parameter.KEYWORD_ONLY
-    config = typer.Option(help="A TOML file with such options; those on the command line win.")
+    config = typer.Option(
+        help="A TOML file with such options, which those on the command line override. Default: spa.toml of this "
+        r"folder, or \[tool.spa] of its pyproject.toml.",
+    )
+    shown = examples()
     return [
-        *(inspect.Parameter(f.name, keyword, default=_absent(f), annotation=_annotation(f)) for f in _flags()),
+        *(
+            inspect.Parameter(
+                about.name,
+                keyword,
+                default=_absent(about),
+                annotation=_annotation(about, f"{section.capitalize()}: {shown[section]}"),
+            )
+            for section, about in options()
+            if about.metadata["kind"].on_file
+        ),
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
     ]
 
@@ -168,9 +283,11 @@ def _absent(about: Field[Any]) -> bool | None:
     return False if about.metadata["kind"] is SWITCH else None
 
 
-def _taken_request(values: dict[str, Any]) -> Request:
-    """Take the options of a request out of a command's values."""
+def _taken_request(values: dict[str, Any], quiet: bool) -> Request:
+    """Take the options of a request out of a command's values; without ``--config`` this folder's file counts."""
     path = values.pop("config")
+    if path is None and (path := found_in(Path())) and not quiet:
+        typer.echo(f"spa: with the options of {path}", err=True)
     base = Request.from_toml(path) if path else None
     given = {about.name: _parsed(about, values.pop(about.name)) for about in _flags()}
     return Request.of(base, **{name: value for name, value in given.items() if value is not None})
@@ -182,10 +299,11 @@ _METAVARS = {
     FRACTIONS: "NAME=FLOAT",
     NUMBERS: "FLOAT,...",
     RANGE: "LOW:HIGH",
+    WORDS: "NAME,...",
 }
 
 
-def _annotation(about: Field[Any]) -> Any:
+def _annotation(about: Field[Any], panel: str) -> Any:
     """Return the type that typer parses an option as; None, or False of a switch, stands for one that is not given."""
     kind, (least, most) = about.metadata["kind"], about.metadata["bounds"] or (None, None)
     types = {NUMBER: float, WHOLE: int, PATTERNS: list[str], FILE: Path, SIZES: list[str], FRACTIONS: list[str]}
@@ -198,8 +316,29 @@ def _annotation(about: Field[Any]) -> Any:
         metavar=_METAVARS.get(kind),
         min=least,
         max=most,
+        rich_help_panel=panel,
+        autocompletion=_completion(about),
     )
     return Annotated[bool if kind is SWITCH else types.get(kind, str) | None, option]
+
+
+def _completion(about: Field[Any]) -> Callable[[str], list[str]] | None:
+    """Return what completes an option's value on a shell's command line; None leaves it to the shell."""
+    if about.metadata["kind"] is FILE:
+        return None
+    return completing(lambda: _words(about))
+
+
+def _words(about: Field[Any]) -> Iterable[str]:
+    """Return the words that an option takes."""
+    if about.name == "criterion":
+        return criterion_names()
+    if about.metadata["kind"] is EVALUATION:
+        from spa.steering.labelled import KINDS
+
+        return (f"{kind}:" for kind in KINDS)
+    choices = about.metadata["choices"]
+    return choices() if choices is not None else ()
 
 
 def _parsed(about: Field[Any], value: Any) -> Any:
@@ -215,6 +354,8 @@ def _parsed(about: Field[Any], value: Any) -> Any:
         return parse_fractions(value, flag_of(about))
     if kind == NUMBERS:
         return parse_numbers(value, flag_of(about))
+    if kind == WORDS:
+        return [word.strip() for word in value.split(",")]
     if kind == RANGE:
         return parse_range(value, flag_of(about))
     return value

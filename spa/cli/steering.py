@@ -10,7 +10,8 @@ import typer
 
 from spa.cli.bars import progress_bars
 from spa.cli.commands import AsJson, Model, app, check_targets, print_json
-from spa.cli.options import RequestCommand, with_options
+from spa.cli.options import RequestCommand, Talk, with_options
+from spa.errors import printable
 from spa.request import Request
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def sweep(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
     grid: Grid,
     request: Request,
+    talk: Talk,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that repair networks, each with its --threads.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw a figure here, .png or .svg.")] = None,
     as_json: AsJson = False,
@@ -60,7 +62,7 @@ def sweep(
 
     if plot is not None:
         check_targets({"--plot": plot}, model)
-    with progress_bars(not as_json) as progress:
+    with progress_bars(not as_json and not talk.verbose, talk.quiet) as progress:
         found = run(str(model), output, jobs=jobs, request=request, progress=progress, **grid.options())
     if plot is not None:
         from spa.report.figures import sweep_figure
@@ -68,7 +70,7 @@ def sweep(
         _write(plot, sweep_figure(found, plot))
     if as_json:
         print_json(found.to_dict())
-    else:
+    elif not talk.quiet:
         from spa.report.text import show_sweep
 
         show_sweep(found)
@@ -76,11 +78,33 @@ def sweep(
 
 @app.command(cls=RequestCommand)
 @with_options
+def layers(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.", show_default=False)],
+    request: Request,
+    talk: Talk,
+) -> None:
+    """Write the layers of MODEL as files, and a table for their latencies, which --measure fills."""
+    from spa.api import analyze
+    from spa.goals import stopwatch_of
+    from spa.job import prepare
+    from spa.widths.table import write_layers
+
+    job = prepare(analyze(model, sizes=request.timing.sizes), request)
+    with progress_bars(not talk.verbose, talk.quiet) as progress:
+        sheet = write_layers(job.analysis, job.selection.groups, job.budget, stopwatch_of(job), output, progress)
+    if not talk.quiet:
+        typer.echo(printable(str(sheet)))
+
+
+@app.command(cls=RequestCommand)
+@with_options
 def sensitivity(
     model: Model,
     request: Request,
+    talk: Talk,
     fractions: Annotated[str, typer.Option(help="Fractions of each group to remove.")] = "0.25,0.5,0.75",
-    measure: Annotated[bool, typer.Option("--measure", help="Measure the outputs' change at each, too.")] = False,
+    measure: Annotated[bool, typer.Option("--change", help="Measure the outputs' change at each, too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     as_json: AsJson = False,
@@ -91,7 +115,7 @@ def sensitivity(
 
     if report is not None:
         check_targets({"--report": report}, model)
-    with progress_bars(not as_json) as progress:
+    with progress_bars(not as_json and not talk.verbose, talk.quiet) as progress:
         found = run(
             str(model), fractions=numbers(fractions, "fractions"), measure=measure, request=request, progress=progress
         )

@@ -26,6 +26,7 @@ from spa.request.option import (
     SWITCH,
     WHOLE,
     WORD,
+    WORDS,
     Kind,
 )
 
@@ -43,6 +44,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {  # of an option's value; an object of Pyt
     SIZES: {"type": "object", "additionalProperties": {"type": "integer"}},
     FRACTIONS: {"type": "object", "additionalProperties": _NUMBER},
     PATTERNS: {"type": "array", "items": {"type": "string"}},
+    WORDS: {"type": "array", "items": {"type": "string"}},
     NUMBERS: {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
     RANGE: {"type": "array", "prefixItems": [_NUMBER, _NUMBER], "items": False},
     FUNCTION: {"type": "string"},

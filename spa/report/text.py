@@ -41,7 +41,7 @@ def _text(content: str) -> Text:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=_text(title), title_justify="left", title_style="bold")
+    table = Table(title=_text(title))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
@@ -49,6 +49,30 @@ def _table(title: str, *columns: str) -> Table:
 
 def _row(table: Table, *cells: object) -> None:
     table.add_row(*(_text(str(c)) for c in cells))
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table under its title; names that it has no room for stand whole below it, by their numbers."""
+    if table.title:
+        console.print(table.title, style="bold", soft_wrap=True)
+        table.title = None
+    first, *others = table.columns
+    narrowest = table.__rich_measure__(console, console.options.update(max_width=10**6)).minimum
+    if narrowest <= console.width:
+        first.no_wrap = True
+        console.print(table)
+        return
+    names = [str(cell) for cell in first.cells]
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(n for n in names if n), 1)}
+    short = Table()
+    short.add_column("", justify="right")
+    for column in others:
+        short.add_column(column.header, justify=column.justify, overflow="fold")
+    for name, *cells in zip(names, *(column.cells for column in others), strict=True):
+        short.add_row(numbers.get(name, ""), *cells)
+    console.print(short)
+    for name, number in numbers.items():
+        console.print(_text(f"{number}: {name}"), soft_wrap=True)
 
 
 def cost_cells(report: Report) -> list[Sequence[object]]:
@@ -85,14 +109,14 @@ def show_report(report: Report, source: str, target: str, verbose: bool = False)
     table = _table(f"{source} → {target}", "", "before", "after", "removed")
     for cells in cost_cells(report):
         _row(table, *cells)
-    console.print(table)
+    _print(console, table)
     if report.sizes:
         console.print(_text(f"MACs per sample, counted for {shapes_text(report.inputs)}"))
     if verbose:
         groups = _table("groups", "group", "channels", "kept", "of params", "of MACs", "loss")
         for cells in group_cells(report):
             _row(groups, *cells)
-        console.print(groups)
+        _print(console, groups)
         console.print(_text(effort(report)))
     if report.branches:
         console.print(_text(branched(report)))
@@ -121,7 +145,7 @@ def _show_evaluations(console: Console, found: dict[str, Any]) -> None:
             change = "" if e["change"] is None else f"{e['change']:.3f}"
             cells = f"{e['value']:.6g}", f"{e['drop']:.3g}", f"{e['noise']:.2g}", met, change, f"{e['seconds']:.1f}"
             _row(table, e["model"], *cells)
-        console.print(table)
+        _print(console, table)
     console.print(_text(measured(found)))
 
 
@@ -176,7 +200,7 @@ def timed(found: dict[str, Any]) -> str:
     inputs = shapes_text(found["inputs"])
     return (
         f"latency {found['measured']:.3g} ms, estimated {found['estimated']:.3g}, dense {found['dense']:.3g} "
-        f"({found['threads']} threads; {inputs})"
+        f"({found['by']}, {found['threads']} threads; {inputs})"
     )
 
 
@@ -194,7 +218,7 @@ def show_sweep(found: Sweep) -> None:
         quality = p.metric if found.metric_name else p.accuracy
         mark = "knee" if p.name == found.knee else "yes" if p.on_front else ""
         _row(table, p.name, *_cells(p.macs, p.params, p.milliseconds, p.change, quality), mark)
-    console.print(table)
+    _print(console, table)
     for p in found.points:
         if p.refused:
             console.print(_text(f"no {p.name}: {p.refused}"))
@@ -227,7 +251,7 @@ def show_sensitivity(found: Sensitivity) -> None:
             layer, size = (g.layer, g.channels) if i == 0 else ("", "")
             measured_change = "-" if change is None else f"{change:.3g}"
             _row(table, layer, width, size, f"{loss:.3g}", f"-{macs:.1%}", f"-{params:.1%}", measured_change)
-    console.print(table)
+    _print(console, table)
 
 
 def show_inspection(found: dict[str, Any], source: str, most: int | None) -> None:
@@ -242,13 +266,13 @@ def show_inspection(found: dict[str, Any], source: str, most: int | None) -> Non
     for g in found["groups"][:most]:
         crosses = g["crossings"][0] if g["crossings"] else ""
         _row(table, g["name"], g["channels"], f"{g['params']:.1%}", f"{g['macs']:.1%}", crosses)
-    console.print(table)
+    _print(console, table)
     if most is not None and len(found["groups"]) > most:
         console.print(_text(f"... and {len(found['groups']) - most} more (--all)"))
     frozen = _table("frozen", "group", "channels", "params", "reason")
     for g in found["frozen"][:most]:
         _row(frozen, g["name"], g["channels"], f"{g['params']:.1%}", g["frozen"])
-    console.print(frozen)
+    _print(console, frozen)
     for b in found["barriers"]:
         console.print(_text(f"barrier: {b['operator']}: {b['reason']}"))
     free, crossing = found["reach"]["free"], found["reach"]["with crossings"]
@@ -271,7 +295,7 @@ def show_verification(found: VerifyReport) -> None:
         largest = "-" if o.max_abs_diff is None else f"{o.max_abs_diff:.3g}"
         equal = "-" if o.equal is None else "yes" if o.equal else "no"
         _row(table, o.name, "x".join(map(str, o.shape_a)), largest, cosine, equal)
-    console.print(table)
+    _print(console, table)
     console.print(_text(f"on inputs such as {shapes_text(found.inputs)}"))
 
 
@@ -302,13 +326,41 @@ def show_proof(found: Proof) -> None:
 def show_bench(found: BenchReport) -> None:
     """Print latency, throughput and memory, with ratios against the first model."""
     console = Console()
-    title = f"onnxruntime {found.onnxruntime}, {found.threads} threads, {found.runs} alternating runs"
-    table = _table(title, "model", "median ms", "p10", "p90", "samples/s", "speed-up", "by p10", "file MB", "peak MB")
+    title = f"{found.place}, {found.threads} threads, {found.runs} alternating runs"
+    columns = "median\nms", "p10", "p90", "samples\nper s", "speed-up", "by p10", "file\nMB", "peak\nMB"
+    table = _table(title, "model", *columns)
     for m in found.models:
         peak = "-" if m.peak_memory_bytes is None else f"{m.peak_memory_bytes / 1e6:.0f}"
         cells = [f"{m.median_ms:.3f}", f"{m.p10_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.throughput:.1f}", f"{m.speedup:.2f}x"]
         cells.append(f"{m.speedup_p10:.2f}x")
         _row(table, m.name, *cells, f"{m.file_bytes / 1e6:.2f}", peak)
-    console.print(table)
+    _print(console, table)
     for shapes in {shapes_text(inputs): None for inputs in found.inputs}:
         console.print(_text(f"timed with {shapes}"))
+
+
+def show_examination(found: dict[str, Any]) -> None:
+    """Print versions, extras, the machine, and what is wrong with them."""
+    console = Console()
+    for name, value in found["environment"].items():
+        console.print(_text(f"{name}: {value}"))
+    cores, memory = found["cores"], found["memory"]
+    console.print(_text(f"cores: {cores['usable']:g} of {cores['machine']}"))
+    sizes = ", ".join(f"{count(memory[key])}B {key}" for key in ("total", "available") if memory[key] is not None)
+    console.print(_text(f"memory: {sizes or 'unknown'}"))
+    console.print(_text(f"providers of onnxruntime: {', '.join(found['providers'])}"))
+    table = _table("extras", "extra", "package", "version", "needed")
+    for extra, packages in found["extras"].items():
+        for at, (name, package) in enumerate(packages.items()):
+            _row(table, "" if at else extra, name, package["version"] or "not installed", package["needed"])
+    _print(console, table)
+    for group, names in found["plugins"].items():
+        if names:
+            console.print(_text(f"plug-ins of {group}: {', '.join(names)}"))
+    cache, temporary = found["cache"], found["temporary"]
+    console.print(_text(f"measured latencies: {cache['latencies']} in {cache['path']}"), soft_wrap=True)
+    console.print(_text(f"temporary files: {temporary['path']}, {count(temporary['free'])}B free"), soft_wrap=True)
+    for problem in found["problems"]:
+        console.print(_text(f"problem: {problem}"))
+    if not found["problems"]:
+        console.print(_text("everything that SPA needs is there."))

@@ -21,7 +21,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spa.errors import OptionError, nearest, suggestion
+from spa.errors import OptionError, suggestion
 from spa.request.option import (
     ANYTHING,
     ARRAYS,
@@ -39,6 +39,7 @@ from spa.request.option import (
     SWITCH,
     WHOLE,
     WORD,
+    WORDS,
     Section,
     option,
     plain,
@@ -47,6 +48,7 @@ from spa.request.option import (
 if TYPE_CHECKING:
     from spa.coupling.plan import Plan
     from spa.criteria import Criterion, ParameterScore
+    from spa.running.place import Place
 
 RECONSTRUCTIONS = ("auto", "full", "quick", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
@@ -64,6 +66,12 @@ def _domains() -> tuple[str, ...]:
     from spa.calibration.imagery import DOMAINS
 
     return DOMAINS
+
+
+def _runtimes() -> tuple[str, ...]:
+    from spa.running.place import RUNTIMES
+
+    return RUNTIMES
 
 
 def _directions() -> tuple[str, ...]:
@@ -89,6 +97,8 @@ def criterion_names() -> tuple[str, ...]:
 class Goal(Section):
     """The goal: a ratio, a tolerated change of outputs or metric, milliseconds, or the channels of a plan."""
 
+    example = "--ratio 0.5 --of params"
+
     ratio: float | str | None = option(
         None,
         "fraction to remove, met within 1 % of the original or the nearest that was found, which is said; `auto`: as "
@@ -99,7 +109,7 @@ class Goal(Section):
     of: str = option(
         "macs",
         "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
-        "on this machine)",
+        "on this machine, or as `--runtime`, `--providers`, `--measure` or `--latency-table` say)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -187,6 +197,8 @@ class Goal(Section):
 class Scoring(Section):
     """The scoring and comparison of channels."""
 
+    example = "--criterion l2 --ranking isomorphic"
+
     criterion: str | Criterion | ParameterScore = option(
         "obspa",
         "the way to score channels; see the table of criteria",
@@ -230,6 +242,8 @@ class Scoring(Section):
 @dataclass(frozen=True)
 class Constraints(Section):
     """The constraints on groups and widths."""
+
+    example = "--ignore 'head.*' --round-to 16"
 
     ignore: tuple[str, ...] = option(
         (),
@@ -290,6 +304,8 @@ class Constraints(Section):
 @dataclass(frozen=True)
 class Inputs(Section):
     """The inputs that scores and repair learn from."""
+
+    example = "--data images --samples 256"
 
     data: Any = option(
         None,
@@ -367,6 +383,8 @@ class Inputs(Section):
 class Repair(Section):
     """The repair of the network that remains."""
 
+    example = "--reconstruct readers"
+
     reconstruct: str = option(
         "auto",
         "`full` refits all layers, `quick` takes few steps of those before cuts, `readers` none, `bias` moves means "
@@ -397,6 +415,8 @@ class Repair(Section):
 @dataclass(frozen=True)
 class Evaluation(Section):
     """The user's metric, by which pruned models are judged."""
+
+    example = "--evaluate top1:validation.npz"
 
     evaluate: str | Callable[[str], Any] | None = option(
         None,
@@ -434,6 +454,8 @@ class Evaluation(Section):
 class Timing(Section):
     """The running and timing of models."""
 
+    example = "--threads 4 --runtime openvino"
+
     threads: int = option(
         2,
         "threads of onnxruntime and of linear algebra, while calibrating and timing",
@@ -450,6 +472,46 @@ class Timing(Section):
         shown="realistic ones, which `spa inspect` shows",
     )
     seed: int = option(0, "the seed of everything random", kind=WHOLE, bounds=(0, 2**32 - 1))
+    runtime: str = option(
+        "onnxruntime",
+        "what latencies are measured in, in this process: `onnxruntime`, or `openvino` (needs the extra `openvino`)",
+        kind=WORD,
+        choices=_runtimes,
+    )
+    providers: tuple[str, ...] = option(
+        (),
+        "onnxruntime's providers to measure latencies with, the first preferred: `cuda,cpu`; `spa doctor` lists those "
+        "that are there",
+        kind=WORDS,
+        shown="`cpu`",
+    )
+    latency_command: str | None = option(
+        None,
+        "a command that prints the milliseconds of a model, wherever it runs it: `ssh board bench {model}`; no shell "
+        "reads it",
+        kind=WORD,
+        flag="measure",
+    )
+    latency_seconds: float = option(
+        600.0, "the seconds that one such measurement may take", kind=NUMBER, flag="measure-seconds"
+    )
+    latency_table: str | os.PathLike[str] | None = option(
+        None,
+        "the measured latencies of the network's layers, a table that `spa layers` writes and you fill; without "
+        "`--measure` they are all that a budget of latency knows",
+        kind=FILE,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.place  # noqa: B018 # refuses what is contradictory
+
+    @property
+    def place(self) -> Place:
+        """Return where latencies are measured."""
+        from spa.running.place import Place
+
+        return Place(self.runtime, self.providers, self.latency_command, self.latency_seconds)
 
 
 @dataclass(frozen=True)
@@ -528,31 +590,17 @@ class Request:
     def from_toml(cls, path: str | os.PathLike[str]) -> Request:
         """Read a request from a TOML file with the sections as tables; paths in it are relative to its folder.
 
+        Args:
+            path: the file; of a ``pyproject.toml`` the tables below ``[tool.spa]`` count.
+
         Raises:
             UnreadableError: the file is not there or cannot be opened.
             OptionError: it is no TOML, or holds what is no option.
         """
-        import tomllib
-
-        from spa.model.files import read_bytes  # with onnx, which a command line without a file can do without
+        from spa.request.toml import read
 
         name = os.fspath(path)
-        try:
-            content = tomllib.loads(read_bytes(Path(path), "the request").decode("utf-8-sig"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise OptionError(f"cannot read the request {name!r}: {error}.") from error
-        known = {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()}
-        given: dict[str, Any] = {}
-        for section, values in content.items():
-            if section not in known or not isinstance(values, dict):
-                sections = ", ".join(f"[{known_section}]" for known_section in known)
-                raise OptionError(f"{name!r}: {section!r} is no section. Use {sections}.")
-            for key, value in values.items():
-                about = known[section].get(key)
-                if about is None or not about.metadata["kind"].on_file:
-                    raise OptionError(f"{name!r}: [{section}] has no option {key!r}. {_where(key)}")
-                is_path = about.metadata["kind"] is FILE and isinstance(value, str)
-                given[key] = str(Path(path).parent / value) if is_path else value
+        given = read(Path(path), {section.name: {f.name: f for f in fields(kind)} for section, kind in _sections()})
         try:
             return cls.of(**given)
         except OptionError as error:
@@ -598,11 +646,6 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
             yield section.name, about
 
 
-def _where(name: str) -> str:
-    """Return what to do about an option that a section of a file does not have."""
-    homes = {about.name: home for home, about in options() if about.metadata["kind"].on_file}
-    if name in homes:
-        return f"It belongs to [{homes[name]}]."
-    flags = {about.metadata["flag"]: about.name for _, about in options() if about.metadata["flag"]}
-    near = flags.get(name) or nearest(name, homes)
-    return "Leave it out." if near is None else f"Did you mean {near!r} in [{homes[near]}]?"
+def examples() -> dict[str, str]:
+    """Return by section some of its options on a command line."""
+    return {section.name: kind.example for section, kind in _sections()}

@@ -138,6 +138,7 @@ WORD = Kind("word", "a string", _word)
 ANYTHING = Kind("word", "a string or an object", lambda value: value)
 RATIO = Kind("ratio", "a number between 0 and 1, or 'auto'", _ratio)
 DEPTH = Kind("depth", "'off', 'auto', a whole number above 0, or a shell pattern", _depth)
+WORDS = Kind("words", "a word, or a list of them", _patterns)
 PATTERNS = Kind("patterns", "a shell pattern, or a list of them", _patterns)
 NUMBERS = Kind("numbers", "a number, or one for each channel", _numbers)
 RANGE = Kind("range", "two numbers, the lower one first", _range)
@@ -175,7 +176,13 @@ def option(
 
 
 class Section:
-    """Options that belong together; each value is converted to its kind, or refused."""
+    """Options that belong together; each value is converted to its kind, or refused.
+
+    Attributes:
+        example: some of them on a command line.
+    """
+
+    example = ""
 
     def __post_init__(self) -> None:
         """Convert every value.

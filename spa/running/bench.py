@@ -29,16 +29,14 @@ from spa.errors import InvariantError, ModelError, PlanError
 from spa.model.writing import draft_folder
 from spa.running.feeds import Recipe, first_run, resolve_sizes
 from spa.running.memory import peak_resident
+from spa.running.place import Place
 from spa.running.runtime import (
-    ORT_ERRORS,
     Model,
-    clean_reason,
     input_specs,
     load_graph,
     load_session,
     model_name,
     run,
-    to_ort,
 )
 
 __all__ = ["BenchReport", "ModelBench", "bench"]
@@ -94,6 +92,7 @@ class BenchReport:
         seed: the seed of the inputs.
         inputs: the shapes that each model was fed, by input.
         onnxruntime: its version.
+        place: what measured: a runtime with its version, or a command.
     """
 
     models: tuple[ModelBench, ...]
@@ -103,6 +102,7 @@ class BenchReport:
     seed: int
     inputs: tuple[Mapping[str, tuple[int, ...]], ...]
     onnxruntime: str
+    place: str
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data for ``json.dumps``.
@@ -141,9 +141,10 @@ def bench(
     warmup: int = 3,
     threads: int = 2,
     isolate_memory: bool = True,
+    place: Place | None = None,
     **inputs: Unpack[InputOptions],
 ) -> BenchReport:
-    """Measure models in onnxruntime as users run them: on the CPU, with all its graph optimisations.
+    """Measure models as users run them: in onnxruntime on the CPU with all its graph optimisations, or elsewhere.
 
     Args:
         models: paths, bytes of files, or parsed models, or one of these; the first is the yardstick.
@@ -151,19 +152,19 @@ def bench(
         seconds: about how long to time each model, in seconds (10 to 10,000 runs).
         warmup: runs of each model that are not timed.
         threads: threads within an operator; operators run one after another.
-        isolate_memory: whether to measure each model's peak memory, in a fresh process.
+        isolate_memory: whether to measure each model's peak memory, in a fresh process; of onnxruntime on the CPU.
+        place: another runtime, other providers, or a command; onnxruntime on the CPU by default.
         **inputs: what is fed: ``batch``, the size of dynamic batch axes (1); ``seed`` of the inputs (0); ``sizes`` of
             other dynamic axes, by the axis' name or by ``input[axis]``; each must exist in a model.
 
-    Returns:
-        The measurements, in the order of ``models``.
-
     Raises:
         ModelError: a model cannot be loaded or run, or takes the process that runs it down.
-        UnsupportedError: an input is of a type for which no values can be made up.
+        UnsupportedError: an input is of a type for which no values can be made up, or ``place`` is not there.
+        MetricError: a command fails; the message says what it has measured before.
         PlanError: ``sizes`` names an axis that no model has.
     """
-    options = _Inputs(**inputs)
+    options, place = _Inputs(**inputs), place or Place()
+    place.check()
     named = _named(models)
     for option, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
         if value is not None and value < least:
@@ -172,15 +173,15 @@ def bench(
     recipes = _recipes(named, threads, options)
     feeds = [recipe.feeds(options.seed) for recipe in recipes]
     memory: list[int | None] = [None] * len(named)
-    if isolate_memory:
+    if isolate_memory and place.is_cpu and place.command is None:
         memory = [
             _peak_memory(model, name, arrays, threads) for (model, name), arrays in zip(named, feeds, strict=True)
         ]
-    steps = [
-        _step(load_session(model, threads=threads, optimise=True, name=name), arrays, name)
-        for (model, name), arrays in zip(named, feeds, strict=True)
-    ]
-    times = _take_turns(steps, runs=runs, seconds=seconds, warmup=warmup)
+    if place.command is None:
+        steps = [place.step(model, arrays, threads, name) for (model, name), arrays in zip(named, feeds, strict=True)]
+        times = _take_turns(steps, runs=runs, seconds=seconds, warmup=warmup)
+    else:
+        times = place.rounds(named, seconds, runs)
     return BenchReport(
         models=_entries(named, times, [recipe.batch for recipe in recipes], memory),
         runs=times.shape[1],
@@ -189,6 +190,7 @@ def bench(
         seed=options.seed,
         inputs=tuple({key: tuple(array.shape) for key, array in arrays.items()} for arrays in feeds),
         onnxruntime=ort.__version__,
+        place=place.label,
     )
 
 
@@ -264,19 +266,6 @@ def _take_turns(steps: Sequence[Callable[[], object]], *, runs: int | None, seco
         if collecting:
             gc.enable()
     return np.array(rounds).T
-
-
-def _step(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], name: str) -> Callable[[], object]:
-    """Make a function that runs once, with inputs that onnxruntime holds already and outputs that it keeps."""
-    values = to_ort(session, feeds)
-
-    def step() -> object:
-        try:
-            return session.run_with_ort_values(None, values)
-        except ORT_ERRORS as error:
-            raise ModelError(f"onnxruntime cannot run {name}: {clean_reason(error)}") from error
-
-    return step
 
 
 def _recipes(named: Sequence[tuple[Model, str]], threads: int, options: _Inputs) -> list[Recipe]:

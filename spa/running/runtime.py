@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from spa.errors import ModelError, UnsupportedError
 from spa.model.files import read_bytes
 
 __all__ = [
+    "CPU",
     "ORT_ERRORS",
     "Model",
     "TensorSpec",
@@ -39,6 +40,8 @@ __all__ = [
     "run",
     "to_ort",
 ]
+
+CPU = "CPUExecutionProvider"
 
 #: What the functions of this package that only look at a model accept: a file, its bytes, or a parsed model.
 Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -118,8 +121,9 @@ def load_session(
     profiling: bool | str = False,
     name: str | None = None,
     folder: Path | None = None,
+    providers: Sequence[str] = (CPU,),
 ) -> ort.InferenceSession:
-    """Open a model in onnxruntime, on the CPU, without a word on standard error.
+    """Open a model in onnxruntime, without a word on standard error.
 
     Args:
         model: a path, the bytes of a file, or a parsed model (below 2 GiB).
@@ -131,12 +135,11 @@ def load_session(
             temporary folder. ``session.end_profiling()`` gives the file's name.
         name: what messages call the model; by default its path or the name of its graph.
         folder: of a parsed model's external data, which onnxruntime maps and does not copy.
-
-    Returns:
-        The session.
+        providers: what runs operators, the first preferred.
 
     Raises:
         ModelError: onnxruntime cannot load the model; the message carries its reason in one line.
+        UnsupportedError: a provider is left out.
     """
     name = model_name(model) if name is None else name
     options = ort.SessionOptions()
@@ -159,9 +162,14 @@ def load_session(
         options.add_session_config_entry("session.disable_prepacking", "1")  # which copies matrices
     source = _source(model, name)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=list(providers))
     except ORT_ERRORS as error:
         raise ModelError(f"onnxruntime cannot load {name}: {clean_reason(error)}") from error
+    left_out = [provider for provider in providers if provider not in session.get_providers()]
+    if left_out:  # it falls back to the CPU
+        remedy = "Install the driver or library that it lacks, or name another with --providers."
+        raise UnsupportedError(f"onnxruntime leaves {left_out[0]} out. {remedy}")
+    return session
 
 
 def load_graph(model: Model, *, name: str | None = None) -> onnx.ModelProto:

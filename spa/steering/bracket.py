@@ -46,7 +46,7 @@ def search(tool: Tool, dense: float, evaluations: int) -> float | None:
 
     Args:
         tool: prunes and evaluates.
-        dense: the dense model's shortfall, below 0.
+        dense: the dense model's shortfall; above 0 where the metric's noise alone is more than what is tolerated.
         evaluations: the most that may be made.
 
     Returns:
@@ -87,6 +87,8 @@ def _next(tool: Tool, low: _End, high: _End, moved: list[bool]) -> float:
     """Return the ratio to try next, inside the bracket."""
     middle = (low.ratio + high.ratio) / 2
     if low.shortfall is None or high.shortfall is None or moved[-2:] in ([True] * 2, [False] * 2):
+        return middle
+    if not low.shortfall < 0 < high.shortfall:  # the metric's noise alone is more than what is tolerated
         return middle
     least, most = tool.loss(low.ratio), tool.loss(high.ratio)
     goal = least + (most - least) * low.shortfall / (low.shortfall - high.shortfall)

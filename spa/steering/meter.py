@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from spa.steering.measurement import CONFIDENCE, Measurement
 
 if TYPE_CHECKING:
     from spa.steering.metric import Metric
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class Meter:
         is_dense = name.startswith("dense")
         met = self.shortfall(found) <= 0 if self.tolerance.is_given and not is_dense else None
         noise = (found.error or self.spread) if is_dense else self.noise(found)
+        _LOG.info("%s: %s %g, %.1f s", name, self.metric.name, found.value, found.seconds)
         self.log.append(
             Evaluation(
                 model=name,

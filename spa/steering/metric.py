@@ -18,7 +18,8 @@ from onnx import ModelProto
 from spa.errors import MetricError, OptionError, SpaError, suggestion
 from spa.model.files import place
 from spa.model.writing import draft_folder
-from spa.steering.child import MODEL, by_command, by_function, numbers_in
+from spa.running.commands import MODEL
+from spa.steering.child import by_command, by_function, numbers_in
 from spa.steering.labelled import KINDS, MAKERS, Samples
 from spa.steering.measurement import Measurement
 

@@ -1,4 +1,4 @@
-"""A network's latency as a function of its widths, from timing its operators in onnxruntime on this machine.
+"""A network's latency as a function of its widths, from timing its operators where it is to run.
 
 The network is cut before every operator that multiplies and accumulates; each part is such an operator with what
 follows it, so onnxruntime fuses in a part what it fuses in the network. The network is then shrunk in a few ways, and
@@ -13,6 +13,7 @@ factor makes the sum over all parts equal the latency measured for the whole net
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from spa.algebra.axes import Axes
 from spa.coupling.analysis import Analysis, Branch, Group
 from spa.coupling.cost import CostModel, Sizes, Switches, Term
 from spa.coupling.plan import Plan, make_plan
-from spa.errors import ModelError, PlanError
+from spa.errors import MetricError, ModelError, PlanError
 from spa.model.graph import Graph, Node
 from spa.model.shapes import Walk
 from spa.model.traits import FLOATS
@@ -35,8 +36,9 @@ from spa.surgery.apply import apply
 from spa.widths.budget import Budget, Choice
 from spa.widths.ladders import alignment, allowed_widths, widths_at
 from spa.widths.ranking import structure
-from spa.widths.stopwatch import Cache, Stopwatch, cache_file
+from spa.widths.stopwatch import Cache, Stopwatch, Timing
 
+_LOG = logging.getLogger(__name__)
 POINTS = 11  # networks whose parts are timed: a prime, see `_design`
 BLOCKS = (1, 8, 16)  # channels that a machine may work on at once
 BETTER = 0.9  # of the error, from which on a larger block is believed
@@ -45,6 +47,7 @@ LONGEST_STEP = 0.5  # of the latency that is left, the most that a correction go
 BUSY = 2.0  # the spread of the dense network's times from which on they are not to be trusted
 SAME = 0.005  # of the estimated latency: choices that differ less are not worth another measurement
 TOLERANCE = 0.05  # of the latency asked for, within which what is measured counts as meeting it
+WITHOUT_TIMES = "Write a table of this model with  spa layers  and the same options."
 WITHOUT_RUNS = "A budget of latency needs a model that onnxruntime runs. Use --of macs."
 Features = tuple[tuple[Axes, ...], ...]
 Picked = TypeVar("Picked")
@@ -200,9 +203,14 @@ class _Cut:
             feeds[name] = (rng.standard_normal(shape) if floats else np.ones(shape)).astype(dtype)
         return feeds
 
+    @property
+    def can_run(self) -> bool:
+        """Return whether it has outputs, and inputs whose shapes are known."""
+        return bool(self.outputs) and all(n in self.network.walk.shape for n in self.inputs)
+
     def time(self, stopwatch: Stopwatch, cache: Cache) -> float | None:
         """Return milliseconds, measured or remembered; None where the part cannot be timed alone."""
-        if not self.outputs or any(n not in self.network.walk.shape for n in self.inputs):
+        if not self.can_run:
             return None
         key = self.key(stopwatch.context)
         ms = cache.get(key)
@@ -237,14 +245,12 @@ def measure(
         progress: called with the stage and the fraction of it that is done.
 
     Raises:
-        ModelError: onnxruntime cannot run the network.
+        ModelError: the runtime cannot run the network.
+        MetricError: a command fails.
+        PlanError: no part that a width changes could be timed.
     """
     graph = analysis.graph
-    try:
-        timing = stopwatch.networks([graph.self_contained()])
-    except ModelError as error:
-        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
-    (dense_ms,), inputs = timing.ms, timing.inputs
+    dense_ms, inputs = _dense(graph, stopwatch)
     parts = _parts(analysis)
     sizes = Sizes(analysis.space, groups)
     features = [_features(analysis, nodes) for nodes in parts]
@@ -263,6 +269,8 @@ def measure(
                 kinds += [cut.key("")] if k == 0 else []
             progress("latency", (k + (i + 1) / len(parts)) / len(points))
         cache.save()
+    if not any(t[0] for t, moves in zip(times, moving, strict=True) if moves):
+        raise PlanError(f"no layer that can be narrowed was timed by {stopwatch.label}. {WITHOUT_TIMES}")
     block, coefficients = _fit(terms, times, kinds, [{b: sizes.at(w, b) for b in BLOCKS} for w in points])
     switches = Switches(groups)
     found = [
@@ -273,10 +281,22 @@ def measure(
         if ms > 0
     ]
     untimed = sum(t[0] is None for t in times)
+    dense_ms = dense_ms or sum(t[0] or 0.0 for t in times)
     model = LatencyModel(dense_ms, tuple(found), block, inputs, untimed)
     costs = CostModel(analysis, groups, model)
     factor = dense_ms / (costs.latency(costs.sizes) or 1.0)
     return replace(model, terms=tuple((ms * factor, axes) for ms, axes in found))
+
+
+def _dense(graph: Graph, stopwatch: Stopwatch) -> tuple[float, Mapping[str, tuple[int, ...]]]:
+    """Return the dense network's latency (0 where networks are not measured), and the shapes that it is fed."""
+    try:
+        if not stopwatch.measures:
+            return 0.0, stopwatch.inputs(graph.self_contained())
+        timing = stopwatch.networks([graph.self_contained()])
+    except ModelError as error:
+        raise ModelError(f"{error} {WITHOUT_RUNS}") from error
+    return timing.ms[0], timing.inputs
 
 
 def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list[list[int]]:
@@ -371,52 +391,61 @@ def choose(
 ) -> tuple[Choice, Picked, dict[str, Any], tuple[str, ...]]:
     """Choose the channels to keep so that the pruned network's measured latency is what is asked for.
 
-    What was chosen is measured beside the dense network. Where that misses the goal by more than ``TOLERANCE``, the
-    choice is made anew, between the networks measured so far (the dense one is the first); the nearest one stays.
+    What was chosen is measured beside the dense network. A choice that misses the goal by more than ``TOLERANCE`` is
+    made anew, between the networks measured so far (the dense one is the first); the nearest one stays.
 
     Args:
         analysis: the dense network.
-        groups: the groups that may be pruned.
+        groups: those that may be pruned.
         budget: the fraction to remove, where ``ms`` is None, and which widths groups may have.
-        ms: the latency to arrive at, in milliseconds.
+        ms: the milliseconds to arrive at.
         pick: makes a choice for a budget in estimated latency, and something of its own.
         stopwatch: what times networks and their operators.
         progress: called with the stage and the fraction of it that is done.
 
     Returns:
-        The choice; what ``pick`` gave with it; milliseconds asked for (``goal``), ``estimated``, ``measured`` and
-        ``dense``, how many ``choices`` were made, ``threads``, ``block`` and the ``inputs``' shapes; and notes.
+        The choice; what ``pick`` gave; what :meth:`_Attempt.report` says; and notes.
 
     Raises:
-        ModelError: onnxruntime cannot run the network.
+        ModelError: the runtime cannot run the network.
+        MetricError: a command fails before any choice was measured.
         PlanError: the goal is above what the dense network takes, or below what can be reached.
     """
-    model = measure(analysis, groups, budget, stopwatch, Cache(cache_file()), progress)
+    model = measure(analysis, groups, budget, stopwatch, stopwatch.known(), progress)
     ask = replace(budget, round_to=math.lcm(budget.round_to, model.block))
     if ms is not None:
         ask = replace(ask, ratio=_ratio(analysis, groups, ask, ms, model))
-    dense_model = analysis.graph.self_contained()
     attempts: list[_Attempt[Picked]] = []
-    spread = 1.0
+    spread, notes = 1.0, list(stopwatch.notes)
     while len(attempts) <= CORRECTIONS:
         try:
             choice, picked = pick(ask, model)
-        except PlanError:
+            timing = _timed(analysis, choice, model, stopwatch)
+        except (PlanError, MetricError) as error:
             if not attempts:
                 raise
+            if isinstance(error, MetricError):
+                notes.append(f"the search for the latency ended early: {error}")
             break
-        pruned = Graph(apply(analysis, make_plan(analysis, choice.kept)), analysis.graph.base)
-        timing = stopwatch.networks([dense_model, pruned.self_contained()])
         (dense, measured), spread = timing.ms, max(spread, timing.spread)
         goal = (1 - budget.ratio) * dense if ms is None else ms
         attempts.append(_Attempt(choice=choice, picked=picked, goal=goal, measured=measured, dense=dense))
+        _LOG.info("%.4g of %.4g ms are left", measured, dense)
         ratio = _between(attempts)
         if attempts[-1].miss <= TOLERANCE or not 0 < ratio < 1 or abs(ratio - ask.ratio) < SAME:
             break
         ask = replace(ask, ratio=ratio)
     best = min(attempts, key=lambda a: a.miss)
-    report = best.report(len(attempts), stopwatch.threads, model)
-    return best.choice, best.picked, report, _notes(report, model, spread)
+    report = best.report(len(attempts), stopwatch, model)
+    return best.choice, best.picked, report, (*notes, *_notes(report, model, spread))
+
+
+def _timed(analysis: Analysis, choice: Choice, model: LatencyModel, stopwatch: Stopwatch) -> Timing:
+    """Time the dense network and the one that was chosen; estimate them where networks are not measured."""
+    if not stopwatch.measures:
+        return Timing((model.dense_ms, model.dense_ms * (1 - choice.reached)), model.inputs, 1.0)
+    pruned = Graph(apply(analysis, make_plan(analysis, choice.kept)), analysis.graph.base)
+    return stopwatch.networks([analysis.graph.self_contained(), pruned.self_contained()])
 
 
 def _between(attempts: Sequence[_Attempt[Picked]]) -> float:
@@ -450,15 +479,16 @@ class _Attempt(Generic[Picked]):
         """The distance from the goal, relative to it."""
         return abs(self.measured / self.goal - 1)
 
-    def report(self, choices: int, threads: int, model: LatencyModel) -> dict[str, Any]:
-        """Return what the report says of it."""
+    def report(self, choices: int, stopwatch: Stopwatch, model: LatencyModel) -> dict[str, Any]:
+        """Return what the report says of it: milliseconds, how many ``choices`` were made, and how they were timed."""
         return {
             "goal": self.goal,
             "estimated": (1 - self.choice.reached) * self.dense,
             "measured": self.measured,
             "dense": self.dense,
             "choices": choices,
-            "threads": threads,
+            "threads": stopwatch.threads,
+            "by": stopwatch.label,
             "block": model.block,
             "inputs": {name: list(shape) for name, shape in model.inputs.items()},
         }

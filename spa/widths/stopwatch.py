@@ -1,4 +1,4 @@
-"""Times of networks and of their parts in onnxruntime on this machine, and where they are kept."""
+"""Times of networks and of their parts, and where they are kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto
 
 from spa.errors import ModelError
+from spa.running import openvino
 from spa.running.bench import bench
+from spa.running.place import Place
 from spa.running.processor import cpu_name
 from spa.running.runtime import ORT_ERRORS, clean_reason, load_session, to_ort
 
@@ -39,7 +40,7 @@ class Timing:
 
 @dataclass
 class Stopwatch:
-    """A timer of operators and networks in onnxruntime on this machine.
+    """A timer of operators and networks.
 
     Attributes:
         threads: of onnxruntime.
@@ -49,6 +50,7 @@ class Stopwatch:
         part_seconds: for timing a part.
         fewest: runs of a part that are timed at least.
         warmup: runs of a part before those.
+        place: where they are timed; a command times whole networks alone, and parts are timed in its runtime here.
     """
 
     threads: int = 2
@@ -58,17 +60,55 @@ class Stopwatch:
     part_seconds: float = 0.03
     fewest: int = 8
     warmup: int = 3
+    place: Place = field(default_factory=Place)
 
     @property
     def context(self) -> str:
-        """The conditions that the times of operators depend on: onnxruntime, processor and threads."""
-        return f"onnxruntime {ort.__version__}, {cpu_name()}, {self.threads} threads"
+        """The conditions that the times of operators depend on: runtime, processor and threads."""
+        return f"{self.place.engine}, {cpu_name()}, {self.threads} threads"
+
+    @property
+    def measures(self) -> bool:
+        """Return whether whole networks are measured, and not only estimated from their parts."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """Return what times whole networks, for reports."""
+        return self.place.label
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of its times."""
+        return ()
+
+    def known(self) -> Cache:
+        """Return the times of parts that are known already."""
+        return Cache(cache_file())
+
+    def inputs(self, model: ModelProto) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes that a network is fed.
+
+        Raises:
+            ModelError: onnxruntime cannot run it.
+        """
+        found = bench(
+            [model],
+            runs=1,
+            warmup=0,
+            threads=self.threads,
+            batch=self.batch,
+            sizes=self.sizes,
+            isolate_memory=False,
+        )
+        return found.inputs[0]
 
     def networks(self, models: Sequence[ModelProto]) -> Timing:
         """Time models that take turns.
 
         Raises:
-            ModelError: onnxruntime cannot run one.
+            ModelError: the runtime cannot run one.
+            MetricError: a command fails.
         """
         found = bench(
             models,
@@ -77,6 +117,7 @@ class Stopwatch:
             batch=self.batch,
             sizes=self.sizes,
             isolate_memory=False,
+            place=self.place,
         )
         first = found.models[0]
         return Timing(tuple(m.p10_ms for m in found.models), found.inputs[0], first.p90_ms / first.p10_ms)
@@ -84,12 +125,14 @@ class Stopwatch:
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
         """Time a part: return the milliseconds of its operators that a tenth of the runs stay below.
 
-        They come from onnxruntime's own profile.
-        Conversions to and from its blocked layout are left out: inside a network there are none between parts.
+        They come from the runtime's own profile, and conversions to and from its blocked layout are left out: inside a
+        network there are none between parts. With providers other than the CPU's it is the time of whole runs.
 
         Raises:
-            ModelError: onnxruntime cannot run it.
+            ModelError: the runtime cannot run it.
         """
+        if not self.place.is_cpu:
+            return self._part_elsewhere(model, feeds)
         with tempfile.TemporaryDirectory(prefix="spa-latency-") as folder:
             session = load_session(
                 model, threads=self.threads, optimise=True, profiling=os.path.join(folder, "profile"), name="a part"
@@ -110,6 +153,22 @@ class Stopwatch:
             elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
                 totals[-1] += event["dur"] / 1000
         return float(np.percentile(totals[self.warmup : runs], 10))
+
+    def _part_elsewhere(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
+        """Time a part in OpenVINO by its profile, or by the clock."""
+        in_openvino = self.place.runtime == "openvino"
+        if in_openvino:
+            run_once = openvino.step(model, feeds, self.threads, "a part", profiled=True)
+        else:
+            run_once = self.place.step(model, feeds, self.threads, "a part")
+        times: list[float] = []
+        end = time.perf_counter() + self.part_seconds
+        while len(times) < self.warmup + self.fewest or time.perf_counter() < end:
+            start = time.perf_counter()
+            request = run_once()
+            ms = 1000 * (time.perf_counter() - start)
+            times.append(openvino.operator_milliseconds(request) if in_openvino else ms)
+        return float(np.percentile(times[self.warmup :], 10))
 
 
 def cache_file() -> Path:
@@ -138,6 +197,9 @@ class Cache:
             return {}
         valid = isinstance(known, dict) and all(type(v) is float and 0 <= v < math.inf for v in known.values())
         return known if valid else {}
+
+    def __len__(self) -> int:
+        return len(self._known | self._new)
 
     def get(self, key: str) -> float | None:
         """Return the time stored under a key, or None."""

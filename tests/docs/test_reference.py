@@ -42,7 +42,19 @@ def test_every_public_name_of_the_package_is_documented(reference: ModuleType) -
 
 def test_every_command_and_option_is_listed_with_its_default(reference: ModuleType) -> None:
     page = reference.cli()
-    for command in ("prune", "prove", "inspect", "verify", "bench", "export", "convert", "sweep", "sensitivity"):
+    for command in (
+        "prune",
+        "prove",
+        "inspect",
+        "verify",
+        "bench",
+        "export",
+        "convert",
+        "sweep",
+        "sensitivity",
+        "doctor",
+        "layers",
+    ):
         assert f"## spa {command}\n" in page
     assert re.search(r"^\| `--output`, `-o` \| [^|]+ \| required \|$", page, re.M)
     assert re.search(r"^\|  \| `gradients` \| [^|]+ \|  \|$", reference.options(), re.M)

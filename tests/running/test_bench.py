@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from spa.errors import InvariantError, ModelError, PlanError
+from spa.running import place
 from spa.running.bench import _take_turns, bench
 
 module = sys.modules["spa.running.bench"]
@@ -148,6 +149,7 @@ def test_what_is_timed_is_optimised_and_what_finds_the_inputs_is_not(monkeypatch
         return load(*args, optimise=optimise, **options)
 
     monkeypatch.setattr(module, "load_session", spy)
+    monkeypatch.setattr(place, "load_session", spy)
     quick([wide(8), wide(4)])
     assert opened == [False, False, True, True]
 

@@ -57,6 +57,12 @@ def test_a_network_is_evaluated_once() -> None:
     assert len({round(r * 5) for r in tried}) == len(tried)
 
 
+def test_where_noise_hides_what_is_tolerated_the_bracket_is_halved() -> None:
+    bracketing, tried = tool(lambda r: 0.5)  # as much as the dense network misses itself
+    assert search(bracketing, 0.5, 3) is None
+    assert tried == [0.5, 0.25, 0.125]
+
+
 def test_nothing_found_is_none_and_nothing_to_remove_is_refused() -> None:
     bracketing, tried = tool(lambda r: 1.0)
     assert search(bracketing, -1.0, 6) is None

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from spa.errors import MetricError
-from spa.steering.child import by_command, by_function, printed_value
+from spa.running.commands import printed_value
+from spa.steering.child import by_command, by_function
 
 PYTHON = f"'{sys.executable}' -c"
 FILE = Path("some folder") / "model.onnx"

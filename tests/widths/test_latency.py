@@ -30,6 +30,7 @@ from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import CostModel
 from spa.errors import ModelError, PlanError
 from spa.report import Report
+from spa.running import place
 from spa.running.bench import bench
 from spa.running.feeds import working_feeds
 from spa.running.ranges import input_ranges
@@ -240,7 +241,7 @@ def test_times_hold_for_one_processor_one_runtime_and_one_number_of_threads(monk
     keys = {cut.key(Stopwatch(threads).context) for threads in (1, 2)}
     monkeypatch.setattr(stopwatch, "cpu_name", lambda: "another")
     keys.add(cut.key(Stopwatch(1).context))
-    monkeypatch.setattr(stopwatch.ort, "__version__", "0.0")
+    monkeypatch.setattr(place.ort, "__version__", "0.0")
     keys.add(cut.key(Stopwatch(1).context))
     larger = latency._Network(analysis.graph.model, None, {"input": (2, 1, 8, 8)}, analysis)
     keys.add(larger.cut(latency._parts(analysis)[1]).key(Stopwatch(1).context))
