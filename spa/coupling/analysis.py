@@ -13,6 +13,7 @@ from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Op, Read, Tie
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
+from spa.model.marks import is_mark, marks_around
 from spa.model.traits import INDICES, Trait, traits
 from spa.model.two_points import TwoPoints, two_points
 from spa.rules import find, load, unreviewed
@@ -124,6 +125,7 @@ class Analysis:
         self.barriers: dict[str, str] = {}
         self._constant: set[str] = set(graph.constants)
         self._couple()
+        self._repeat_macs()
 
     # -- coupling ------------------------------------------------------------------------------------------------
 
@@ -181,8 +183,17 @@ class Analysis:
                 self._check(node, name, axes, shape)
                 self.axes[name] = axes
         if node.inputs and all(n in self._constant for n in node.inputs if n) and not node.subgraphs:
-            self._constant.update(node.outputs)
+            self._constant.update(() if is_mark(node) else node.outputs)
         self.laws[node.index] = law
+
+    def _repeat_macs(self) -> None:
+        """Count what bodies compute as often as they run, where that is known."""
+        unknown = self.points.first.open_axes
+        for index, marks in marks_around(self.graph).items():
+            names = [mark.outputs[-1] for mark in marks if (mark.outputs[-1], 0) not in unknown]
+            steps = [expr for name in names for expr in self.axes.get(name, ())]
+            if steps and index in self.laws:
+                self.laws[index].macs = [(*axes, *steps) for axes in self.laws[index].macs]
 
     def _apply_rule(self, op: Op, inputs: Sequence[Axes | None]) -> None:
         node = op.node

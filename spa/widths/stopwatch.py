@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from spa.errors import ModelError
+from spa.model.bodies import KINDS
 from spa.running.bench import bench
 from spa.running.processor import cpu_name
 from spa.running.runtime import ORT_ERRORS, clean_reason, load_session, to_ort
@@ -85,7 +86,8 @@ class Stopwatch:
         """Time a part: return the milliseconds of its operators that a tenth of the runs stay below.
 
         They come from onnxruntime's own profile.
-        Conversions to and from its blocked layout are left out: inside a network there are none between parts.
+        Conversions to and from its blocked layout are left out: inside a network there are none between parts. So are
+        loops and branches, whose operators have times of their own.
 
         Raises:
             ModelError: onnxruntime cannot run it.
@@ -107,9 +109,12 @@ class Stopwatch:
         for event in events:
             if event["name"] == "model_run":
                 totals.append(0.0)
-            elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
+            elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith(_UNCOUNTED):
                 totals[-1] += event["dur"] / 1000
         return float(np.percentile(totals[self.warmup : runs], 10))
+
+
+_UNCOUNTED = ("Reorder", *KINDS)
 
 
 def cache_file() -> Path:
