@@ -24,6 +24,7 @@ class Net:
         weights: so far.
         shapes: of the tensors that further nodes may read; the first axis is the batch, which is open.
         stem: what the names of its tensors begin with.
+        bodies: whether there are loops, scans and branches in it.
     """
 
     rng: random.Random
@@ -31,6 +32,7 @@ class Net:
     weights: list[TensorProto] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stem: str = ""
+    bodies: bool = True
 
     def weight(self, *shape: int, positive: bool = False) -> str:
         draws = np.random.default_rng(self.rng.randrange(2**32)).standard_normal(shape)
@@ -58,7 +60,7 @@ def layer(net: Net, x: str) -> None:
     """Put a layer behind a tensor."""
     rng, shape, width = net.rng, net.shapes[x], net.rng.choice(WIDTHS)
     channels, space = shape[1], shape[2:]
-    match rng.randrange(15):
+    match rng.randrange(15 if net.bodies else 13):
         case 0 | 1 | 2 if len(shape) == 4:
             group = rng.choice([g for g in (1, 1, 1, 2, 3, channels) if channels % g == 0])
             width = channels if group == channels else width * group
@@ -106,7 +108,7 @@ def layer(net: Net, x: str) -> None:
         case 11:
             places = rng.sample(range(channels), rng.randrange(1, channels + 1))
             net.add("Gather", [x, net.store(np.asarray(places))], (0, len(places), *space), axis=1)
-        case 12 if net.stem.count("b") < 2:
+        case 13 | 14 if net.stem.count("b") < 2:
             rng.choice([loop, scan, choice])(net, x)
         case _:
             net.add(rng.choice(UNARY), [x], shape)
@@ -210,8 +212,8 @@ def choice(net: Net, x: str) -> None:
 
 
 def network(seed: int) -> ModelProto:
-    """Return a random network; its outputs are what nothing reads."""
-    net = Net(random.Random(seed))
+    """Return a random network, every third one with bodies; its outputs are what nothing reads."""
+    net = Net(random.Random(seed), bodies=seed % 3 == 0)
     start = net.rng.choice([(0, 3, 8, 8), (0, 6, 5, 7), (0, 12), (0, 7)])
     net.shapes["x"] = start
     for _ in range(net.rng.randrange(4, 18)):
