@@ -135,12 +135,13 @@ def _marked(node: NodeProto, graph: GraphProto, taken: Counter[str]) -> list[Nod
             for name in ("then_branch", "else_branch")
         )
         leave = make("IfLeave", [node.input[0], *first.outputs, *second.outputs, steps, orelse], node.output)
+        leave.name = node.name
         leave.attribute.append(helper.make_attribute(ORIGINAL, original))
         opening, between = make("IfThen", [node.input[0]], [steps]), make("IfElse", [node.input[0]], [orelse])
         return [opening, *first.nodes, between, *second.nodes, leave]
     body = _moved(subgraphs_of(node)[0], graph, taken)
     enter, leave = make(f"{kind}Enter", node.input, [*body.inputs, steps]), make(f"{kind}Leave", [], node.output)
-    enter.name = leave.name = label
+    enter.name, leave.name = f"{label}/begin", node.name
     if kind == "Loop":
         states = len(node.input) - 2
         ranks = [len(i.type.tensor_type.shape.dim) for i in subgraphs_of(node)[0].input[:2]]
@@ -273,11 +274,13 @@ class _Frame:
         enter: the mark that it began with; None for the main graph.
         nodes: its nodes so far.
         before: the nodes of the first branch, in the second.
+        inside: what tensors' names end with inside that all steps have outside.
     """
 
     enter: NodeProto | None
     nodes: list[NodeProto] = field(default_factory=list)
     before: list[NodeProto] = field(default_factory=list)
+    inside: str = INSIDE
 
 
 def nested(model: ModelProto) -> ModelProto:
@@ -311,6 +314,7 @@ def nested(model: ModelProto) -> ModelProto:
             if len(frames) == 1:
                 raise _cut(node)
             frame = frames.pop()
+            frame.inside = f"{INSIDE}{len(frames)}"
             frames[-1].nodes += _closed(frame, node, infos, taps)
     if len(frames) > 1:
         raise _cut(frames[-1].enter or NodeProto())
@@ -343,6 +347,7 @@ def _closed(frame: _Frame, leave: NodeProto, infos: dict[str, ValueInfoProto], t
     assert enter is not None  # the main graph has no end
     node = NodeProto()
     node.ParseFromString(next(a.s for a in leave.attribute if a.name == ORIGINAL))
+    node.name = leave.name
     node.input[:], node.output[:] = enter.input, leave.output
     made = {name for inner in (*frame.nodes, *frame.before) for name in inner.output} | set(enter.output)
     tapped = [name for name in taps if name in made]
@@ -357,7 +362,7 @@ def _closed(frame: _Frame, leave: NodeProto, infos: dict[str, ValueInfoProto], t
                 attribute.g.node.extend(nodes)
                 _declare(attribute.g.output, leave.input[first : first + count], infos)
         return [node]
-    names = {name: f"{name}{INSIDE}" for name in tapped}
+    names = {name: f"{name}{frame.inside}" for name in tapped}
     new = partial(_looked_up, names)
     (body,) = subgraphs_of(node)
     body.node.extend(frame.nodes)
@@ -394,7 +399,7 @@ def _lined_up(node: NodeProto, body: GraphProto, names: dict[str, str]) -> list[
         body.node.append(helper.make_node("Identity", [inside], [passed]))
         body.output.add().name = passed
         steps, shape, rest, joined, minus, two, far = (
-            f"{outside}/{part}" for part in ("steps", "shape", "rest", "joined", "minus", "two", "far")
+            f"{inside}/{part}" for part in ("steps", "shape", "rest", "joined", "minus", "two", "far")
         )
         node.output.append(steps)
         constants = {minus: -1, two: 2, far: 2**31}
