@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
-from spa.algebra.op import Barrier, Op, Read, Tie
+from spa.algebra.op import Barrier, Consumer, Op, Read, Tie
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.model.marks import is_mark, marks_around
@@ -155,7 +155,8 @@ class Analysis:
         values = [walk.value.get(n) for n in node.inputs]
         constant = [n in self._constant for n in node.inputs]
         second = [self.points.second.value.get(n) for n in node.inputs]
-        op = Op(node, self.space, inputs, shapes, values, constant, second)
+        consumers = [self._consumers(name) for name in node.outputs]
+        op = Op(node, self.space, inputs, shapes, values, constant, second, consumers)
         law = Law(node, op.inputs, op.outputs)
         try:
             self._apply_rule(op, inputs)
@@ -185,6 +186,14 @@ class Analysis:
         if node.inputs and all(n in self._constant for n in node.inputs if n) and not node.subgraphs:
             self._constant.update(() if is_mark(node) else node.outputs)
         self.laws[node.index] = law
+
+    def _consumers(self, name: str) -> list[Consumer]:
+        found: list[Consumer] = [("", 0, None)] if name in self.graph.outputs else []
+        captured = any(name in names for names in self.graph.captured.values())
+        found += [("", 0, None)] if captured else []
+        shape = self.points.first.shape
+        users = self.graph.users.get(name, ())
+        return found + [(n.key, operand, shape.get(n.outputs[0]) if n.outputs else None) for n, operand in users]
 
     def _repeat_macs(self) -> None:
         """Count what bodies compute as often as they run, where that is known."""
