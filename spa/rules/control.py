@@ -10,7 +10,7 @@ from spa.algebra.op import Barrier, Op
 from spa.model.marks import FLAT
 from spa.rules import rule, unsupported
 
-unsupported("If", "channels are not traced through branches that give other shapes, or do not fit the sizes looked at")
+unsupported("If", "channels are not traced through subgraphs of other results, or that fail at the sizes looked at")
 for key in ["Loop", "Scan"]:
     unsupported(key, "channels are not traced through subgraphs whose states change their shapes, or are no tensors")
 unsupported("SequenceMap", "channels are not traced through its subgraphs")
