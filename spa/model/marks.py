@@ -12,6 +12,7 @@ from spa.model.shape_registry import Shape, contrib_shape
 
 FLAT = "spa.flat"  # the domain of the marks
 ENTER = ("LoopEnter", "ScanEnter", "IfThen")
+MOST_STEPS = 2**20  # of a loop that are counted; more are no network's, and what they would cost says nothing
 LEAVE = ("LoopLeave", "ScanLeave", "IfLeave")
 Shapes = Sequence["Shape | None"]
 Outputs = list[tuple[int, Shape]]
@@ -46,7 +47,7 @@ def loop_enter(node: Node, shapes: Shapes, dtypes: Sequence[int], values: Sequen
     """Return the counter, the condition, the states as they begin, and an axis of as many steps as are counted."""
     counter, condition = ((1,) * rank for rank in node.attributes["ranks"])
     most = values[0] if node.attributes["counted"] else None
-    steps = -1 if most is None else max(int(np.ravel(most)[0]), -1) or -1
+    steps = -1 if most is None or not 0 < np.ravel(most)[0] <= MOST_STEPS else int(np.ravel(most)[0])
     states = [(dtype, shape or ()) for dtype, shape in zip(dtypes[2:], shapes[2:], strict=True)]
     return [(TensorProto.INT64, counter), (TensorProto.BOOL, condition), *states, (TensorProto.FLOAT, (steps,))]
 

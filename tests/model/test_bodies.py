@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -197,6 +199,38 @@ def test_a_loop_over_as_many_steps_as_the_input_has_is_pruned() -> None:
     assert {g.name: g.size for g in analysis.free} == {"w[1]": 13}
     assert analysis.points.first.shape["z"] == (*analysis.points.first.shape["x"][:2], 5)
     checked(model)
+
+
+def test_a_loop_of_torchscript_is_pruned_at_any_number_of_steps() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = torch.nn.Linear(7, 13)
+            self.state = torch.nn.Linear(13, 13)
+            self.out = torch.nn.Linear(13, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.zeros(x.size(0), 13)
+            for t in range(x.size(1)):
+                h = torch.tanh(self.step(x[:, t]) + self.state(h))
+            return self.out(h)
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an exporter that PyTorch has a newer one for
+        axes = {"x": {0: "n", 1: "t"}, "y": {0: "n"}}
+        module = torch.jit.script(Recurrent())
+        options = {"dynamo": False, "opset_version": 17, "input_names": ["x"], "output_names": ["y"]}
+        torch.onnx.export(module, (torch.randn(2, 6, 7),), file, dynamic_axes=axes, **options)
+    model = onnx.load_model_from_string(file.getvalue())
+    result = spa.prune(model, ratio=0.3, round_to=1, criterion="l2")
+    assert len(result.plan.kept["step.weight[0]"]) < 13
+    assert result.prove(seeds=1).holds
+    for steps in (1, 4):
+        (y,) = load_session(result.model).run(None, {"x": np.zeros((3, steps, 7), np.float32)})
+        assert y.shape == (3, 5)
 
 
 def test_a_loop_that_data_may_end_is_pruned_and_left_as_it_was_cut() -> None:
