@@ -19,7 +19,7 @@ from spa.frameworks.kinds import kind_of
 from spa.frameworks.modules import named
 from spa.goals import reach
 from spa.job import Job, Outcome, prepare
-from spa.model.alternatives import condition_of, reunited
+from spa.model.alternatives import condition_of, is_rewritten, reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.model.halves import is_separated
@@ -285,7 +285,7 @@ def _pruned(
         clock("analyse")
         framework = None if framework_model is None else framework_model.kind
         job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
-        job.lazy = lazily and job.runs_nothing and not is_separated(source.model)
+        job.lazy = lazily and job.runs_nothing and not is_rewritten(source.model)
         if not job.lazy:
             source = source.embedded()
         outcome = reach(job)

@@ -28,10 +28,9 @@ from spa.extras import extra
 from spa.frameworks.kinds import ONE_HEAD_SIZE
 from spa.inputs import inputs_of
 from spa.inputs.runs import running
-from spa.model.alternatives import reunited
+from spa.model.alternatives import is_rewritten, reunited
 from spa.model.files import INLINE
 from spa.model.graph import Graph
-from spa.model.halves import is_separated
 from spa.model.slices import Slices
 from spa.progress import Clock, Progress, silent
 from spa.request import Request
@@ -187,7 +186,7 @@ class Job:
 
         self.try_out()
         graph, goal = self.analysis.graph, self.request.goal
-        if is_separated(graph.model):
+        if is_rewritten(graph.model):
             graph = Graph(reunited(graph.model), graph.base)
         samples = Samples(
             path=Path(),
@@ -372,7 +371,7 @@ class Job:
         from spa.exporters.pytorch import graph_module
 
         graph = self.analysis.graph
-        module = graph_module(graph.model, graph.base)
+        module = graph_module(reunited(graph.model), graph.base)
         batches = [tuple(torch.tensor(b[n]) for n in module.input_names) for b in self.calibrated.batches]
         ends = np.cumsum([len(b[0]) for b in batches])
         labels = [torch.tensor(part) for part in np.split(self._labels.astype(np.int64), ends[:-1])]

@@ -26,8 +26,7 @@ from spa.criteria import criterion
 from spa.criteria.answers import Answer, Removal, checked_answer, scored_groups
 from spa.errors import PlanError
 from spa.job import prepare
-from spa.model.alternatives import reunited
-from spa.model.halves import is_separated
+from spa.model.alternatives import is_rewritten, reunited
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.surgery.apply import apply as applied
@@ -155,7 +154,7 @@ def repair(
         raise PlanError(
             "the pruned model is not what this plan makes of the analysed one. Give what spa.apply returns."
         )
-    if is_separated(cut):  # two networks, of which `pruned` is one again
+    if is_rewritten(cut):  # `pruned` is in the file's form
         given = {tensor.name: tensor for tensor in pruned.graph.initializer}
         for tensor in cut.graph.initializer:
             tensor.CopyFrom(given[tensor.name])

@@ -7,6 +7,7 @@ at the difference: an entry that is gone is freedom gained.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import ModelProto, numpy_helper
 
 from models.builders import ZOO
 from spa.coupling.analysis import couple
+from spa.model.bodies import flattened
 from spa.model.graph import Graph
 from spa.model.io import load
 from spa.running.feeds import working_feeds
@@ -30,9 +32,14 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 # Rounding to integers flips where sums of floats are taken in another order; half precision rounds every product.
 TOLERANCE = {"handmade_qdq": 2e-3, "handmade_residual_fp16": 2e-3}
 
-# Control flow is a barrier, and these networks are nothing but what flows into it.
-BARRIERS = {"handmade_if": "If 'If_2'", "handmade_loop": "Loop 'Loop_2'", "handmade_scan": "Scan 'Scan_7'"}
-PRUNABLE = sorted(ZOO.keys() - BARRIERS.keys())
+BODIES = ("handmade_if", "handmade_loop", "handmade_scan")
+
+
+@cache
+def network(name: str) -> ModelProto:
+    """A model as it is analysed: bodies of loops and branches lie flat."""
+    model = built(name)
+    return flattened(model) or model if name in BODIES else model
 
 
 def feeds_of(model: ModelProto) -> list[dict[str, np.ndarray]]:
@@ -40,9 +47,9 @@ def feeds_of(model: ModelProto) -> list[dict[str, np.ndarray]]:
     return [working_feeds(session, seed=seed, batch=batch) for seed, batch in ((0, 2), (1, 3))]
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_architecture_prunes_and_matches_the_masked_original(name: str) -> None:
-    model = built(name)
+    model = network(name)
     checked = check(model, feeds=feeds_of(model), tolerance=TOLERANCE.get(name, 1e-5))
     assert sum(g.size for g in checked.groups) > 3
 
@@ -55,18 +62,10 @@ def test_quantised_networks_compute_the_same_on_every_processor(name: str) -> No
     assert max(np.abs(numpy_helper.to_array(t).astype(int)).max() for t in tensors) * 255 * 2 < 2**15
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_architecture_still_runs_when_normalisations_are_crossed(name: str) -> None:
-    model = built(name)
+    model = network(name)
     check(model, feeds=feeds_of(model), cross=True)
-
-
-@pytest.mark.parametrize("name", sorted(BARRIERS))
-def test_control_flow_is_a_barrier_that_the_reasons_name(name: str) -> None:
-    analysis = couple(Graph(built(name)))
-    assert analysis.prunable == ()
-    assert analysis.barriers[BARRIERS[name]] == "channels are not traced through its subgraphs"
-    assert any(BARRIERS[name] in (g.frozen or "") for g in analysis.groups)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -122,11 +121,11 @@ def frozen_without_io(model: ModelProto) -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_what_stays_frozen_is_what_was_counted(name: str) -> None:
     counted = json.loads(FROZEN.read_text(encoding="utf-8"))
-    assert frozen_without_io(built(name)) == counted.get(name, {})
+    assert frozen_without_io(network(name)) == counted.get(name, {})
 
 
 def main() -> None:
-    found = {name: frozen_without_io(load(ZOO[name]()).model) for name in sorted(ZOO)}
+    found = {name: frozen_without_io(network(name)) for name in sorted(ZOO)}
     text = json.dumps({n: f for n, f in found.items() if f}, indent=1, sort_keys=True)
     FROZEN.write_text(text + "\n", encoding="utf-8")
 

@@ -24,6 +24,7 @@ from spa.errors import PlanError
 from spa.exporters.pytorch.module import OnnxModule, graph_module, unshared
 from spa.exporters.pytorch.operators import tensor
 from spa.frameworks.torch import array
+from spa.model.alternatives import reunited
 from spa.model.graph import Graph
 from spa.model.normalise import normalise
 from spa.model.traits import FLOATS
@@ -81,15 +82,16 @@ def recovered(
         PlanError: too few batches, or no float output to learn from.
     """
     dense, kept = analysis.graph, analysis.kept(plan.masks(analysis))
-    names = _residual_sums(analysis, Graph(pruned, dense.base))
-    student, teacher = (graph_module(_with_outputs(m, names), dense.base) for m in (pruned, dense.model))
+    models = reunited(pruned), reunited(dense.model)  # loops and branches as they came
+    names = _residual_sums(analysis, *(Graph(m, dense.base) for m in models))
+    student, teacher = (graph_module(_with_outputs(m, names), dense.base) for m in models)
     cuts = [partial(_kept_part, kept, analysis.axes[n]) for n in names]
     recover(student, teacher, batches, epochs, seed=seed, progress=progress, features=cuts)
     return store(student, pruned)
 
 
-def _residual_sums(analysis: Analysis, pruned: Graph) -> list[str]:
-    """Return the sums of two computed tensors of equal shapes that are in both networks."""
+def _residual_sums(analysis: Analysis, *networks: Graph) -> list[str]:
+    """Return the sums of two computed tensors of equal shapes that all networks have."""
     graph, found = analysis.graph, []
 
     def shape(name: str) -> list[int] | None:
@@ -99,9 +101,10 @@ def _residual_sums(analysis: Analysis, pruned: Graph) -> list[str]:
     for node in graph.nodes:
         if node.key != ADD or any(x in graph.constants for x in node.inputs):
             continue
-        name, twin = node.outputs[0], pruned.producer.get(node.outputs[0])
+        name = node.outputs[0]
         alike = shape(name) is not None and all(shape(x) == shape(name) for x in node.inputs)
-        if alike and twin is not None and twin.key == ADD and name not in graph.outputs:
+        makers = [network.producer.get(name) for network in networks]
+        if alike and all(m is not None and m.key == ADD for m in makers) and name not in graph.outputs:
             found.append(name)
     return found
 

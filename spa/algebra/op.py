@@ -17,6 +17,7 @@ from spa.algebra.axes import UNIT, Axes, Expr, Kept, Space, product
 from spa.model.graph import Node
 
 Restate = Callable[[Kept, Any], Any]
+Consumer = tuple[str, int, "tuple[int, ...] | None"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Op:
         values: each operand's value where it is a known small tensor, else None.
         second: the same at the other input size; equal for what does not follow the input.
         constant: for each operand whether it is computed from constants alone.
+        consumers: for each output who reads it: (operator, operand, shape of its first output), of a graph output ("",
+            0, None); None where that is not known.
         seen: the operands whose axes the rule has asked for; all others are control values, and freeze.
         outputs: what the rule has said: each output's axes.
     """
@@ -79,6 +82,7 @@ class Op:
         values: Sequence[np.ndarray | None] | None = None,
         constant: Sequence[bool] | None = None,
         second: Sequence[np.ndarray | None] | None = None,
+        consumers: Sequence[Sequence[Consumer]] | None = None,
     ) -> None:
         self.node = node
         self.space = space
@@ -88,6 +92,7 @@ class Op:
         self.values = list(values) if values is not None else [None] * len(self.inputs)
         self.constant = list(constant) if constant is not None else [False] * len(self.inputs)
         self.second = list(second) if second is not None else self.values
+        self.consumers = consumers
         self.outputs: list[Axes | None] = [None] * len(self.out_shapes)
         self.seen: set[int] = set()
         self.reads: list[Read] = []

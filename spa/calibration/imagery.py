@@ -18,6 +18,7 @@ from spa.calibration.images import MEAN, STD, Numbers
 from spa.calibration.leaves import dead_leaves
 from spa.calibration.lettering import lettering
 from spa.errors import PlanError
+from spa.model.bodies import nested
 from spa.running.runtime import load_session, run
 
 Array = np.ndarray
@@ -128,6 +129,7 @@ def responding(model: ModelProto, feeds: Sequence[Feeds], threads: int = 2) -> l
         feeds: the inputs.
         threads: of onnxruntime.
     """
+    model = nested(model)  # branches do not always run
     names = [n.output[0] for n in model.graph.node if n.op_type in WATCHED and not n.domain][:MOST_WATCHED]
     if not names:
         return [0.0] * len(feeds)
@@ -168,6 +170,7 @@ def misfits(model: ModelProto, feeds: Sequence[Feeds], threads: int = 2) -> list
     Returns:
         One number per input; none if the file holds no such statistics.
     """
+    model = nested(model)
     stored = {t.name: t for t in model.graph.initializer}
     norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and {*n.input[3:5]} <= stored.keys()]
     if not norms:

@@ -32,7 +32,7 @@ from spa.errors import ModelError, PlanError
 from spa.model.sizes import is_state, kind_of_axis
 from spa.model.traits import FLOAT_NAMES
 from spa.running.feeds import Recipe, first_run, is_box, open_input, resolve_sizes
-from spa.running.ranges import ranges_for
+from spa.running.ranges import lengths_for, ranges_for
 from spa.running.runtime import TensorSpec, input_specs, load_session, model_name, run
 
 __all__ = ["Synthesiser", "pink_noise", "synthesise"]
@@ -99,8 +99,9 @@ class Synthesiser:
         self.model, self.seed, self.sizes = model, seed, sizes
         self.name = model_name(model)
         self.session = load_session(model, name=self.name)
-        ranges = ranges_for(model, input_specs(self.session))
-        self.recipe, _ = first_run(self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
+        specs = input_specs(self.session)
+        ranges, told = ranges_for(model, specs), model if lengths_for(model, specs).more else None
+        self.recipe, _ = first_run(self.session, model=told, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
         self.heard = sound_inputs(model, self.recipe)
         self._bonds = self._working_bonds()
         self.value_range = value_range

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
-from spa.algebra.op import Barrier, Op, Read, Tie
+from spa.algebra.op import Barrier, Consumer, Op, Read, Tie
 from spa.coupling.branches import regions
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
+from spa.model.marks import is_mark, marks_around
 from spa.model.traits import FLOATS, INDICES, Trait, traits
 from spa.model.two_points import TwoPoints, two_points
 from spa.rules import find, load, unreviewed
@@ -159,6 +160,7 @@ class Analysis:
         self.barriers: dict[str, str] = {}
         self._constant: set[str] = set(graph.constants)
         self._couple()
+        self._repeat_macs()
 
     # -- coupling ------------------------------------------------------------------------------------------------
 
@@ -188,7 +190,8 @@ class Analysis:
         values = [walk.value.get(n) for n in node.inputs]
         constant = [n in self._constant for n in node.inputs]
         second = [self.points.second.value.get(n) for n in node.inputs]
-        op = Op(node, self.space, inputs, shapes, values, constant, second)
+        consumers = [self._consumers(name) for name in node.outputs]
+        op = Op(node, self.space, inputs, shapes, values, constant, second, consumers)
         law = Law(node, op.inputs, op.outputs)
         try:
             self._apply_rule(op, inputs)
@@ -216,8 +219,25 @@ class Analysis:
                 self._check(node, name, axes, shape)
                 self.axes[name] = axes
         if node.inputs and all(n in self._constant for n in node.inputs if n) and not node.subgraphs:
-            self._constant.update(node.outputs)
+            self._constant.update(() if is_mark(node) else node.outputs)
         self.laws[node.index] = law
+
+    def _consumers(self, name: str) -> list[Consumer]:
+        found: list[Consumer] = [("", 0, None)] if name in self.graph.outputs else []
+        captured = any(name in names for names in self.graph.captured.values())
+        found += [("", 0, None)] if captured else []
+        shape = self.points.first.shape
+        users = self.graph.users.get(name, ())
+        return found + [(n.key, operand, shape.get(n.outputs[0]) if n.outputs else None) for n, operand in users]
+
+    def _repeat_macs(self) -> None:
+        """Count what bodies compute as often as they run, where that is known."""
+        unknown = self.points.first.open_axes
+        for index, marks in marks_around(self.graph).items():
+            names = [mark.outputs[-1] for mark in marks if (mark.outputs[-1], 0) not in unknown]
+            steps = [expr for name in names for expr in self.axes.get(name, ())]
+            if steps and index in self.laws:
+                self.laws[index].macs = [(*axes, *steps) for axes in self.laws[index].macs]
 
     def _apply_rule(self, op: Op, inputs: Sequence[Axes | None]) -> None:
         node = op.node

@@ -180,6 +180,8 @@ def rows(
         if not found:
             continue
         node = stream.graph.nodes[product.law.node.index]
+        if not stream.sees(node):
+            continue
         progress("score", node.index / len(stream.graph.nodes))
         if stream.at <= node.index:
             stream.after(node)

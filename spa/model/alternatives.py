@@ -20,9 +20,11 @@ from functools import partial
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from spa.model.bodies import nested
 from spa.model.branches import definitions, is_if, rename
 from spa.model.graph import dead_nodes, names_read, outer_uses, replace_nodes, subgraphs_of, tensors_of
-from spa.model.halves import ELSE, SKELETON, THEN
+from spa.model.halves import ELSE, SKELETON, THEN, is_separated
+from spa.model.marks import is_flat
 from spa.model.versions import FREE_INITIALIZERS
 
 TAGS = {True: THEN, False: ELSE}
@@ -199,6 +201,11 @@ def condition_of(model: ModelProto) -> str | None:
     return None if skeleton is None else skeleton.graph.node[-1].input[0]
 
 
+def is_rewritten(model: ModelProto) -> bool:
+    """Return whether :func:`reunited` would return another model."""
+    return is_separated(model) or is_flat(model)
+
+
 def _stored_skeleton(model: ModelProto) -> ModelProto | None:
     for entry in model.metadata_props:
         if entry.key == SKELETON:
@@ -211,11 +218,12 @@ def _looked_up(names: Mapping[str, str], name: str) -> str:
 
 
 def reunited(model: ModelProto) -> ModelProto:
-    """Return one network with an ``If`` for two side by side; any other model is returned as it is.
+    """Return one network with an ``If`` for two side by side, and bodies as graphs; others are returned as they are.
 
     Args:
-        model: what :func:`separated` returned, pruned or not; it is not changed.
+        model: what :func:`spa.model.simplify.simplified` returned, pruned or not; it is not changed.
     """
+    model = nested(model)
     whole = _stored_skeleton(model)
     if whole is None:
         return model

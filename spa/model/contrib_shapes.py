@@ -285,3 +285,17 @@ def compress(node: Node, shapes: Shapes, dtypes: Sequence[int]) -> Outputs:
         return [(dtypes[0], (-1,))]
     x[axis] = -1
     return [(dtypes[0], tuple(x))]
+
+
+@contrib_shape("MaxUnpool", by_value=True)
+def unpooled(node: Node, shapes: Shapes, dtypes: Sequence[int], values: Sequence[np.ndarray | None]) -> Outputs:
+    """Return the shape that an operand gives, which onnx's own inference does not read, or that of what was pooled."""
+    x = _of(shapes, 0)
+    if len(shapes) > 2 and shapes[2] is not None:
+        given = values[2]
+        return [(dtypes[0], (-1,) * len(x) if given is None else tuple(int(n) for n in np.ravel(given)))]
+    kernel = node.attributes["kernel_shape"]
+    strides = node.attributes.get("strides") or [1] * len(kernel)
+    pads = node.attributes.get("pads") or [0] * 2 * len(kernel)
+    sides = zip(x[2:], kernel, strides, pads[: len(kernel)], pads[len(kernel) :], strict=True)
+    return [(dtypes[0], (*x[:2], *((n - 1) * stride + k - a - b for n, k, stride, a, b in sides)))]

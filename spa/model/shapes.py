@@ -19,7 +19,7 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from spa.errors import ModelError
-from spa.model import contrib_shapes  # noqa: F401 # registers them
+from spa.model import contrib_shapes, marks  # noqa: F401 # register them
 from spa.model.graph import Graph, Node, schema_of
 from spa.model.shape_registry import Shape, has_notation, noted, shape_function
 from spa.model.shape_values import FOLDERS, LARGEST_VALUE, is_larger
@@ -195,7 +195,7 @@ class Walker:
                 self._memo[key] = _schema_outputs(node, shapes, dtypes, values, walk)
             else:
                 try:
-                    self._memo[key] = list(function(node, shapes, dtypes))
+                    self._memo[key] = list(function(node, shapes, dtypes, values))
                 except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
                     raise ModelError(f"{node.label}: its operands do not fit together ({error!r}).") from error
         return self._memo[key]

@@ -1,7 +1,7 @@
 """Simplification of a model before it is analysed.
 
-Constants are folded, branches that are known to run are inlined, and two networks of which data decides which one runs
-are taken apart.
+Constants are folded, branches that are known to run are inlined, two networks of which data decides which one runs are
+taken apart, and the bodies of loops are laid flat.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from spa.errors import SpaError
+from spa.errors import ModelError, SpaError
 from spa.model.alternatives import separated
+from spa.model.bodies import KINDS, flattened
 from spa.model.branches import inline_branches
 from spa.model.constants import fold_constants, has_folds
 from spa.model.graph import Graph
 from spa.model.halves import SKELETON, is_separated
 from spa.model.io import Source
+from spa.model.marks import FLAT
 from spa.model.normalise import unique_names
 from spa.model.two_points import two_points
 
@@ -31,14 +33,20 @@ def simplified(source: Source, *, fold: bool = True) -> Source:
     """
     if is_separated(source.model):  # a mark of ours, which no file has by rights
         source = replace(source, model=_unmarked(source.model))
-    has_branches = any(node.op_type == "If" for node in source.model.graph.node)
-    if not has_branches and not (fold and has_folds(source.model, source.base)):
+    if any(o.domain == FLAT for o in source.model.opset_import):
+        raise ModelError(f"the model imports the domain {FLAT!r}, which is our own. Rename it.")
+    has_bodies = any(node.op_type in KINDS for node in source.model.graph.node)
+    if not has_bodies and not (fold and has_folds(source.model, source.base)):
         return source
     model = ModelProto()
     model.CopyFrom(source.model)
     changed = _simplify(model, source.base, fold)
     if fold and (both := _taken_apart(model, source)) is not None:
         model, changed = both, changed + 1
+    while (flat := flattened(model, source.base)) is not None:  # what was inside may be known to run, or be folded
+        model, changed = flat, changed + 1
+        if not _simplify(model, source.base, fold):
+            break
     if not changed:
         return source
     unique_names(model)

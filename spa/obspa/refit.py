@@ -22,6 +22,7 @@ from spa.algebra.axes import Kept
 from spa.coupling.analysis import Analysis
 from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
+from spa.model.marks import marks_around
 from spa.obspa.constants import LostBranch
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
@@ -127,10 +128,13 @@ def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream)
 
     Sums whose branch went are among them.
     """
+    around = marks_around(analysis.graph)
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         pruned_node = pruned_stream.graph.producer.get(next(o for o in node.outputs if o))
-        if pruned_node is not None:
+        # A body that ran as often as the weights have it would have other samples in the two networks.
+        counted = all(m.op == "ScanEnter" or m.attributes.get("counted") for m in around.get(index, ()))
+        if pruned_node is not None and counted and dense.sees(node) and pruned_stream.sees(pruned_node):
             yield node, pruned_node
 
 

@@ -117,7 +117,7 @@ def discounted(curves: Mapping[str, Curve], groups: Sequence[Group], exponent: f
 
 def observe(analysis: Analysis, stream: Stream, node: Node, rng: np.random.Generator) -> list[Observation]:
     """Run the network up to a node and return the statistics of its inputs; none if it is no reader of a known kind."""
-    kind = kind_of(stream.graph, node)
+    kind = kind_of(stream.graph, node) if stream.sees(node) else None
     if kind is None:
         return []
     stream.after(node)

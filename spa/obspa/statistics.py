@@ -33,7 +33,8 @@ def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int =
         if node.op != "BatchNormalization" or node.domain or len(node.inputs) < 5:
             continue
         names = node.inputs[3:5]
-        if any(n not in stream.graph.constants or len(stream.graph.users[n]) != 1 for n in names):
+        known = all(n in stream.graph.constants and len(stream.graph.users[n]) == 1 for n in names)
+        if not known or not stream.sees(node):
             continue
         stream.before(node)
         count, mean, square = 0, np.zeros(()), np.zeros(())

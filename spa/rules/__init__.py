@@ -14,6 +14,7 @@ from spa.algebra.notation import output_shapes, rule_of
 from spa.algebra.op import Op
 from spa.extras import entry_points, load_entries
 from spa.model.graph import Node, schema_of
+from spa.model.marks import FLAT
 from spa.model.shape_registry import register_notation
 
 Rule = Callable[[Op], None]
@@ -126,9 +127,9 @@ def find(key: str) -> Rule | str:
 
 
 def supported() -> dict[str, Rule]:
-    """Return all rules by operator, sorted."""
+    """Return all rules by operator, sorted; marks are no operators that a file may hold."""
     load()
-    return dict(sorted(_RULES.items()))
+    return {key: rule for key, rule in sorted(_RULES.items()) if not key.startswith(f"{FLAT}::")}
 
 
 def barriers() -> dict[str, str]:

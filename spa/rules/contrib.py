@@ -155,7 +155,6 @@ for key, reason in {
     **dict.fromkeys(["MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", "QMoE", "MatMulNBitsMlp"], _BITS),
     **dict.fromkeys(["MatMulNBitsQkv", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight"], _BITS),
     **dict.fromkeys(["DequantizeBFP", "QuantizeBFP"], _BITS),
-    "MoE": "its experts are picked by data",
     **dict.fromkeys(["PackedAttention", "PackedMultiHeadAttention", "PagedAttention", "SparsePagedAttention"], _TOKENS),
     **dict.fromkeys(["RemovePadding", "RestorePadding", "PackedSparseAttentionIndexer"], _TOKENS),
     **dict.fromkeys(["SparseAttention", "SparseAttentionIndexer", "DynamicSparseAttention"], _DATA),

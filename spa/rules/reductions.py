@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from spa.algebra.axes import UNIT
 from spa.algebra.notation import apply
-from spa.algebra.op import Op, Read
+from spa.algebra.op import Barrier, Op, Read
 from spa.model.traits import Trait, operators
 from spa.rules import rule
 
@@ -87,12 +89,34 @@ rule(
 
 @rule("MaxPool")
 def max_pool(op: Op) -> None:
-    """Pool positions; batch and channels pass, which stay whole where Indices count through them.
+    """Pool positions; batch and channels pass.
+
+    They stay whole where Indices, which count through them, go elsewhere than into a MaxUnpool to the shape that was
+    pooled: there, the indices of fewer channels are right as well.
 
     Spec: https://onnx.ai/onnx/operators/onnx__MaxPool.html.
     """
-    counts = len(op.outputs) > 1 and op.out_shapes[1] is not None
+    given = len(op.outputs) > 1 and op.out_shapes[1] is not None
+    readers = [("", 0, None)] if op.consumers is None else op.consumers[1] if given else ()
+    back = ("MaxUnpool", 1, op.shapes[0])
+    counts = given and any(reader != back for reader in readers)
     apply(op, "X[n c *s] -> Y[n c *t], Indices[n c *t]" + ("; frozen n c: counts through it" if counts else ""))
+
+
+@rule("MaxUnpool")
+def max_unpool(op: Op) -> None:
+    """Put values where they were before a MaxPool; batch and channels pass.
+
+    Spec: https://onnx.ai/onnx/operators/onnx__MaxUnpool.html.
+    """
+    shape = op.out_shapes[0]
+    if shape is None:
+        raise Barrier("its output shape is computed from data")
+    apply(op, "X[n c *t], I[n c *t], output_shape? -> Y[n c *s]")
+    n, c = op.axes(0)[:2]
+    if op.has(2):
+        op.axes(2)
+        op.tie(lambda kept, old: [kept.size(n), kept.size(c), *np.ravel(old)[2:]], operand=2)
 
 
 rule(

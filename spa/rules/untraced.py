@@ -13,7 +13,6 @@ _TRAINING = "it trains, and a trained network is what is pruned"
 _NEWER = "it belongs to an operator set that onnxruntime does not run yet"
 
 unsupported("EyeLike", "its diagonal ties rows to columns")
-unsupported("MaxUnpool", "its indices count through all channels")
 unsupported("NonMaxSuppression", "it picks boxes by comparing all of them")
 unsupported("NonZero", _ELEMENTS)
 unsupported("Unique", _ELEMENTS)

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from spa.errors import ModelError, UnsupportedError
 from spa.model.extents import guesses
 from spa.model.sizes import FALLBACKS, Guess, OpenInput, axis_name, batch_axes, kind_of_axis, open_keys, resolve
-from spa.running.ranges import input_ranges, ranges_for
+from spa.running.ranges import Lengths, input_ranges, lengths_for, ranges_for
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph, run
 
 __all__ = [
@@ -37,6 +37,9 @@ __all__ = [
 _GUESSES = (Guess(), *FALLBACKS)  # for a session alone, of which the graph is not known
 
 
+NO_LENGTHS = Lengths()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The way to make the inputs of one model: everything but the seed.
@@ -46,12 +49,14 @@ class Recipe:
         sizes: the size of every dynamic axis, by ``input[axis]``.
         ranges: exclusive upper bounds of inputs, by name.
         guess: where the sizes came from, and the bound of integers about which nothing is known.
+        lengths: the inputs that state how many steps there are.
     """
 
     specs: tuple[TensorSpec, ...]
     sizes: Mapping[str, int]
     ranges: Mapping[str, int]
     guess: Guess
+    lengths: Lengths = NO_LENGTHS
 
     def feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Make the inputs of one seed.
@@ -80,7 +85,10 @@ class Recipe:
                 )
             # crc32 rather than hash(), which differs from one process to the next.
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            values = _draw(name, spec.dtype, shape, rng, self.ranges.get(name), length, self.guess)
+            if name in self.lengths.more:
+                values = np.full(shape, self._steps(shapes) + self.lengths.more[name])
+            else:
+                values = _draw(name, spec.dtype, shape, rng, self.ranges.get(name), length, self.guess)
             feeds[name] = np.ascontiguousarray(values).reshape(shape).astype(spec.dtype)
         return feeds
 
@@ -89,6 +97,12 @@ class Recipe:
         return tuple(
             dim if isinstance(dim, int) else self.sizes[f"{spec.name}[{axis}]"] for axis, dim in enumerate(spec.shape)
         )
+
+    def _steps(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return the number of all steps: those of the first sequence that is no mask, and those of a cache."""
+        caches = self.lengths.caches
+        new = (s for n, s in shapes.items() if len(s) >= 2 and n not in caches and not MASK.search(n))
+        return next((shape[1] for shape in new), 1) + next((shapes[name][2] for name in caches), 0)
 
     @property
     def batch(self) -> int:
@@ -145,10 +159,11 @@ def make_feeds(
         graph = load_graph(source)
         specs, guess = input_specs(graph), guesses(graph)[0]
         known = input_ranges(graph) if ranges is None else ranges
+        lengths = lengths_for(graph, specs)
     else:
-        specs, guess, known = input_specs(source), _GUESSES[0], ranges or {}
+        specs, guess, known, lengths = input_specs(source), _GUESSES[0], ranges or {}, NO_LENGTHS
     guess = guess if batch is None else replace(guess, batch=batch)
-    return Recipe(specs, resolve_sizes(specs, guess, sizes), known, guess).feeds(seed)
+    return Recipe(specs, resolve_sizes(specs, guess, sizes), known, guess, lengths).feeds(seed)
 
 
 def working_feeds(
@@ -219,10 +234,11 @@ def first_run(
     specs = tuple(input_specs(session) if specs is None else specs)
     if ranges is None:
         ranges = {} if model is None else ranges_for(model, specs)
+    lengths = NO_LENGTHS if model is None else lengths_for(model, specs)
     first: ModelError | None = None
     tried: list[str] = []
     for guess, resolved in _attempts(specs, _guesses_for(model, specs), batch, sizes):
-        recipe = Recipe(specs, resolved, ranges, guess)
+        recipe = Recipe(specs, resolved, ranges, guess, lengths)
         feeds = recipe.feeds(seed)
         try:
             return recipe, run(session, feeds, name=name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from spa.model.functions import inlined
 from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
-__all__ = ["indexed_axes", "input_ranges", "ranges_for"]
+__all__ = ["Lengths", "indexed_axes", "input_ranges", "lengths_for", "ranges_for"]
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _SMALL_NUMBERS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.FLOAT)
@@ -66,6 +67,31 @@ def indexed_axes(model: onnx.ModelProto) -> dict[str, list[tuple[str, int]]]:
     return tracer.indexed
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """The inputs of com.microsoft GroupQueryAttention that state how many steps there are with those of a cache.
+
+    Attributes:
+        more: by input what it is more than all steps.
+        caches: the inputs (batch, heads, steps, size) that hold earlier steps.
+    """
+
+    more: Mapping[str, int] = field(default_factory=dict)
+    caches: tuple[str, ...] = ()
+
+
+def lengths_for(model: Model, specs: Iterable[TensorSpec]) -> Lengths:
+    """Return the inputs that state lengths; the model is not read where no input can."""
+    if all(spec.dtype is None or spec.dtype.kind not in "iu" or len(spec.shape) > 2 for spec in specs):
+        return Lengths()
+    graph = inlined(load_graph(model))
+    if not any(node.op_type == "GroupQueryAttention" for node in graph.graph.node):
+        return Lengths()
+    tracer = _Tracer(graph)
+    tracer.walk(graph.graph.node)
+    return Lengths(tracer.lengths, tuple(tracer.caches))
+
+
 def ranges_for(model: Model, specs: Iterable[TensorSpec]) -> dict[str, int]:
     """Return the ``input_ranges`` of a model with known inputs; it is not read where they cannot be ids.
 
@@ -95,6 +121,8 @@ class _Tracer:
         constants: the integers of a single element.
         counts: of constants that list 0, 1, 2 …, their lengths.
         indexed: by input the (tensor, axis) of unknown size that it indexes.
+        lengths: by input what it is more than the number of all steps.
+        caches: inputs that hold earlier steps.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -104,6 +132,8 @@ class _Tracer:
         self.constants: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.indexed: dict[str, list[tuple[str, int]]] = {}
+        self.lengths: dict[str, int] = {}
+        self.caches: dict[str, None] = {}
         self._read(model.graph)
 
     def walk(self, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -172,6 +202,10 @@ class _Tracer:
         elif node.op_type == "Equal":
             for here, other in ((0, 1), (1, 0)):
                 self._limit(inputs[here], self.counts.get(inputs[other]))
+        elif node.op_type == "GroupQueryAttention":
+            self.caches |= dict.fromkeys(name for operand in inputs[3:4] for name in self.reach.get(operand, ()))
+            for operand, more in zip(inputs[5:7], (-1, 0), strict=False):
+                self.lengths |= {name: more - added for name, added in self.reach.get(operand, {}).items()}
         elif node.op_type == "EmbedLayerNormalization":
             for ids, table in _EMBED.items():
                 if max(ids, table) < len(inputs):

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from spa.errors import ModelError, UnsupportedError
+from spa.model.bodies import nested
 from spa.model.files import read_bytes
 
 __all__ = [
@@ -126,7 +127,7 @@ def load_session(
     """Open a model in onnxruntime, without a word on standard error.
 
     Args:
-        model: a path, the bytes of a file, or a parsed model (below 2 GiB).
+        model: a path, the bytes of a file, or a parsed model (below 2 GiB), whose bodies may lie flat.
         threads: threads within an operator; operators run one after another.
         optimise: whether onnxruntime may rewrite the graph (all its optimisations, as users run it). Off by
             default: onnxruntime 1.31 merges a zero Pad into MaxPool wrongly from its basic level on, so
@@ -311,7 +312,7 @@ def _source(model: Model, name: str) -> str | bytes:
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     try:
-        return model.SerializeToString()
+        return nested(model).SerializeToString()
     except (EncodeError, ValueError) as error:
         raise ModelError(
             f"{name} is too large to be one protobuf message (2 GiB). "

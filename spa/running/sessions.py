@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto, TensorProto
 
+from spa.model.bodies import nested
 from spa.model.files import place
 from spa.model.graph import tensors_of
 from spa.model.writing import draft_folder
@@ -35,6 +36,7 @@ def open_session(
     Raises:
         ModelError: onnxruntime cannot load it.
     """
+    model = nested(model)
     outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model.graph))
     if sum(len(t.raw_data) for t in tensors_of(model.graph)) <= LARGE:
         yield load_session(model, name=name, folder=base if outside else None)

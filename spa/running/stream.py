@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxruntime import InferenceSession
 from spa.algebra.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.model.graph import Graph, Node
+from spa.model.marks import marks_around
 from spa.running.live import Live, PaddedBatch, Shelf
 from spa.running.runtime import load_session, run
 
@@ -101,15 +103,56 @@ class Stream:
             for name in self.graph.reads(node):
                 self._last[name] = node.index
         self._last.update(dict.fromkeys(self.graph.outputs, len(self.graph.nodes)))
+        self._around = marks_around(self.graph)
+
+    def sees(self, node: Node) -> bool:
+        """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself."""
+        marks = self._around.get(node.index, ())
+        if not marks:
+            return True
+        read = [self.graph.producer.get(n) for n in node.inputs if n and n not in self.graph.constants]
+        own = all(p is not None and (p is marks[-1] or self._around.get(p.index) == marks) for p in read)
+        return own and all(mark.op != "IfThen" for mark in marks)
 
     def before(self, node: Node) -> None:
         """Run every node before this one."""
-        self._run(node.index)
+        if node.index in self._around:
+            self._look_inside(node, node.index, node.inputs)
+        else:
+            self._run(node.index)
 
     def after(self, node: Node) -> None:
         """Run every node up to this one; its inputs and outputs are held until the next step."""
+        if node.index in self._around:
+            self._look_inside(node, node.index + 1, (*node.inputs, *node.outputs))
+            return
         self._run(node.index)
         self._run(node.index + 1, (*node.inputs, *node.outputs))
+
+    def _look_inside(self, node: Node, end: int, wanted: Iterable[str]) -> None:
+        """Run a body as a whole, and hold what its nodes up to ``end`` have made at all steps, as so many samples."""
+        marks, wanted = self._around[node.index], set(wanted)
+        first = marks[0].index
+        self._run(first)
+        nodes = list(takewhile(lambda n: n.index == first or n.index in self._around, self.graph.nodes[first:]))
+        nodes.append(self.graph.nodes[nodes[-1].index + 1])  # the mark that the body ends with
+        nodes = self._computing(nodes)
+        made = {o for n in nodes for o in n.outputs if o}
+        beside = [n for n in nodes if n.index < end and (n is marks[-1] or self._around.get(n.index) == marks)]
+        names = [
+            o
+            for n in beside
+            for o in (n.outputs[:-1] if n is marks[-1] else n.outputs)
+            if o and (self._last.get(o, -1) >= node.index or o in wanted)
+        ]
+        inputs = self._inputs(nodes, made)
+        session = load_session(self._part(nodes, inputs, names, self.live[0]), threads=self.threads)
+        shelf = self.shelf()
+        for batch in self.live:
+            for name in made & batch.keys():
+                del batch[name]
+            for name, value in zip(names, run(session, {n: batch[n] for n in inputs}), strict=True):
+                batch.store(name, _as_array(value), shelf)
 
     def finish(self, names: Sequence[str] | None = None) -> list[dict[str, np.ndarray]]:
         """Run the rest and return tensors of each batch.
@@ -143,7 +186,7 @@ class Stream:
         return [run(session, {n: batch[n] for n in inputs})[0] for batch in self.live]
 
     def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
-        nodes = [n for n in self.graph.nodes[self.at : end] if n.outputs and n.outputs[0] not in self.graph.constants]
+        nodes = self._computing(self.graph.nodes[self.at : end])
         wanted = set(wanted)
         if nodes:
             made = {o for n in nodes for o in n.outputs if o}
@@ -160,6 +203,10 @@ class Stream:
         for batch in self.live:
             for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:
                 del batch[name]
+
+    def _computing(self, nodes: Iterable[Node]) -> list[Node]:
+        """Return nodes but for Constants, whose values parts of the network have as initializers."""
+        return [n for n in nodes if n.outputs and n.outputs[0] not in self.graph.constants]
 
     def shelf(self) -> Shelf:
         """Return where new tensors of all batches go."""

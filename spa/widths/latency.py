@@ -29,6 +29,7 @@ from spa.coupling.cost import CostModel, Sizes, Switches, Term
 from spa.coupling.plan import Plan, make_plan
 from spa.errors import MetricError, ModelError, PlanError
 from spa.model.graph import Graph, Node
+from spa.model.marks import LEAVE, is_mark, marks_around
 from spa.model.shapes import Walk
 from spa.model.traits import FLOATS
 from spa.progress import Progress, silent
@@ -79,16 +80,23 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
     """Split the operators that are executed into parts: each that multiplies and accumulates, with what follows it.
 
     An operator with several inputs goes with the last of them that is computed, as in a residual addition, which
-    onnxruntime fuses into the convolution before it. The first part is what comes before all of these.
+    onnxruntime fuses into the convolution before it. The first part is what comes before all of these. A loop is one.
     """
-    constant = _constants(analysis.graph)
+    constant, around = _constants(analysis.graph), marks_around(analysis.graph)
     home: dict[str, int] = {}
     parts: list[list[Node]] = [[]]
+    loop = 0
     for node in analysis.graph.nodes:
         law = analysis.laws.get(node.index)
         if law is None or constant.issuperset(o for o in node.outputs if o):
             continue
-        if law.macs:
+        inside = node.index in around
+        if inside or (is_mark(node) and node.op in LEAVE):
+            at = loop
+        elif is_mark(node):
+            parts.append([])
+            at = loop = len(parts) - 1
+        elif law.macs:
             parts.append([])
             at = len(parts) - 1
         else:
@@ -101,7 +109,7 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
 def _constants(graph: Graph) -> set[str]:
     """Return the tensors that are computed from constants alone; onnxruntime computes them once."""
     known = {*graph.constants, *graph.producer}
-    sources = [n for n in graph.nodes if not n.inputs or not known.issuperset(graph.reads(n))]
+    sources = [n for n in graph.nodes if not n.inputs or is_mark(n) or not known.issuperset(graph.reads(n))]
     varying = graph.behind(n.index for n in sources if graph.constants.keys().isdisjoint(n.outputs))
     return {*graph.constants, *(o for n in graph.nodes if n.index not in varying for o in n.outputs)}
 

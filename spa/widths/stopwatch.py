@@ -16,6 +16,7 @@ import numpy as np
 from onnx import ModelProto
 
 from spa.errors import ModelError
+from spa.model.bodies import KINDS
 from spa.running import openvino
 from spa.running.bench import bench
 from spa.running.place import Place
@@ -125,8 +126,9 @@ class Stopwatch:
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
         """Time a part: return the milliseconds of its operators that a tenth of the runs stay below.
 
-        They come from the runtime's own profile, and conversions to and from its blocked layout are left out: inside a
-        network there are none between parts. With providers other than the CPU's it is the time of whole runs.
+        They come from the runtime's own profile. Conversions to and from its blocked layout are left out: inside a network
+        there are none between parts. So are loops and branches, whose operators have times of their own. With providers
+        other than the CPU's it is the time of whole runs.
 
         Raises:
             ModelError: the runtime cannot run it.
@@ -150,7 +152,7 @@ class Stopwatch:
         for event in events:
             if event["name"] == "model_run":
                 totals.append(0.0)
-            elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
+            elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith(_UNCOUNTED):
                 totals[-1] += event["dur"] / 1000
         return float(np.percentile(totals[self.warmup : runs], 10))
 
@@ -169,6 +171,9 @@ class Stopwatch:
             ms = 1000 * (time.perf_counter() - start)
             times.append(openvino.operator_milliseconds(request) if in_openvino else ms)
         return float(np.percentile(times[self.warmup :], 10))
+
+
+_UNCOUNTED = ("Reorder", *KINDS)
 
 
 def cache_file() -> Path:

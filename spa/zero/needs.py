@@ -13,6 +13,7 @@ from spa.algebra.axes import Axes, Dim, Expr, leaves
 from spa.algebra.op import Read
 from spa.coupling.analysis import Law
 from spa.coupling.places import channel_of
+from spa.model.marks import is_mark
 from spa.model.traits import Trait, traits
 from spa.zero.facts import Facts, Site
 from spa.zero.known import all_along
@@ -54,7 +55,8 @@ class Needs:
         masks: Masks = {}
         for needed in outputs:
             _merge(masks, needed or {})
-        through = law.barrier is None and not law.node.subgraphs
+        # What leaves a body goes in again: of marks, everything is needed.
+        through = law.barrier is None and not law.node.subgraphs and not is_mark(law.node)
         needs = self._needed_by_sums(law, masks) if through else {}
         for operand, (name, axes) in enumerate(zip(law.node.inputs, law.inputs, strict=True)):
             if not name or axes is None or name in self.analysis.graph.constants:

@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 import spa
 from spa.coupling.plan import Plan
+from spa.model.bodies import nested
 from spa.running.feeds import make_feeds
 from spa.surgery.apply import apply
 from spa.surgery.masking import masked
@@ -31,7 +32,7 @@ def equal_in_double(result: spa.Result, seed: int = 0) -> bool:
     wide = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
     try:
         found, expected = (
-            ReferenceEvaluator(in_double(model)).run(None, wide)
+            ReferenceEvaluator(in_double(nested(model))).run(None, wide)
             for model in (apply(result.analysis, plan), masked(result.analysis, plan))
         )
     except Exception:  # of any kernel
@@ -63,5 +64,7 @@ def _widen_attributes(nodes: Iterable[NodeProto]) -> None:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 _widen(attribute.t)
+            elif attribute.type == AttributeProto.GRAPH:
+                _widen_attributes(attribute.g.node)
             elif attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.DOUBLE
