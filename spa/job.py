@@ -579,9 +579,9 @@ def _equal_sets(
         patterns = ()
     if patterns == () or request.goal.kind == "plan":
         return ()
-    from spa.widths.equal import HEADS, equal_sets
+    from spa.widths.equal import FOR_CLASSES, equal_sets
 
-    return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
+    return equal_sets(analysis, selection.groups, FOR_CLASSES if patterns is None else patterns)
 
 
 def _refuse_made_up(request: Request) -> None:
