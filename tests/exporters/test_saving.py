@@ -177,5 +177,5 @@ def test_what_does_not_fit_is_refused_with_a_reason(tmp_path: Path) -> None:
     for name in ("state.pt", "text.pt"):
         with pytest.raises(ModelError, match=r"is no file of spa\.save"):
             spa.load(tmp_path / name, Biasless())
-    with pytest.raises(OptionError, match="Give a PyTorch module"):
+    with pytest.raises(OptionError, match="Give a PyTorch, flax or equinox module"):
         spa.save("net", tmp_path / "other.pt")

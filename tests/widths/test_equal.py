@@ -115,10 +115,7 @@ def cut_in(parts: list[int], form: str = "Split", frozen: bool = False) -> Model
         cut = [cut] if isinstance(cut, str) else list(cut)
     else:
         ends = np.cumsum([0, *parts])
-        cut = [
-            net.node("Slice", made, *(net.constant(np.array([v])) for v in (a, b, 1)))
-            for a, b in pairwise(ends)
-        ]
+        cut = [net.node("Slice", made, *(net.constant(np.array([v])) for v in (a, b, 1))) for a, b in pairwise(ends)]
     ys = [net.matmul(part, n, 5, name=f"head{i}") for i, (part, n) in enumerate(zip(cut, parts, strict=True))]
     y = ys[0]
     for other in ys[1:]:
