@@ -97,10 +97,14 @@ def _pruned(imported_model: FrameworkModel, facts: dict[str, Any]) -> Result:
     """Prune as `spa.prune(module, example_inputs=...)` does, across normalisations where nothing goes without."""
     from spa import prune
     from spa.errors import PlanError
-    from spa.widths.equal import FOR_CLASSES  # the default of `prune` for PyTorch's modules
+    from spa.frameworks.kinds import equal_by_default
 
     start = time.perf_counter()
-    request: dict[str, Any] = {"criterion": "l2", "ratio": RATIO, "equal": FOR_CLASSES}
+    request: dict[str, Any] = {
+        "criterion": "l2",
+        "ratio": RATIO,
+        "equal": equal_by_default("torch", imported_model.source),
+    }
     try:
         result = prune(imported_model.imported.model, **request)
     except PlanError as error:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.following import follow
 from spa.exporters.pytorch.operators import tensor
 from spa.exporters.pytorch.parts import SIDES, parts_of, restate_parts, weight_of
 from spa.exporters.pytorch.saving import remember
@@ -116,6 +117,7 @@ def fitted(
     gone = result.report.before.params - result.report.after.params
     if findings and _count(module) - _count(small) < WORTH_IT * gone:
         raise next(iter(findings.values()))
+    follow(module, small)
     return small, tuple(_told(module, finding) for finding in findings.values())
 
 

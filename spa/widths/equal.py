@@ -7,6 +7,7 @@ however, know one head size only, and ``chunk(2)`` makes halves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
@@ -17,7 +18,7 @@ from spa.errors import PlanError
 
 HEADS = "heads"  # the word that stands for the head sizes of each attention
 PARTS = "parts"  # the word that stands for the equal parts that an axis is cut into
-FOR_CLASSES = (HEADS, PARTS)  # what classes have one size for
+LAYERS = "layers"  # the word that stands for what is called the same in all layers, but for numbers
 
 
 def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -27,8 +28,9 @@ def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]
         analysis: the model.
         groups: the groups that may be pruned.
         equal: the word ``heads``, which makes a set of the head sizes of each attention; the word ``parts``, which
-            makes a set of the equal parts of each axis that is cut into such; and shell patterns, each of which makes
-            a set of the groups that lie on a matching place, written ``tensor[axis]``.
+            makes a set of the equal parts of each axis that is cut into such; the word ``layers``, which makes sets of
+            the groups of one size whose names differ in numbers alone; and shell patterns, each of which makes a set
+            of the groups that lie on a matching place, written ``tensor[axis]``.
 
     Returns:
         Disjoint sets of two names or more, as :attr:`spa.widths.budget.Budget.equal` takes them.
@@ -43,6 +45,9 @@ def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]
             continue
         if pattern == PARTS:
             sets += equal_parts(analysis, groups)
+            continue
+        if pattern == LAYERS:
+            sets += equal_layers(groups)
             continue
         names = frozenset(g.name for g in groups if any(_matches(place, pattern) for place in _places(g)))
         if len(names) < 2:
@@ -71,6 +76,18 @@ def _merged(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
         disjoint = [m for m in merged if not m & names]
         merged = [*disjoint, names.union(*(m for m in merged if m & names))]
     return tuple(m for m in merged if len(m) > 1)
+
+
+def equal_layers(groups: Sequence[Group]) -> list[frozenset[str]]:
+    """Find the groups of one size whose names differ in numbers alone (``layers.0.fc1.weight[0]``).
+
+    A configuration has one number for all of them.
+    """
+    sets: dict[tuple[str, int], set[str]] = {}
+    for group in groups:
+        tensor, bracket, axis = group.name.rpartition("[")
+        sets.setdefault((re.sub(r"\d+", "#", tensor) + bracket + axis, group.size), set()).add(group.name)
+    return [frozenset(names) for names in sets.values() if len(names) > 1]
 
 
 # -- the equal parts of an axis --------------------------------------------------------------------------------------

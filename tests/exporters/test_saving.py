@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import spa
 from spa.errors import ModelError, OptionError, UnreadableError, UnsupportedError
 from spa.exporters.pytorch import write_back
-from spa.exporters.pytorch.saving import ATTRIBUTE, Narrowing, narrow, tensors
+from spa.exporters.pytorch.saving import ATTRIBUTE, Narrowing, narrow
+from spa.exporters.pytorch.sizes import tensors
 from tests.exporters.test_write_back import IMAGE, Block, Residual, pruned, size
 from tests.exporters.test_write_back_wide import Windowed
 

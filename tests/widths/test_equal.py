@@ -153,6 +153,14 @@ def test_equal_parts_keep_one_fraction() -> None:
     assert verify(result.model, masked(result.analysis, result.plan), atol=1e-5, rtol=1e-5).equal
 
 
+def test_layers_are_what_has_one_name_but_for_numbers_and_one_size() -> None:
+    analysis = analysis_of("bert")
+    sets = equal_sets(analysis, analysis.free, ["layers"])
+    assert frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"}) in sets
+    assert frozenset({"layer.0.value.weight[0]", "layer.1.value.weight[0]"}) in sets
+    assert all(len({name.partition("layer.")[2][1:] for name in names}) == 1 for names in sets)
+
+
 # -- widths ----------------------------------------------------------------------------------------------------------
 
 
