@@ -17,6 +17,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from spa.doors import FrameworkModel
     from spa.importers import Imported
 
+Built = tuple["nn.Module", dict[str, Any], dict[str, Any] | None]
 NAME = "coverage_frameworks"
 RATIO = 0.3
 LIMITS: dict[str, Any] = {"memory": 18 * common.GIB, "cores": common.THREADS}
@@ -42,7 +44,7 @@ PAGE = common.RESULTS / "coverage_frameworks.md"
 # -- measure ---------------------------------------------------------------------------------------------
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, build: Callable[[str], Built] = build) -> dict[str, Any]:
     """Import, prune, compare and write back one network; what is known so far comes with the reason of a failure."""
     import torch
 
@@ -95,14 +97,19 @@ def _pruned(imported_model: FrameworkModel, facts: dict[str, Any]) -> Result:
     """Prune as `spa.prune(module, example_inputs=...)` does, across normalisations where nothing goes without."""
     from spa import prune
     from spa.errors import PlanError
-    from spa.widths.equal import HEADS  # the default of `prune` for PyTorch's modules
+    from spa.frameworks.kinds import equal_by_default
 
     start = time.perf_counter()
+    request: dict[str, Any] = {
+        "criterion": "l2",
+        "ratio": RATIO,
+        "equal": equal_by_default("torch", imported_model.source),
+    }
     try:
-        result = prune(imported_model.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS])
+        result = prune(imported_model.imported.model, **request)
     except PlanError as error:
         try:
-            result = prune(imported_model.imported.model, criterion="l2", ratio=RATIO, equal=[HEADS], cross_norm=True)
+            result = prune(imported_model.imported.model, **request, cross_norm=True)
         except PlanError:
             raise error from None
         facts["crossed"] = str(error)

@@ -3,8 +3,8 @@
     python -m benchmarks.page [--groups 1000] [--opens 10]
 
 The report is that of the digits' ResNet with a thousand groups in place of its own, each with a loss curve. Chromium
-(Debian's package ``chromium``) opens the page afresh each time, without a window; the page itself notes the milliseconds
-from the start of the navigation until its last chart. Prints figures; ``results/page.md`` has them.
+(Debian's package ``chromium``) opens the page afresh each time, without a window; the page itself notes the
+milliseconds from the start of the navigation until its last chart. Prints figures; ``results/page.md`` has them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
 from spa.errors import PlanError
-from spa.frameworks.kinds import kind_of
+from spa.frameworks.kinds import equal_by_default, kind_of
 from spa.frameworks.modules import named
 from spa.goals import reach
 from spa.job import Job, Outcome, prepare
@@ -283,8 +283,8 @@ def _pruned(
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
         clock("analyse")
-        framework = None if framework_model is None else framework_model.kind
-        job = prepare(analysis, request, framework=framework, progress=progress, clock=clock)
+        equal = () if framework_model is None else equal_by_default(framework_model.kind, framework_model.source)
+        job = prepare(analysis, request, equal=equal, progress=progress, clock=clock)
         job.lazy = lazily and job.runs_nothing and not is_rewritten(source.model)
         if not job.lazy:
             source = source.embedded()

@@ -164,13 +164,14 @@ def _to_jax(result: Result, dense: FrameworkModel | None) -> Any:
 
 
 def save(module: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a pruned PyTorch module, trained further or not, so that :func:`spa.load` makes it again.
+    """Write a pruned model of a framework, trained further or not, so that :func:`spa.load` makes it again.
 
-    The file holds the ``state_dict`` and what makes the class narrower, as plain data: no code, and no pickled class.
+    The file holds weights, and what makes the class narrower, as plain data: no code, and no pickled class.
 
     Args:
-        module: what :func:`spa.prune` gave as your own class, or what you trained from it.
-        path: the file.
+        module: what :func:`spa.prune` gave as your own class, or what you trained from it: a PyTorch module, a flax nnx
+            or equinox module, the variables of a linen module, or a Keras model.
+        path: the file; for a Keras model a ``.keras`` file.
 
     Returns:
         The file.
@@ -180,41 +181,46 @@ def save(module: Any, path: str | os.PathLike[str]) -> Path:
         SpaError: the file cannot or must not be written.
     """
     module = unwrapped(module)
-    _torch_alone(module, "save")
-    from spa.exporters.pytorch.saving import save as write
-
-    return write(module, path)
+    return _saving(module, "save").save(module, path)
 
 
-def load(path: str | os.PathLike[str], module: Any) -> Any:
-    """Make a pruned PyTorch module again from a file of :func:`spa.save`, without tracing or running anything.
+def load(path: str | os.PathLike[str], module: Any = None) -> Any:
+    """Make a pruned model again from a file of :func:`spa.save`, without tracing or running anything.
 
     Args:
         path: the file.
-        module: one of the same class as its constructor makes it, with the same arguments; not changed.
+        module: one of the same class as its constructor makes it, with the same arguments; not changed. A Keras model
+            needs none, unless its layers have classes of your own, nor do variables of a linen module.
 
     Returns:
-        The pruned module, with the weights of the file.
+        The pruned model, with the weights of the file.
 
     Raises:
         UnreadableError: the file is not there.
         ModelError: it is no such file, or the module is not of the class that was pruned.
     """
     module = unwrapped(module)
-    _torch_alone(module, "load")
-    from spa.exporters.pytorch.saving import load as read
+    if module is None:
+        keras = kind_of(path) == "tensorflow"
+        return _saving_of("tensorflow" if keras else "jax").load(path)
+    return _saving(module, "load").load(path, module)
 
-    return read(path, module)
+
+def _saving(module: Any, what: str) -> Any:
+    """Return the functions that save and load models of a kind."""
+    kind = "jax" if isinstance(module, Mapping) and what == "save" else kind_of(module)
+    if kind is None or isinstance(module, str | os.PathLike) or (kind == "torch" and not hasattr(module, "state_dict")):
+        raise OptionError(
+            f"cannot {what} a {type(module).__name__}. Give a PyTorch, flax or equinox module, or a Keras model."
+        )
+    return _saving_of(kind)
 
 
-def _torch_alone(module: Any, what: str) -> None:
-    kind = kind_of(module)
-    if kind == "torch" and hasattr(module, "state_dict"):
-        return
-    name = f"a {type(module).__name__}"
-    if kind is None or kind == "torch":
-        raise OptionError(f"cannot {what} {name}. Give a PyTorch module.")
-    remedy = {"tensorflow": "Keras saves and loads its pruned models itself (model.save)"}.get(
-        kind, "Pruning the dense one again with the same plan gives the same widths; put the saved weights into that"
-    )
-    raise UnsupportedError(f"cannot {what} {name}: this is for PyTorch modules. {remedy}.")
+def _saving_of(kind: str) -> Any:
+    if kind == "torch":
+        from spa.exporters.pytorch import saving
+    elif kind == "tensorflow":
+        from spa.exporters import keras_saving as saving
+    else:
+        from spa.exporters import jax_saving as saving
+    return saving

@@ -25,7 +25,6 @@ from spa.criteria.gradient import select_derivative
 from spa.criteria.registry import Criterion
 from spa.errors import PlanError
 from spa.extras import extra
-from spa.frameworks.kinds import ONE_HEAD_SIZE
 from spa.inputs import inputs_of
 from spa.inputs.runs import running
 from spa.model.alternatives import is_rewritten, reunited
@@ -543,7 +542,7 @@ def prepare(
     analysis: Analysis,
     request: Request,
     *,
-    framework: str | None = None,
+    equal: tuple[str, ...] = (),
     progress: Progress = silent,
     clock: Clock | None = None,
 ) -> Job:
@@ -552,7 +551,7 @@ def prepare(
     Args:
         analysis: the dense model.
         request: what is asked for.
-        framework: whose model it was: ``torch``, ``tensorflow``, ``jax`` or None.
+        equal: what keeps one fraction where the request does not say.
         progress: called with a stage and the share of it that is done.
         clock: goes on counting.
 
@@ -585,7 +584,7 @@ def prepare(
         request=request,
         selection=selection,
         criterion=criterion,
-        budget=_budget(analysis, selection, request, framework),
+        budget=_budget(analysis, selection, request, equal),
         reconstruct=reconstruct,
         clock=clock or Clock(),
         progress=progress,
@@ -604,7 +603,7 @@ def loaded(request: Request) -> Plan:
     return plan if isinstance(plan, Plan) else Plan.load(str(plan))
 
 
-def _budget(analysis: Analysis, selection: Selection, request: Request, framework: str | None) -> Budget:
+def _budget(analysis: Analysis, selection: Selection, request: Request, equal: tuple[str, ...]) -> Budget:
     """Return the budget of a request; a ratio of ``auto`` becomes the one that the weights suggest."""
     goal, constraints = request.goal, request.constraints
     budget = Budget(
@@ -613,7 +612,7 @@ def _budget(analysis: Analysis, selection: Selection, request: Request, framewor
         ranking=request.scoring.ranking,
         round_to=constraints.round_to,
         min_width=constraints.min_width,
-        equal=_equal_sets(analysis, selection, request, framework),
+        equal=_equal_sets(analysis, selection, request, equal),
         **_given_widths(analysis, selection, request),
     )
     if goal.kind == "auto":
@@ -645,17 +644,15 @@ def _given_widths(analysis: Analysis, selection: Selection, request: Request) ->
 
 
 def _equal_sets(
-    analysis: Analysis, selection: Selection, request: Request, framework: str | None
+    analysis: Analysis, selection: Selection, request: Request, default: tuple[str, ...]
 ) -> tuple[frozenset[str], ...]:
     """Return the sets of groups that keep the same fraction of their channels."""
-    patterns = request.constraints.equal
-    if patterns is None and framework not in ONE_HEAD_SIZE:
-        patterns = ()
+    patterns = default if request.constraints.equal is None else request.constraints.equal
     if patterns == () or request.goal.kind == "plan":
         return ()
-    from spa.widths.equal import HEADS, equal_sets
+    from spa.widths.equal import equal_sets
 
-    return equal_sets(analysis, selection.groups, (HEADS,) if patterns is None else patterns)
+    return equal_sets(analysis, selection.groups, patterns)
 
 
 def _refuse_made_up(request: Request) -> None:

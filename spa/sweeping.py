@@ -25,6 +25,7 @@ from spa._version import __version__
 from spa.api import Result, opened, report_of
 from spa.coupling.analysis import Analysis, couple
 from spa.errors import MetricError, ModelError, OptionError, PlanError, SpaError
+from spa.frameworks.kinds import equal_by_default
 from spa.goals import attain, attain_together, evaluated, side_by_side
 from spa.job import Job, Outcome, prepare
 from spa.model.alternatives import reunited
@@ -91,7 +92,8 @@ def sweep(
     store = _Store.open(Path(folder), source, base, None if isinstance(model, onnx.ModelProto) else model)
     with store.locked(), diagnosed(source):
         analysis = couple(Graph(source.model, source.base), base.timing.sizes)
-        runner = _Runner(analysis, base, None if framework_model is None else framework_model.kind, progress, jobs)
+        equal = () if framework_model is None else equal_by_default(framework_model.kind, framework_model.source)
+        runner = _Runner(analysis, base, equal, progress, jobs)
 
         def finish(spec: Spec, job: Job, outcome: Outcome | SpaError) -> None:
             if isinstance(outcome, SpaError):
@@ -145,13 +147,15 @@ class _Runner:
     Args:
         analysis: the dense model.
         base: what all points share.
-        framework: whose model it was.
+        equal: what keeps one fraction where the request does not say.
         progress: called with the stage and the share of it that is done.
         jobs: processes.
     """
 
-    def __init__(self, analysis: Analysis, base: Request, framework: str | None, progress: Progress, jobs: int) -> None:
-        self.analysis, self.base, self.framework, self.progress, self.jobs = analysis, base, framework, progress, jobs
+    def __init__(
+        self, analysis: Analysis, base: Request, equal: tuple[str, ...], progress: Progress, jobs: int
+    ) -> None:
+        self.analysis, self.base, self.equal, self.progress, self.jobs = analysis, base, equal, progress, jobs
         self._first: Job | None = None
         self._scored: dict[str, Job] = {}
 
@@ -164,7 +168,7 @@ class _Runner:
         request = Request.of(self.base, **spec.options)
         if request.repair.reconstruct == "auto" and criteria.get(request.scoring.criterion).reconstruct == "full":
             request = Request.of(request, reconstruct="quick")
-        job = prepare(self.analysis, request, framework=self.framework, progress=self.progress)
+        job = prepare(self.analysis, request, equal=self.equal, progress=self.progress)
         if self._first is None:
             self._first = self._calibrated(job)
         scored = self._scored.get(spec.criterion)

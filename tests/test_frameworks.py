@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import spa
-from spa.frameworks.kinds import kind_of
+from spa.frameworks.kinds import equal_by_default, kind_of
 from spa.running.runtime import load_session, run
 
 RESNET = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
@@ -42,6 +43,16 @@ def test_what_belongs_to_which_framework(tmp_path: Path) -> None:
     assert kind_of(RESNET) is kind_of(b"") is kind_of({}) is None
     with pytest.raises(spa.ModelError, match=r"cannot tell which framework 'net\.xyz' belongs to"):
         spa.convert("net.xyz")
+
+
+def test_what_is_equal_by_default_depends_on_the_framework() -> None:
+    module = Small()
+    assert equal_by_default("torch", module) == equal_by_default("jax", None) == ("heads", "parts")
+    assert equal_by_default("tensorflow", None) == equal_by_default(None, RESNET) == ()
+    module.config = SimpleNamespace(to_dict=dict)
+    assert equal_by_default("torch", module) == ("heads", "parts")
+    module.save_pretrained = print
+    assert equal_by_default("torch", module) == ("heads", "parts", "layers")
 
 
 def test_a_module_comes_back_as_its_own_class_and_trains() -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from spa.errors import ModelError, UnsupportedError
-from spa.exporters.pytorch.sizes import Cut
+from spa.exporters.pytorch.following import follow
+from spa.exporters.pytorch.sizes import Cut, tensors
 from spa.frameworks.reasons import first_line
 from spa.model.files import read_bytes
 from spa.model.writing import drafts
@@ -62,12 +63,6 @@ class Narrowing:
         """Return what a module carries along; None for one that was not pruned."""
         carried = getattr(module, ATTRIBUTE, None)
         return None if carried is None else cls(**carried)
-
-
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers by state_dict key, those that it leaves out and tied ones included."""
-    pairs = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return dict(pairs)
 
 
 # -- what was done -------------------------------------------------------------------------------------------------
@@ -248,6 +243,7 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         small.load_state_dict(content["state"])
     except RuntimeError as error:
         raise ModelError(f"the weights do not fit: {first_line(error)} {NO_PLACE}") from error
+    follow(module, small)
     return small
 
 

@@ -214,6 +214,12 @@ KINDS: tuple[tuple[Any, Callable[[str, Any, Cuts], None]], ...] = (
 )
 
 
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by state_dict key, those that it leaves out and tied ones included."""
+    pairs = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return dict(pairs)
+
+
 # -- sizes in the user's own words -------------------------------------------------------------------------------
 
 

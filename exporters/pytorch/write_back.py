@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch.check import difference, feeds_of, outputs_of, reference, tolerance
+from spa.exporters.pytorch.following import follow
 from spa.exporters.pytorch.operators import tensor
+from spa.exporters.pytorch.parts import SIDES, parts_of, restate_parts, weight_of
 from spa.exporters.pytorch.saving import remember
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
 from spa.frameworks.reasons import refuse_lost_branches
 from spa.frameworks.torch import arguments, array
-from spa.model.graph import Graph, Node
+from spa.model.graph import Graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -88,13 +90,20 @@ def fitted(
     masks = result.plan.masks(result.analysis)
     wide: Masks = masks
     findings: dict[type, NarrowError] = {}
+    tries: dict[type, int] = {}  # of classes whose own numbers follow the axes that the graph cuts
     while True:
         try:
-            small = _attempt(module, _Weights.of(result, names, masks, wide), result.model, example_inputs, wanted)
+            weights = _Weights.of(result, names, masks, wide)
+            small = _attempt(module, weights, result.model, example_inputs, wanted, tries)
             break
         except NarrowError as finding:
             for error in (finding, finding.__cause__):  # else their frames would hold on to the copy that failed
                 traceback.clear_frames(error.__traceback__ if error is not None else None)
+            classes = _classes(module, finding.path)
+            fewest = min(tries.get(c, 0) for c in classes)
+            tries |= {c: min(fewest, len(SIDES)) + 1 for c in classes if tries.get(c, 0) == fewest}
+            if fewest < len(SIDES):
+                continue
             if not finding.path:
                 found = _attempt_at_root(module, result, names, (masks, wide), example_inputs, wanted)
                 if found is None:
@@ -110,14 +119,29 @@ def fitted(
     gone = result.report.before.params - result.report.after.params
     if findings and _count(module) - _count(small) < WORTH_IT * gone:
         raise next(iter(findings.values()))
+    follow(module, small)
     return small, tuple(_told(module, finding) for finding in findings.values())
 
 
+def _classes(module: nn.Module, path: str) -> set[type]:
+    """Return the classes of a module and of those around it."""
+    steps = path.split(".") if path else []
+    return {type(module.get_submodule(".".join(steps[:n]))) for n in range(len(steps) + 1)}
+
+
 def _attempt(
-    module: nn.Module, weights: _Weights, model: ModelProto, example_inputs: Any, wanted: Sequence[np.ndarray]
+    module: nn.Module,
+    weights: _Weights,
+    model: ModelProto,
+    example_inputs: Any,
+    wanted: Sequence[np.ndarray],
+    tries: Mapping[type, int] | None = None,
 ) -> nn.Module:
     """Make a narrower copy, and compare it with the pruned ONNX model."""
     small, cuts, guessed, queries = _narrowed(module, weights)
+    if tries:
+        sides = {c: SIDES[(n - 1) % len(SIDES)] for c, n in tries.items()}  # after the last the first again
+        restate_parts(small, sides, parts_of(weights.analysis, weights.wide, weights.names))
     _verify(small, guessed, queries, model, example_inputs, wanted)
     remember(module, small, cuts)
     return small
@@ -360,7 +384,7 @@ def _add_biases(entries: Mapping[str, _Entry], weights: _Weights) -> None:
             if name not in pruned.initializers or name in dense.constants or not name.endswith("_bias"):
                 continue
             twin = dense.producer[next(o for o in node.outputs if o)]
-            entry = entries.get(weights.names.get(_weight(dense, twin.inputs[1]), ""))
+            entry = entries.get(weights.names.get(weight_of(dense, twin.inputs[1]), ""))
             if entry is None or BIASED.get(node.op) != place or getattr(entry.owner, "bias", 0) is not None:
                 raise UnsupportedError(
                     f"{node.label}: reconstruction gave it the bias {name!r}, for which the module has no place. Build "
@@ -371,16 +395,6 @@ def _add_biases(entries: Mapping[str, _Entry], weights: _Weights) -> None:
             bias = np.zeros(wide.sum(), np.float64)
             bias[left[wide]] = pruned.array(name)
             entry.owner.bias = nn.Parameter(tensor(bias).to(entry.value))
-
-
-def _weight(graph: Graph, name: str) -> str:
-    """Return the initializer that a weight operand comes from, through the nodes that turn it."""
-    while name not in graph.constants and name in graph.producer:
-        node: Node = graph.producer[name]
-        if node.op not in ("Transpose", "Identity", "Cast"):
-            return name
-        name = node.inputs[0]
-    return name
 
 
 # -- checking ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def bind(source: Any, params: Any = None, kwargs: Mapping[str, Any] | None = Non
     import jax
 
     further = dict(kwargs or {})
-    kind = _module_kind(source)
+    kind = module_kind(source)
     first = 0 if kind == "function" and params is None else 1
     if kind in ("nnx", "equinox") and params is not None:
         raise ModelError(f"{title(source)} holds its parameters itself. Leave out params=.")
@@ -153,7 +153,7 @@ def bind(source: Any, params: Any = None, kwargs: Mapping[str, Any] | None = Non
     return Bound(call, tree, kind, first)
 
 
-def _module_kind(source: Any) -> str:
+def module_kind(source: Any) -> str:
     """Return the library that an object is of; an object of one that is not imported cannot exist."""
     for kind, home in (("nnx", "flax.nnx"), ("linen", "flax.linen"), ("equinox", "equinox")):
         if home in sys.modules and isinstance(source, sys.modules[home].Module):

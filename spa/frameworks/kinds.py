@@ -27,8 +27,8 @@ SUFFIXES = {
     ".pb": "tensorflow",
     ".tflite": "tensorflow",
 }
-# Whose attention layers have one size of a head; those of Keras have two.
-ONE_HEAD_SIZE = ("torch", "jax")
+# Whose classes have one size of a head, and of the parts of an axis; Keras' attention has two.
+ONE_SIZE = ("torch", "jax")
 
 
 def kind_of(source: Any, options: Mapping[str, Any] | None = None) -> str | None:
@@ -53,3 +53,20 @@ def kind_of(source: Any, options: Mapping[str, Any] | None = None) -> str | None
     if isinstance(source, Mapping) and "factory" in (options or {}):
         return "torch"
     return "jax" if isinstance(source, FunctionType) else None
+
+
+def has_config(source: Any) -> bool:
+    """Tell whether a module has a configuration of Hugging Face's, with one number for all layers."""
+    return hasattr(getattr(source, "config", None), "to_dict") and hasattr(source, "save_pretrained")
+
+
+def equal_by_default(kind: str | None, source: Any) -> tuple[str, ...]:
+    """Return what keeps one fraction in models of a framework where the user does not say: words of ``equal``.
+
+    Args:
+        kind: the framework, or None.
+        source: the object or path that was given.
+    """
+    if kind not in ONE_SIZE:
+        return ()
+    return ("heads", "parts", "layers") if has_config(source) else ("heads", "parts")

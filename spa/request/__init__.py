@@ -279,10 +279,10 @@ class Constraints(Section):
     )
     equal: tuple[str, ...] | None = option(
         None,
-        "a pattern of axes, `tensor[axis]`; groups in which it matches keep the same fraction of their channels; "
-        "`heads`: the head sizes of each attention, of which classes know one; repeatable",
+        "a pattern of axes, `tensor[axis]`, whose groups keep the same fraction of channels; `heads`: sizes in an "
+        "attention, `parts`: equal parts of an axis, `layers`: equal names but for numbers; repeatable",
         kind=PATTERNS,
-        shown="`heads` for PyTorch's and JAX's models",
+        shown="`heads` and `parts` for PyTorch's and JAX's models, `layers`, too, for Hugging Face's",
     )
     round_to: int = option(
         8, "the number that widths become multiples of, which runtimes like", kind=WHOLE, bounds=(1, None)

@@ -1,11 +1,13 @@
-"""Sets of groups that keep the same fraction of their channels: named by the user, or the head sizes of attention.
+"""Sets of groups that keep the same fraction of their channels: named by the user, or what classes have one size for.
 
 The engine prunes the dimensions that queries and keys have in common and those of values as separate groups, which
-loses least. The attention classes of frameworks, however, know one head size only.
+loses least, and so it does with the parts that a layer's outputs are cut into. The attention classes of frameworks,
+however, know one head size only, and ``chunk(2)`` makes halves.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
@@ -15,6 +17,8 @@ from spa.coupling.analysis import Analysis, Group, Law
 from spa.errors import PlanError
 
 HEADS = "heads"  # the word that stands for the head sizes of each attention
+PARTS = "parts"  # the word that stands for the equal parts that an axis is cut into
+LAYERS = "layers"  # the word that stands for what is called the same in all layers, but for numbers
 
 
 def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -23,8 +27,10 @@ def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]
     Args:
         analysis: the model.
         groups: the groups that may be pruned.
-        equal: the word ``heads``, which makes a set of the head sizes of each attention; and shell patterns, each of
-            which makes a set of the groups that lie on a matching place, written ``tensor[axis]``.
+        equal: the word ``heads``, which makes a set of the head sizes of each attention; the word ``parts``, which
+            makes a set of the equal parts of each axis that is cut into such; the word ``layers``, which makes sets of
+            the groups of one size whose names differ in numbers alone; and shell patterns, each of which makes a set
+            of the groups that lie on a matching place, written ``tensor[axis]``.
 
     Returns:
         Disjoint sets of two names or more, as :attr:`spa.widths.budget.Budget.equal` takes them.
@@ -36,6 +42,12 @@ def equal_sets(analysis: Analysis, groups: Sequence[Group], equal: Sequence[str]
     for pattern in equal:
         if pattern == HEADS:
             sets += head_sizes(analysis)
+            continue
+        if pattern == PARTS:
+            sets += equal_parts(analysis, groups)
+            continue
+        if pattern == LAYERS:
+            sets += equal_layers(groups)
             continue
         names = frozenset(g.name for g in groups if any(_matches(place, pattern) for place in _places(g)))
         if len(names) < 2:
@@ -64,6 +76,59 @@ def _merged(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
         disjoint = [m for m in merged if not m & names]
         merged = [*disjoint, names.union(*(m for m in merged if m & names))]
     return tuple(m for m in merged if len(m) > 1)
+
+
+def equal_layers(groups: Sequence[Group]) -> list[frozenset[str]]:
+    """Find the groups of one size whose names differ in numbers alone (``layers.0.fc1.weight[0]``).
+
+    A configuration has one number for all of them.
+    """
+    sets: dict[tuple[str, int], set[str]] = {}
+    for group in groups:
+        tensor, bracket, axis = group.name.rpartition("[")
+        sets.setdefault((re.sub(r"\d+", "#", tensor) + bracket + axis, group.size), set()).add(group.name)
+    return [frozenset(names) for names in sets.values() if len(names) > 1]
+
+
+# -- the equal parts of an axis --------------------------------------------------------------------------------------
+
+
+def equal_parts(analysis: Analysis, groups: Sequence[Group]) -> list[frozenset[str]]:
+    """Find the groups that make up the equal parts that an axis is cut into (``chunk``, ``split``, slices).
+
+    What all the parts have in common (the heads of queries, keys and values) makes them equal anyway. Parts of which
+    one must not be pruned make no set.
+
+    Args:
+        analysis: the model.
+        groups: the groups that may be pruned.
+
+    Returns:
+        A set of group names for each size of the parts of each axis.
+    """
+    names = {g.dim: g.name for g in groups}
+    sets = []
+    for cut in cuts(analysis).values():
+        for size in {part.size for part in cut}:
+            dims = [frozenset(leaves(part)) for part in cut if part.size == size]
+            others = frozenset[Dim]().union(*dims) - dims[0].intersection(*dims)
+            if len(others) > 1 and others <= names.keys():
+                sets.append(frozenset(names[d] for d in others))
+    return sets
+
+
+def cuts(analysis: Analysis) -> dict[tuple[str, int], tuple[Expr, ...]]:
+    """Return by tensor and axis the parts that Split and Slice cut it into, in the order of the graph's nodes."""
+    found: dict[tuple[str, int], dict[Expr, None]] = {}
+    for index in sorted(analysis.laws):
+        law = analysis.laws[index]
+        source = law.inputs[0] if law.node.op in ("Split", "Slice") and law.inputs else None
+        for part in law.outputs if source is not None else ():
+            for axis, (whole, piece) in enumerate(zip(source or (), part or (), strict=False)):
+                whole, piece = analysis.space.resolve(whole), analysis.space.resolve(piece)
+                if piece != whole:
+                    found.setdefault((law.node.inputs[0], axis), {})[piece] = None
+    return {place: tuple(parts) for place, parts in found.items()}
 
 
 # -- the head sizes of an attention ----------------------------------------------------------------------------------

@@ -126,9 +126,9 @@ class Stopwatch:
     def part(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
         """Time a part: return the milliseconds of its operators that a tenth of the runs stay below.
 
-        They come from the runtime's own profile. Conversions to and from its blocked layout are left out: inside a network
-        there are none between parts. So are loops and branches, whose operators have times of their own. With providers
-        other than the CPU's it is the time of whole runs.
+        They come from the runtime's own profile. Conversions to and from its blocked layout are left out: inside a
+        network there are none between parts. So are loops and branches, whose operators have times of their own. With
+        providers other than the CPU's it is the time of whole runs.
 
         Raises:
             ModelError: the runtime cannot run it.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import spa
 from spa.errors import ModelError, OptionError, UnreadableError, UnsupportedError
 from spa.exporters.pytorch import write_back
-from spa.exporters.pytorch.saving import ATTRIBUTE, Narrowing, narrow, tensors
+from spa.exporters.pytorch.saving import ATTRIBUTE, Narrowing, narrow
+from spa.exporters.pytorch.sizes import tensors
 from tests.exporters.test_write_back import IMAGE, Block, Residual, pruned, size
 from tests.exporters.test_write_back_wide import Windowed
 
@@ -177,5 +178,5 @@ def test_what_does_not_fit_is_refused_with_a_reason(tmp_path: Path) -> None:
     for name in ("state.pt", "text.pt"):
         with pytest.raises(ModelError, match=r"is no file of spa\.save"):
             spa.load(tmp_path / name, Biasless())
-    with pytest.raises(OptionError, match="Give a PyTorch module"):
+    with pytest.raises(OptionError, match="Give a PyTorch, flax or equinox module"):
         spa.save("net", tmp_path / "other.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -103,6 +104,61 @@ def test_values_that_cannot_shrink_hold_the_queries() -> None:
     assert list(spa.prune(model, **request).plan.kept) == ["q[1]#2"]
     with pytest.raises(PlanError, match=r"at most 0\.0% can go"):
         spa.prune(model, **request, equal=["heads"])
+
+
+def cut_in(parts: list[int], form: str = "Split", frozen: bool = False) -> ModelProto:
+    """x [n 6] -> a layer's outputs in parts, each with a layer of its own (the last is an output where frozen) -> y."""
+    net = Net(opset=18)
+    made = net.matmul(net.input("x", ["n", 6]), 6, sum(parts), name="wide")
+    if form == "Split":
+        cut = net.node("Split", made, net.constant(np.array(parts)), axis=1, outputs=len(parts))
+        cut = [cut] if isinstance(cut, str) else list(cut)
+    else:
+        ends = np.cumsum([0, *parts])
+        cut = [net.node("Slice", made, *(net.constant(np.array([v])) for v in (a, b, 1))) for a, b in pairwise(ends)]
+    ys = [net.matmul(part, n, 5, name=f"head{i}") for i, (part, n) in enumerate(zip(cut, parts, strict=True))]
+    y = ys[0]
+    for other in ys[1:]:
+        y = net.node("Add", y, other)
+    return net.model(y, cut[-1]) if frozen else net.model(y)
+
+
+@pytest.mark.parametrize("form", ["Split", "Slice"])
+def test_equal_parts_of_an_axis_are_a_set(form: str) -> None:
+    analysis = spa.analyze(cut_in([11, 7, 11], form))
+    sizes = {g.name: g.size for g in analysis.free}
+    (names,) = equal_sets(analysis, analysis.free, ["parts"])
+    assert [sizes[name] for name in names] == [11, 11]
+    assert equal_sets(spa.analyze(cut_in([5, 7, 11], form)), analysis.free, ["parts"]) == ()
+
+
+def test_parts_of_which_one_must_stay_whole_make_no_set() -> None:
+    analysis = spa.analyze(cut_in([11, 11], frozen=True))
+    assert len(analysis.free) == 1
+    assert equal_sets(analysis, analysis.free, ["parts"]) == ()
+
+
+def test_queries_keys_and_values_keep_their_heads_apart_from_the_heads_sizes() -> None:
+    analysis = spa.analyze(exported("vit"))
+    assert equal_sets(analysis, analysis.free, ["parts"]) == ()
+
+
+def test_equal_parts_keep_one_fraction() -> None:
+    model = cut_in([12, 9, 12])
+    request = {"criterion": "l2", "ratio": 0.4, "of": "params", "round_to": 1}
+    result = spa.prune(model, **request, equal=["parts"])
+    sets = equal_sets(result.analysis, result.analysis.free, ["parts"])
+    assert [len(fractions(result, names)) for names in sets] == [1]
+    assert min(fractions(result, sets[0])) < 1
+    assert verify(result.model, masked(result.analysis, result.plan), atol=1e-5, rtol=1e-5).equal
+
+
+def test_layers_are_what_has_one_name_but_for_numbers_and_one_size() -> None:
+    analysis = analysis_of("bert")
+    sets = equal_sets(analysis, analysis.free, ["layers"])
+    assert frozenset({"layer.0.dense.weight[1]", "layer.1.dense.weight[1]"}) in sets
+    assert frozenset({"layer.0.value.weight[0]", "layer.1.value.weight[0]"}) in sets
+    assert all(len({name.partition("layer.")[2][1:] for name in names}) == 1 for names in sets)
 
 
 # -- widths ----------------------------------------------------------------------------------------------------------

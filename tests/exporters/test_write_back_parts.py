@@ -1,0 +1,121 @@
+"""Classes whose code cuts a layer's outputs into parts: as wide as pruning left them, without zeros."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import spa
+from spa.exporters.pytorch.parts import Parts, restate_parts
+from tests.exporters.test_write_back import apart, size
+
+
+class Halves(nn.Module):
+    """``chunk(2)``, whose halves go different ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.left = nn.Conv2d(16, 24, 3, padding=1)
+        self.right = nn.Conv2d(16, 24, 1)
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.stem(x)).chunk(2, dim=1)
+        return self.head(F.relu(self.left(left) + self.right(right)))
+
+
+class Partial(nn.Module):
+    """Two numbers of its own for the parts, as in FasterNet; the second stage has the numbers of the first."""
+
+    def __init__(self, part: int = 8, rest: int = 24) -> None:
+        super().__init__()
+        self.part, self.rest = part, rest
+        self.conv = nn.Conv2d(part, part, 3, padding=1)
+        self.mix = nn.Conv2d(part + rest, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(x, [self.part, self.rest], dim=1)
+        return F.relu(self.mix(torch.cat([self.conv(a), b], 1)))
+
+
+class Listed(nn.Module):
+    """A tuple of sizes, of inputs that another module makes, and half of the number of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.inputs = (6, 10, 16), 24
+        self.convs = nn.ModuleList(nn.Conv2d(n, 12, 1) for n in self.sizes)
+        self.down = nn.Conv2d(12, 24, 1)
+        self.pair = nn.ModuleList(nn.Conv2d(12, 20, k, padding=k // 2) for k in (1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.sizes, dim=1)
+        x = self.down(F.relu(sum(conv(part) for conv, part in zip(self.convs, parts, strict=True))))
+        halves = F.relu(x).split(self.inputs // 2, dim=1)
+        return sum(conv(half) for conv, half in zip(self.pair, halves, strict=True))
+
+
+class Stages(nn.Module):
+    def __init__(self, *stages: nn.Module, last: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Conv2d(last, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.stages(F.relu(self.stem(x)))))
+
+
+NETWORKS = {
+    "chunk": Halves,
+    "numbers": lambda: Stages(Partial(), Partial()),
+    "lists": lambda: Stages(Listed(), last=20),
+}
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_classes_that_cut_an_axis_into_parts_come_back_without_zeros(name: str, exporter: str) -> None:
+    torch.manual_seed(0)
+    module, x = NETWORKS[name]().eval(), torch.randn(2, 3, 8, 8)
+    options = {"ratio": 0.4, "of": "params", "criterion": "l2", "round_to": 1}
+    result = spa.prune(module, **options, example_inputs=x, convert_options={"exporter": exporter})
+    small = result.pruned  # without a warning that it is wider than pruning left it
+    assert type(small) is type(module)
+    assert size(module) - size(small) == result.report.before.params - result.report.after.params
+    assert apart(small, result.model, x) < 1e-5
+
+
+def near(before: str, behind: str) -> dict[str, frozenset[str]]:
+    return {"before": frozenset({before}), "behind": frozenset({behind})}
+
+
+def test_parts_are_found_by_value_among_the_modules_own_layers() -> None:
+    net = Stages(Partial(8, 24), Partial(8, 24))
+    parts = [
+        Parts((8, 24), (5, 20), near("stem.weight", "stages.0.conv.weight")),
+        Parts((8, 24), (7, 11), near("stages.0.mix.weight", "stages.1.conv.weight")),
+        Parts((32,), (9,), near("stages.1.mix.weight", "head.weight")),
+    ]
+    for side, expected in (
+        ("behind", [(5, 20), (7, 11)]),
+        ("either", [(8, 24), (7, 11)]),
+        ("before", [(7, 11), (8, 24)]),
+    ):
+        again = copy.deepcopy(net)
+        restate_parts(again, {Partial: side, nn.Conv2d: side}, parts)
+        assert [(m.part, m.rest) for m in again.stages] == expected
+    assert again.stem.out_channels == 32  # torch.nn's own are restated from the weights
+
+
+def test_a_number_that_would_become_several_stays() -> None:
+    net = Partial(16, 16)
+    restate_parts(net, {Partial: "either"}, [Parts((16, 16), (12, 9), near("", "conv.weight"))])
+    assert (net.part, net.rest) == (16, 16)
+    assert Parts((6, 10), (4, 7), {}).of([6, 10]) == {(4, 7)}
+    assert Parts((6, 10), (4, 7), {}).of(16) == {11}
