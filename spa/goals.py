@@ -13,7 +13,7 @@ import numpy as np
 
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
-from spa.errors import MetricError, OutOfReachError, PlanError
+from spa.errors import MetricError, OutOfReachError, PlanError, SpaError
 from spa.job import REFITS, Job, Outcome, loaded, repaired
 from spa.progress import silent
 from spa.running.place import Place
@@ -74,7 +74,7 @@ def side_by_side(job: Job) -> bool:
     return plain and job.calibrated is not None and job.reconstruct in REFITS and not isinstance(job.answer, Removal)
 
 
-def attain_together(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
+def attain_together(jobs: Sequence[Job]) -> list[Outcome | SpaError]:
     """Attain the ratios of jobs that share calibration and repair, beside one run of the dense network.
 
     Args:
@@ -83,7 +83,7 @@ def attain_together(jobs: Sequence[Job]) -> list[Outcome | PlanError]:
     Returns:
         What :func:`attain` would return, or raise where a goal is out of reach.
     """
-    found: dict[int, Outcome | PlanError] = {}
+    found: dict[int, Outcome | SpaError] = {}
     drafts: list[tuple[int, Outcome]] = []
     for number, job in enumerate(jobs):
         job.clock.start()

@@ -1,4 +1,4 @@
-"""How far long work has come, and how long its stages took."""
+"""Progress of long work, and the time that its stages took."""
 
 from __future__ import annotations
 

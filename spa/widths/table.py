@@ -160,7 +160,7 @@ def _cuts(
 ) -> Iterator[tuple[_Cut, float]]:
     """Yield the parts that :func:`spa.widths.latency.measure` times, each with the fraction of all that come before."""
     parts, points = _parts(analysis), _design(analysis, groups, budget)
-    sizes = Sizes(analysis.space, [g.dim for g in groups])
+    sizes = Sizes(analysis.space, groups)
     moving = [any(sizes.term(axes).axes for f in _features(analysis, nodes) for axes in f) for nodes in parts]
     for k, widths in enumerate(points):
         narrow = analysis.graph.model if k == 0 else apply(analysis, _narrowed(analysis, groups, widths))
