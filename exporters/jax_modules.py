@@ -82,7 +82,7 @@ def write_back(
     """
     with extra("jax"):
         import jax  # noqa: F401
-    refuse_lost_branches(result.report, type(source).__name__)
+    refuse_lost_branches(result.report.gone, type(source).__name__)
     bound = bind(source, params, kwargs, vmap)
     leaves = _leaves(bound, result, names)
     feeds = working_feeds(load_session(result.model), name="the pruned model")

@@ -55,7 +55,7 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
             f"Keras model {keras_model.name!r} computes in {keras_model.compute_dtype}, to which its conversion has "
             "cast the weights. Convert, prune and write back a float32 copy of it."
         )
-    refuse_lost_branches(result.report, f"Keras model {keras_model.name!r}")
+    refuse_lost_branches(result.report.gone, f"Keras model {keras_model.name!r}")
     pruned = Pruned.of(keras_model, result, names)
     small = _Builder(pruned).model(keras_model)
     _verify(small, result.model)

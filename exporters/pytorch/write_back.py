@@ -84,7 +84,7 @@ def fitted(
     module: nn.Module, result: Result, names: Mapping[str, str], example_inputs: Any
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Do as :func:`write_back`, and say which parts are wider than pruning left them, and why."""
-    refuse_lost_branches(result.report, type(module).__name__)
+    refuse_lost_branches(result.report.gone, type(module).__name__)
     feeds = feeds_of(result.model, example_inputs)
     wanted = reference(result.model, result.source.base, feeds)
     masks = result.plan.masks(result.analysis)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from spa.errors import UnsupportedError
-from spa.report import Report
 
 
 def first_line(error: BaseException) -> str:
@@ -25,13 +26,17 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(".: ")
 
 
-def refuse_lost_branches(report: Report, model: str) -> None:
+def refuse_lost_branches(gone: Sequence[str], model: str) -> None:
     """Refuse to rebuild a model whose own code computes residual branches that went.
+
+    Args:
+        gone: their names.
+        model: what the model is called.
 
     Raises:
         UnsupportedError: one went.
     """
-    if gone := [branch.name for branch in report.branches if branch.gone]:
+    if gone:
         raise UnsupportedError(
             f"{model}'s own code computes the residual branch {gone[0]!r}, which is gone. Take the branch out of it by "
             "hand, take the ONNX model, or prune with depth='off'."

@@ -109,6 +109,11 @@ class Report:
     environment: dict[str, str] = field(default_factory=dict)
     branches: tuple[BranchReport, ...] = ()
 
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """The names of the residual branches that went as a whole."""
+        return tuple(branch.name for branch in self.branches if branch.gone)
+
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain data, ready for JSON."""
         return asdict(self)

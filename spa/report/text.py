@@ -170,9 +170,8 @@ def effort(report: Report) -> str:
 
 def branched(report: Report) -> str:
     """Say which residual branches went as a whole."""
-    gone = [branch.name for branch in report.branches if branch.gone]
-    names = f": {', '.join(gone)}" if gone else ""
-    return f"{len(gone)} of {len(report.branches)} residual branches went as a whole{names}"
+    names = f": {', '.join(report.gone)}" if report.gone else ""
+    return f"{len(report.gone)} of {len(report.branches)} residual branches went as a whole{names}"
 
 
 def calibrated(found: dict[str, Any]) -> str:

@@ -104,27 +104,22 @@ def test_what_a_cut_inside_has_cost_is_no_reason_to_keep_a_branch() -> None:
 # -- the option ------------------------------------------------------------------------------------------------------
 
 
-def gone(result: spa.Result) -> list[str]:
-    """The branches that went."""
-    return [b.name for b in result.report.branches if b.gone]
-
-
 def test_a_pattern_drops_what_it_names_and_leaves_all_else_whole() -> None:
     result = spa.prune(RESNET, criterion="l2", depth="*layer1.1*")
-    assert gone(result) == ["/layer1/layer1.1/Add_output_0[branch]"] == list(result.plan.kept)
+    assert list(result.report.gone) == ["/layer1/layer1.1/Add_output_0[branch]"] == list(result.plan.kept)
     assert [g.kept for g in result.report.groups if g.kept not in (g.size, 0)] == []
     assert [g.size for g in result.report.groups if g.kept == 0] == [32]
     assert result.report.after.macs == measure(couple(Graph(result.model))).macs < result.report.before.macs
     said = "1 of 1 residual branches went as a whole: /layer1/layer1.1/Add_output_0[branch]"
     assert said in page(result.report, "dense", "pruned") and branched(result.report) == said
     again = spa.prune(RESNET, plan=result.plan)
-    assert again.model == result.model and gone(again) == gone(result)
+    assert again.model == result.model and list(again.report.gone) == list(result.report.gone)
     assert spa.prove(RESNET, result.plan).holds
 
 
 def test_a_pattern_goes_with_a_ratio_of_channels() -> None:
     result = spa.prune(RESNET, criterion="l1", depth="*layer1.1*", ratio=0.5)
-    assert gone(result) == ["/layer1/layer1.1/Add_output_0[branch]"]
+    assert list(result.report.gone) == ["/layer1/layer1.1/Add_output_0[branch]"]
     assert result.report.reached == pytest.approx(0.5, abs=0.01)
 
 
@@ -133,8 +128,8 @@ def test_a_number_drops_the_cheapest() -> None:
     losses = {b.name: b.loss for b in result.report.branches}
     scores = spa.score(spa.analyze(RESNET), depth="auto", **DATA).candidates[0]  # type: ignore[union-attr]
     prices = {name: scores[name].loss[1] for name in [b.name for b in spa.analyze(RESNET).branches]}
-    assert sorted(gone(result)) == sorted(sorted(prices, key=lambda n: prices[n])[:2])
-    assert {losses[n] for n in gone(result)} == {prices[n] for n in gone(result)}
+    assert sorted(result.report.gone) == sorted(sorted(prices, key=lambda n: prices[n])[:2])
+    assert {losses[n] for n in result.report.gone} == {prices[n] for n in result.report.gone}
 
 
 def test_scores_of_branches_serve_a_plan() -> None:
