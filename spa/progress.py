@@ -1,4 +1,4 @@
-"""How far long work has come, and how long its stages took."""
+"""Progress of long work: a callback for how far it has come, and a stopwatch for its stages."""
 
 from __future__ import annotations
 
