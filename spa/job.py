@@ -637,6 +637,7 @@ def _given_widths(analysis: Analysis, selection: Selection, request: Request) ->
         analysis,
         selection.groups,
         width=constraints.width or {},
+        heads=constraints.heads or {},
         ratio_of=constraints.ratio_of or {},
         keep_at_least=constraints.keep_at_least or {},
         round_to=constraints.round_to,

@@ -34,6 +34,7 @@ REQUEST = {
     "only": ("layer*",),
     "width": {"fc1": 24},
     "ratio_of": {"layer3.*": 0.5},
+    "heads": {"blocks.0*": 2},
     "keep_at_least": {"layer1.*": 8},
     "depth": "layer3.1*",
     "equal": ("heads",),

@@ -268,6 +268,12 @@ class Constraints(Section):
         "goal all other groups stay whole",
         kind=FRACTIONS,
     )
+    heads: Mapping[str, int] | None = option(
+        None,
+        "the number of heads of attentions that match (of grouped queries that of the key-value heads): `blocks.0*=4`; "
+        "repeatable. Without another goal all other groups stay whole",
+        kind=SIZES,
+    )
     keep_at_least: Mapping[str, int] | None = option(
         None, "the width that the outputs of layers that match do not fall below: `head*=64`; repeatable", kind=SIZES
     )
@@ -387,7 +393,7 @@ class Repair(Section):
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `quick` takes few steps of those before cuts, `readers` none, `bias` moves means "
+        "`full` refits all layers, `quick` takes one step of those before cuts, `readers` none, `bias` moves means "
         "alone, `none` leaves all; `auto`: what suits the criterion, `full` for obspa (in a sweep `quick`), `bias` for "
         "flap, else `none`",
         kind=WORD,

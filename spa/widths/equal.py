@@ -163,6 +163,20 @@ def head_sizes(analysis: Analysis) -> list[frozenset[str]]:
     return sets
 
 
+def head_counts(analysis: Analysis) -> frozenset[str]:
+    """Find the groups that count the heads of attentions, by name.
+
+    A product of two activations runs for each head by itself: both of them and the result have that dimension.
+    """
+    found: set[Dim] = set()
+    for law in analysis.laws.values():
+        if _activation_operand(analysis, law) is None or len(law.inputs) < 2 or not law.outputs:
+            continue
+        first, second, result = (_dims(analysis, axes or ()) for axes in (*law.inputs[:2], law.outputs[0]))
+        found |= first & second & result
+    return frozenset(g.name for g in analysis.groups if g.dim in found)
+
+
 def _can_shrink(analysis: Analysis, dims: frozenset[Dim]) -> bool:
     return any(analysis.space.reason(d) is None for d in dims)
 

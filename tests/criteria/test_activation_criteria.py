@@ -380,7 +380,9 @@ def test_a_given_plan_is_compensated_when_that_is_asked_for() -> None:
     plan = spa.prune(RESNET, ratio=0.3, criterion="l2").plan
     assert spa.prune(RESNET, plan=plan, criterion="flap").report.calibration is None
     assert spa.prune(RESNET, plan=plan, reconstruct="bias", samples=32).report.calibration is not None
-    with pytest.raises(PlanError, match=r"unknown reconstruct 'some'\. Choose one of auto, full, readers, bias, none"):
+    with pytest.raises(
+        PlanError, match=r"unknown reconstruct 'some'\. Choose one of auto, full, quick, readers, bias, none"
+    ):
         spa.prune(RESNET, reconstruct="some")
 
 

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 import spa
+from models.builders.handmade import handmade_rms_attention
 from spa.coupling.analysis import Analysis
 from spa.errors import OptionError, PlanError
 from spa.request import Request
+from spa.widths.equal import head_counts
 from spa.widths.patterns import writes
 from tests.test_cli import refused
 from tests.test_cli import spa as run_cli
 
 MODELS = Path(__file__).parent.parent.parent / "models"
-VGG, RESNET = MODELS / "digits_vgg.onnx", MODELS / "digits_resnet.onnx"
+VGG, RESNET, VIT = (MODELS / f"digits_{name}.onnx" for name in ("vgg", "resnet", "vit"))
 LAYERS = ("features.0", "features.3", "features.7", "features.10", "features.14", "features.17", "classifier.0")
 DENSE = dict(zip(LAYERS, (32, 32, 64, 64, 96, 96, 128), strict=True))
 
@@ -85,6 +87,43 @@ def test_the_channels_of_a_given_width_are_the_best() -> None:
     scores = spa.score(analysis, criterion="l2")[group.name]
     assert result.plan.kept == {group.name: tuple(np.sort(np.argsort(scores, kind="stable")[-37:]).tolist())}
     assert spa.prove(VGG, result.plan).holds
+
+
+def test_heads_are_counted_by_attention_and_what_is_left_computes_the_same() -> None:
+    result = spa.prune(VIT, criterion="l2", heads={"blocks.0": 3, "blocks.2.attn": 1})
+    narrower = {g.name: (g.size, g.kept) for g in result.report.groups if g.kept < g.size}
+    assert narrower == {"blocks.0.attn.proj.weight[1]": (4, 3), "blocks.2.attn.proj.weight[1]": (4, 1)}
+    assert result.prove().holds
+    with_ratio = spa.prune(VIT, criterion="l2", heads={"blocks*": 2}, ratio=0.5).report
+    kept = {g.name: g.kept for g in with_ratio.groups}
+    assert [kept[f"blocks.{i}.attn.proj.weight[1]"] for i in range(4)] == [2] * 4
+    assert with_ratio.reached == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_heads_of_grouped_queries_are_those_of_keys() -> None:
+    model = handmade_rms_attention()
+    (name,) = head_counts(spa.analyze(model))
+    result = spa.prune(model, criterion="l2", heads={"wk": 1})
+    assert [(g.name, g.size, g.kept) for g in result.report.groups if g.kept < g.size] == [(name, 2, 1)]
+    assert result.model.graph.node[7].op_type == "Attention" and result.prove().holds
+    assert {a.name: a.i for a in result.model.graph.node[7].attribute}["q_num_heads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"heads": {"blocks.0.mlp": 2}}, "heads: nothing in the model matches"),
+        ({"heads": {"blocks.0.fc1": 2}}, "names no attention whose heads may go"),
+        ({"heads": {"blocks.0": 5}}, "has 4 channels, not 5"),
+        ({"heads": {"blocks.0": 2, "blocks*": 3}}, "2 and 3. Leave one out"),
+        ({"heads": {"blocks.0": 2}, "width": {"blocks.0.attn.proj.weight[1]": 3}}, "width and heads give group"),
+        ({"heads": {"blocks.0": 2}, "ratio_of": {"blocks.0.attn.proj.weight[1]": 0.5}}, "both name group"),
+        ({"heads": {"blocks.0": 2}, "keep_at_least": {"blocks.0.attn.proj.weight[1]": 3}}, "and 2 exactly"),
+    ],
+)
+def test_numbers_of_heads_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        spa.prune(VIT, criterion="l2", **options)
 
 
 def test_obspa_and_uniform_rankings_keep_given_widths_too() -> None:
