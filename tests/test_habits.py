@@ -114,6 +114,12 @@ def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str], monkeypatch
         assert ("score 50%" in capsys.readouterr().err) is not quiet
 
 
+@pytest.mark.parametrize(("said", "shown"), [((), True), (("-q",), False)])
+def test_warnings_are_shown_unless_quiet(folder: Path, said: tuple[str, ...], shown: bool) -> None:
+    prune(*said)
+    assert logging.getLogger("spa.running").isEnabledFor(logging.WARNING) is shown
+
+
 def test_verbose_tells_each_step_and_twice_more(folder: Path) -> None:
     silent, steps, details = (prune(*said).stderr for said in ((), ("-v",), ("-vv",)))
     assert silent == ""

@@ -17,16 +17,17 @@ class _OnStandardError(logging.Handler):
         sys.stderr.write(printable(self.format(record)) + "\n")
 
 
-def start_logging(verbose: int) -> None:
+def start_logging(verbose: int, quiet: bool = False) -> None:
     """Show records of ``spa`` on standard error.
 
     Args:
         verbose: how often ``-v`` was given.
+        quiet: whether ``-q`` was.
     """
     logger = logging.getLogger("spa")
     for handler in [h for h in logger.handlers if isinstance(h, _OnStandardError)]:
         logger.removeHandler(handler)
-    level = LEVELS[min(verbose, len(LEVELS) - 1)]
+    level = logging.ERROR if quiet else LEVELS[min(verbose, len(LEVELS) - 1)]
     handler = _OnStandardError()
     handler.setFormatter(logging.Formatter("spa: %(message)s" if level > logging.DEBUG else "%(name)s: %(message)s"))
     logger.addHandler(handler)

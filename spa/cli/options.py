@@ -239,7 +239,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     def called(**values: Any) -> None:
         grouped = {n: k(**{p.name: values.pop(p.name) for p in _fields_of(k)}) for n, k in groups.items()}
         talk = next((g for g in grouped.values() if isinstance(g, Talk)), Talk())
-        start_logging(talk.verbose)
+        start_logging(talk.verbose, talk.quiet)
         if takes_request:
             grouped["request"] = _taken_request(values, talk.quiet)
         command(**values, **grouped)

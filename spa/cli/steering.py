@@ -91,6 +91,7 @@ def layers(
     from spa.widths.table import write_layers
 
     job = prepare(analyze(model, sizes=request.timing.sizes), request)
+    job.try_out()
     with progress_bars(not talk.verbose, talk.quiet) as progress:
         sheet = write_layers(job.analysis, job.selection.groups, job.budget, stopwatch_of(job), output, progress)
     if not talk.quiet:

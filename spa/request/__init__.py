@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 RECONSTRUCTIONS = ("auto", "full", "quick", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
 MOST_THREADS = 1024
+PLACE = ("runtime", "providers", "latency_command", "latency_seconds")  # options that say where latency is measured
 TARGETS = ("ratio", "max_distortion", "max_drop", "min_metric", "latency_ms", "plan")  # of which a goal has one
 
 
@@ -510,7 +511,9 @@ class Timing(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.place  # noqa: B018 # refuses what is contradictory
+        own = {name for name in PLACE if getattr(self, name) != getattr(type(self), name)}
+        if own:
+            _ = self.place  # which refuses what means nothing
 
     @property
     def place(self) -> Place:

@@ -15,7 +15,7 @@ from onnx import ModelProto, helper
 
 from spa.coupling.analysis import Analysis, Group
 from spa.coupling.cost import Sizes
-from spa.errors import MetricError, ModelError, OptionError
+from spa.errors import MetricError, ModelError, OptionError, SpaError
 from spa.model.files import place, read_bytes
 from spa.model.writing import draft_folder, text_draft
 from spa.progress import Progress, silent
@@ -135,7 +135,10 @@ def write_layers(
         MetricError: the command fails; what it has measured before is in the table.
         SpaError: the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpaError(f"cannot make the folder {os.fspath(folder)!r}: {error.strerror}. Choose another.") from error
     sheet = folder / SHEET
     rows = {row["key"]: row for row in _rows(sheet)}
     for cut, share in _cuts(analysis, groups, budget, watch.inputs(analysis.graph.self_contained())):
@@ -179,11 +182,17 @@ def _typed(cut: _Cut) -> ModelProto:
 
 
 def _rows(sheet: Path) -> list[dict[str, str]]:
-    """Return the rows of a table that may not be there yet."""
+    """Return the rows of a table that may not be there yet.
+
+    Raises:
+        OptionError: a file of its name is something else.
+    """
     if not sheet.exists():
         return []
-    with sheet.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row.keys() >= set(COLUMNS)]
+    content = csv.DictReader(io.StringIO(read_bytes(sheet, "the table").decode(errors="replace")))
+    if not set(COLUMNS) <= set(content.fieldnames or ()):
+        raise OptionError(f"{os.fspath(sheet)!r} exists and is no table of layers. Choose another folder.")
+    return list(content)
 
 
 def _measure(sheet: Path, rows: list[dict[str, str]], where: Place, progress: Progress) -> None:

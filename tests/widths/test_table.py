@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import spa
 from spa.cli import app
-from spa.errors import MetricError, OptionError, PlanError, UnreadableError
+from spa.errors import MetricError, OptionError, PlanError, SpaError, UnreadableError
 from spa.running.place import Place
 from spa.widths.stopwatch import Stopwatch
 from spa.widths.table import TabledStopwatch
@@ -207,6 +207,15 @@ def test_a_command_that_fails_keeps_the_times_and_goes_on(tmp_path: Path, monkey
     assert all(row["ms"] for row in rows(sheet))
     assert [row["ms"] for row in rows(sheet)][:3] == kept
     assert len(asked) == len(rows(sheet)) + 1
+
+
+def test_files_of_somebody_elses_stay(tmp_path: Path) -> None:
+    (tmp_path / "layers.csv").write_text("mine\n1\n", encoding="utf-8")
+    with pytest.raises(OptionError, match="exists and is no table of layers"):
+        layers(tmp_path)
+    assert (tmp_path / "layers.csv").read_text(encoding="utf-8") == "mine\n1\n"
+    with pytest.raises(SpaError, match="cannot make the folder"):
+        layers(tmp_path / "layers.csv")
 
 
 @pytest.mark.parametrize(
