@@ -1,4 +1,4 @@
-"""What a pruned class says of itself elsewhere than in its layers: Hugging Face's config, timm's number of features."""
+"""The other places that name the widths of a class: Hugging Face's configuration, timm's number of features."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Unsavable:
 
 
 def follow(dense: nn.Module, small: nn.Module) -> None:
-    """Let what a pruned class says of itself follow its weights, in place.
+    """Set what a pruned class says of its widths elsewhere, in place.
 
     A Hugging Face configuration follows where some of its numbers make this very network again: the same shapes, the
     same buffers that no file holds, the same numbers in all modules. Else ``save_pretrained`` refuses.
