@@ -201,6 +201,43 @@ def test_a_loop_over_as_many_steps_as_the_input_has_is_pruned() -> None:
     checked(model)
 
 
+@pytest.mark.parametrize("handed", ["v1", "again"])
+def test_weights_that_are_handed_on_as_states_are_weights(handed: str) -> None:
+    """As tf2onnx writes the variables that a cell reads; what the loop gives of them is read, too."""
+    body = f"""
+    {COUNTED} h = MatMul(x, w)
+    s, v2 = Loop(trips, c, h, v) <body = step (int64 i, bool c1, float[n,13] s1, float[13,13] v1)
+      => (bool c2, float[n,13] o, float[13,13] {handed}) {{
+        c2 = Identity(c1) m = MatMul(s1, v1) o = Tanh(m) again = Identity(v1) }}>
+    t = MatMul(s, v2) y = MatMul(t, u)"""
+    if handed == "again":  # nothing reads what the loop gives of it
+        body = body.replace("MatMul(s, v2)", "Neg(s)")
+    if handed == "v1":
+        body = body.replace("again = Identity(v1)", "")
+    model = network(body, "float[n,7] x", "float[n,5] y", w=(7, 13), v=(13, 13), u=(13, 5))
+    laid = flat(model)
+    assert next(list(n.input) for n in laid.graph.node if n.op_type == "LoopEnter") == ["trips", "c", "h"]
+    assert len(Graph(laid).users["v"]) == (2 if handed == "v1" else 1)
+    checked(model)
+    result = spa.prune(model, ratio=0.3, round_to=1, samples=64)
+    assert result.report.calibration is not None and result.report.calibration["after"] < 0.3
+
+
+def test_products_of_two_tensors_of_a_body_are_left_alone_by_obspa() -> None:
+    body = """
+    h = MatMul(x, w) hT = Scan<num_scan_inputs=1, body = step (float[13,13] s, float[n,13] e) => (float[13,13] o) {
+        q = MatMul(e, v) m = MatMul(q, s) t = Tanh(m) k = MatMul(kt, t) o = Sigmoid(k) }>(begin, seq)
+    y1 = MatMul(h, hT) y = MatMul(y1, u)"""
+    weights: dict[str, Any] = {"w": (7, 13), "v": (13, 13), "kt": (13, 3), "u": (13, 5)}
+    begin = np.random.default_rng(1).standard_normal((13, 13))
+    model = network(body, "float[3,7] x, float[4,3,13] seq", "float[3,5] y", begin=begin, **weights)
+    stream = Stream(flat(model), None, [make_feeds(model, seed=0)])
+    inside = {n.outputs[0]: stream.sees(n) for n in stream.graph.nodes if n.op == "MatMul"}
+    assert inside == {"h": True, "q": True, "m": False, "k": True, "y1": True, "y": True}
+    result = spa.prune(model, ratio=0.1, round_to=1, samples=16, insist=True)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
 def test_a_loop_of_torchscript_is_pruned_at_any_number_of_steps() -> None:
     torch = pytest.importorskip("torch")
 
