@@ -34,6 +34,7 @@ from spa.model.versions import FREE_INITIALIZERS
 
 KINDS = ("Loop", "Scan", "If")
 FIRST_SCAN = 9  # the version of Scan whose operands have no batch
+KEY = "key"  # the attribute of a closing mark that tells its node from others of the model
 ORIGINAL = "original"  # the attribute of a closing mark that holds the node without its bodies' nodes
 INSIDE = "@step"  # the ending of a tensor's name inside a body where all of its steps bear the name outside
 
@@ -82,7 +83,7 @@ def _laid_flat(model: ModelProto, kinds: Collection[str], refused: Collection[st
         taken, read = Counter(definitions(graph)), names_read(graph)
         nodes: list[NodeProto] = []
         for i, node in enumerate(graph.node):
-            nodes += _marked(*_capturing(node, read), graph, taken) if i in chosen else [node]
+            nodes += _marked(node, read, graph, taken) if i in chosen else [node]
         replace_nodes(graph, nodes)
     if not found:
         return None
@@ -164,15 +165,17 @@ def _capturing(node: NodeProto, read: Collection[str]) -> tuple[NodeProto, list[
     return copy, [helper.make_node("Identity", [given], [result]) for given, result in results if result in read]
 
 
-def _marked(node: NodeProto, after: list[NodeProto], graph: GraphProto, taken: Counter[str]) -> list[NodeProto]:
+def _marked(node: NodeProto, read: Collection[str], graph: GraphProto, taken: Counter[str]) -> list[NodeProto]:
     """Return a node's bodies between marks, and move their weights and declarations into the main graph.
 
     Args:
         node: the node.
-        after: what follows it.
+        read: what the main graph reads.
         graph: the main graph.
         taken: how often each name of the model is defined.
     """
+    key = _key(node)
+    node, after = _capturing(node, read)
     make = partial(helper.make_node, domain=FLAT)
     label, kind = node.name or _key(node), node.op_type
     steps = _unique(f"{label}/steps", taken)
@@ -185,7 +188,7 @@ def _marked(node: NodeProto, after: list[NodeProto], graph: GraphProto, taken: C
         )
         leave = make("IfLeave", [node.input[0], *first.outputs, *second.outputs, steps, orelse], node.output)
         leave.name = node.name
-        leave.attribute.append(helper.make_attribute(ORIGINAL, original))
+        leave.attribute.extend([helper.make_attribute(ORIGINAL, original), helper.make_attribute(KEY, key)])
         opening, between = make("IfThen", [node.input[0]], [steps]), make("IfElse", [node.input[0]], [orelse])
         return [opening, *first.nodes, between, *second.nodes, leave, *after]
     body = _moved(subgraphs_of(node)[0], graph, taken)
@@ -203,7 +206,7 @@ def _marked(node: NodeProto, after: list[NodeProto], graph: GraphProto, taken: C
         enter.attribute.extend(a for a in node.attribute if a.name in ("num_scan_inputs", "scan_input_axes"))
         leave.attribute.extend(a for a in node.attribute if a.name == "scan_output_axes")
     leave.attribute.append(helper.make_attribute("states", states))
-    leave.attribute.append(helper.make_attribute(ORIGINAL, original))
+    leave.attribute.extend([helper.make_attribute(ORIGINAL, original), helper.make_attribute(KEY, key)])
     return [enter, *body.nodes, leave, *after]
 
 
@@ -308,7 +311,7 @@ def _unsteady(graph: Graph, points: TwoPoints) -> set[str]:
         for walk in points.walks:
             shapes = [(walk.shape.get(a), walk.shape.get(b)) for a, b in pairs]
             if any(a is None or a != b for a, b in shapes):
-                wrong.add(_key(node.proto))
+                wrong.add(node.attributes[KEY])
     return wrong
 
 

@@ -298,6 +298,17 @@ def test_a_loop_that_ends_its_state_as_something_else_stays_whole() -> None:
     assert "states change their shapes" in next(iter(analysis.barriers.values()))
 
 
+def test_a_loop_that_stays_whole_may_hand_weights_on() -> None:
+    body = f"""
+    {COUNTED} h = MatMul(x, w)
+    v2, s = Loop(trips, c, v, h) <body = step (int64 i, bool c1, float[13,13] v1, float[n,13] s1)
+      => (bool c2, float[13,13] v1, float[m,13] o) {{
+        c2 = Identity(c1) m = MatMul(s1, v1) o = Concat<axis=0>(m, s1) }}>
+    y = MatMul(s, u)"""
+    model = network(body, "float[n,7] x", "float[k,5] y", w=(7, 13), v=(13, 13), u=(13, 5))
+    assert flattened(simplified(load(model)).model) is None
+
+
 IF = """
     h = MatMul(x, w) top = ReduceMax<keepdims=0>(x) c = Greater(top, small)
     s = If(c) <then_branch = one () => (float[n,13] p) { m = MatMul(h, v) p = Tanh(m) },
