@@ -411,16 +411,29 @@ def test_dead_channels_of_a_state_go_without_loss() -> None:
 
 
 def test_a_channel_that_only_the_state_itself_reads_back_is_not_lost() -> None:
-    """Channel 4 is read by the next step's channel 2, which the outputs read: liveness goes round the loop."""
+    """Outputs read channel 2, which channel 4 feeds at the next step, which channel 7 feeds: liveness goes round."""
     model = loop()
+    v, u = np.zeros((13, 13), np.float32), np.zeros((13, 5), np.float32)
+    v[4, 2] = v[7, 4] = v[7, 7] = 1
+    u[2] = np.arange(1, 6)
     for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor).copy()
-        if tensor.name == "u":
-            value[4:] = 0
-        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        if tensor.name in ("u", "v"):
+            tensor.CopyFrom(numpy_helper.from_array(u if tensor.name == "u" else v, tensor.name))
     result = spa.prune(model, criterion="zero")
+    assert result.plan.kept["w[1]"] == (2, 4, 7)
     feeds = make_feeds(model, seed=0, batch=3)
     assert distance(load_session(result.model).run(None, feeds)[0], load_session(model).run(None, feeds)[0]) < 1e-6
+
+
+def test_a_state_that_begins_as_a_constant_is_none() -> None:
+    body = f"""
+    {COUNTED} s = Loop(trips, c, h) <body = step (int64 i, bool c1, float[1,13] s1) => (bool c2, float[1,13] o) {{
+        c2 = Identity(c1) e = MatMul(x, w) m = MatMul(s1, v) em = Add(e, m) o = Tanh(em) }}>
+    y = MatMul(s, u)"""
+    model = network(body, "float[1,7] x", "float[1,5] y", h=np.ones((1, 13)), w=(7, 13), v=(13, 13), u=(13, 5))
+    analysis = couple(Graph(flat(model)))
+    assert not analysis.is_constant("s1") and not analysis.is_constant("m")
+    checked(model)
 
 
 def test_a_part_of_a_body_is_no_network() -> None:
