@@ -27,13 +27,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from spa.errors import ModelError, SpaError
 from spa.model.branches import definitions, rename
-from spa.model.graph import Graph, domain_of, replace_nodes, subgraphs_of, tensor_array
+from spa.model.graph import Graph, domain_of, names_read, replace_nodes, subgraphs_of, tensor_array
 from spa.model.marks import ENTER, FLAT, LEAVE, is_flat
 from spa.model.two_points import TwoPoints, two_points
 from spa.model.versions import FREE_INITIALIZERS
 
 KINDS = ("Loop", "Scan", "If")
 FIRST_SCAN = 9  # the version of Scan whose operands have no batch
+KEY = "key"  # the attribute of a closing mark that tells its node from others of the model
 ORIGINAL = "original"  # the attribute of a closing mark that holds the node without its bodies' nodes
 INSIDE = "@step"  # the ending of a tensor's name inside a body where all of its steps bear the name outside
 
@@ -79,10 +80,10 @@ def _laid_flat(model: ModelProto, kinds: Collection[str], refused: Collection[st
         if not chosen:
             break
         found += len(chosen)
-        taken = Counter(definitions(graph))
+        taken, read = Counter(definitions(graph)), names_read(graph)
         nodes: list[NodeProto] = []
         for i, node in enumerate(graph.node):
-            nodes += _marked(node, graph, taken) if i in chosen else [node]
+            nodes += _marked(node, read, graph, taken) if i in chosen else [node]
         replace_nodes(graph, nodes)
     if not found:
         return None
@@ -122,8 +123,59 @@ def _attribute(node: NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def _marked(node: NodeProto, graph: GraphProto, taken: Counter[str]) -> list[NodeProto]:
-    """Return a node's bodies between marks, and move their weights and declarations into the main graph."""
+def _capturing(node: NodeProto, read: Collection[str]) -> tuple[NodeProto, list[NodeProto]]:
+    """Let a body read from outside what it only hands on from step to step, as TensorFlow hands on weights.
+
+    Args:
+        node: the node.
+        read: what the graph around it reads.
+
+    Returns:
+        The node without these states, and what computes its results that they were.
+    """
+    if node.op_type == "If":
+        return node, []
+    (body,), loop = subgraphs_of(node), node.op_type == "Loop"
+    states = len(node.input) - (2 if loop else _attribute(node, "num_scan_inputs", 0))
+    made = {o: n for n in body.node for o in n.output if n.op_type == "Identity"}
+    inner = set(definitions(body))
+
+    def is_handed_on(place: int) -> bool:
+        name = body.output[place + loop].name
+        while name in made:
+            name = made[name].input[0]
+        given = node.input[place + 2 * loop]
+        return name == body.input[place + 2 * loop].name and bool(given) and given not in inner
+
+    places = [place for place in range(states) if is_handed_on(place)][: len(node.output) - 1]
+    if not places:
+        return node, []
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    (body,) = subgraphs_of(copy)
+    names = {body.input[place + 2 * loop].name: node.input[place + 2 * loop] for place in places}
+    for other in body.node:
+        rename(other, partial(_looked_up, names))
+    for place in reversed(places):
+        del copy.input[place + 2 * loop], copy.output[place]
+        del body.input[place + 2 * loop], body.output[place + loop]
+    for output in body.output:
+        output.name = _looked_up(names, output.name)
+    results = ((node.input[place + 2 * loop], node.output[place]) for place in places)
+    return copy, [helper.make_node("Identity", [given], [result]) for given, result in results if result in read]
+
+
+def _marked(node: NodeProto, read: Collection[str], graph: GraphProto, taken: Counter[str]) -> list[NodeProto]:
+    """Return a node's bodies between marks, and move their weights and declarations into the main graph.
+
+    Args:
+        node: the node.
+        read: what the main graph reads.
+        graph: the main graph.
+        taken: how often each name of the model is defined.
+    """
+    key = _key(node)
+    node, after = _capturing(node, read)
     make = partial(helper.make_node, domain=FLAT)
     label, kind = node.name or _key(node), node.op_type
     steps = _unique(f"{label}/steps", taken)
@@ -136,9 +188,9 @@ def _marked(node: NodeProto, graph: GraphProto, taken: Counter[str]) -> list[Nod
         )
         leave = make("IfLeave", [node.input[0], *first.outputs, *second.outputs, steps, orelse], node.output)
         leave.name = node.name
-        leave.attribute.append(helper.make_attribute(ORIGINAL, original))
+        leave.attribute.extend([helper.make_attribute(ORIGINAL, original), helper.make_attribute(KEY, key)])
         opening, between = make("IfThen", [node.input[0]], [steps]), make("IfElse", [node.input[0]], [orelse])
-        return [opening, *first.nodes, between, *second.nodes, leave]
+        return [opening, *first.nodes, between, *second.nodes, leave, *after]
     body = _moved(subgraphs_of(node)[0], graph, taken)
     enter, leave = make(f"{kind}Enter", node.input, [*body.inputs, steps]), make(f"{kind}Leave", [], node.output)
     enter.name, leave.name = f"{label}/begin", node.name
@@ -154,8 +206,8 @@ def _marked(node: NodeProto, graph: GraphProto, taken: Counter[str]) -> list[Nod
         enter.attribute.extend(a for a in node.attribute if a.name in ("num_scan_inputs", "scan_input_axes"))
         leave.attribute.extend(a for a in node.attribute if a.name == "scan_output_axes")
     leave.attribute.append(helper.make_attribute("states", states))
-    leave.attribute.append(helper.make_attribute(ORIGINAL, original))
-    return [enter, *body.nodes, leave]
+    leave.attribute.extend([helper.make_attribute(ORIGINAL, original), helper.make_attribute(KEY, key)])
+    return [enter, *body.nodes, leave, *after]
 
 
 def _unique(base: str, taken: Counter[str]) -> str:
@@ -259,7 +311,7 @@ def _unsteady(graph: Graph, points: TwoPoints) -> set[str]:
         for walk in points.walks:
             shapes = [(walk.shape.get(a), walk.shape.get(b)) for a, b in pairs]
             if any(a is None or a != b for a, b in shapes):
-                wrong.add(_key(node.proto))
+                wrong.add(node.attributes[KEY])
     return wrong
 
 

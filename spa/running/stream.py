@@ -16,6 +16,7 @@ from spa.algebra.axes import Axes, Kept
 from spa.errors import InvariantError, UnsupportedError
 from spa.model.graph import Graph, Node
 from spa.model.marks import marks_around
+from spa.model.traits import Trait, traits
 from spa.running.live import Live, PaddedBatch, Shelf
 from spa.running.runtime import load_session, run
 
@@ -106,11 +107,16 @@ class Stream:
         self._around = marks_around(self.graph)
 
     def sees(self, node: Node) -> bool:
-        """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself."""
+        """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself.
+
+        A product of two tensors of a body is none of all their steps.
+        """
         marks = self._around.get(node.index, ())
         if not marks:
             return True
         read = [self.graph.producer.get(n) for n in node.inputs if n and n not in self.graph.constants]
+        if len(read) > 1 and Trait.PRODUCT in traits(node.key):
+            return False
         own = all(p is not None and (p is marks[-1] or self._around.get(p.index) == marks) for p in read)
         return own and all(mark.op != "IfThen" for mark in marks)
 

@@ -201,6 +201,43 @@ def test_a_loop_over_as_many_steps_as_the_input_has_is_pruned() -> None:
     checked(model)
 
 
+@pytest.mark.parametrize("handed", ["v1", "again"])
+def test_weights_that_are_handed_on_as_states_are_weights(handed: str) -> None:
+    """As tf2onnx writes the variables that a cell reads; what the loop gives of them is read, too."""
+    body = f"""
+    {COUNTED} h = MatMul(x, w)
+    s, v2 = Loop(trips, c, h, v) <body = step (int64 i, bool c1, float[n,13] s1, float[13,13] v1)
+      => (bool c2, float[n,13] o, float[13,13] {handed}) {{
+        c2 = Identity(c1) m = MatMul(s1, v1) o = Tanh(m) again = Identity(v1) }}>
+    t = MatMul(s, v2) y = MatMul(t, u)"""
+    if handed == "again":  # nothing reads what the loop gives of it
+        body = body.replace("MatMul(s, v2)", "Neg(s)")
+    if handed == "v1":
+        body = body.replace("again = Identity(v1)", "")
+    model = network(body, "float[n,7] x", "float[n,5] y", w=(7, 13), v=(13, 13), u=(13, 5))
+    laid = flat(model)
+    assert next(list(n.input) for n in laid.graph.node if n.op_type == "LoopEnter") == ["trips", "c", "h"]
+    assert len(Graph(laid).users["v"]) == (2 if handed == "v1" else 1)
+    checked(model)
+    result = spa.prune(model, ratio=0.3, round_to=1, samples=64)
+    assert result.report.calibration is not None and result.report.calibration["after"] < 0.3
+
+
+def test_products_of_two_tensors_of_a_body_are_left_alone_by_obspa() -> None:
+    body = """
+    h = MatMul(x, w) hT = Scan<num_scan_inputs=1, body = step (float[13,13] s, float[n,13] e) => (float[13,13] o) {
+        q = MatMul(e, v) m = MatMul(q, s) t = Tanh(m) k = MatMul(kt, t) o = Sigmoid(k) }>(begin, seq)
+    y1 = MatMul(h, hT) y = MatMul(y1, u)"""
+    weights: dict[str, Any] = {"w": (7, 13), "v": (13, 13), "kt": (13, 3), "u": (13, 5)}
+    begin = np.random.default_rng(1).standard_normal((13, 13))
+    model = network(body, "float[3,7] x, float[4,3,13] seq", "float[3,5] y", begin=begin, **weights)
+    stream = Stream(flat(model), None, [make_feeds(model, seed=0)])
+    inside = {n.outputs[0]: stream.sees(n) for n in stream.graph.nodes if n.op == "MatMul"}
+    assert inside == {"h": True, "q": True, "m": False, "k": True, "y1": True, "y": True}
+    result = spa.prune(model, ratio=0.1, round_to=1, samples=16, insist=True)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
 def test_a_loop_of_torchscript_is_pruned_at_any_number_of_steps() -> None:
     torch = pytest.importorskip("torch")
 
@@ -259,6 +296,17 @@ def test_a_loop_that_ends_its_state_as_something_else_stays_whole() -> None:
     analysis = couple(Graph(result))
     assert {g.name for g in analysis.free} == {"w1[1]"}
     assert "states change their shapes" in next(iter(analysis.barriers.values()))
+
+
+def test_a_loop_that_stays_whole_may_hand_weights_on() -> None:
+    body = f"""
+    {COUNTED} h = MatMul(x, w)
+    v2, s = Loop(trips, c, v, h) <body = step (int64 i, bool c1, float[13,13] v1, float[n,13] s1)
+      => (bool c2, float[13,13] v1, float[m,13] o) {{
+        c2 = Identity(c1) m = MatMul(s1, v1) o = Concat<axis=0>(m, s1) }}>
+    y = MatMul(s, u)"""
+    model = network(body, "float[n,7] x", "float[k,5] y", w=(7, 13), v=(13, 13), u=(13, 5))
+    assert flattened(simplified(load(model)).model) is None
 
 
 IF = """
@@ -363,16 +411,29 @@ def test_dead_channels_of_a_state_go_without_loss() -> None:
 
 
 def test_a_channel_that_only_the_state_itself_reads_back_is_not_lost() -> None:
-    """Channel 4 is read by the next step's channel 2, which the outputs read: liveness goes round the loop."""
+    """Outputs read channel 2, which channel 4 feeds at the next step, which channel 7 feeds: liveness goes round."""
     model = loop()
+    v, u = np.zeros((13, 13), np.float32), np.zeros((13, 5), np.float32)
+    v[4, 2] = v[7, 4] = v[7, 7] = 1
+    u[2] = np.arange(1, 6)
     for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor).copy()
-        if tensor.name == "u":
-            value[4:] = 0
-        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        if tensor.name in ("u", "v"):
+            tensor.CopyFrom(numpy_helper.from_array(u if tensor.name == "u" else v, tensor.name))
     result = spa.prune(model, criterion="zero")
+    assert result.plan.kept["w[1]"] == (2, 4, 7)
     feeds = make_feeds(model, seed=0, batch=3)
     assert distance(load_session(result.model).run(None, feeds)[0], load_session(model).run(None, feeds)[0]) < 1e-6
+
+
+def test_a_state_that_begins_as_a_constant_is_none() -> None:
+    body = f"""
+    {COUNTED} s = Loop(trips, c, h) <body = step (int64 i, bool c1, float[1,13] s1) => (bool c2, float[1,13] o) {{
+        c2 = Identity(c1) e = MatMul(x, w) m = MatMul(s1, v) em = Add(e, m) o = Tanh(em) }}>
+    y = MatMul(s, u)"""
+    model = network(body, "float[1,7] x", "float[1,5] y", h=np.ones((1, 13)), w=(7, 13), v=(13, 13), u=(13, 5))
+    analysis = couple(Graph(flat(model)))
+    assert not analysis.is_constant("s1") and not analysis.is_constant("m")
+    checked(model)
 
 
 def test_a_part_of_a_body_is_no_network() -> None:
