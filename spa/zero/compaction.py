@@ -16,14 +16,14 @@ The outputs stay the same, up to the rounding of sums, for every finite input.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes, Kept
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Branch, Group
 from spa.coupling.plan import Plan, make_plan
 from spa.model.graph import Graph, Node
 from spa.model.traits import Trait, traits
@@ -45,11 +45,13 @@ class Compaction:
         plan: the kept channels, for :func:`spa.surgery.apply.apply`; empty if nothing can be removed.
         biases: by a node's output, the new bias of a Conv (channels,) or of a Gemm (broadcasts to its output).
         shifts: by a node's output, what is to be added to it; for nodes without a bias that could take it over.
+        branches: by a sum's output, its operand that a residual branch was, and the constant that the branch gave.
     """
 
     plan: Plan
     biases: Mapping[str, Array]
     shifts: Mapping[str, Array]
+    branches: Mapping[str, tuple[int, Array]] = field(default_factory=dict)
 
     def fold(self, pruned: ModelProto, base: Path | None = None) -> None:
         """Add the contributions of the removed constants to the biases of their readers.
@@ -59,6 +61,9 @@ class Compaction:
             base: the folder of its external data.
         """
         graph = Graph(pruned, base)
+        for output, (operand, value) in self.branches.items():
+            if output in graph.producer:
+                _replace(graph, graph.producer[output].inputs[operand], value)
         for output, bias in self.biases.items():
             if output in graph.producer:
                 _set_bias(graph, graph.producer[output], bias)
@@ -70,13 +75,14 @@ class Compaction:
             _add_after(graph, node, shift)
 
 
-def lossless(analysis: Analysis, groups: Sequence[Group] | None = None) -> Compaction:
+def lossless(analysis: Analysis, groups: Sequence[Group] | None = None, branches: Sequence[Branch] = ()) -> Compaction:
     """Find the channels whose removal changes nothing but the rounding of sums.
 
     Args:
         analysis: the model.
         groups: the groups that may lose channels; all by default. Groups that are frozen or cross a normalisation
             lose none. If all channels of a group could go, the first stays: tensors cannot be empty.
+        branches: the residual branches that may go, where what they add is the same for every input.
 
     Returns:
         The plan, and the constants to fold into the model that surgery makes by it.
@@ -88,13 +94,32 @@ def lossless(analysis: Analysis, groups: Sequence[Group] | None = None) -> Compa
         if group.frozen is None and not group.crossings:
             needed = needs.get(group.dim, np.zeros(group.size, bool))
             kept[group.name] = np.flatnonzero(needed) if needed.any() else np.zeros(1, int)
+    constants = {b: value for b in branches if (value := _constant_of(facts, b)) is not None}
+    kept |= {branch.name: np.zeros(0, int) for branch in constants}
     plan = make_plan(analysis, kept)
     biases: dict[str, Array] = {}
     shifts: dict[str, Array] = {}
     masks = analysis.kept(plan.masks(analysis))
     for index in sorted(analysis.laws):
         _fold(facts, index, masks, biases, shifts)
-    return Compaction(plan, biases, shifts)
+    left = {}
+    for branch, value in constants.items():
+        name = analysis.graph.nodes[branch.sum].outputs[0]
+        left[name] = branch.operand, _sliced(value, analysis.axes[name], masks)
+    return Compaction(plan, biases, shifts, left)
+
+
+def _constant_of(facts: Facts, branch: Branch) -> Array | None:
+    """Return what a branch adds, with one element along the axes that it does not vary along; None if that varies."""
+    addend = facts.graph.nodes[branch.sum].inputs[branch.operand]
+    known = facts.of(addend)
+    if known is None or not known.mask.all():
+        return None
+    sizes = [expr.size if i in branch.axes else 1 for i, expr in enumerate(facts.analysis.axes[addend])]
+    value = known.value.reshape((1,) * (len(sizes) - known.value.ndim) + known.value.shape)
+    if any(n > m for n, m in zip(value.shape, sizes, strict=True)):
+        return None
+    return np.broadcast_to(value, sizes).copy()
 
 
 def _fold(facts: Facts, index: int, kept: Kept, biases: dict[str, Array], shifts: dict[str, Array]) -> None:

@@ -11,7 +11,7 @@ def _remove(context: Context) -> Removal:
     """Find the channels whose removal changes nothing."""
     from spa.zero.compaction import lossless  # imports onnxruntime, which not every use of the registry needs
 
-    compaction = lossless(context.analysis, context.groups)
+    compaction = lossless(context.analysis, context.groups, context.branches)
     notes = () if compaction.plan.removes else ("no channel is always the same or read by nobody: nothing was removed",)
     return Removal(compaction.plan, compaction.fold, notes)
 
