@@ -394,9 +394,8 @@ class Repair(Section):
 
     reconstruct: str = option(
         "auto",
-        "`full` refits all layers, `quick` takes one step of those before cuts, `readers` none, `bias` moves means "
-        "alone, `none` leaves all; `auto`: what suits the criterion, `full` for obspa (in a sweep `quick`), `bias` for "
-        "flap, else `none`",
+        "`full` refits all layers, `quick` with fewer steps of those before cuts, `readers` with none, `bias` moves "
+        "means, `none` nothing; `auto` suits the criterion: `full` for obspa, in a sweep `quick`",
         kind=WORD,
         choices=lambda: RECONSTRUCTIONS,
     )
