@@ -63,4 +63,3 @@ def write_openvino(model: ModelProto, directory: str | os.PathLike[str], base: P
 def _outputs(compiled: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
     results = compiled(feeds)
     return [results[name] for name in names]
-
