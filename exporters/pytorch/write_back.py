@@ -26,6 +26,7 @@ from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
 from spa.frameworks.reasons import refuse_lost_branches
 from spa.frameworks.torch import arguments, array
 from spa.model.graph import Graph
+from spa.widths.equal import cuts as axis_cuts
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -102,7 +103,7 @@ def fitted(
             classes = _classes(module, finding.path)
             fewest = min(tries.get(c, 0) for c in classes)
             tries |= {c: min(fewest, len(SIDES)) + 1 for c in classes if tries.get(c, 0) == fewest}
-            if fewest < len(SIDES):
+            if fewest < len(SIDES) and axis_cuts(result.analysis):
                 continue
             if not finding.path:
                 found = _attempt_at_root(module, result, names, (masks, wide), example_inputs, wanted)
