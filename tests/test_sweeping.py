@@ -17,6 +17,7 @@ from spa import goals, sweeping
 from spa.errors import MetricError, OptionError, PlanError
 from spa.job import Job
 from spa.obspa import pipeline, score
+from spa.obspa.readers import rows
 from tests.test_cli import refused
 from tests.test_cli import spa as run_cli
 
@@ -167,7 +168,8 @@ def test_networks_are_repaired_beside_one_run_of_the_dense_one(tmp_path: Path, m
         return reconstruct(analysis, drafts, *arguments, **options)
 
     monkeypatch.setattr(pipeline, "reconstruct_together", counted_together)
-    options: dict[str, Any] = {"ratio": [0.2, 0.4, 0.6], "reconstruct": "readers", **SHARED}
+    monkeypatch.setattr(rows, "MAX_ROWS", 200)  # so that positions are drawn, by each network for itself
+    options: dict[str, Any] = {"ratio": [0.2, 0.4, 0.6], "reconstruct": "readers", **SHARED, "samples": 96}
     spa.sweep(VGG, tmp_path / "three", **options)
     monkeypatch.setattr(sweeping, "TOGETHER", 2)
     spa.sweep(VGG, tmp_path / "two", **options)
