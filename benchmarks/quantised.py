@@ -24,6 +24,7 @@ import common
 CONVOLUTIONAL = ("direction", "crepe", "onet", "crnn", "detector")
 FORMS = ("dense", "pruned", "int8", "pruned, int8")
 PER_CHANNEL = 13  # the first opset whose DequantizeLinear has an axis
+BUSY = 4.0  # the load average from which on times say nothing
 SECONDS = 3.0  # of timing each network
 
 
@@ -126,14 +127,15 @@ def lines(key: str, row: Mapping[str, Any]) -> Iterator[list[object]]:
         yield [f"{row['title']}: {row['metric']}", "", f"{row['status']}: {row['reason']}", "", "", "", ""]
         return
     data = row["data"]
+    busy = data["load"] > BUSY
     for form in FORMS:
         ms, size = data["ms"], data["bytes"]
         yield [
             f"{row['title']}: {row['metric']}" if form == "dense" else "",
             form,
             " / ".join(f"{v:.1f}" if v > 1.5 else f"{v:.3f}" for v in data["scores"][form].values()),
-            f"{ms[form]:.3f}",
-            f"{ms['dense'] / ms[form]:.2f}",
+            "busy" if busy else f"{ms[form]:.3f}",
+            "" if busy else f"{ms['dense'] / ms[form]:.2f}",
             f"{size[form] / 1e6:.2f}",
             f"{size['dense'] / size[form]:.2f}",
         ]
@@ -151,7 +153,7 @@ Made by `benchmarks/quantised.py`: `spa prune` ({part} of the MACs, obspa, {coun
 onnxruntime's static quantisation to int8 on the same inputs, beside each alone. Scores are on test inputs that share
 nothing with those of calibration; two figures in a cell are two scores of `real.py`. Milliseconds: what a tenth of the
 runs stay below, all four files in turns, one sample, one thread. The processor {vnni} instructions for dot products of
-bytes (VNNI), which decides what int8 gains.
+bytes (VNNI), which decides what int8 gains. "busy": other programs took the cores; `--time-again` fills these in.
 
 {common.table(header, rows)}
 
