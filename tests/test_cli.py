@@ -108,7 +108,7 @@ def test_every_option_of_a_request_is_a_flag_with_its_help_and_no_default_of_its
             assert flag_of(about) in text
             if default := default_of(about).replace("`", ""):
                 assert f"Default: {default}." in text, about.name
-    assert "One of: auto, full, readers, bias, none." in text
+    assert "One of: auto, full, quick, readers, bias, none." in text
     report = json.loads(spa("prune", model, "-o", tmp_path / "small.onnx", "--criterion", "l2", "--json").stdout)
     assert report["requested"] == Request.of(criterion="l2").to_dict()
 

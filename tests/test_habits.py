@@ -124,7 +124,7 @@ def test_verbose_tells_each_step_and_twice_more(folder: Path) -> None:
     silent, steps, details = (prune(*said).stderr for said in ((), ("-v",), ("-vv",)))
     assert silent == ""
     assert re.search(r"^spa: choose: \d+\.\d\d s$", steps, re.M)
-    assert re.search(r"^spa\.job: choose: \d", details, re.M)
+    assert re.search(r"^spa\.progress: choose: \d", details, re.M)
     assert "spa: " not in details
 
 
@@ -139,7 +139,7 @@ def test_the_log_is_pythons_own(folder: Path, caplog: pytest.LogCaptureFixture) 
 
     with caplog.at_level(logging.INFO, "spa"):
         package.prune("model.onnx", criterion="l2")
-    assert {"spa.job"} == {record.name for record in caplog.records}
+    assert {"spa.progress"} == {record.name for record in caplog.records}
     assert any(record.getMessage().startswith("choose: ") for record in caplog.records)
 
 
@@ -238,7 +238,7 @@ def test_the_doctor_lists_versions_providers_cores_and_extras() -> None:
     assert "CPUExecutionProvider" in said["providers"]
     assert 0 < said["cores"]["usable"] <= said["cores"]["machine"]
     assert 0 < said["memory"]["available"] <= said["memory"]["total"]
-    assert set(said["extras"]) == {"torch", "tensorflow", "jax", "openvino", "text"}
+    assert set(said["extras"]) == {"torch", "tensorflow", "jax", "openvino", "plot", "text"}
     assert said["packages"]["onnx"]["met"]
     assert said["environment"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert found.exit_code == bool(said["problems"])

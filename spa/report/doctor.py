@@ -36,7 +36,7 @@ def examination() -> dict[str, Any]:
         folder; and the ``problems``, as sentences.
 
     >>> sorted(examination()["packages"])[:3]
-    ['jinja2', 'joblib', 'ml_dtypes']
+    ['filelock', 'jinja2', 'joblib']
     """
     import onnxruntime
 

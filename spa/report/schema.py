@@ -57,7 +57,7 @@ def report_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of what ``spa prune --json`` prints.
 
     >>> sorted(report_schema()["properties"])[:4]
-    ['after', 'barriers', 'before', 'calibration']
+    ['after', 'barriers', 'before', 'branches']
     """
     schema = _of_dataclass(Report)
     schema["properties"]["requested"] = request_schema()

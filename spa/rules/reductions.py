@@ -112,7 +112,7 @@ def max_unpool(op: Op) -> None:
     shape = op.out_shapes[0]
     if shape is None:
         raise Barrier("its output shape is computed from data")
-    apply(op, "X[n c *t], I[n c *t], output_shape? -> Y[n c *s]")
+    apply(op, "X[n c *t], I[n c *t], output_shape? -> output[n c *s]")
     n, c = op.axes(0)[:2]
     if op.has(2):
         op.axes(2)

@@ -33,11 +33,11 @@ EXCEPTED = {
 }
 # Operators through which channels are traced, but which are not computed here.
 MISSING = """
-BitCast BlackmanWindow Col2Im Constant DFT DeformConv HammingWindow HannWindow MaxRoiPool MelWeightMatrix
-NegativeLogLikelihoodLoss RoiAlign STFT SoftmaxCrossEntropyLoss TensorScatter
+BitCast BlackmanWindow Col2Im Constant DFT DeformConv HammingWindow HannWindow MaxRoiPool MaxUnpool
+MelWeightMatrix NegativeLogLikelihoodLoss RoiAlign STFT SoftmaxCrossEntropyLoss TensorScatter
 com.microsoft::BitmaskBiasDropout com.microsoft::CDist com.microsoft::DynamicQuantizeLSTM com.microsoft::GatedAdd
-com.microsoft::GatedRMSNorm com.microsoft::GemmFastGelu com.microsoft::MatMulNBits com.microsoft::MulInteger
-com.microsoft::NhwcFusedConv com.microsoft::NhwcMaxPool com.microsoft::QAttention
+com.microsoft::GatedRMSNorm com.microsoft::GemmFastGelu com.microsoft::MatMulNBits com.microsoft::MoE
+com.microsoft::MulInteger com.microsoft::NhwcFusedConv com.microsoft::NhwcMaxPool com.microsoft::QAttention
 com.microsoft::QEmbedLayerNormalization com.microsoft::QLinearConv com.microsoft::QLinearReduceMean
 com.microsoft::QLinearSoftmax com.microsoft::QLinearWhere com.microsoft::ScaledSiLU com.microsoft::SkipGroupNorm
 """.split()

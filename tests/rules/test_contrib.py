@@ -308,11 +308,6 @@ def test_what_is_covered_or_listed_exists() -> None:
 
 
 BARRIERS: dict[str, Callable[[], ModelProto]] = {
-    "its experts are picked by data": lambda: unrun(
-        "MoE",
-        *(Data(5, 7), Data(5, 3), weight(3, 7, 11), None, weight(3, 11, 7)),
-        shapes=[(5, 7)],
-    ),
     "its weights are packed in blocks of bits": lambda: unrun(
         "GatherBlockQuantized",
         *(np.zeros((11, 16), np.uint8), np.asarray([[1, 2, 0]]), weight(11, 2)),

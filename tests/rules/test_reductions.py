@@ -40,7 +40,7 @@ CASES: Cases = {
     "cumsum": ("2 5! 7 | 2 5! 7", lambda: wrap("CumSum", Data(2, 5, 7), scalar(1))),
     "cumprod": ("2 5! 7 | 2 5! 7", lambda: wrap("CumProd", Data(2, 5, 7), scalar(1), opset=26)),
     "MaxPool idx": (
-        "2! 5! 7! 7! | 2! 5! 5! 5! | 2! 5! 5! 5!",
+        "2 5 7! 7! | 2 5 5! 5! | 2 5 5! 5!",
         lambda: wrap("MaxPool", Data(2, 5, 7, 7), kernel_shape=[3, 3], outputs=2, read=[0]),
     ),
     "roialign": (
