@@ -421,7 +421,7 @@ from spa.cli import commands
 at = sys.argv.pop()
 
 @contextlib.contextmanager
-def progress(shown):
+def progress(*_):
     stages = []
     def show(stage, share):
         stages.append(stage)
