@@ -16,7 +16,6 @@ from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError, SpaError
 from spa.job import REFITS, Job, Outcome, loaded, repaired
 from spa.progress import silent
-from spa.running.place import Place
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
 from spa.steering.meter import Meter
@@ -285,8 +284,6 @@ def stopwatch_of(job: Job) -> Stopwatch:
 
         known = Path(timing.latency_table)
         return table.TabledStopwatch(timing.threads, timing.batch, sizes, place=place, table=known)
-    if place == Place():
-        return stopwatch.Stopwatch(timing.threads, timing.batch, sizes)
     return stopwatch.Stopwatch(timing.threads, timing.batch, sizes, place=place)
 
 

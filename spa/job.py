@@ -41,8 +41,6 @@ from spa.widths.budget import Budget, Choice, choose
 from spa.widths.depth import branches_for, dropping
 from spa.widths.selection import Selection, select
 
-_LOG = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from spa.calibration.data import Calibration
     from spa.obspa.pipeline import Calibrated
@@ -50,6 +48,7 @@ if TYPE_CHECKING:
     from spa.steering.meter import Meter
     from spa.widths.latency import LatencyModel
 
+_LOG = logging.getLogger(__name__)
 RECOVERY_SAMPLES = 2000  # that a training by the dense outputs is worth
 REFITS = ("full", "quick", "readers")  # the repairs that refit weights
 AT_CHANCE = 2  # times the accuracy of chance, below which something is wrong with inputs or labels

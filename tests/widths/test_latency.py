@@ -97,7 +97,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Fake())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Fake())
 
 
 def measured(path: Path, watch: Fake, file: Path) -> tuple[Analysis, list[Group], LatencyModel]:
@@ -318,7 +318,7 @@ def test_a_budget_of_latency_is_met_with_optimal_brain_surgery(fake: None) -> No
 
 
 def test_widths_become_multiples_of_the_machines_block(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Blocked())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Blocked())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2").report
     assert report.latency is not None
     assert report.latency["block"] == 16
@@ -326,7 +326,7 @@ def test_widths_become_multiples_of_the_machines_block(cache: Path, monkeypatch:
 
 
 def test_what_is_measured_corrects_what_was_estimated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Slow())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Slow())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2", round_to=1).report
     assert report.latency is not None
     assert report.latency["choices"] == 2
@@ -345,7 +345,7 @@ def test_a_network_is_not_emptied_where_estimates_are_far_off(
             timing = super().networks(models)
             return replace(timing, ms=tuple(timing.ms[0] * (ms / timing.ms[0]) ** power for ms in timing.ms))
 
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Curved())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Curved())
     report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
     assert report.latency is not None
     assert report.latency["measured"] == pytest.approx(0.7 * report.latency["dense"], rel=latency.TOLERANCE)
@@ -365,7 +365,7 @@ def test_one_wild_measurement_does_not_empty_the_network(cache: Path, monkeypatc
             wild = 4.0 if len(models) > 1 and self.asked == 1 else 1.0
             return replace(timing, ms=(timing.ms[0], *(wild * ms for ms in timing.ms[1:])), spread=wild)
 
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, watch=Disturbed(): watch)
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, watch=Disturbed(), **__: watch)
     report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
     assert report.reached < 0.6
     assert any("too busy to time by" in note and "factor of 4" in note for note in report.notes)
@@ -375,7 +375,7 @@ def test_a_budget_that_is_missed_in_the_end_is_said(cache: Path, monkeypatch: py
     class Hopeless(Fake):
         slower = 1000.0
 
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Hopeless())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Hopeless())
     report = spa.prune(RESNET, ratio=0.4, of="latency", criterion="l2", round_to=1).report
     assert any("the nearest network that was found takes" in note for note in report.notes)
 
@@ -437,7 +437,7 @@ def test_a_part_that_cannot_be_timed_alone_is_counted_and_said(cache: Path, monk
                 raise ModelError("no")
             return super().part(model, feeds)
 
-    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_: Picky())
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Picky())
     report = spa.prune(RESNET, ratio=0.3, of="latency", criterion="l2", round_to=1).report
     assert any("could not be timed alone" in note for note in report.notes)
 
