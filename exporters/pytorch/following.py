@@ -62,7 +62,7 @@ def _follow_features(dense: nn.Module, small: nn.Module) -> None:
     old, new = (getattr(m.get_classifier(), "in_features", None) for m in (dense, small))  # type: ignore[operator]
     for owner in (small, getattr(small, "head", None)):
         for name in FEATURES:
-            if owner is not None and old is not None and vars(owner).get(name) == old:
+            if isinstance(owner, nn.Module) and old is not None and vars(owner).get(name) == old:
                 setattr(owner, name, new)
 
 

@@ -118,3 +118,26 @@ def test_the_number_of_features_is_that_of_the_classifier() -> None:
     small = spa.prune(Timm().eval(), **request, example_inputs=IMAGE).pruned
     assert small.num_features == small.head_hidden_size == small.head.in_features < 40
     assert small.width == 24
+
+
+class Named(nn.Module):
+    """Keeps its classifier elsewhere; ``head`` is the name of its kind, as in timm's HRNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classifier, self.head = nn.Conv2d(3, 24, 3), nn.Linear(24, 5), "classification"
+        self.num_features = 24
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_a_head_may_be_anything() -> None:
+    torch.manual_seed(0)
+    request = {"ratio": 0.4, "criterion": "l2", "round_to": 1, "convert_options": {"exporter": "torchscript"}}
+    small = spa.prune(Named().eval(), **request, example_inputs=IMAGE).pruned
+    assert (small.head, small.num_features) == ("classification", small.classifier.in_features)
+    assert small.num_features < 24
