@@ -9,6 +9,8 @@ import numpy as np
 
 from spa.coupling.analysis import Analysis, Group, Place
 from spa.coupling.places import channel_of
+from spa.model.decoded import Decoded, Packed, decoded_by
+from spa.model.graph import Graph
 from spa.model.stored import all_finite, blocks, split
 
 Array = np.ndarray
@@ -20,8 +22,8 @@ class Parameter:
 
     Attributes:
         name: of the initializer.
-        load: returns the values.
-        data_type: the ONNX element type.
+        load: returns the values, as floats where the operator decodes them from integers.
+        data_type: the ONNX element type of the initializer.
         shape: of the values.
         axis: along which the channels lie.
         channel: returns the channel of each index of that axis, −1 where it belongs to none of the group.
@@ -94,18 +96,36 @@ def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:
     users = analysis.graph.users[name]
     node = analysis.graph.nodes[index] if index >= 0 else users[0][0]
     position = operand if index >= 0 else users[0][1]
+    coded = decoded_by(analysis.graph, node, position)
     return Parameter(
         name=name,
-        load=lambda: analysis.graph.array(name),
-        blocks=lambda: blocks(analysis.graph, name),
+        load=lambda: analysis.graph.array(name) if coded is None else _floats(analysis.graph, coded),
+        blocks=lambda: blocks(analysis.graph, name) if coded is None else _decoded_blocks(analysis.graph, coded),
         data_type=analysis.graph.constants[name].data_type,
-        shape=tuple(e.size for e in analysis.uses[place.use]),
+        shape=coded.layout(analysis.graph) if coded else tuple(e.size for e in analysis.uses[place.use]),
         axis=place.axis,
         channel=lambda: channel_of(analysis.expr(place), group.dim),
         channels=group.size,
         operator=node.key,
         operand=position,
     )
+
+
+def _floats(graph: Graph, coded: Decoded | Packed) -> Array:
+    """Return what integers are decoded to, in the shape of the integers."""
+    scale, zero = coded.grid(graph)
+    return np.asarray((coded.integers(graph.array(coded.name)) - zero) * scale)
+
+
+def _decoded_blocks(graph: Graph, coded: Decoded | Packed) -> Iterator[tuple[slice, Array]]:
+    """Yield what integers are decoded to by blocks of rows, as :func:`spa.model.stored.blocks` yields the integers."""
+    shape = coded.layout(graph)
+    grid = [np.broadcast_to(part.astype(np.float32), shape) for part in coded.grid(graph)]
+    for rows, stored in blocks(graph, coded.name):
+        joined = len(shape) - stored.ndim + 1
+        index = np.unravel_index(np.arange(rows.start, rows.stop), shape[:joined])
+        scale, zero = (part[index] for part in grid)
+        yield rows, (coded.integers(stored) - zero) * scale
 
 
 class _Floats:

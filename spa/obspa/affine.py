@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from spa.model.decoded import constant_behind
 from spa.model.graph import Graph, Node
 
 Array = np.ndarray
@@ -60,11 +61,16 @@ def find_tail(graph: Graph, node: Node, channels: int, channel_axis: int | None)
     addend: str | None = None
     order: tuple[int, ...] | None = None
     # Channels are counted from the last axis, as broadcasting does.
-    rank = len(graph.constants[node.inputs[1]].dims) if channel_axis == 1 else 2 if node.op == "Gemm" else None
+    rank = 2 if node.op == "Gemm" else None
+    if channel_axis == 1 and (weights := constant_behind(graph, node.inputs[1])) is not None:
+        rank = len(weights.shape(graph))
     from_right = rank - 1 if channel_axis == 1 and rank is not None else -channel_axis
     name, first = node.outputs[0], True
     while name not in graph.outputs and len(users := list(graph.users.get(name, ()))) == 1:  # a chain, no search
         user, operand = users[0]
+        if user.op in ("QuantizeLinear", "DequantizeLinear") and operand == 0:  # rounding counts as nothing
+            name, first = user.outputs[0], False
+            continue
         if (perm := _permutation(user)) is not None:
             rank = len(perm)
             from_right = rank - perm.index(rank - from_right)

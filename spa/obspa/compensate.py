@@ -71,7 +71,7 @@ def compensate(
         before = signal((sliced(kept, analysis.axes.get(name), b[name]) for b in dense.live), axis)
         change = before.mean - signal((b[name] for b in pruned_stream.live), axis).mean
         slot.move(change)
-        if slot.name in pruned_node.inputs:  # the layer has run already, its output must follow
+        if slot.vector.decoded in pruned_node.inputs:  # the layer has run already, its output must follow
             for batch in pruned_stream.live:
                 batch[name] += np.expand_dims(change, tuple(range(1, batch[name].ndim - axis % batch[name].ndim)))
     return pruned_stream

@@ -51,6 +51,11 @@ class Rows:
             t -= t.mean(axis=1, keepdims=True)
         return x, t
 
+    def energy(self, rows: Array, mean: bool = True) -> Array:
+        """Return what :meth:`spa.obspa.moments.Moments.energy` does."""
+        outputs = self.centred(mean)[0] @ rows.transpose(0, 2, 1)
+        return np.asarray(np.square(outputs).mean(axis=1))
+
     @property
     def mean_x(self) -> Array:
         """Mean inputs, (blocks, inputs)."""

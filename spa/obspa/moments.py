@@ -121,6 +121,15 @@ class Moments:
             _add_outer(tx, self.mean_t, self.mean_x)
         return xx, tx
 
+    def energy(self, rows: Array, mean: bool = True) -> Array:
+        """Return the mean square of what each row of a matrix makes of the inputs, (blocks, outputs).
+
+        Args:
+            rows: (blocks, outputs, inputs).
+            mean: whether the inputs count less their means.
+        """
+        return np.asarray(((rows @ self.products(mean)[0]) * rows).sum(axis=2))
+
     @staticmethod
     def about_own_means(parts: Iterable[Moments]) -> Moments:
         """Return the moments of several sets of rows as one, each set about its own mean; one set is held at a time."""

@@ -64,7 +64,12 @@ def origin(analysis: Analysis, name: str) -> Origin | None:
             path.append(node)
             carried.append(node.inputs[operand])
     sums = [n for n in path if n.op == "Add"]
-    if lin.channel_axis != -1 or sums not in ([], path[-1:]) or (sums and lin.bias):
+    if (
+        lin.channel_axis != -1
+        or sums not in ([], path[-1:])
+        or (sums and lin.bias)
+        or not (lin.added is None or lin.added.exact)
+    ):
         return None
     bias = next((n for s in sums for n in s.inputs if n in graph.constants), lin.bias)
     shape = shapes[carried[-1]]

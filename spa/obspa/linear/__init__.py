@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from spa.model.decoded import Constant, constant_behind, decoded_by
 from spa.model.graph import Graph, Node
-from spa.model.traits import FLOATS
 from spa.obspa.linear.base import Linear
 from spa.obspa.linear.convolution import Convolution, TransposedConvolution
 from spa.obspa.linear.matrix_product import Product
+from spa.obspa.linear.stored import renewed, replace
 
-__all__ = ["Linear", "linear", "uses"]
+__all__ = ["Linear", "linear", "readers_of", "renewed", "replace", "uses"]
 
 
 def linear(graph: Graph, node: Node) -> Linear | None:
     """Return the node as a matrix product, or None if it is none.
 
-    It must be a Conv, ConvTranspose or Gemm, a MatMul with one constant matrix, or an Einsum with one constant; the
-    weights must be floats. A Transpose may stand between a matrix and its constant.
+    It must be a Conv, ConvTranspose or Gemm, a MatMul with one constant matrix, an Einsum with one constant, or a
+    MatMulNBits. The weights are floats, or integers behind a DequantizeLinear; a Transpose may stand between a matrix
+    and either.
     """
-    if node.domain or len(node.inputs) < 2:
+    if len(node.inputs) < 2:
         return None
-    match node.op:
+    match node.key:
         case "Conv" | "ConvTranspose":
             lin = _convolution(graph, node)
         case "Gemm":
@@ -28,26 +30,31 @@ def linear(graph: Graph, node: Node) -> Linear | None:
             lin = _matmul(graph, node)
         case "Einsum":
             lin = _einsum(graph, node)
+        case "com.microsoft::MatMulNBits":
+            lin = _packed(graph, node)
         case _:
             return None
-    if lin is None or graph.constants[lin.weight].data_type not in FLOATS:
+    if lin is None or lin.weight in graph.outputs or lin.source in graph.constants:
         return None
-    return None if lin.weight in graph.outputs or lin.source in graph.constants else lin
+    return lin
 
 
-def _bias(node: Node) -> str | None:
-    return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
+def _bias(graph: Graph, node: Node, operand: int = 2) -> Constant | None:
+    """Return a layer's bias; a computed one has the name of what it is computed to."""
+    name = node.inputs[operand] if len(node.inputs) > operand else ""
+    return (constant_behind(graph, name) or Constant(name)) if name else None
 
 
 def _convolution(graph: Graph, node: Node) -> Linear | None:
-    if node.inputs[1] not in graph.constants:
+    weights = constant_behind(graph, node.inputs[1])
+    if weights is None:
         return None
     kind = Convolution if node.op == "Conv" else TransposedConvolution
     return kind(
         node=node,
         source=node.inputs[0],
-        weight=node.inputs[1],
-        bias=_bias(node),
+        weights=weights,
+        added=_bias(graph, node),
         blocks=node.attributes.get("group", 1),
         input_axes=(1,),
         channel_axis=1,
@@ -55,18 +62,18 @@ def _convolution(graph: Graph, node: Node) -> Linear | None:
 
 
 def _gemm(graph: Graph, node: Node) -> Linear | None:
-    weight, transposed = _constant_matrix(graph, node.inputs[1])
+    weights, transposed = _constant_matrix(graph, node.inputs[1])
     a = node.attributes
     alpha, beta = a.get("alpha", 1.0), a.get("beta", 1.0)
-    if weight is None or not alpha or not beta:
+    if weights is None or not alpha or not beta:
         return None
     axes = (0, 1) if bool(a.get("transB", 0)) != transposed else (1, 0)
     contracted = (0,) if a.get("transA", 0) else (1,)
     return Product(
         node=node,
         source=node.inputs[0],
-        weight=weight,
-        bias=_bias(node),
+        weights=weights,
+        added=_bias(graph, node),
         blocks=1,
         input_axes=contracted,
         channel_axis=-1,
@@ -77,26 +84,26 @@ def _gemm(graph: Graph, node: Node) -> Linear | None:
 
 
 def _matmul(graph: Graph, node: Node) -> Linear | None:
-    weight, transposed = _constant_matrix(graph, node.inputs[1])
-    if weight is not None:
+    weights, transposed = _constant_matrix(graph, node.inputs[1])
+    if weights is not None:
         return Product(
             node=node,
             source=node.inputs[0],
-            weight=weight,
-            bias=None,
+            weights=weights,
+            added=None,
             blocks=1,
             input_axes=(-1,),
             channel_axis=-1,
             weight_axes=(0, 1) if transposed else (1, 0),
         )
-    weight, transposed = _constant_matrix(graph, node.inputs[0])
-    if weight is None:
+    weights, transposed = _constant_matrix(graph, node.inputs[0])
+    if weights is None:
         return None
     return Product(
         node=node,
         source=node.inputs[1],
-        weight=weight,
-        bias=None,
+        weights=weights,
+        added=None,
         blocks=1,
         input_axes=(-2,),
         channel_axis=-2,
@@ -105,7 +112,23 @@ def _matmul(graph: Graph, node: Node) -> Linear | None:
     )
 
 
-def _constant_matrix(graph: Graph, name: str) -> tuple[str | None, bool]:
+def _packed(graph: Graph, node: Node) -> Linear | None:
+    weights = decoded_by(graph, node, 1)
+    if weights is None:
+        return None
+    return Product(
+        node=node,
+        source=node.inputs[0],
+        weights=weights,
+        added=_bias(graph, node, operand=5),
+        blocks=1,
+        input_axes=(-1,),
+        channel_axis=-1,
+        weight_axes=(0, 1),
+    )
+
+
+def _constant_matrix(graph: Graph, name: str) -> tuple[Constant | None, bool]:
     """Return the constant that an operand is or is the transpose of (None if neither), and whether it is transposed."""
     before = graph.producer.get(name)
     transposed = before is not None and before.op == "Transpose" and not before.domain and name not in graph.constants
@@ -113,20 +136,22 @@ def _constant_matrix(graph: Graph, name: str) -> tuple[str | None, bool]:
         if name in graph.outputs or before.attributes.get("perm", [1, 0]) != [1, 0]:
             return None, True
         name = before.inputs[0]
-    tensor = graph.constants.get(name)
-    return (name if tensor is not None and len(tensor.dims) == 2 else None), transposed
+    constant = constant_behind(graph, name)
+    matrix = constant is not None and len(constant.shape(graph)) == 2
+    return (constant if matrix else None), transposed
 
 
 def _einsum(graph: Graph, node: Node) -> Linear | None:
     """Return an Einsum ``rows inputs, inputs outputs -> rows outputs``, the letters of each term in any order."""
     left, arrow, y = node.attributes["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
-    constant = [i for i, n in enumerate(node.inputs) if n in graph.constants]
-    if not arrow or "." in left or len(terms) != 2 or len(constant) != 1:
+    constants = [(i, c) for i, n in enumerate(node.inputs) if (c := constant_behind(graph, n)) is not None]
+    if not arrow or "." in left or len(terms) != 2 or len(constants) != 1:
         return None
+    position, weights = constants[0]
     if any(len(set(t)) != len(t) for t in terms):
         return None
-    w, x = terms[constant[0]], terms[1 - constant[0]]
+    w, x = terms[position], terms[1 - position]
     inputs = [c for c in w if c in x and c not in y]
     outputs = [c for c in w if c in y and c not in x]
     rows = [c for c in x if c in y and c not in w]
@@ -134,9 +159,9 @@ def _einsum(graph: Graph, node: Node) -> Linear | None:
         return None
     return Product(
         node=node,
-        source=node.inputs[1 - constant[0]],
-        weight=node.inputs[constant[0]],
-        bias=None,
+        source=node.inputs[1 - position],
+        weights=weights,
+        added=None,
         blocks=1,
         input_axes=tuple(x.index(c) for c in inputs),
         channel_axis=y.index(outputs[0]) - len(y) if len(outputs) == 1 else None,
@@ -155,10 +180,23 @@ def uses(graph: Graph, lin: Linear) -> list[Linear] | None:
         return None
     products = []
     for user, _ in graph.users[lin.weight]:
-        transposed = user.op == "Transpose" and not user.domain
-        for node in [u for u, _ in graph.users.get(user.outputs[0], ())] if transposed else [user]:
+        for node in _behind(graph, user):
             other = linear(graph, node)
             if other is None or other.weight != lin.weight or other.orientation != lin.orientation:
                 return None
             products.append(other)
     return products
+
+
+def readers_of(graph: Graph, name: str) -> list[Node]:
+    """Return the nodes that read a constant, or the floats that it is decoded to."""
+    return [node for user, _ in graph.users[name] for node in _behind(graph, user)]
+
+
+def _behind(graph: Graph, user: Node) -> list[Node]:
+    """Return what reads a constant's floats: its user, or those behind a DequantizeLinear and a Transpose."""
+    nodes = [user]
+    for op in ("DequantizeLinear", "Transpose"):
+        if [n.op for n in nodes if not n.domain] == [op]:
+            nodes = [u for u, _ in graph.users.get(nodes[0].outputs[0], ())]
+    return nodes

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from spa.errors import InvariantError
+from spa.model.decoded import Constant
 from spa.model.graph import Graph, Node
 
 Array = np.ndarray
@@ -23,8 +24,8 @@ class Linear:
     Attributes:
         node: the node.
         source: the name of the inputs.
-        weight: the name of the weights; other nodes may read them, too (see :func:`spa.obspa.linear.uses`).
-        bias: the name of the constant that is added to each output channel, or None.
+        weights: the weights; other nodes may read them, too (see :func:`spa.obspa.linear.uses`).
+        added: what is added to each output channel, or None.
         blocks: the number of independent products (the groups of a convolution).
         input_axes: the axes of the inputs that are summed over, in the order of the matrix' columns.
         channel_axis: the axis of the output that carries the channels; None if there are several.
@@ -34,8 +35,8 @@ class Linear:
 
     node: Node
     source: str
-    weight: str
-    bias: str | None
+    weights: Constant
+    added: Constant | None
     blocks: int
     input_axes: tuple[int, ...]
     channel_axis: int | None
@@ -46,6 +47,16 @@ class Linear:
     def orientation(self) -> tuple[int, ...] | None:
         """The order in which the matrix has the axes of the weights; None if the kind of product settles it."""
         return None
+
+    @property
+    def weight(self) -> str:
+        """The name of the initializer with the weights."""
+        return self.weights.name
+
+    @property
+    def bias(self) -> str | None:
+        """The name of the initializer or tensor that is the bias, or None."""
+        return None if self.added is None else self.added.name
 
     def size(self, graph: Graph) -> tuple[int, int, int]:
         """Return the matrix' shape: blocks, outputs, inputs."""

@@ -20,18 +20,17 @@ class Convolution(Linear):
     """A Conv; the inputs of a row are the window of its position."""
 
     def size(self, graph: Graph) -> tuple[int, int, int]:
-        outputs, inputs, *kernel = graph.constants[self.weight].dims
+        outputs, inputs, *kernel = self.weights.shape(graph)
         return self.blocks, outputs // self.blocks, inputs * prod(kernel)
 
     def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
-        return graph.array(self.weight).astype(dtype, copy=False).reshape(self.size(graph))
+        return self.weights.value(graph, dtype).reshape(self.size(graph))
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
-        old = graph.array(self.weight)
-        return matrix.reshape(old.shape).astype(old.dtype)
+        return self.weights.encoded(graph, matrix.reshape(self.weights.shape(graph)))
 
     def taps(self, graph: Graph) -> int:
-        return prod(graph.constants[self.weight].dims[2:])
+        return prod(self.weights.shape(graph)[2:])
 
     def samples(self, shape: tuple[int, ...]) -> int:
         return shape[0]
@@ -48,7 +47,7 @@ class Convolution(Linear):
         return flat.transpose(2, 0, 1, 3).reshape(shape)
 
     def input_gradient(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
-        kernel = tuple(graph.constants[self.weight].dims[2:])
+        kernel = tuple(self.weights.shape(graph)[2:])
         space, out, rank = shape[2:], y.shape[2:], len(kernel)
         pads = self._pads(kernel, space, out)
         strides, dilations = _steps(self.node, "strides", rank), _steps(self.node, "dilations", rank)
@@ -62,7 +61,7 @@ class Convolution(Linear):
         return whole[tuple(both + [slice(a, a + s) for s, (a, _) in zip(space, pads, strict=True)])]
 
     def input_rows(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
-        kernel = tuple(graph.constants[self.weight].dims[2:])
+        kernel = tuple(self.weights.shape(graph)[2:])
         index, pads = self._unfolding(kernel, x.shape[2:], shape[2:], chosen)
         if any(map(any, pads)):
             x = np.pad(x, [(0, 0), (0, 0), *pads])
@@ -116,31 +115,30 @@ class TransposedConvolution(Convolution):
     """A ConvTranspose; the inputs of a row are those that a kernel tap carries to its position, and zeros."""
 
     def size(self, graph: Graph) -> tuple[int, int, int]:
-        inputs, outputs, *kernel = graph.constants[self.weight].dims
+        inputs, outputs, *kernel = self.weights.shape(graph)
         return self.blocks, outputs, inputs // self.blocks * prod(kernel)
 
     def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
         blocks, outputs, inputs = self.size(graph)
         taps = self.taps(graph)
-        w = graph.array(self.weight).astype(dtype, copy=False).reshape(blocks, inputs // taps, outputs, taps)
+        w = self.weights.value(graph, dtype).reshape(blocks, inputs // taps, outputs, taps)
         return w.transpose(0, 2, 1, 3).reshape(blocks, outputs, inputs)
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
-        old = graph.array(self.weight)
         blocks, outputs, inputs = matrix.shape
         taps = self.taps(graph)
         w = matrix.reshape(blocks, outputs, inputs // taps, taps).transpose(0, 2, 1, 3)
-        return w.reshape(old.shape).astype(old.dtype)
+        return self.weights.encoded(graph, w.reshape(self.weights.shape(graph)))
 
     def input_rows(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
-        kernel = tuple(graph.constants[self.weight].dims[2:])
+        kernel = tuple(self.weights.shape(graph)[2:])
         index = self._source_indices(kernel, x.shape[2:], shape[2:], chosen)
         flat = self._flat(x)
         flat = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=3)  # read by the index −1
         return _unfold(flat, index)
 
     def input_gradient(self, y: Array, matrix: Array, shape: tuple[int, ...], graph: Graph) -> Array:
-        kernel = tuple(graph.constants[self.weight].dims[2:])
+        kernel = tuple(self.weights.shape(graph)[2:])
         index = self._source_indices(kernel, shape[2:], y.shape[2:], np.arange(prod(y.shape[2:])))
         parts = self._parts(y, matrix).reshape(*shape[:2], *index.T.shape)
         flat = np.zeros((*shape[:2], prod(shape[2:]) + 1), parts.dtype)

@@ -33,18 +33,18 @@ class Product(Linear):
         return self.weight_axes
 
     def size(self, graph: Graph) -> tuple[int, int, int]:
-        dims = [graph.constants[self.weight].dims[a] for a in self.weight_axes]
+        dims = [self.weights.shape(graph)[a] for a in self.weight_axes]
         return 1, prod(dims[: len(self.output_axes)]), prod(dims[len(self.output_axes) :])
 
     def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
-        w = graph.array(self.weight).astype(dtype, copy=False).transpose(self.weight_axes).reshape(self.size(graph))
+        w = self.weights.value(graph, dtype).transpose(self.weight_axes).reshape(self.size(graph))
         return w if self.scale == 1 else w * np.asarray(self.scale, w.dtype)
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
-        old = graph.array(self.weight)
         w = matrix[0] if self.scale == 1 else matrix[0] / self.scale
-        w = w.reshape([old.shape[a] for a in self.weight_axes])
-        return np.ascontiguousarray(w.transpose(np.argsort(self.weight_axes)), dtype=old.dtype)
+        dims = self.weights.shape(graph)
+        w = w.reshape([dims[a] for a in self.weight_axes]).transpose(np.argsort(self.weight_axes))
+        return np.ascontiguousarray(self.weights.encoded(graph, w))
 
     def samples(self, shape: tuple[int, ...]) -> int:
         return next(iter(self._rows(shape)), 1)

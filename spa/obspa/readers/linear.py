@@ -124,9 +124,7 @@ class LinearLayer(ReaderKind):
         """
         if isinstance(rows, Means):
             return matrix
-        fitted = least_squares_of(rows, matrix, reconstruction.settings.damping, slot is not None)
-        store(reconstruction.pruned, lin, fitted)
-        return fitted
+        return fit(reconstruction, lin, rows, matrix, slot is not None)
 
     def _fit(
         self, reconstruction: Reconstruction, lin: Linear, rows: Rows, slot: BiasSlot | None = None
@@ -228,9 +226,32 @@ def _gather(
         add_rows(rows, graph, lin, x, Targets(y, dense_batch.real, lost, inverse_scale(after)), chosen)
 
 
-def least_squares_of(rows: Fitted, prior: Array, damping: float, mean: bool) -> Array:
-    """Fit accumulated rows by damped least squares, about the means if ``mean`` is set: a bias takes them over."""
-    damping = damping_for(damping, prior.shape[2], rows.count)
+def fit(reconstruction: Reconstruction, lin: Linear, rows: Fitted, prior: Array, mean: bool) -> Array:
+    """Fit the weights of a layer of the pruned network by damped least squares, and store them.
+
+    Where the weights are integers, the fit is rounded to their grid, and each output keeps its row so far if that is
+    nearer to the fit, as the inputs weigh it.
+
+    Args:
+        reconstruction: both networks.
+        lin: the layer.
+        rows: its inputs and targets.
+        prior: its weights so far, (blocks, outputs, inputs).
+        mean: whether to fit about the means, which a bias takes over.
+
+    Returns:
+        The weights as they are stored, of the same shape.
+    """
+    damping = damping_for(reconstruction.settings.damping, prior.shape[2], rows.count)
     if isinstance(rows, dual.Rows):
-        return dual.least_squares(rows, prior, damping, mean)
-    return least_squares(rows, prior, damping, mean)
+        fitted = dual.least_squares(rows, prior, damping, mean)
+    else:
+        fitted = least_squares(rows, prior, damping, mean)
+    store(reconstruction.pruned, lin, fitted)
+    if lin.weights.exact:
+        return fitted
+    rounded = lin.matrix(reconstruction.pruned.graph, prior.dtype)
+    worse = rows.energy(rounded - fitted, mean) >= rows.energy(prior - fitted, mean)
+    found = np.where(worse[:, :, None], prior, rounded)
+    store(reconstruction.pruned, lin, found)
+    return found

@@ -11,7 +11,7 @@ from onnxruntime import InferenceSession
 from spa.errors import InvariantError
 from spa.obspa.affine import Tail, find_tail
 from spa.obspa.bias_slot import BiasSlot
-from spa.obspa.linear import Linear, linear
+from spa.obspa.linear import Linear, linear, renewed
 from spa.obspa.moments import Moments
 from spa.obspa.producers import QUICK_STEPS, STEPS, GaussNewton, LayerPair
 from spa.obspa.readers.base import Reconstruction
@@ -161,14 +161,9 @@ def inverse_scale(after: Tail) -> Array:
 
 
 def store(stream: Stream, lin: Linear, fitted: Array) -> None:
-    """Replace a layer's weights, and their transposes if they have been computed already."""
-    weights = lin.weights_from(fitted, stream.graph)
-    stream.replace(lin.weight, weights)
-    for user, _ in stream.graph.users[lin.weight]:
-        if user.op == "Transpose":
-            for batch in stream.live:
-                if user.outputs[0] in batch:
-                    batch[user.outputs[0]] = weights.T
+    """Replace a layer's weights, and what has been computed from them already."""
+    stream.replace(lin.weight, lin.weights_from(fitted, stream.graph))
+    renewed(stream, lin.weights)
 
 
 def in_dense(reconstruction: Reconstruction, lin: Linear) -> Linear:

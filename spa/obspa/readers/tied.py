@@ -12,9 +12,8 @@ from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import Linear, linear, uses
 from spa.obspa.moments import Means, Moments
 from spa.obspa.readers.base import Reconstruction
-from spa.obspa.readers.linear import LinearLayer, least_squares_of
+from spa.obspa.readers.linear import LinearLayer, fit
 from spa.obspa.readers.rows import Rows, Targets, add_rows, draw_positions
-from spa.obspa.readers.steps import store
 from spa.running.stream import sliced
 
 Array = np.ndarray
@@ -52,9 +51,7 @@ class TiedLayer(LinearLayer):
             return matrix
         shared_mean = slot is None or (lin.bias is not None and len(graph.users[lin.bias]) > 1)
         used = joint_moments(reconstruction, rows, others, shared_mean) if isinstance(rows, Moments) else rows
-        fitted = least_squares_of(used, matrix, reconstruction.settings.damping, slot is not None)
-        store(reconstruction.pruned, lin, fitted)
-        return fitted
+        return fit(reconstruction, lin, used, matrix, slot is not None)
 
 
 def joint_moments(
