@@ -108,8 +108,8 @@ def restate(module: nn.Module, cuts: Cuts) -> tuple[list[str], list[Queries]]:
                 function(path, each, own)
                 break
         else:
-            split, heads = _splits(each, own), _heads(each, own)
-            if split or (own and heads is not None):
+            sized, split, heads = _own_sizes(each, own), _splits(each, own), _heads(each, own)
+            if sized or split or (own and heads is not None):
                 guessed.append(path)
                 queries += heads or []
     return guessed, queries
@@ -221,6 +221,22 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 # -- sizes in the user's own words -------------------------------------------------------------------------------
+
+
+def _own_sizes(module: Any, cuts: Cuts) -> bool:
+    """Set the numbers of a module that are sizes of its own parameters and buffers; of several new ones it is none."""
+    sizes: dict[int, set[int]] = {}
+    for cut in (cut for key, cut in cuts.items() if "." not in key):
+        for axis, kept in cut.kept.items():
+            sizes.setdefault(cut.shape[axis], set()).add(len(kept))
+    found = {
+        name: sizes[value].copy().pop()
+        for name, value in vars(module).items()
+        if type(value) is int and len(sizes.get(value, ())) == 1
+    }
+    for name, new in found.items():
+        setattr(module, name, new)
+    return bool(found)
 
 
 def _splits(module: Any, cuts: Cuts) -> bool:

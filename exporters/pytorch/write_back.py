@@ -301,14 +301,14 @@ def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tupl
     for key, value in old.items():
         same.setdefault(id(value), []).append(entries[key])
     dense, named = weights.analysis.graph, weights.names
-    unsaved = {key: key for key in old if key in dense.constants.keys() - named.keys() - set(named.values())}
+    unsaved = _unsaved(old, dense, named)
     for name, key in {**named, **unsaved}.items():
         if name not in dense.constants:
             continue
         if key not in old:
             raise UnsupportedError(f"initializer {name!r} is called {key!r}, which the module lacks. Import it again.")
         order = _order(dense.array(name), array(old[key]))
-        if order is None and key in unsaved:  # a buffer of which the exporter has made something else
+        if order is None and name in unsaved:  # a buffer of which the exporter has made something else
             continue
         if order is None:
             raise UnsupportedError(
@@ -318,6 +318,30 @@ def _exchange(entries: Mapping[str, _Entry], weights: _Weights) -> Iterator[tupl
         new, left = _pruned(weights, name)
         _put(same[id(old[key])], new.transpose(order), old[key])
         yield key, Cut(tuple(old[key].shape), {order.index(axis): indices for axis, indices in left.items()})
+
+
+def _unsaved(old: Mapping[str, Tensor], dense: Graph, named: Mapping[str, str]) -> dict[str, str]:
+    """Return by constant the keys of buffers that no state_dict has.
+
+    1. One exporter calls constants by these keys.
+    2. The other numbers them: buffers of the same values, in the modules' order, are constants in the nodes' order.
+    """
+    taken = set(named.values())
+    found = {key: key for key in old if key in dense.constants.keys() - named.keys() - taken}  # Case 1
+    buffers: dict[Any, list[str]] = {}
+    for key, value in old.items():
+        if key not in taken and key not in found and not isinstance(value, nn.Parameter) and value.numel() > 1:
+            buffers.setdefault(_identity(array(value)), []).append(key)
+    constants: dict[Any, list[str]] = {}
+    for name in dict.fromkeys(n for node in dense.nodes for n in node.inputs if n in dense.constants):
+        if name not in named and name not in found and tuple(dense.constants[name].dims) in {k[0] for k in buffers}:
+            constants.setdefault(_identity(dense.array(name)), []).append(name)
+    pairs = ((constants.get(k, []), keys) for k, keys in buffers.items())  # Case 2
+    return found | {n: k for names, keys in pairs if len(names) == len(keys) for n, k in zip(names, keys, strict=True)}
+
+
+def _identity(value: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return value.shape, np.ascontiguousarray(value).tobytes()
 
 
 def _pruned(weights: _Weights, name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:

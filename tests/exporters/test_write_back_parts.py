@@ -71,7 +71,28 @@ class Stages(nn.Module):
         return self.head(F.relu(self.stages(F.relu(self.stem(x)))))
 
 
+class Blur(nn.Module):
+    """Smooths each channel with weights that no state_dict has, and keeps how many there are, as timm's BlurPool2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+        self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=self.channels)
+
+
+def blurred() -> nn.Module:
+    """Two of one size, which lose different channels, and one of another."""
+    second, third = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 48, 3, padding=1)
+    second.weight.data[5:20] *= 0.1
+    return Stages(Blur(32), second, nn.ReLU(), Blur(32), third, nn.ReLU(), Blur(48), last=48)
+
+
 NETWORKS = {
+    "buffers": blurred,
     "chunk": Halves,
     "numbers": lambda: Stages(Partial(), Partial()),
     "lists": lambda: Stages(Listed(), last=20),
@@ -87,7 +108,8 @@ def test_classes_that_cut_an_axis_into_parts_come_back_without_zeros(name: str, 
     result = spa.prune(module, **options, example_inputs=x, convert_options={"exporter": exporter})
     small = result.pruned  # without a warning that it is wider than pruning left it
     assert type(small) is type(module)
-    assert size(module) - size(small) == result.report.before.params - result.report.after.params
+    before, after = (size(m) + sum(b.numel() for b in m.buffers()) for m in (module, small))
+    assert before - after == result.report.before.params - result.report.after.params
     assert apart(small, result.model, x) < 1e-5
 
 
