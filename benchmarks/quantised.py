@@ -1,12 +1,12 @@
-"""Pruning before static quantisation to int8, beside quantising alone, on real public networks.
+"""Pruning before and after static quantisation to int8, beside quantising alone, on real public networks.
 
     python benchmarks/quantised.py --networks DIR [--only direction,detector] [--ratio 0.3] [--samples 128]
 
-DIR is that of `real.py`, which installs the packages that carry the networks. Of each network there are four files:
-dense, pruned (`spa prune`, obspa, on real inputs, no training step), and both of them quantised by onnxruntime's
-`quantize_static` (QDQ, per channel, 7-bit weights where the processor lacks VNNI) on the same inputs. All four take
-turns in onnxruntime, and are scored on test inputs that share nothing with those of calibration. Rows that are not run
-are kept from earlier results.
+DIR is that of `real.py`, which installs the packages that carry the networks. Of each network there are five files:
+dense, pruned (`spa prune`, obspa, on real inputs, no training step), both of them quantised by onnxruntime's
+`quantize_static` (QDQ, per channel, 7-bit weights where the processor lacks VNNI) on the same inputs, and the quantised
+dense one pruned. All take turns in onnxruntime, and are scored on test inputs that share nothing with those of
+calibration. Rows that are not run are kept from earlier results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import common
 
 CONVOLUTIONAL = ("direction", "crepe", "onet", "crnn", "detector")
-FORMS = ("dense", "pruned", "int8", "pruned, int8")
+FORMS = ("dense", "pruned", "int8", "pruned, int8", "int8, pruned")
 PER_CHANNEL = 13  # the first opset whose DequantizeLinear has an axis
 BUSY = 4.0  # the load average from which on times say nothing
 SECONDS = 3.0  # of timing each network
@@ -54,13 +54,14 @@ def make(folder: str, name: str, ratio: float, samples: int) -> dict[str, Any]:
         for source in ("dense", "pruned"):
             quantised = files["int8" if source == "dense" else "pruned, int8"]
             quantise(files[source], quantised, inputs.batches(), Path(scratch))
+        spa.prune(str(files["int8"]), ratio=ratio, data=str(data)).save(files["int8, pruned"])
         outputs = {form: network.run(file, tests) for form, file in files.items()}
         scores = {form: network.score(tests, outputs["dense"], outputs[form]) for form in FORMS}
     return {"scores": scores, "reached": result.report.reached}
 
 
 def measure(folder: str, name: str) -> dict[str, Any]:
-    """Time the four files of a network in turns; alone, so that it can be repeated when nothing else runs."""
+    """Time the files of a network in turns; alone, so that it can be repeated when nothing else runs."""
     from real_networks import NETWORKS
     from real_networks.base import Place
 
@@ -150,10 +151,11 @@ def page(data: Mapping[str, Any]) -> str:
     return f"""# Pruned, then quantised
 
 Made by `benchmarks/quantised.py`: `spa prune` ({part} of the MACs, obspa, {count} real inputs, no training step), then
-onnxruntime's static quantisation to int8 on the same inputs, beside each alone. Scores are on test inputs that share
-nothing with those of calibration; two figures in a cell are two scores of `real.py`. Milliseconds: what a tenth of the
-runs stay below, all four files in turns, one sample, one thread. The processor {vnni} instructions for dot products of
-bytes (VNNI), which decides what int8 gains. "busy": other programs took the cores; `--time-again` fills these in.
+onnxruntime's static quantisation to int8 on the same inputs, beside each alone, and the other way round. Scores are on
+test inputs that share nothing with those of calibration; two figures in a cell are two scores of `real.py`.
+Milliseconds: what a tenth of the runs stay below, all files in turns, one sample, one thread. The processor {vnni}
+instructions for dot products of bytes (VNNI), which decides what int8 gains. "busy": other programs took the cores;
+`--time-again` fills these in.
 
 {common.table(header, rows)}
 

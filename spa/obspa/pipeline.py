@@ -17,6 +17,7 @@ from spa.errors import PlanError
 from spa.model.graph import Graph
 from spa.obspa.compensate import compensate
 from spa.obspa.linear import linear
+from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import Draft, reconstruct_together
 from spa.obspa.statistics import with_batch_statistics
@@ -146,7 +147,30 @@ class Calibrated:
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""
-        return (*self._computed_biases(), *self._missing_classes(), *self._unvarying_outputs())
+        return (
+            *self._without_fit(),
+            *self._computed_biases(),
+            *self._missing_classes(),
+            *self._unvarying_outputs(),
+        )
+
+    def _without_fit(self) -> tuple[str, ...]:
+        """Name the layers with weights that no kind of reader fits."""
+        graph = self.analysis.graph
+        readers = (graph.nodes[i] for i, law in self.analysis.laws.items() if law.reads)
+        left = [
+            node
+            for node in readers
+            if any(len(graph.constants[n].dims) > 1 for n in node.inputs if n in graph.constants)
+            and kind_of(graph, node) is None
+        ]
+        if not left:
+            return ()
+        labels = left[0].label if len(left) == 1 else f"{left[0].label} and {len(left) - 1} more"
+        return (
+            f"the weights of {labels} are ranked by l2 and not refitted: obspa fits layers of floats, and of integers "
+            "behind DequantizeLinear or in MatMulNBits",
+        )
 
     def _unvarying_outputs(self) -> tuple[str, ...]:
         names = () if self._yardstick is None else self._yardstick.unvarying

@@ -164,6 +164,20 @@ def test_no_float_bias_is_put_beside_integer_weights() -> None:
     assert pruned(model, samples(ROWS, 5)).keys() == arrays(model).keys()
 
 
+def test_layers_that_no_fit_reaches_are_named() -> None:
+    net = Net(seed=1)
+    step, zero = net.constant(np.float32(0.02)), net.constant(np.uint8(128))
+    x = net.node("QuantizeLinear", net.node("Relu", net.gemm(net.input("x", ["n", 4]), 4, 6)), step, zero)
+    weights = [net.constant(integers((6, 5), np.int8)), net.constant(np.float32(0.01)), net.constant(np.int8(0))]
+    y = net.node("QLinearMatMul", x, step, zero, *weights, step, zero, name="whole")
+    model = net.model(net.gemm(net.node("DequantizeLinear", y, step, zero), 5, 2))
+    notes = Calibrated(couple(Graph(model)), [{"x": samples(8, 4)}], True).notes()
+    (told,) = [note for note in notes if "not refitted" in note]
+    assert "the weights of QLinearMatMul 'whole' are" in told
+    model = layers()
+    assert not Calibrated(couple(Graph(model)), [{"x": samples(8, 5)}], True).notes()
+
+
 def test_scores_are_those_of_the_decoded_weights() -> None:
     """Rows of one size as integers, whose scales differ."""
     net, rows = Net(), np.array([4.0, 1.0, 3.0, 2.0, 5.0], np.float32)
