@@ -129,7 +129,7 @@ def lines(key: str, row: Mapping[str, Any]) -> Iterator[list[object]]:
         return
     data = row["data"]
     busy = data["load"] > BUSY
-    for form in FORMS:
+    for form in (f for f in FORMS if f in data["scores"]):
         ms, size = data["ms"], data["bytes"]
         yield [
             f"{row['title']}: {row['metric']}" if form == "dense" else "",

@@ -28,6 +28,7 @@ QUICK_STEPS = 1  # of the quick repair, on half of the rows
 MIN_GAIN = 0.02  # a step that removes a smaller fraction of the loss is the last, and so is a round of steps
 LONG_ENOUGH = 0.8  # of the best length of a step, up to which none is looked for: that would cost another evaluation
 CURVATURE_ROWS = 4000  # that A is the mean of, or five per unknown if that is more: A only bends the steps
+ACROSS_ROUNDING = 0.2  # of the outputs' standard deviation: differences that span several steps of rounded activations
 CURVATURE_DAMPING = 0.1  # added to the diagonal of G, a fraction of its mean
 
 
@@ -115,7 +116,7 @@ def find_pair(graph: Graph, reader: Linear) -> LayerPair | None:
         lin = linear(graph, node)
         if lin is not None:
             makers[node.index] = lin
-        elif Trait.SMOOTH not in traits(node.key) or any(node.outputs[1:]):
+        elif not traits(node.key) & {Trait.SMOOTH, Trait.QUANTISING} or any(node.outputs[1:]):
             return None
         elif node.index not in region:
             region[node.index] = node
@@ -205,7 +206,8 @@ class GaussNewton:
         """Return f' by central differences, for outputs z of the producer; its shape is that of the reader's input."""
         if self.chain is None:
             return np.ones_like(at_least_single(z))
-        e = 1e-2 * (float(z.std(dtype=np.float64)) or 1.0)
+        rounded = any(Trait.QUANTISING in traits(node.key) for node in self.pair.chain)
+        e = (ACROSS_ROUNDING if rounded else 1e-2) * (float(z.std(dtype=np.float64)) or 1.0)
         down, up = (at_least_single(run(self.chain, {self.name: (z + s * e).astype(z.dtype)})[0]) for s in (-1, 1))
         with np.errstate(invalid="ignore"):
             up -= down
