@@ -10,6 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 import spa
 from spa.errors import ModelError
 from spa.running.runtime import load_session
+from tests.oracle import check
 
 TAGGER = "e = Gather(table, ids) {} h = MatMul(r, w) a = Relu(h) y = MatMul(a, u)"
 IDS = "int64[batch,sequence] ids"
@@ -85,3 +86,16 @@ def test_sizes_that_are_not_found_are_said_and_may_be_given() -> None:
         spa.prune(model, ratio=0.3, criterion="l2")
     result = spa.prune(model, ratio=0.3, round_to=1, samples=16, insist=True, sizes={"source": 19, "target": 33})
     assert result.report.inputs == {"ids": (1, 19), "other": (1, 33)}
+
+
+def test_a_batch_stays_open_where_an_image_has_one_size() -> None:
+    """A matrix mixes sixteen patches, and a Reshape takes its batch from the input's shape."""
+    body = """p = Conv<strides=[8,8],kernel_shape=[8,8]>(x, k) t0 = Reshape(p, rows) t = MatMul(t0, mix)
+    t1 = Transpose<perm=[0,2,1]>(t) h = MatMul(t1, w) a = Relu(h) shape = Shape(x) first = Slice(shape, zero, one)
+    to = Concat<axis=0>(first, sixteen, four, six) v = Reshape(a, to) s = ReduceSum<keepdims=0>(v, two) y = MatMul(s, u)"""
+    weights = {"k": (7, 3, 8, 8), "mix": (16, 16), "w": (7, 24), "u": (6, 5)}
+    numbers = {"rows": [0, 7, -1], "zero": [0], "one": [1], "two": [2], "four": [4], "six": [6], "sixteen": [16]}
+    model = network(body, "float[batch,3,height,width] x", **weights, **numbers)
+    rng = np.random.default_rng(0)
+    found = check(model, feeds=[{"x": rng.random((batch, 3, 32, 32), np.float32)} for batch in (1, 2, 4)])
+    assert sorted(g.size for g in found.groups) == [4, 6, 7]
