@@ -379,7 +379,8 @@ def weights_left(numbered: ModelProto, frozen: Frozen) -> set[str]:
 def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -> dict[str, str]:
     """Name each initializer after the weight that it was made from, in place; return the weights' paths by name.
 
-    Those that several operators read are marked as tied: tf2onnx merged nothing, so they are one weight of one layer.
+    Those that were made from one weight in the same way become one. Those that several operators read are marked as
+    tied: tf2onnx merged nothing, so they are one weight of one layer.
 
     Args:
         model: the model to change.
@@ -398,14 +399,21 @@ def name_initializers(model: ModelProto, numbered: ModelProto, frozen: Frozen) -
     taken = {o for n in model.graph.node for o in n.output} | {v.name for v in model.graph.input}
     renamed: dict[str, str] = {}
     names: dict[str, str] = {}
+    made: dict[tuple[Any, ...], str] = {}  # by shape and sources, of which none is a constant
     for own, other in pairs.items():
         numbers, sign = numbers_of(tensors[other], frozen.size)
         elements = numbers[numbers >= 0]
         if elements.size and np.array_equal(weights[own][numbers >= 0], (values[numbers] * sign)[numbers >= 0]):
             path = paths[int(np.searchsorted(starts, elements[0], side="right")) - 1]
-            renamed[own] = fresh(path, taken | names.keys())
-            names[renamed[own]] = path
+            name = fresh(path, taken | names.keys())
+            if elements.size == numbers.size:
+                name = made.setdefault((numbers.shape, numbers.tobytes(), sign.tobytes()), name)
+            renamed[own] = name
+            names[name] = path
     rename(model, renamed)
+    single = {t.name: t for t in model.graph.initializer}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(single.values())
     readers = Counter(name for node in model.graph.node for name in set(node.input))
     for tensor in model.graph.initializer:
         if tensor.name in names and readers[tensor.name] > 1:

@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
+from spa.coupling.analysis import TIED
 from spa.errors import ModelError, UnsupportedError
 from spa.extras import extra
 from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, title
@@ -224,6 +226,10 @@ class _Export:
         constants = [t for t in graph.initializer if t.name in used]
         graph.ClearField("initializer")
         graph.initializer.extend(constants)
+        readers = Counter(name for node in graph.node for name in set(node.input))
+        for tensor in graph.initializer:
+            if tensor.name in values and readers[tensor.name] > 1:
+                tensor.metadata_props.add(key=TIED, value="true")
         return load(model).model
 
 

@@ -2,7 +2,7 @@
 
 >>> import spa
 >>> len([name for name in spa.__all__ if not name.startswith("_")])
-27
+28
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spa.coupling.analysis import Analysis
     from spa.coupling.plan import Plan
     from spa.criteria import criterion
-    from spa.doors import convert, load, save
+    from spa.doors import convert, load, narrow, save
     from spa.exporting import export
     from spa.request import Request
     from spa.rules import rule
@@ -49,6 +49,7 @@ _HOMES = {
     "criterion": "spa.steps",  # behind which obspa and zero are registered, so that no other can take their names
     "export": "spa.exporting",
     "load": "spa.doors",
+    "narrow": "spa.doors",
     "plan": "spa.steps",
     "prove": "spa.api",
     "prune": "spa.api",
@@ -80,6 +81,7 @@ __all__ = [
     "criterion",
     "export",
     "load",
+    "narrow",
     "plan",
     "prove",
     "prune",

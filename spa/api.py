@@ -366,7 +366,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
             *job.input_notes,
             *(() if framework_model is None else framework_model.imported.notes),
             *outcome.notes,
-            *job.repair_notes,
+            *job.repair_notes(outcome.plan),
             *_check_notes(outcome, source),
         ),
         seconds=job.clock.seconds,

@@ -206,6 +206,36 @@ def load(path: str | os.PathLike[str], module: Any = None) -> Any:
     return _saving(module, "load").load(path, module)
 
 
+def narrow(module: Any, pruned: Any) -> Any:
+    """Give a fresh PyTorch module the widths of a pruned one, without tracing or running anything.
+
+    The values are the fresh module's own at the kept indices: to train the narrow network from the start, or from an
+    earlier checkpoint of the dense one. :func:`spa.load` gives it the pruned one's values, too.
+
+    Args:
+        module: as its constructor makes it, with the arguments that the pruned one was made with; not changed.
+        pruned: what :func:`spa.prune` gave as your own class, or what you trained from it; or its file of
+            :func:`spa.save`.
+
+    Returns:
+        A module of the same class, in the given one's mode and on its device.
+
+    Raises:
+        UnreadableError: the file is not there.
+        ModelError: it is no such file (a plan, say, which does not tell what numbers the class keeps), or the module
+            is not of the class that was pruned.
+        UnsupportedError: it is no module that SPA made narrower, or none of PyTorch.
+
+    Example: ``spa.narrow(Net(), "small.pt")``; docs/guides/from-pytorch.md has one that runs.
+    """
+    module, pruned = unwrapped(module), unwrapped(pruned)
+    if kind_of(module) != "torch" or isinstance(module, str | os.PathLike) or not hasattr(module, "state_dict"):
+        raise UnsupportedError(
+            f"cannot narrow a {type(module).__name__}. Give a PyTorch module; spa.load makes others from their file."
+        )
+    return _saving_of("torch").narrowed(module, pruned)
+
+
 def _saving(module: Any, what: str) -> Any:
     """Return the functions that save and load models of a kind."""
     kind = "jax" if isinstance(module, Mapping) and what == "save" else kind_of(module)

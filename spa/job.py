@@ -267,10 +267,11 @@ class Job:
                 "chance: are they scaled as for its training, and the classes numbered as it does?"
             )
 
-    @property
-    def repair_notes(self) -> tuple[str, ...]:
-        """Return what kept the repair from doing all that it could."""
-        return () if self.calibrated is None or self.reconstruct == "none" else self.calibrated.notes()
+    def repair_notes(self, plan: Plan) -> tuple[str, ...]:
+        """Return what kept the repair of what a plan cuts from doing all that it could."""
+        if self.calibrated is None or self.reconstruct == "none":
+            return ()
+        return (*self.calibrated.notes(), *(() if self.reconstruct == "bias" else self.calibrated.left_out(plan)))
 
     def calibration_report(self, outcome: Outcome) -> dict[str, Any] | None:
         """Return what a report says of the inputs and of the outputs' change; None where nothing was run."""

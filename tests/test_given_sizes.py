@@ -14,18 +14,18 @@ from spa.cli.commands import app
 from spa.errors import ModelError, SizeError
 from tests.oracle import Net
 
-LENGTH = 24
+LENGTH, PADDED = 24, 12  # so many that the length is no product of strides and cells, which would be found
 
 
 def streaming() -> ModelProto:
     """Frames of 8 with a reflected end, and a state; its head takes sequences of 24 alone, though all are open."""
     net = Net()
     x, state = net.input("sound", ["batch", "length"]), net.input("state", [2, "batch", 5])
-    padded = net.node("Pad", x, net.constant(np.array([0, 0, 0, 4])), mode="reflect")
+    padded = net.node("Pad", x, net.constant(np.array([0, 0, 0, PADDED])), mode="reflect")
     frames = net.node("Unsqueeze", padded, net.constant(np.array([1])))
     h = net.node("Relu", net.conv(frames, 1, 16, (8,), strides=[4], pads=[0, 0]))
     h = net.node("Relu", net.conv(h, 16, 16, (1,)))
-    y = net.gemm(net.node("Flatten", h), 16 * ((LENGTH + 4 - 8) // 4 + 1), 3)
+    y = net.gemm(net.node("Flatten", h), 16 * ((LENGTH + PADDED - 8) // 4 + 1), 3)
     return net.model(y, net.node("Identity", state))
 
 

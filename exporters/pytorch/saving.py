@@ -186,12 +186,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> Path:
         UnsupportedError: it is no module that SPA made narrower.
         SpaError: the file cannot or must not be written.
     """
-    narrowing = Narrowing.of(module)
-    if narrowing is None:
-        raise UnsupportedError(
-            f"this {type(module).__name__} carries no record of a pruning. Give what spa.prune(...).pruned is where "
-            "the class comes back, or what was trained from it; keep the .onnx file of what comes back as a graph."
-        )
+    narrowing = _record(module)
     state = module.state_dict()
     content = {
         "format": FORMAT,
@@ -224,11 +219,7 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         ModelError: it is no such file, or the module is not of the class that was pruned.
     """
     content = _content(Path(path))
-    if content["class"] != type(module).__qualname__:
-        raise ModelError(
-            f"{str(path)!r} holds a {content['class']}, and a {type(module).__name__} is given. {NO_PLACE}"
-        )
-    small = narrow(module, Narrowing(**content["narrowing"]))
+    small = narrow(module, _narrowing_of(content, module, f"{str(path)!r} holds"))
     held = tensors(small)
     values = {**content["state"], **content["unsaved"]}
     for key, value in held.items():
@@ -245,6 +236,43 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         raise ModelError(f"the weights do not fit: {first_line(error)} {NO_PLACE}") from error
     follow(module, small)
     return small
+
+
+def narrowed(module: nn.Module, pruned: nn.Module | str | os.PathLike[str]) -> nn.Module:
+    """Give a fresh module the widths of a pruned one; the values are its own.
+
+    Args:
+        module: as its constructor makes it; not changed.
+        pruned: a pruned module of the same class, or the file of :func:`save`.
+
+    Raises:
+        UnreadableError: the file is not there.
+        ModelError: it is no such file, or the module is not of the class that was pruned.
+    """
+    if isinstance(pruned, nn.Module):
+        content = {"class": type(pruned).__qualname__, "narrowing": _record(pruned).plain()}
+        small = narrow(module, _narrowing_of(content, module, "the pruned module is"))
+    else:
+        small = narrow(module, _narrowing_of(_content(Path(pruned)), module, f"{str(pruned)!r} holds"))
+    follow(module, small)
+    return small
+
+
+def _record(module: nn.Module) -> Narrowing:
+    narrowing = Narrowing.of(module)
+    if narrowing is None:
+        raise UnsupportedError(
+            f"this {type(module).__name__} carries no record of a pruning. Give what spa.prune(...).pruned is where "
+            "the class comes back, or what was trained from it; keep the .onnx file of what comes back as a graph."
+        )
+    return narrowing
+
+
+def _narrowing_of(content: Mapping[str, Any], module: nn.Module, what: str) -> Narrowing:
+    """Return what a file or a module records, if it is of the class of the module that is to become narrower."""
+    if content["class"] != type(module).__qualname__:
+        raise ModelError(f"{what} a {content['class']}, and a {type(module).__name__} is given. {NO_PLACE}")
+    return Narrowing(**content["narrowing"])
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -481,7 +481,8 @@ def _refusal(module: nn.Module, error: Exception) -> NarrowError:
     inner = next((m for f, _ in reversed(frames) if isinstance(m := f.f_locals.get("self"), nn.Module)), module)
     path = next((name for name, m in module.named_modules() if m is inner), "")
     what = f"{type(inner).__name__}.{code.co_name}" + (f" ({path})" if path else "")
-    where = f"{what}, line {line} of {Path(code.co_filename).name}: sizes are written into {source!r} ({reason})."
+    place = f"{what}, line {line} of {Path(code.co_filename).name}"
+    where = f"{place}: {source!r} works only with the sizes before pruning ({reason})."
     remedy = f"Take sizes from the tensors instead, leave it whole (ignore=['{path}.*']), or use graph_module."
     return NarrowError(f"{where} {remedy if path else REMEDY}", path)
 

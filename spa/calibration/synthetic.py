@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,13 @@ class Synthesiser:
         self.session = load_session(model, name=self.name)
         specs = input_specs(self.session)
         ranges, told = ranges_for(model, specs), model if lengths_for(model, specs).more else None
-        self.recipe, _ = first_run(self.session, model=told, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
+        find = partial(first_run, self.session, seed=seed, sizes=sizes, ranges=ranges, name=self.name)
+        try:
+            self.recipe, _ = find(model=told)
+        except ModelError:  # of the usual sizes; its graph may state one that fits
+            if told is not None:
+                raise
+            self.recipe, _ = find(model=model)
         self.heard = sound_inputs(model, self.recipe)
         self._bonds = self._working_bonds()
         self.value_range = value_range

@@ -187,9 +187,9 @@ class Analysis:
         walk = self.points.first
         inputs = [self._tensor_axes(n, node.index, i) if n else None for i, n in enumerate(node.inputs)]
         shapes = [walk.shape.get(o) if o else None for o in node.outputs]
-        values = [walk.value.get(n) for n in node.inputs]
+        values = [None if n in walk.given else walk.value.get(n) for n in node.inputs]
         constant = [n in self._constant for n in node.inputs]
-        second = [self.points.second.value.get(n) for n in node.inputs]
+        second = [None if n in walk.given else self.points.second.value.get(n) for n in node.inputs]
         consumers = [self._consumers(name) for name in node.outputs]
         op = Op(node, self.space, inputs, shapes, values, constant, second, consumers)
         law = Law(node, op.inputs, op.outputs)

@@ -161,6 +161,9 @@ def _capturing(node: NodeProto, read: Collection[str]) -> tuple[NodeProto, list[
         del body.input[place + 2 * loop], body.output[place + loop]
     for output in body.output:
         output.name = _looked_up(names, output.name)
+    for copied in reversed(list(body.node)):  # a weight that is copied and not read would be cut for itself
+        if copied.op_type == "Identity" and copied.output[0] not in names_read(body):
+            body.node.remove(copied)
     results = ((node.input[place + 2 * loop], node.output[place]) for place in places)
     return copy, [helper.make_node("Identity", [given], [result]) for given, result in results if result in read]
 

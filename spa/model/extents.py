@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from spa.model.halves import ELSE, THEN, is_separated
 from spa.model.sizes import FALLBACKS, Guess, OpenInput, is_state
+from spa.model.stated import stated_guesses
 
 __all__ = ["Extent", "extent_of", "guesses"]
 
@@ -48,18 +49,21 @@ def guesses(model: ModelProto) -> tuple[Guess, ...]:
 
     Images get at least seven cells at the deepest stride, series fill the receptive field, tokens are 128. An image
     whose height shrinks far more than its width is a line of text, one cell high. A series that comes in pieces, with a
-    state between them, is one stride long.
+    state between them, is one stride long. Where none of the usual sizes fits, those follow that constants state.
 
     Args:
         model: a parsed model; weights in external files need not be loaded.
     """
     inputs = list(model.graph.input)
-    first = _guess(extent_of(model.graph), inputs)
+    extent = extent_of(model.graph)
+    first = _guess(extent, inputs)
     if is_separated(model):
         halves = {tag: [i for i in inputs if i.name.endswith(tag)] for tag in (THEN, ELSE)}
         own = tuple((tag, _guess(extent_of(model.graph, half), half)) for tag, half in halves.items())
         first = replace(first, halves=own)
-    return (first, *FALLBACKS[:5], replace(first, batch=1), *FALLBACKS[5:])
+    *others, smallest = FALLBACKS[5:]  # which broadcasts to whatever the graph states
+    stated = stated_guesses(model.graph, first, extent.stride)
+    return (first, *FALLBACKS[:5], replace(first, batch=1), *others, *stated, smallest)
 
 
 def _guess(extent: Extent, inputs: Iterable[ValueInfoProto]) -> Guess:

@@ -21,6 +21,7 @@ from onnx.shape_inference import InferenceError
 from spa.errors import ModelError
 from spa.model import contrib_shapes, marks  # noqa: F401 # register them
 from spa.model.graph import Graph, Node, schema_of
+from spa.model.lengths import length_inputs, steps_of
 from spa.model.shape_registry import Shape, has_notation, noted, shape_function
 from spa.model.shape_values import FOLDERS, LARGEST_VALUE, is_larger
 from spa.model.traits import INDICES, NUMPY_FLOATS, SIZES, Trait, traits
@@ -42,6 +43,8 @@ class Walk:
         value: the known values of small integer tensors, and of small float tensors computed from shapes.
         computed: the names in ``value`` that a node computed (constants are not).
         open_axes: (tensor, axis) pairs whose size depends on data and was made up.
+        given: the names in ``value`` that follow an input that states a length: they are what a caller should give,
+            and nothing that may be relied on.
     """
 
     shape: dict[str, Shape] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class Walk:
     value: dict[str, np.ndarray] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
     open_axes: set[tuple[str, int]] = field(default_factory=set)
+    given: set[str] = field(default_factory=set)
 
 
 Override = Callable[[Node, Walk], Mapping[int, np.ndarray]]
@@ -86,6 +90,11 @@ class Walker:
             if info.type.HasField("tensor_type") and info.name in inputs:
                 walk.dtype[info.name] = info.type.tensor_type.elem_type
                 walk.shape[info.name] = inputs[info.name]
+        steps = steps_of(inputs)
+        for name in length_inputs(graph.model.graph) if steps is not None else ():
+            walk.value[name] = np.full(inputs[name], steps, helper.tensor_dtype_to_np_dtype(walk.dtype[name]))
+            walk.computed.add(name)
+            walk.given.add(name)
         for name, tensor in graph.constants.items():
             self._constant(graph, walk, name, tensor)
         for node in graph.nodes:
@@ -98,6 +107,8 @@ class Walker:
                     self._infer(graph, node, walk, unknown, values)
             except ModelError as error:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
+            if node.key == "Reshape" and not walk.open_axes:
+                _refuse_another_size(node, walk)
         return walk
 
     @staticmethod
@@ -147,6 +158,8 @@ class Walker:
         data = any(a is not None and a.dtype.kind == "f" for a in (*arguments, *results))
         data = data or all(_is_per_channel(r) for r in results)
         is_data = data and not any(n in walk.computed for n in node.inputs) and not measure
+        if not measure and not walk.given.isdisjoint(node.inputs):
+            walk.given.update(node.outputs)
         for name, result in zip(node.outputs, results, strict=False):
             if name:
                 walk.value[name], walk.shape[name] = result, tuple(result.shape)
@@ -199,6 +212,20 @@ class Walker:
                 except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
                     raise ModelError(f"{node.label}: its operands do not fit together ({error!r}).") from error
         return self._memo[key]
+
+
+def _refuse_another_size(node: Node, walk: Walk) -> None:
+    """Refuse a Reshape to another number of elements, which ONNX's inference takes where all sizes are constants.
+
+    Raises:
+        ModelError: sizes of its input are written into the graph.
+    """
+    given, made = (walk.shape.get(name) for name in (node.inputs[0], node.outputs[0]))
+    if given is not None and made is not None and math.prod(given) != math.prod(made):
+        raise ModelError(
+            f"{node.label} makes {list(made)} of {list(given)}: sizes are written into the graph. Export it with open "
+            "sizes, or give those that it takes (--size)."
+        )
 
 
 def _remedy(graph: Graph, walk: Walk) -> str:

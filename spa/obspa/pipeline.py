@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from spa.coupling.analysis import Analysis, couple
+from spa.coupling.plan import Plan
 from spa.criteria.context import Inputs
 from spa.errors import PlanError
 from spa.model.graph import Graph
@@ -19,7 +20,7 @@ from spa.obspa.compensate import compensate
 from spa.obspa.linear import linear
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import FitSettings
-from spa.obspa.refit import Draft, reconstruct_together
+from spa.obspa.refit import Draft, left_out, reconstruct_together
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
@@ -43,6 +44,7 @@ PRUNED_INPUT_FRACTION = 0.85
 PRUNED_INPUT_FRACTION_SYNTHETIC = 0.7  # with synthetic inputs, from which fits carry over less
 PRODUCER_ROUNDS = 3  # with given inputs; made-up ones gain nothing by more than one
 NAMED_CLASSES = 5
+NAMED_LAYERS = 5
 COMPARED_SAMPLES = 64  # outputs are compared on about as many: an estimate, taken many times in one pruning
 
 
@@ -172,6 +174,18 @@ class Calibrated:
             "behind DequantizeLinear or in MatMulNBits",
         )
 
+    def left_out(self, plan: Plan) -> tuple[str, ...]:
+        """Return a note on the cut layers inside loops and branches that no refit reaches, one for each reason."""
+        analysis = self._calibration_analysis
+        labels: dict[str, list[str]] = {}
+        for node, why in left_out(analysis, analysis.kept(plan.masks(analysis))):
+            labels.setdefault(why, []).append(node.label)
+        return tuple(
+            f"{_listed(nodes, NAMED_LAYERS)} {'was' if len(nodes) == 1 else 'were'} cut and not refitted: "
+            f"{'it' if len(nodes) == 1 else 'each'} {why}"
+            for why, nodes in labels.items()
+        )
+
     def _unvarying_outputs(self) -> tuple[str, ...]:
         names = () if self._yardstick is None else self._yardstick.unvarying
         return tuple(
@@ -203,9 +217,9 @@ class Calibrated:
         fixed = [lin.node.label for lin in biased if lin.bias not in graph.constants]
         if not fixed:
             return ()
-        labels = fixed[0] if len(fixed) == 1 else f"{fixed[0]} and {len(fixed) - 1} more"
         return (
-            f"the bias of {labels} is computed in the graph and stays as it is; as an initializer it would be refitted",
+            f"the bias of {_listed(fixed)} is computed in the graph and stays as it is; as an initializer it would be "
+            "refitted",
         )
 
     @_bounded
@@ -223,6 +237,16 @@ class Calibrated:
             if samples_in(batches) < COMPARED_SAMPLES:
                 batches.append(batch)
         return batches
+
+
+def _listed(labels: Sequence[str], named: int = 1) -> str:
+    """Name the first few and count the rest.
+
+    >>> _listed(["Conv 'a'", "Conv 'b'", "Conv 'c'"], 2)
+    "Conv 'a', Conv 'b' and 1 more"
+    """
+    rest = len(labels) - named
+    return ", ".join(labels[:named]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def accuracy(model: ModelProto, base: Path | None, data: Calibration, threads: int = 2) -> float:

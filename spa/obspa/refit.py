@@ -132,10 +132,29 @@ def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream)
     for index in _changed(analysis, kept):
         node = dense.graph.nodes[index]
         pruned_node = pruned_stream.graph.producer.get(next(o for o in node.outputs if o))
-        # A body that ran as often as the weights have it would have other samples in the two networks.
-        counted = all(m.op == "ScanEnter" or m.attributes.get("counted") for m in around.get(index, ()))
+        counted = _is_counted(around.get(index, ()))
         if pruned_node is not None and counted and dense.sees(node) and pruned_stream.sees(pruned_node):
             yield node, pruned_node
+
+
+def _is_counted(marks: Sequence[Node]) -> bool:
+    """Tell whether bodies run as often in both networks: as data decide, they would have other samples in each."""
+    return all(m.op in ("ScanEnter", "IfThen") or bool(m.attributes.get("counted")) for m in marks)
+
+
+def left_out(analysis: Analysis, kept: Kept) -> Iterator[tuple[Node, str]]:
+    """Yield the readers in loops and branches that pruning changes and nothing refits, with the reason, a clause."""
+    around = marks_around(analysis.graph)
+    stream = Stream(analysis.graph.model, analysis.graph.base, ()) if around else None
+    for index in _changed(analysis, kept) if stream is not None else ():
+        node = analysis.graph.nodes[index]
+        if stream is None or index not in around or kind_of(analysis.graph, node) is None:
+            continue
+        why = stream.why_unseen(node)
+        if why is None and not _is_counted(around[index]):
+            why = "lies in a loop that runs as often as data decide"
+        if why is not None:
+            yield node, why
 
 
 def lost_branches(analysis: Analysis, kept: Kept) -> dict[int, LostBranch]:

@@ -280,11 +280,40 @@ def packed_attention(op: Op) -> None:
     _count(op, x[0], heads, rows, steps, d, e)
 
 
+_LANES = 8  # onnxruntime takes heads of a multiple of this many channels, and as many angles
+
+
+def _head_size(op: Op, size: int) -> Expr:
+    """Return the head dimension of grouped queries, in blocks, so that every choice of them is a size that runs.
+
+    With a rotation it is two halves, or pairs, that keep the angles of the same channels of its caches [steps half];
+    what lies behind them is not rotated. Then the size is a multiple of 16.
+    """
+    if not op.attr("do_rotary", 0):
+        return _blocks(op, size, _LANES)
+    angles = op.axes(7)[1]
+    for operand in (7, 8):
+        op.freeze(op.axes(operand)[0], "looks it up by index")
+        op.unify(op.axes(operand)[1], angles)
+    half = _blocks(op, angles.size, _LANES)
+    op.unify(angles, half)
+    interleaved = op.attr("rotary_interleaved", 0)
+    rotated = product(half, op.opaque(2, "rotates it in pairs")) if interleaved else concat(half, half)
+    rest = size - rotated.size
+    return concat(rotated, _blocks(op, rest, 2 * _LANES)) if rest else rotated
+
+
+def _blocks(op: Op, size: int, width: int) -> Expr:
+    if size % width:
+        return op.opaque(size, "has it as head size")
+    return product(op.dim(size // width), op.opaque(width, f"takes head sizes in steps of {width}"))
+
+
 @rule("com.microsoft::GroupQueryAttention")
 def group_query(op: Op) -> None:
     """Let query heads (k r) share k key–value heads, packed as [b s (k r d)+(k d)+(k d)] where keys are no operand.
 
-    The head size must stay a multiple of 8, so it stays.
+    Queries, keys and values have one head size d, of which blocks can be removed.
 
     Spec: ContribOperators.md#com.microsoft.GroupQueryAttention.
     """
@@ -294,9 +323,10 @@ def group_query(op: Op) -> None:
     packed = not op.has(1)
     kv, r = op.dim(kv_heads), op.dim(q_heads // kv_heads)
     heads = product(kv, r)
-    d = op.opaque(q[2].size // (q_heads + 2 * kv_heads if packed else q_heads), "has it as head size")
+    d = _head_size(op, q[2].size // (q_heads + 2 * kv_heads if packed else q_heads))
     queries, keys = product(heads, d), product(kv, d)
     op.unify(q[2], concat(queries, keys, keys) if packed else queries)
+    op.reads.append(Read(_only_first(op, queries, 2 * keys.size) if packed else queries, 0, 2))
     for operand in (1, 2) if not packed else ():
         for have, want in zip(op.axes(operand), (q[0], q[1], keys), strict=True):
             op.unify(have, want)
@@ -322,4 +352,5 @@ def group_query(op: Op) -> None:
     op.set(0, (q[0], q[1], queries))
     op.tie_attribute("num_heads", heads)
     op.tie_attribute("kv_num_heads", kv)
+    op.tie_scale(d)
     _count(op, q[0], heads, q[1], q[1], d, d)

@@ -12,6 +12,7 @@ import onnx
 import onnx.numpy_helper
 
 from spa.model.functions import inlined
+from spa.model.lengths import length_inputs
 from spa.model.traits import Trait, traits
 from spa.running.runtime import Model, TensorSpec, input_specs, load_graph
 
@@ -69,7 +70,7 @@ def indexed_axes(model: onnx.ModelProto) -> dict[str, list[tuple[str, int]]]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """The inputs of com.microsoft GroupQueryAttention that state how many steps there are with those of a cache.
+    """The inputs that state how many steps there are, of com.microsoft GroupQueryAttention with those of a cache.
 
     Attributes:
         more: by input what it is more than all steps.
@@ -86,7 +87,7 @@ def lengths_for(model: Model, specs: Iterable[TensorSpec]) -> Lengths:
         return Lengths()
     graph = inlined(load_graph(model))
     if not any(node.op_type == "GroupQueryAttention" for node in graph.graph.node):
-        return Lengths()
+        return Lengths(dict.fromkeys(length_inputs(graph.graph), 0))
     tracer = _Tracer(graph)
     tracer.walk(graph.graph.node)
     return Lengths(tracer.lengths, tuple(tracer.caches))

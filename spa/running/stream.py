@@ -107,18 +107,23 @@ class Stream:
         self._around = marks_around(self.graph)
 
     def sees(self, node: Node) -> bool:
-        """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself.
+        """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself."""
+        return self.why_unseen(node) is None
+
+    def why_unseen(self, node: Node) -> str | None:
+        """Return why the inputs of a node in a body cannot be held, a clause with it as subject; None if they can.
 
         A product of two tensors of a body is none of all their steps.
         """
         marks = self._around.get(node.index, ())
-        if not marks:
-            return True
+        if any(mark.op == "IfThen" for mark in marks):
+            return "lies in a branch, which does not always run"
         read = [self.graph.producer.get(n) for n in node.inputs if n and n not in self.graph.constants]
-        if len(read) > 1 and Trait.PRODUCT in traits(node.key):
-            return False
-        own = all(p is not None and (p is marks[-1] or self._around.get(p.index) == marks) for p in read)
-        return own and all(mark.op != "IfThen" for mark in marks)
+        if marks and len(read) > 1 and Trait.PRODUCT in traits(node.key):
+            return "multiplies two tensors of one step"
+        if marks and not all(p is not None and (p is marks[-1] or self._around.get(p.index) == marks) for p in read):
+            return "reads inside a loop what is computed outside of it"
+        return None
 
     def before(self, node: Node) -> None:
         """Run every node before this one."""

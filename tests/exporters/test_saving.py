@@ -62,6 +62,42 @@ def test_a_fresh_module_becomes_the_pruned_one(tmp_path: Path, name: str) -> Non
     assert [f.name for f in tmp_path.iterdir()] == ["small.pt"]
 
 
+def test_a_fresh_module_gets_the_widths_and_keeps_its_own_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(3, 9)
+    kept, shapes = {"first.weight": {0: [1, 4, 30]}, "first.bias": {0: [1, 4, 30]}}, {"first.weight": [40, 9]}
+    kept |= {"second.weight": {0: range(24), 1: [1, 4, 30]}, "gain": {0: [1, 4, 30]}}
+    shapes |= {"first.bias": [40], "second.weight": [24, 40], "gain": [40]}
+    small = narrow(Biasless(), Narrowing(kept=kept, shapes=shapes, added={"second.bias": [24]}))
+    spa.save(small, tmp_path / "small.pt")
+    fresh = Biasless()
+    with monkeypatch.context() as patch:
+        patch.setattr(Biasless, "forward", None)  # nothing runs it
+        made = [spa.narrow(fresh, small), spa.narrow(fresh, tmp_path / "small.pt")]
+    for again in made:
+        assert torch.equal(again.second.weight, fresh.second.weight[:, [1, 4, 30]])
+        assert not again.second.bias.any()  # the constructor makes none
+        again.load_state_dict(small.state_dict())
+        again.gain.copy_(small.gain)  # in no state_dict
+        assert same(again, small, example)
+    assert len(fresh.gain) == 40
+
+
+def test_what_is_no_record_of_the_same_class_narrows_nothing(tmp_path: Path) -> None:
+    small = narrow(Biasless(), Narrowing(kept={"first.weight": {0: [1, 4]}}, shapes={"first.weight": [40, 9]}))
+    with pytest.raises(ModelError, match="the pruned module is a Biasless, and a Block is given"):
+        spa.narrow(Block(), small)
+    with pytest.raises(UnsupportedError, match="carries no record of a pruning"):
+        spa.narrow(Biasless(), Biasless())
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is no file of spa\.save"):
+        spa.narrow(Biasless(), tmp_path / "plan.json")
+    with pytest.raises(UnsupportedError, match="Give a PyTorch module"):
+        spa.narrow(lambda x: x, small)
+
+
 def test_a_module_trained_further_comes_back_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = of(Residual(), IMAGE)

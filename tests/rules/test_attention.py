@@ -240,33 +240,62 @@ LENGTHS, TOTAL = np.asarray([4, 4], np.int32), np.asarray(5, np.int32)
 
 GROUPED: Cases = {
     "separate": (
-        "2 5! (2 3 8!) | 2 5! (2 8!) | 2 5! (2 8!) | 2 5! (2 3 8!)",
+        "2 5! (2 3 5 8!) | 2 5! (2 5 8!) | 2 5! (2 5 8!) | 2 5! (2 3 5 8!)",
         lambda: contrib(
             "GroupQueryAttention",
-            *(Data(2, 5, 48), Data(2, 5, 16), Data(2, 5, 16), None, None, LENGTHS, TOTAL),
+            *(Data(2, 5, 240), Data(2, 5, 80), Data(2, 5, 80), None, None, LENGTHS, TOTAL),
             num_heads=6,
             kv_num_heads=2,
-            shapes=[(2, 5, 48)],
+            shapes=[(2, 5, 240)],
         ),
     ),
     "cache": (
-        "2 1 (2 3 8!) | 2 1 (2 8!) | 2 1 (2 8!) | 2 2 3! 8! | 2 2 3! 8! | 2 1 (2 3 8!) | 2 2 4! 8! | 2 2 4! 8!",
+        "2 1 (2 3 5 8!) | 2 1 (2 5 8!) | 2 1 (2 5 8!) | 2 2 3! (5 8!) | 2 2 3! (5 8!) | 2 1 (2 3 5 8!)"
+        " | 2 2 4! (5 8!) | 2 2 4! (5 8!)",
         lambda: contrib(
             "GroupQueryAttention",
-            *(Data(2, 1, 48), Data(2, 1, 16), Data(2, 1, 16), Data(2, 2, 3, 8), Data(2, 2, 3, 8)),
+            *(Data(2, 1, 240), Data(2, 1, 80), Data(2, 1, 80), Data(2, 2, 3, 40), Data(2, 2, 3, 40)),
             *(np.asarray([3, 3], np.int32), np.asarray(4, np.int32)),
             num_heads=6,
             kv_num_heads=2,
             outputs=3,
-            shapes=[(2, 1, 48), (2, 2, 4, 8), (2, 2, 4, 8)],
+            shapes=[(2, 1, 240), (2, 2, 4, 40), (2, 2, 4, 40)],
         ),
     ),
     "packed, rotary, with a sink": (
-        "2 5! (2 3 16!)+(2 16!)+(2 16!) | 2 5! (2 3 16!)",
+        "2 5! (2 3 ((5 8!)+(5 8!)))+(2 ((5 8!)+(5 8!)))+(2 ((5 8!)+(5 8!))) | 11! (5 8!) | 11! (5 8!)"
+        " | 2 5! (2 3 ((5 8!)+(5 8!)))",
         lambda: contrib(
             "GroupQueryAttention",
-            *(Data(2, 5, 160), None, None, None, None, LENGTHS, TOTAL, weight(11, 8), weight(11, 8), None),
+            *(Data(2, 5, 800), None, None, None, None, LENGTHS, TOTAL, Data(11, 40), Data(11, 40), None),
             *(Data(2, 6, 5, 5), weight(6)),
+            num_heads=6,
+            kv_num_heads=2,
+            do_rotary=1,
+            shapes=[(2, 5, 480)],
+        ),
+    ),
+    "a part rotated in pairs": (
+        "2 5! (2 3 ((3 8! 2!)+(2 16!))) | 2 5! (2 ((3 8! 2!)+(2 16!))) | 2 5! (2 ((3 8! 2!)+(2 16!)))"
+        " | 2 5! (2 3 ((3 8! 2!)+(2 16!)))",
+        lambda: contrib(
+            "GroupQueryAttention",
+            *(Data(2, 5, 480), Data(2, 5, 160), Data(2, 5, 160), None, None, LENGTHS, TOTAL),
+            *(weight(11, 24), weight(11, 24)),
+            num_heads=6,
+            kv_num_heads=2,
+            do_rotary=1,
+            rotary_interleaved=1,
+            scale=0.2,
+            shapes=[(2, 5, 480)],
+        ),
+    ),
+    "a size that onnxruntime takes no less of": (
+        "2 5! (2 3 (8!+8!)) | 2 5! (2 (8!+8!)) | 2 5! (2 (8!+8!)) | 2 5! (2 3 (8!+8!))",
+        lambda: contrib(
+            "GroupQueryAttention",
+            *(Data(2, 5, 96), Data(2, 5, 32), Data(2, 5, 32), None, None, LENGTHS, TOTAL),
+            *(weight(11, 8), weight(11, 8)),
             num_heads=6,
             kv_num_heads=2,
             do_rotary=1,
@@ -328,11 +357,19 @@ def test_the_scores_of_attention_carry_heads_rows_and_keys() -> None:
     verify(model, "2 (2 3) 5 7 | 2 2 11~ 7 | 2 2 11~ 3 | 2 (2 3) 5 3 | 2 (2 3) 5 11~")
 
 
-@pytest.mark.parametrize("name", ["Attention: four axes", "MultiHeadAttention: no bias", "packed Attention: plain"])
-def test_the_scale_that_followed_the_head_size_is_written_down_when_the_head_size_shrinks(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Attention: four axes", 7),
+        ("MultiHeadAttention: no bias", 7),
+        ("packed Attention: plain", 7),
+        ("GroupQueryAttention: separate", 40),
+    ],
+)
+def test_the_scale_that_followed_the_head_size_is_written_down_when_the_head_size_shrinks(name: str, size: int) -> None:
     model = ALL[name][1]()
     assert _attribute(model, "scale") is None
-    assert _attribute(check(model).pruned, "scale") == pytest.approx(1 / math.sqrt(7))
+    assert _attribute(check(model).pruned, "scale") == pytest.approx(1 / math.sqrt(size))
 
 
 def test_a_scale_that_is_given_or_still_right_stays_as_it_is() -> None:
