@@ -168,9 +168,8 @@ class Calibrated:
         ]
         if not left:
             return ()
-        labels = left[0].label if len(left) == 1 else f"{left[0].label} and {len(left) - 1} more"
         return (
-            f"the weights of {labels} are ranked by l2 and not refitted: obspa fits layers of floats, and of integers "
+            f"the weights of {_listed([n.label for n in left])} are ranked by l2 and not refitted: obspa fits layers of floats, and of integers "
             "behind DequantizeLinear or in MatMulNBits",
         )
 
