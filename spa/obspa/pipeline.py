@@ -169,8 +169,8 @@ class Calibrated:
         if not left:
             return ()
         return (
-            f"the weights of {_listed([n.label for n in left])} are ranked by l2 and not refitted: obspa fits layers of floats, and of integers "
-            "behind DequantizeLinear or in MatMulNBits",
+            f"the weights of {_listed([n.label for n in left])} are ranked by l2 and not refitted: obspa fits layers "
+            "of floats, and of integers behind DequantizeLinear or in MatMulNBits",
         )
 
     def left_out(self, plan: Plan) -> tuple[str, ...]:
