@@ -39,8 +39,10 @@ def reach(job: Job) -> Outcome:
         PlanError: the goal is out of reach.
         MetricError: the user's metric fails on the dense model, or before any network has met what is asked for; or
             the measuring command does, before any network was measured.
+        OptionError: the cluster that is asked for cannot be reached.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
+    job.request.execution.workers.check()
     job.start_metric()
     prepare_inputs(job)
     return attain(job)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from spa.model.slices import Slices
 from spa.progress import Clock, Progress, silent
 from spa.request import Request
 from spa.running.stream import samples_in
+from spa.running.tasks import ALONE
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
@@ -164,6 +166,7 @@ class Job:
                 request.timing.seed,
                 self.progress,
                 held_out=[] if self.calibration.held_out is None else self.calibration.held_out.batches,
+                workers=request.execution.workers,
             )
         self.clock("calibrate")
         return self.calibrated
@@ -512,6 +515,19 @@ class Job:
             )
             return replace(outcome, notes=tuple(notes))
         return replace(outcome, model=model, after=change, notes=tuple(notes))
+
+
+def for_workers(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs that share calibration without what stays in this process: progress, the user's metric and data."""
+    calibrated, found = copy(jobs[0].calibrated), [copy(job) for job in jobs]
+    if calibrated is not None:
+        calibrated.progress, calibrated.workers = silent, ALONE
+    for job in found:
+        inputs = job.request.inputs
+        if inputs.data is not None:
+            job.request = replace(job.request, inputs=replace(inputs, data="given"))
+        job.progress, job.meter, job.calibrated = silent, None, calibrated
+    return found
 
 
 def repaired(drafts: Sequence[tuple[Job, Outcome]]) -> list[Outcome]:

@@ -11,6 +11,7 @@ import numpy as np
 from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.progress import Progress, silent
+from spa.running.tasks import ALONE, Workers
 
 if TYPE_CHECKING:
     from spa.running.stream import Feeds, Stream
@@ -31,6 +32,7 @@ class Inputs:
         held_out: inputs on which nothing is fitted, for what is to be measured.
         threads: of onnxruntime.
         progress: called with a stage and the fraction of it that is done.
+        workers: who scores groups.
     """
 
     analysis: Analysis
@@ -40,6 +42,7 @@ class Inputs:
     held_out: Sequence[Feeds] = ()
     threads: int = 2
     progress: Progress = silent
+    workers: Workers = ALONE
 
     @property
     def samples(self) -> int:

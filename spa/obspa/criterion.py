@@ -56,6 +56,7 @@ def loss_curves(context: Context) -> Curves:
         context.seed,
         progress=inputs.progress,
         gauge=Gauge(inputs.analysis, few, GAUGE_DAMPING, inputs.threads) if few else None,
+        workers=inputs.workers,
     )
     others = _by_weights(context, [g for g in context.groups if g.name not in losses])
     discounts = refit_discounts(context, inputs)

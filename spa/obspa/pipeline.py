@@ -24,6 +24,7 @@ from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
 from spa.running.padding import with_padding
 from spa.running.stream import Feeds, Stream, samples_in
+from spa.running.tasks import ALONE, Workers
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.surgery.conform import conform
@@ -70,6 +71,7 @@ class Calibrated:
         seed: the seed of the positions that refits learn from.
         progress: called with a stage and the fraction of it that is done.
         held_out: inputs that no fit sees, on which changes are measured; without any, they are measured on all.
+        workers: who scores groups.
     """
 
     analysis: Analysis
@@ -79,6 +81,7 @@ class Calibrated:
     seed: int = 0
     progress: Progress = silent
     held_out: Sequence[Feeds] = ()
+    workers: Workers = ALONE
     _calibration_analysis: Analysis = field(init=False)
     _yardstick: Yardstick | None = field(init=False, default=None)
 
@@ -106,6 +109,7 @@ class Calibrated:
             held_out=self.held_out,
             threads=self.threads,
             progress=self.progress,
+            workers=self.workers,
         )
 
     @_bounded

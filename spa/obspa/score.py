@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from spa.obspa.sensitivity import Gauge, Measured, Use
 from spa.progress import Progress, silent
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
+from spa.running.tasks import ALONE, Workers
 
 Array = np.ndarray
 # The factor of the losses of a group with several readers. Their errors add up along the depth of the network, so that
@@ -30,9 +31,9 @@ def curves(
     batches: Sequence[Feeds],
     threads: int = 2,
     seed: int = 0,
-    damping: float = 1e-3,
     progress: Progress = silent,
     gauge: Gauge | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[dict[str, Curve], dict[str, Measured]]:
     """Find for each group the order in which channels are removed, and the relative output error of each width.
 
@@ -45,27 +46,34 @@ def curves(
         batches: the calibration inputs.
         threads: the number of onnxruntime's threads.
         seed: the seed of the positions that readers are observed at.
-        damping: see :func:`spa.obspa.curves.greedy`.
         progress: called with a stage and the fraction of it that is done.
         gauge: measures a point of each curve.
+        workers: who scores groups, while this process observes the readers of the next ones.
 
     Returns:
         The curves by group name; groups without a reader of a known kind (see :func:`observe`) are missing. And what
         was measured of them.
     """
+    stream = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
+    scored = dict(workers.each(_scored, gauge, _observed(analysis, groups, stream, seed, progress), threads))
+    found = [scored[number] for number in sorted(scored)]
+    measured = {name: point for name, _, point in found if point is not None}
+    return {name: curve for name, curve, _ in found}, measured
+
+
+def _observed(
+    analysis: Analysis, groups: Sequence[Group], stream: Stream, seed: int, progress: Progress
+) -> Iterator[tuple[Group, list[Use]]]:
+    """Run the dense network; yield each group with its readers once the last of them is observed."""
     groups_of_reader: dict[int, list[Group]] = {}
     for group in groups:
         for index in group.readers:
             groups_of_reader.setdefault(index, []).append(group)
-    graph = analysis.graph
-    stream = Stream(graph.model, graph.base, batches, threads)
     rng = np.random.default_rng(seed)
     last = {g.name: max(g.readers, default=-1) for g in groups}
     pending: dict[str, list[Use]] = {g.name: [] for g in groups}
-    result: dict[str, Curve] = {}
-    measured: dict[str, Measured] = {}
     for index in sorted(groups_of_reader):
-        progress("score", index / len(graph.nodes))
+        progress("score", index / len(stream.graph.nodes))
         node = stream.graph.nodes[index]
         for observation in observe(analysis, stream, node, rng):
             for group in groups_of_reader[index]:
@@ -76,13 +84,16 @@ def curves(
         give_back()
         for group in groups_of_reader[index]:
             if last[group.name] == index and pending[group.name]:
-                weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
-                found = pending.pop(group.name)
-                curve = greedy([use.reader for use in found], group.size, damping=damping)
-                result[group.name] = Curve(curve.order, curve.loss * weight)
-                if gauge is not None and (point := gauge.measure(group, curve.order, found)) is not None:
-                    measured[group.name] = point
-    return result, measured
+                yield group, pending.pop(group.name)
+
+
+def _scored(gauge: Gauge | None, observed: tuple[Group, list[Use]]) -> tuple[str, Curve, Measured | None]:
+    """Score a group: its name, its curve, and what was measured of it."""
+    group, uses = observed
+    weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
+    curve = greedy([use.reader for use in uses], group.size)
+    point = None if gauge is None else gauge.measure(group, curve.order, uses)
+    return group.name, Curve(curve.order, curve.loss * weight), point
 
 
 def _add(readers: list[Use], new: Use) -> None:
