@@ -3,8 +3,8 @@
     python benchmarks/jobs.py [--repairs full quick] [--rounds 1]
 
 Seven ratios of the digits' ResNet (512 inputs, `--threads 1`), a whole `spa.sweep`: calibration, scoring, repair, the
-timing of the networks in turns, and the start of the processes. On 1, 2 and 4 processes in turns; four are there for the
-comparison of the files, not for their time, where there are fewer cores. Made on an otherwise idle machine.
+timing of the networks in turns, and the start of the processes. On 1, 2 and 4 processes in turns; where there are fewer
+cores, four are there for the comparison of the files, not for their time. To be run on an otherwise idle machine.
 """
 
 from __future__ import annotations
