@@ -93,9 +93,7 @@ def sweep(
     with store.locked(), diagnosed(source):
         analysis = couple(Graph(source.model, source.base), base.timing.sizes)
         equal = () if framework_model is None else equal_by_default(framework_model.kind, framework_model.source)
-        if base.execution.work is None:  # which all machines must see, too
-            base = Request.of(base, work=folder)
-        runner = _Runner(analysis, base, equal, progress)
+        runner = _Runner(analysis, base, equal, progress, store.folder)
 
         def finish(spec: Spec, job: Job, outcome: Outcome | SpaError) -> None:
             if isinstance(outcome, SpaError):
@@ -151,11 +149,16 @@ class _Runner:
         base: what all points share.
         equal: what keeps one fraction where the request does not say.
         progress: called with the stage and the share of it that is done.
+        folder: of the sweep.
     """
 
-    def __init__(self, analysis: Analysis, base: Request, equal: tuple[str, ...], progress: Progress) -> None:
+    def __init__(
+        self, analysis: Analysis, base: Request, equal: tuple[str, ...], progress: Progress, folder: Path
+    ) -> None:
         self.analysis, self.base, self.equal, self.progress = analysis, base, equal, progress
         self.workers = base.execution.workers
+        if self.workers.folder is None:  # that of the sweep is one that all machines see
+            self.workers = replace(self.workers, folder=folder)
         self._first: Job | None = None
         self._scored: dict[str, Job] = {}
 
@@ -187,6 +190,8 @@ class _Runner:
         except ModelError:
             if job.needs_inputs:
                 raise
+        if job.calibrated is not None:
+            job.calibrated.workers = self.workers
         return job
 
     def run(self, wanted: Sequence[Spec], finish: Callable[[Spec, Job, Outcome | SpaError], None]) -> None:

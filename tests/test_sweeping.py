@@ -297,7 +297,7 @@ def test_what_a_killed_sweep_left_goes(tmp_path: Path) -> None:
 
 def test_sets_of_networks_mix_large_and_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def sets(jobs: int, repair: str) -> list[list[int]]:
-        runner = sweeping._Runner(analysis, Request.of(jobs=jobs), (), silent)
+        runner = sweeping._Runner(analysis, Request.of(jobs=jobs), (), silent, Path())
         return runner._shared_out([SimpleNamespace(reconstruct=repair)] * 7)  # type: ignore[list-item]
 
     analysis = spa.analyze(VGG)
@@ -342,7 +342,7 @@ def test_scores_and_sensitivity_go_through_files_unchanged(monkeypatch: pytest.M
     found = spa.sensitivity(VGG, **options)
     by_files(monkeypatch)
     written: list[str] = []
-    monkeypatch.setattr(tasks, "_read", counted(written, "read", tasks._read))
+    monkeypatch.setattr(tasks, "read_value", counted(written, "read", tasks.read_value))
     assert spa.sensitivity(VGG, jobs=2, **options) == found
     assert len(written) == 2 * (1 + 2 * len(found.groups))  # of scores and of costs: what is shared, items and answers
 

@@ -11,6 +11,7 @@ import numpy as np
 from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.progress import Progress, silent
+from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.tasks import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Inputs:
         threads: of onnxruntime.
         progress: called with a stage and the fraction of it that is done.
         workers: who scores groups.
+        journal: keeps what is scored.
     """
 
     analysis: Analysis
@@ -43,6 +45,7 @@ class Inputs:
     threads: int = 2
     progress: Progress = silent
     workers: Workers = ALONE
+    journal: Journal = NOTHING_KEPT
 
     @property
     def samples(self) -> int:

@@ -19,9 +19,11 @@ from spa.obspa.compensate import compensate
 from spa.obspa.linear import linear
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import Draft, reconstruct_together
+from spa.obspa.resume import key_of
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
+from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.padding import with_padding
 from spa.running.stream import Feeds, Stream, samples_in
 from spa.running.tasks import ALONE, Workers
@@ -72,6 +74,7 @@ class Calibrated:
         progress: called with a stage and the fraction of it that is done.
         held_out: inputs that no fit sees, on which changes are measured; without any, they are measured on all.
         workers: who scores groups.
+        journal: keeps scores and refits as they are found.
     """
 
     analysis: Analysis
@@ -82,6 +85,7 @@ class Calibrated:
     progress: Progress = silent
     held_out: Sequence[Feeds] = ()
     workers: Workers = ALONE
+    journal: Journal = NOTHING_KEPT
     _calibration_analysis: Analysis = field(init=False)
     _yardstick: Yardstick | None = field(init=False, default=None)
 
@@ -110,6 +114,7 @@ class Calibrated:
             threads=self.threads,
             progress=self.progress,
             workers=self.workers,
+            journal=self.journal,
         )
 
     @_bounded
@@ -145,8 +150,15 @@ class Calibrated:
             quick=extent == "quick",
             seed=self.seed,
         )
-        analysis = self._calibration_analysis
-        return reconstruct_together(analysis, drafts, self.batches, settings, self.threads, progress=self.progress)
+        return reconstruct_together(
+            self._calibration_analysis,
+            drafts,
+            self.batches,
+            settings,
+            self.threads,
+            progress=self.progress,
+            journals=[self.journal.part("refit", key_of(plan, extent)) for plan, _ in drafts],
+        )
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""

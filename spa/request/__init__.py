@@ -552,7 +552,8 @@ class Execution(Section):
     )
     work: str | os.PathLike[str] | None = option(
         None,
-        "a folder for the files that processes exchange; all machines of a cluster must see it",
+        "a folder for what is computed on the way: the same `prune` goes on there after an interruption; all "
+        "machines of a cluster must see it",
         kind=FILE,
         shown="the sweep's own, else the system's for temporary files",
     )

@@ -68,14 +68,20 @@ class Workers:
         return self.backend == "loky" and self.jobs == 1
 
     def check(self) -> None:
-        """See whether the folder is there, and somebody listens where the cluster should be.
+        """Make the folder where it is not there, and see whether somebody listens where the cluster should be.
 
         Raises:
             UnsupportedError: the backend's package is missing.
-            OptionError: there is no such folder, the scheduler is no address, or nobody answers.
+            OptionError: the folder cannot be made, the scheduler is no address, or nobody answers.
         """
-        if self.folder is not None and not self.folder.is_dir():
-            raise OptionError(f"work is {str(self.folder)!r}, which is no folder. Make it, or choose another one.")
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise OptionError(
+                    f"work is {str(self.folder)!r}, which is no folder and cannot be made one: {error.strerror}. "
+                    "Choose another place."
+                ) from error
         if self.backend == "loky":
             return
         with extra(self.backend):
@@ -132,7 +138,7 @@ class Workers:
         self.check()
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=self.folder, ignore_cleanup_errors=True) as name:
             folder = Path(name).resolve()
-            _write(folder / "shared", (function, allowed_threads(threads), shared))
+            write_value(folder / "shared", (function, allowed_threads(threads), shared))
             waiting = _Waiting(folder, iter(items))
             for attempt in range(RETRIES + 1):
                 try:
@@ -287,7 +293,7 @@ class _Waiting:
         yield from list(self._numbers)
         for item in self._fresh:
             number, self._drawn = self._drawn, self._drawn + 1
-            _write(self.folder / f"item{number}", item)
+            write_value(self.folder / f"item{number}", item)
             self._numbers[number] = None
             yield number
 
@@ -297,7 +303,7 @@ class _Waiting:
 
     def answer(self, number: int) -> Any:
         """Return what a task found, or raise what it refused."""
-        found, value = _read(self.folder / f"answer{number}")
+        found, value = read_value(self.folder / f"answer{number}")
         for kind in ("item", "begun", "answer"):
             (self.folder / f"{kind}{number}").unlink(missing_ok=True)
         del self._numbers[number]
@@ -317,7 +323,7 @@ def _work(folder: Path, number: int, caller: tuple[str, int]) -> int:
 def _worked(folder: Path, number: int) -> int:
     try:
         function, threads, shared = _shared(folder / "shared")
-        item = _read(folder / f"item{number}")
+        item = read_value(folder / f"item{number}")
     except FileNotFoundError:
         return _UNSEEN
     if _begun(folder / f"begun{number}") > RETRIES + 1:
@@ -327,7 +333,7 @@ def _worked(folder: Path, number: int) -> int:
             answer = True, function(shared, item)
     except SpaError as error:
         answer = False, error
-    _write(folder / f"answer{number}", answer)
+    write_value(folder / f"answer{number}", answer)
     return number
 
 
@@ -338,7 +344,7 @@ def _begun(path: Path) -> int:
         return file.tell()
 
 
-def _write(path: Path, value: Any) -> None:
+def write_value(path: Path, value: Any) -> None:
     """Write a value to a file, its arrays so that they can be mapped."""
     import cloudpickle  # laws hold functions without a name, which pickle does not take
     import joblib
@@ -353,8 +359,8 @@ def _write(path: Path, value: Any) -> None:
     draft.replace(path)
 
 
-def _read(path: Path) -> Any:
-    """Read a value that :func:`_write` wrote; its arrays stay in the file."""
+def read_value(path: Path) -> Any:
+    """Read a value that :func:`write_value` wrote; its arrays stay in the file."""
     import joblib
 
     data, buffers = joblib.load(path, mmap_mode="r")
@@ -363,4 +369,4 @@ def _read(path: Path) -> Any:
 
 @lru_cache(maxsize=1)
 def _shared(path: Path) -> Any:
-    return _read(path)
+    return read_value(path)

@@ -130,23 +130,27 @@ def test_a_missing_package_and_a_missing_folder_are_said(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'spa-onnx\[dask\]'"):
         Workers(backend="dask", scheduler="tcp://127.0.0.1:1").check()
-    with pytest.raises(OptionError, match=r"work is .* which is no folder"):
-        Workers(folder=tmp_path / "none").check()
+    Workers(folder=tmp_path / "new").check()
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none" / "new", tmp_path / "file"):
+        with pytest.raises(OptionError, match=r"work is .*, which is no folder and cannot be made one"):
+            Workers(folder=path).check()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tasks._write(tmp_path / "shared", (refuses, 1, "this"))
+    tasks.write_value(tmp_path / "shared", (refuses, 1, "this"))
     for number in range(3):
-        tasks._write(tmp_path / f"item{number}", number)
+        tasks.write_value(tmp_path / f"item{number}", number)
     return tmp_path
 
 
 def test_a_worker_does_a_task_from_file_to_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = ("another machine", 1)
     assert [tasks._work(folder, n, elsewhere) for n in range(3)] == [0, 1, 2]
-    assert tasks._read(folder / "answer2") == (True, 2)
-    done, error = tasks._read(folder / "answer1")
+    assert tasks.read_value(folder / "answer2") == (True, 2)
+    done, error = tasks.read_value(folder / "answer1")
     assert not done and isinstance(error, PlanError)
     assert tasks._work(folder, 7, elsewhere) == tasks._UNSEEN
     assert tasks._work(folder, 0, tasks._process()) == tasks._HERE
