@@ -1,11 +1,15 @@
-"""The time and memory of `spa prune --criterion l2` on large models, beside the time of copying their files.
+"""The time and memory of `spa prune` on large models: `l2` beside the time of copying their files, and `obspa`.
 
     python benchmarks/scale.py FOLDER [--only resnet50 decoder_1b ...] [--rounds 3]
+    python benchmarks/scale.py FOLDER --obspa decoder_125m [decoder_1b]
 
 The models are built here, with random weights (`scale_models.py`), into FOLDER, one after the other; each is removed
 when it has been measured, unless `--keep`. A copy (`cp`) and a pruning take turns, both with the model's files dropped
 from the page cache. Peak memory is measured in a run of its own: the proportional set sizes of the process and of its
 children, summed at each moment. Cells of models that are not run are kept from the last result.
+
+`--obspa` calibrates decoders with sequences of random tokens instead, once each: minutes to hours. The weights are
+random, too, so that the change of the outputs says nothing of real models.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 import ours
 
 LIMITS: dict[str, Any] = {"timeout": 1800, "cores": common.THREADS}
@@ -35,6 +41,11 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "vit_b_16": ("seconds", 2.80 / 3, "2.2 * file + 200"),
     "resnet50": ("seconds", 0.9, "2.2 * file + 200"),
 }
+# By decoder: the limits on seconds and on peak memory (MB) with obspa; None where time is stated alone.
+OBSPA: dict[str, tuple[float | None, float]] = {"decoder_125m": (600, 2000), "decoder_1b": (None, 4000)}
+SEQUENCES, TOKENS, VOCABULARY = 128, 128, 32000
+HELD_OUT = 16  # further sequences, on which changes are measured
+HOURS = 6  # after which a calibration is given up
 Cell = dict[str, Any]
 
 
@@ -65,14 +76,22 @@ def timed(command: Sequence[str], source: Path, out: Path) -> common.Child:
     return common.run(command, **LIMITS)
 
 
-def peak_of_all(command: Sequence[str], out: Path) -> float:
-    """Return the most memory of a process and its children together, MB (10^6 bytes), by proportional set sizes."""
+def peak_of_all(command: Sequence[str], out: Path, seconds: float = float("inf")) -> float:
+    """Return the most memory of a process and its children together, MB (10^6 bytes), by proportional set sizes.
+
+    Args:
+        command: the process.
+        out: a folder that is emptied before.
+        seconds: after which it is killed.
+    """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    most = 0
+    most, start = 0, time.monotonic()
     watcher_done = threading.Event()
     while process.poll() is None:
+        if time.monotonic() - start > seconds:
+            process.kill()
         most = max(most, sum(map(_proportional, _family(process.pid))))
         watcher_done.wait(PAUSE)
     return most / 1e6
@@ -122,6 +141,33 @@ def measure(name: str, folder: Path, rounds: int) -> Cell:
     return cell
 
 
+def measure_obspa(name: str, folder: Path) -> Cell:
+    """Measure one calibration, whose model lies in a folder of its own."""
+    source, out, data = folder / name, folder / "out", folder / "ids.npz"
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (SEQUENCES + HELD_OUT, TOKENS))
+    np.savez(data, ids=ids)
+    command = [sys.executable, "-m", "spa.cli", "prune", str(source / "model.onnx"), "-o", str(out / "pruned.onnx")]
+    command += [
+        "--ratio",
+        "0.3",
+        "--data",
+        str(data),
+        "--samples",
+        str(SEQUENCES),
+        "--threads",
+        str(common.THREADS),
+        "--insist",
+    ]
+    start = time.perf_counter()
+    peak = peak_of_all(command, out, HOURS * 3600)
+    cell: Cell = {"status": "ok" if (out / "pruned.onnx").exists() else "failed", "peak MB": round(peak)}
+    cell["seconds"] = round(time.perf_counter() - start)
+    cell["MB"] = round(sum(f.stat().st_size for f in source.iterdir()) / 1e6)
+    shutil.rmtree(out)
+    data.unlink()
+    return cell
+
+
 # -- show ------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +194,15 @@ def row(name: str, cell: Cell) -> list[str]:
     ]
 
 
+def obspa_row(name: str, cell: Cell) -> list[str]:
+    """Return a decoder's line of the table of calibrations."""
+    seconds, memory = OBSPA[name]
+    done = cell["status"] == "ok"
+    met = "" if seconds is None else f"{seconds:.0f}, {'yes' if done and cell['seconds'] <= seconds else '**no**'}"
+    most = f"{memory:.0f}, {'yes' if done and cell['peak MB'] <= memory else '**no**'}"
+    return [name, f"{cell['MB']}", cell["status"], f"{cell['seconds']}", met, f"{cell['peak MB']}", most]
+
+
 def eval_limit(limit: str, megabytes: float) -> float:
     """Return a limit on memory in MB: a number, or so many times the file and a number."""
     if "*" not in limit:
@@ -172,11 +227,15 @@ def page(data: dict[str, Any]) -> str:
         "at most, met",
     ]
     rows = [row(name, data["cells"][name]) for name in TARGETS if name in data["cells"]]
+    calibrated = data.get("obspa", {})
+    every = {**data["cells"], **{f"{name} by obspa": cell for name, cell in calibrated.items()}}
     machines = "\n\n".join(
-        f"{', '.join(n for n, cell in data['cells'].items() if cell['machine'] == key)}: {common.describe(info)}"
+        f"{', '.join(n for n, cell in every.items() if cell['machine'] == key)}: {common.describe(info)}"
         for key, info in data["machines"].items()
-        if any(cell["machine"] == key for cell in data["cells"].values())
+        if any(cell["machine"] == key for cell in every.values())
     )
+    heads = ["model", "MB", "", "seconds", "at most, met", "peak MB", "at most, met"]
+    lines = [obspa_row(name, calibrated[name]) for name in OBSPA if name in calibrated]
     failed = [f"- {key}: {c['status']}: `{c['reason']}`" for key, c in data["cells"].items() if c["status"] != "ok"]
     return f"""# Large models: time beside a copy, and memory
 
@@ -186,6 +245,13 @@ weights). Peak memory is that of the process and its children together, proporti
 a run of its own: pages of mapped files count.
 
 {common.table(header, rows)}
+
+## With obspa
+
+`spa prune --ratio 0.3 --samples {SEQUENCES}`: scores, the full repair and the check, {SEQUENCES} sequences of {TOKENS}
+random tokens, {common.THREADS} threads, once; memory as above, of the same run.
+
+{common.table(heads, lines) if lines else "Not run yet."}
 
 ## What failed
 
@@ -202,22 +268,25 @@ def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("folder", type=Path, help="where the models are built; gigabytes")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--obspa", nargs="+", choices=list(OBSPA), help="calibrate these decoders instead")
     parser.add_argument("--keep", action="store_true", help="keep the models, and take those that are there")
     options = parser.parse_args()
     data = common.previous("scale", options.results) or {"machines": {}, "cells": {}}
     key = time.strftime("%Y-%m-%d %H:%M:%S")
     data["machines"][key] = common.machine()
-    for name in options.only or [n for n in TARGETS if "7b" not in n]:
+    cells = data.setdefault("obspa", {}) if options.obspa else data["cells"]
+    for name in options.obspa or options.only or [n for n in TARGETS if "7b" not in n]:
         source = options.folder / name
         if not source.exists():
             built = common.python("scale_models.py", name, str(source), timeout=1800)
             if not built.ok:
                 raise SystemExit(f"{name}: {built.reason}")
-        data["cells"][name] = measure(name, options.folder, options.rounds) | {"machine": key}
-        print(name, data["cells"][name], flush=True)
+        found = measure_obspa(name, options.folder) if options.obspa else measure(name, options.folder, options.rounds)
+        cells[name] = found | {"machine": key}
+        print(name, cells[name], flush=True)
         if not options.keep:
             shutil.rmtree(source)
-        used = {cell["machine"] for cell in data["cells"].values()}
+        used = {cell["machine"] for part in (data["cells"], data.get("obspa", {})) for cell in part.values()}
         data["machines"] = {k: info for k, info in data["machines"].items() if k in used}
         common.write("scale", page(data), data, options.results)
 

@@ -264,6 +264,7 @@ def _vit_attention(b: Builder, x: str, name: str, width: int = 768) -> str:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 DECODERS = {
+    "decoder_125m": Decoder(layers=12, width=768, inner=2048, heads=12),
     "decoder_0.2b": Decoder(layers=12, width=1024, inner=2816, heads=16),
     "decoder_1b": Decoder(layers=19, width=2048, inner=5632, heads=32),
     "decoder_7b": Decoder(layers=32, width=4096, inner=11008, heads=32),

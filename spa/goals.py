@@ -14,7 +14,7 @@ import numpy as np
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError, SpaError
-from spa.job import REFITS, Job, Outcome, loaded, repaired
+from spa.job import REFITS, Job, Outcome, loaded, repaired, resumable
 from spa.progress import silent
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
@@ -39,11 +39,14 @@ def reach(job: Job) -> Outcome:
         PlanError: the goal is out of reach.
         MetricError: the user's metric fails on the dense model, or before any network has met what is asked for; or
             the measuring command does, before any network was measured.
+        OptionError: the cluster that is asked for cannot be reached, or the folder for work holds something else.
         ModelError: onnxruntime cannot run the model, where the goal, the criterion or the repair needs that.
     """
-    job.start_metric()
-    prepare_inputs(job)
-    return attain(job)
+    job.request.execution.workers.check()
+    with resumable(job):
+        job.start_metric()
+        prepare_inputs(job)
+        return attain(job)
 
 
 def attain(job: Job) -> Outcome:

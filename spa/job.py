@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,11 @@ from spa.model.graph import Graph
 from spa.model.slices import Slices
 from spa.progress import Clock, Progress, silent
 from spa.request import Request
+from spa.running.journal import NOTHING_KEPT, Journal, opened
 from spa.running.stream import samples_in
+from spa.running.tasks import ALONE
 from spa.running.threads import bounded_threads
+from spa.steering.fingerprint import of_run
 from spa.surgery.apply import describe
 from spa.surgery.conform import conform
 from spa.widths.budget import Budget, Choice, choose
@@ -106,6 +110,7 @@ class Job:
         dense_accuracy: of the dense model on them, in percent, where there are labels.
         meter: the user's metric beside the dense model, where there is one.
         lazy: whether large weights that lie outside stay there (``Outcome.slices``); for jobs that run nothing.
+        journal: keeps what is calibrated, see :func:`resumable`.
     """
 
     analysis: Analysis
@@ -121,6 +126,7 @@ class Job:
     dense_accuracy: float | None = None
     meter: Meter | None = None
     lazy: bool = False
+    journal: Journal = NOTHING_KEPT
     _answer: Answer | None = field(init=False, default=None)
     _tried: bool = field(init=False, default=False)
 
@@ -164,6 +170,8 @@ class Job:
                 request.timing.seed,
                 self.progress,
                 held_out=[] if self.calibration.held_out is None else self.calibration.held_out.batches,
+                workers=request.execution.workers,
+                journal=self.journal,
             )
         self.clock("calibrate")
         return self.calibrated
@@ -515,6 +523,19 @@ class Job:
         return replace(outcome, model=model, after=change, notes=tuple(notes))
 
 
+def for_workers(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs that share calibration without what stays in this process: progress, the user's metric and data."""
+    calibrated, found = copy(jobs[0].calibrated), [copy(job) for job in jobs]
+    if calibrated is not None:
+        calibrated.progress, calibrated.workers, calibrated.journal = silent, ALONE, NOTHING_KEPT
+    for job in found:
+        inputs = job.request.inputs
+        if inputs.data is not None:
+            job.request = replace(job.request, inputs=replace(inputs, data="given"))
+        job.progress, job.meter, job.calibrated, job.journal = silent, None, calibrated, NOTHING_KEPT
+    return found
+
+
 def repaired(drafts: Sequence[tuple[Job, Outcome]]) -> list[Outcome]:
     """Repair cut networks side by side; each comes out as it would alone.
 
@@ -537,6 +558,27 @@ def repaired(drafts: Sequence[tuple[Job, Outcome]]) -> list[Outcome]:
         job.clock.add("reconstruct", seconds)
         found.append(job.judged(outcome, model))
     return found
+
+
+@contextmanager
+def resumable(job: Job) -> Iterator[Job]:
+    """Let a job that calibrates keep what it finds in the folder that the request names, and go on with it.
+
+    Args:
+        job: the pruning.
+
+    Raises:
+        OptionError: the folder holds the calibration of something else, or is in use.
+    """
+    work = job.request.execution.work
+    if work is None or not job.needs_inputs:
+        yield job
+        return
+    request = job.request
+    inputs = (request.inputs.data, request.scoring.gradients, request.scoring.hessian_gradients)
+    fingerprint = of_run(job.analysis.graph.model, request.to_dict(), inputs)
+    with opened(Path(work), fingerprint) as job.journal:
+        yield job
 
 
 def prepare(

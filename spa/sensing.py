@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from spa.coupling.cost import CostModel
 from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve, Curves, Removal
 from spa.errors import PlanError
-from spa.job import Job, prepare
+from spa.job import Job, for_workers, prepare
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
 from spa.progress import Clock, Progress, silent
@@ -57,6 +58,7 @@ def sensitivity(
     if not fractions or not all(0 < f < 1 for f in fractions):
         raise PlanError(f"fractions are {list(fractions)}. Give numbers between 0 and 1, ends excluded.")
     request = Request.of(request, **options)
+    request.execution.workers.check()
     source, _ = opened(model, None, {}, Clock())
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
@@ -72,26 +74,52 @@ def sensitivity(
         names = layer_names(analysis)
         place = {name: i for i, name in enumerate(names)}
         groups = sorted(job.selection.groups, key=lambda g: place.get(g.name, 0))
-        found = []
-        for done, group in enumerate(groups):
-            progress("sensitivity", done / len(groups))
-            found.append(_curve(job, group, names.get(group.name, group.name), curves[group.name], fractions, measure))
+        tasks = [_Task(group.name, names.get(group.name, group.name), curves[group.name], measure) for group in groups]
+        found = [x for _, x in sorted(_curves(job, tasks, fractions), key=lambda numbered: numbered[0])]
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else source.model.graph.name or "the model"
     return Sensitivity(name, job.criterion.name, tuple(found))
 
 
-def _curve(job: Job, group: Group, layer: str, curve: Curve, fractions: Sequence[float], measure: bool) -> GroupCurve:
+@dataclass(frozen=True)
+class _Task:
+    """A group whose costs are asked for.
+
+    Attributes:
+        group: its name; a worker's copy of the group would be none of its copy of the network.
+        layer: the name of its layer.
+        curve: its losses.
+        measure: whether to measure the change of the outputs.
+    """
+
+    group: str
+    layer: str
+    curve: Curve
+    measure: bool
+
+
+def _curves(job: Job, tasks: Sequence[_Task], fractions: Sequence[float]) -> Iterator[tuple[int, GroupCurve]]:
+    """Yield the costs of groups with their numbers, as they come."""
+    workers, threads = job.request.execution.workers, job.request.timing.threads
+    own = job if workers.alone else for_workers([job])[0]
+    for done, found in enumerate(workers.each(_curve, (own, tuple(fractions)), tasks, threads)):
+        job.progress("sensitivity", done / len(tasks))
+        yield found
+
+
+def _curve(shared: tuple[Job, Sequence[float]], task: _Task) -> GroupCurve:
     """Return the costs of one group at the allowed widths that are nearest to some fractions."""
+    (job, fractions), curve = shared, task.curve
+    group = next(g for g in job.selection.groups if g.name == task.group)
     (ladder,) = job.budget.ladders(job.analysis, [group])
     allowed = np.array([rung[0] for rung in ladder.rungs])
     widths = sorted({int(allowed[np.abs(allowed - group.size * (1 - f)).argmin()]) for f in fractions}, reverse=True)
     costs = CostModel(job.analysis, [group])
     change = None
-    if measure and job.calibrated is not None:
+    if task.measure and job.calibrated is not None:
         change = tuple(_change(job, group, curve, width) for width in widths)
     return GroupCurve(
         name=group.name,
-        layer=layer,
+        layer=task.layer,
         channels=group.size,
         widths=tuple(widths),
         loss=tuple(float(curve.loss[group.size - width]) for width in widths),
@@ -107,5 +135,5 @@ def _change(job: Job, group: Group, curve: Curve, width: int) -> float:
     plan = make_plan(analysis, {group.name: np.sort(curve.order[group.size - width :])})
     error = job.calibrated.change(apply(analysis, plan)).error
     if error is None:
-        raise PlanError("the model has no float output that could be compared. Leave --measure out.")
+        raise PlanError("the model has no float output that could be compared. Leave --change out.")
     return error

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from spa.coupling.analysis import Analysis, couple
 from spa.errors import MetricError, ModelError, OptionError, PlanError, SpaError
 from spa.frameworks.kinds import equal_by_default
 from spa.goals import attain, attain_together, evaluated, side_by_side
-from spa.job import Job, Outcome, prepare
+from spa.job import Job, Outcome, for_workers, prepare
 from spa.model.alternatives import reunited
 from spa.model.diagnosis import diagnosed
 from spa.model.graph import Graph
@@ -39,6 +39,7 @@ from spa.report.comparison import Point, Sweep
 from spa.report.environment import environment
 from spa.request import Request
 from spa.request.option import plain
+from spa.running.tasks import PREFIX
 from spa.steering import pareto
 from spa.steering.fingerprint import content_of
 from spa.steering.grid import SWEPT, Spec, specs
@@ -53,7 +54,6 @@ def sweep(
     model: Any,
     folder: str | os.PathLike[str],
     *,
-    jobs: int = 1,
     request: Request | None = None,
     convert_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -65,7 +65,6 @@ def sweep(
         model: as in :func:`spa.prune`.
         folder: where the files go: for each point ``NAME.onnx`` and its report ``NAME.json``; ``sweep.json`` and
             ``sweep.csv``. A folder with an unfinished sweep of the same request goes on; another one is refused.
-        jobs: in how many processes networks are repaired; the files are the same for any number.
         request: what to do; the options below change it.
         convert_options: for a framework's model, ``example_inputs`` and the options of :func:`spa.convert`.
         progress: called with the stage and the share of it that is done.
@@ -87,13 +86,14 @@ def sweep(
     ['l2-macs-0.2-by8.onnx', 'l2-macs-0.4-by8.onnx']
     """
     base, wanted = _wanted(request, options)
+    base.execution.workers.check()
     conversion = dict(convert_options or {})
     source, framework_model = opened(model, conversion.pop("example_inputs", None), conversion, Clock())
     store = _Store.open(Path(folder), source, base, None if isinstance(model, onnx.ModelProto) else model)
     with store.locked(), diagnosed(source):
         analysis = couple(Graph(source.model, source.base), base.timing.sizes)
         equal = () if framework_model is None else equal_by_default(framework_model.kind, framework_model.source)
-        runner = _Runner(analysis, base, equal, progress, jobs)
+        runner = _Runner(analysis, base, equal, progress, store.folder)
 
         def finish(spec: Spec, job: Job, outcome: Outcome | SpaError) -> None:
             if isinstance(outcome, SpaError):
@@ -149,13 +149,16 @@ class _Runner:
         base: what all points share.
         equal: what keeps one fraction where the request does not say.
         progress: called with the stage and the share of it that is done.
-        jobs: processes.
+        folder: of the sweep.
     """
 
     def __init__(
-        self, analysis: Analysis, base: Request, equal: tuple[str, ...], progress: Progress, jobs: int
+        self, analysis: Analysis, base: Request, equal: tuple[str, ...], progress: Progress, folder: Path
     ) -> None:
-        self.analysis, self.base, self.equal, self.progress, self.jobs = analysis, base, equal, progress, jobs
+        self.analysis, self.base, self.equal, self.progress = analysis, base, equal, progress
+        self.workers = base.execution.workers
+        if self.workers.folder is None:  # that of the sweep is one that all machines see
+            self.workers = replace(self.workers, folder=folder)
         self._first: Job | None = None
         self._scored: dict[str, Job] = {}
 
@@ -187,6 +190,8 @@ class _Runner:
         except ModelError:
             if job.needs_inputs:
                 raise
+        if job.calibrated is not None:
+            job.calibrated.workers = self.workers
         return job
 
     def run(self, wanted: Sequence[Spec], finish: Callable[[Spec, Job, Outcome | SpaError], None]) -> None:
@@ -203,7 +208,7 @@ class _Runner:
                     raise
                 finish(spec, self._scored[next(iter(self._scored))], error)
                 continue
-            if spec.is_timed or (self.jobs == 1 and not side_by_side(job)):
+            if spec.is_timed or (self.workers.alone and not side_by_side(job)):
                 self.progress("sweep", len(waiting) / len(wanted))
                 finish(spec, job, _attained([job])[0])
             else:
@@ -216,53 +221,46 @@ class _Runner:
                 self.progress("sweep", done / len(waiting))
 
     def _shared_out(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """Return the numbers of jobs that are repaired side by side, at least as many sets as there are processes.
+        """Return the numbers of jobs that are repaired side by side, at least as many sets as there are workers.
 
-        Their networks are in memory together.
+        Networks of a set are in memory together. Sets mix large and small networks, so that they take about as long;
+        of full repairs, in which the dense network's run is little, each worker gets two.
         """
         weights = sum(t.ByteSize() for t in self.analysis.graph.model.graph.initializer)
-        most = max(1, min(TOGETHER, TOGETHER_BYTES // max(weights, 1), -(-len(jobs) // self.jobs)))
+        most = max(1, min(TOGETHER, TOGETHER_BYTES // max(weights, 1)))
+        workers = 1 if self.workers.alone else self.workers.count()
         sets: list[list[int]] = []
         for repair in dict.fromkeys(job.reconstruct for job in jobs):
             numbers = [i for i, job in enumerate(jobs) if job.reconstruct == repair]
-            some = most if all(side_by_side(jobs[i]) for i in numbers) else 1
-            sets += [numbers[i : i + some] for i in range(0, len(numbers), some)]
+            if not all(side_by_side(jobs[i]) for i in numbers):
+                sets += [[i] for i in numbers]
+                continue
+            least = workers * (2 if repair == "full" and workers > 1 else 1)
+            count = min(max(-(-len(numbers) // most), least), len(numbers))
+            sets += [numbers[i::count] for i in range(count)]
         return sets
 
     def _made(
         self, sets: Sequence[list[int]], waiting: Sequence[tuple[Spec, Job]]
     ) -> Iterator[tuple[list[int], list[Outcome | SpaError]]]:
-        """Attain the goals of jobs, in processes where several are asked for; yield each set as it comes."""
+        """Attain the goals of jobs, by the workers; yield each set as it comes."""
         together = [[waiting[i][1] for i in numbers] for numbers in sets]
-        if self.jobs == 1 or not sets:
+        if self.workers.alone or not sets:
             yield from ((numbers, _attained(jobs)) for numbers, jobs in zip(sets, together, strict=True))
             return
-        from joblib import Parallel, delayed
-
-        bare = (delayed(_numbered)(i, _bare(jobs)) for i, jobs in enumerate(together))
-        for which, outcomes, clocks in Parallel(
-            n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch=self.jobs
-        )(bare):
+        bare = for_workers([job for _, job in waiting])
+        for which, (outcomes, clocks) in self.workers.each(_attained_apart, bare, sets, self.base.timing.threads):
             for job, seconds in zip(together[which], clocks, strict=True):
                 job.clock.seconds |= seconds
             yield sets[which], outcomes
 
 
-def _bare(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs without what stays in this process: their progress, and the user's metric."""
-    calibrated = jobs[0].calibrated
-    if calibrated is not None:
-        calibrated = copy(calibrated)
-        calibrated.progress = silent
-    bare = [copy(job) for job in jobs]
-    for job in bare:
-        job.progress, job.meter, job.calibrated = silent, None, calibrated
-    return bare
-
-
-def _numbered(index: int, jobs: Sequence[Job]) -> tuple[int, list[Outcome | SpaError], list[dict[str, float]]]:
-    outcomes = _attained(jobs)
-    return index, outcomes, [job.clock.seconds for job in jobs]
+def _attained_apart(
+    jobs: Sequence[Job], numbers: Sequence[int]
+) -> tuple[list[Outcome | SpaError], list[dict[str, float]]]:
+    """Attain the goals of some of the jobs in another process; return the seconds of each, too."""
+    some = [jobs[number] for number in numbers]
+    return _attained(some), [job.clock.seconds for job in some]
 
 
 def _attained(jobs: Sequence[Job]) -> list[Outcome | SpaError]:
@@ -338,6 +336,8 @@ class _Store:
 
     def _begin(self) -> None:
         """Put the fingerprint into the folder, or compare it with the one that is there."""
+        for left in self.folder.glob(f"{PREFIX}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         table = self.folder / TABLE
         if not table.exists():
             self._write(TABLE, json.dumps({"fingerprint": self.fingerprint}))
@@ -469,6 +469,7 @@ def _fingerprint(source: Source, base: Request) -> str | None:
 def _shared(base: Request) -> dict[str, dict[str, Any]]:
     """Return the options that all points share, as plain data."""
     shared = Request.of(base, criterion="obspa", round_to=None).to_dict()
+    del shared["execution"]  # of which no result depends
     shared["goal"] |= {"ratio": None, "latency_ms": None}
     return shared
 

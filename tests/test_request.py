@@ -64,6 +64,8 @@ REQUEST = {
     "latency_command": "bench {model}",
     "latency_seconds": 30.0,
     "latency_table": "/tables/layers.csv",
+    "jobs": 2,
+    "work": "/work",
 }
 
 
@@ -81,9 +83,12 @@ def test_every_option_of_the_command_line_round_trips_through_a_file(tmp_path: P
         "value_range",  # which excludes mean and std
         "plan",
         "runtime",  # which excludes providers
+        "backend",  # which excludes jobs
+        "scheduler",
     }  # goals, of which a request has one
     for goal in (
         {"runtime": "openvino"},
+        {"backend": "dask", "scheduler": "tcp://127.0.0.1:8786"},
         {"max_distortion": 0.01},
         {"latency_ms": 2.5},
         {"plan": "/plans/plan.json"},

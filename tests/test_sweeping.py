@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,11 @@ from spa.errors import MetricError, OptionError, PlanError
 from spa.job import Job
 from spa.obspa import pipeline, score
 from spa.obspa.readers import rows
+from spa.progress import silent
+from spa.request import Request
+from spa.running import tasks
+from spa.running.tasks import PREFIX
+from tests.clusters import CLUSTERS, by_files
 from tests.test_cli import refused
 from tests.test_cli import spa as run_cli
 
@@ -231,10 +238,76 @@ def test_inputs_count_by_their_content(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_files_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
-    for jobs in (1, 2):
-        spa.sweep(VGG, tmp_path / str(jobs), ratio=[0.2, 0.3, 0.5], jobs=jobs, **SHARED)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    options: dict[str, Any] = {"ratio": [0.2, 0.3, 0.5], **SHARED, "samples": 64, "threads": 2}
+    for jobs in (1, 2, 4):
+        spa.sweep(VGG, tmp_path / str(jobs), jobs=jobs, **options)
+        assert {p.name for p in (tmp_path / str(jobs)).iterdir() if p.is_dir()} == set()
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "4")
     assert len(contents(tmp_path / "1")) == 3
+    monkeyed = {"timing": 0, "seconds": 0, "requested": 0, "environment": 0}
+    reports = [json.loads((tmp_path / n / "obspa-macs-0.3-by8.json").read_text()) | monkeyed for n in ("1", "4")]
+    assert reports[0] == reports[1]
+    table = json.loads((tmp_path / "4" / "sweep.json").read_text())
+    again = spa.sweep(VGG, tmp_path / "4", jobs=3, **options)  # the same sweep
+    assert [p.change for p in again.points] == [p["change"] for p in table["points"]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the clusters' packages
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_files_are_the_same_on_a_cluster(cluster: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"ratio": [0.2, 0.3, 0.5], **SHARED, "samples": 64}
+    spa.sweep(VGG, tmp_path / "here", **options)
+    with CLUSTERS[cluster]() as workers:
+        spa.sweep(VGG, tmp_path / "there", backend=workers.backend, scheduler=workers.scheduler, **options)
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    assert len(contents(tmp_path / "there")) == 3
+
+
+def test_a_cluster_that_cannot_be_reached_ends_a_sweep_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", json)
+    cluster = {"backend": "dask", "scheduler": "tcp://127.0.0.1:1"}
+    for run in (spa.prune, spa.sensitivity):
+        with pytest.raises(OptionError, match="cannot be reached"):
+            run(VGG, criterion="l2", **cluster)
+    with pytest.raises(OptionError, match="cannot be reached"):
+        spa.sweep(VGG, tmp_path / "s", ratio=0.3, criterion="l2", **cluster)
+    assert not (tmp_path / "s").exists()
+
+
+def test_networks_that_are_repaired_elsewhere_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"ratio": [0.2, 0.99, 0.4], "reconstruct": "readers", "min_width": 16, **SHARED}
+    options["data"] = {"input": np.load(TRAIN)["input"][:16]}
+    spa.sweep(VGG, tmp_path / "here", **options)
+    by_files(monkeypatch)
+    found = spa.sweep(VGG, tmp_path / "there", jobs=2, **options)
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    assert [p.refused is None for p in found.points] == [True, False, True]
+
+
+def test_what_a_killed_sweep_left_goes(tmp_path: Path) -> None:
+    spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+    (tmp_path / "s" / f"{PREFIX}x").mkdir()
+    (tmp_path / "s" / f"{PREFIX}x" / "shared").write_text("half")
+    spa.sweep(VGG, tmp_path / "s", ratio=0.2, criterion="l2", **SHARED)
+    assert not (tmp_path / "s" / f"{PREFIX}x").exists()
+
+
+def test_sets_of_networks_mix_large_and_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sets(jobs: int, repair: str) -> list[list[int]]:
+        runner = sweeping._Runner(analysis, Request.of(jobs=jobs), (), silent, Path())
+        return runner._shared_out([SimpleNamespace(reconstruct=repair)] * 7)  # type: ignore[list-item]
+
+    analysis = spa.analyze(VGG)
+    monkeypatch.setattr(sweeping, "side_by_side", lambda job: True)
+    assert sets(1, "quick") == sets(1, "full") == [[0, 1, 2, 3, 4, 5, 6]]
+    assert sets(2, "quick") == [[0, 2, 4, 6], [1, 3, 5]]
+    assert sets(2, "full") == [[0, 4], [1, 5], [2, 6], [3]]
+    assert sets(9, "quick") == [[n] for n in range(7)]
+    monkeypatch.setattr(sweeping, "side_by_side", lambda job: False)
+    assert sets(1, "none") == [[n] for n in range(7)]
 
 
 def test_the_command_line_makes_a_folder_and_prints_a_table(tmp_path: Path) -> None:
@@ -262,6 +335,22 @@ def test_sensitivity_is_of_each_group_alone() -> None:
     assert len(lines) == 8 and lines[1].startswith(f"{first.name},{first.layer},32,16,")
     with pytest.raises(PlanError, match="between 0 and 1"):
         spa.sensitivity(VGG, criterion="l2", fractions=[1.0])
+
+
+def test_scores_and_sensitivity_go_through_files_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"fractions": [0.3], **SHARED}
+    found = spa.sensitivity(VGG, **options)
+    by_files(monkeypatch)
+    written: list[str] = []
+    monkeypatch.setattr(tasks, "read_value", counted(written, "read", tasks.read_value))
+    assert spa.sensitivity(VGG, jobs=2, **options) == found
+    assert len(written) == 2 * (1 + 2 * len(found.groups))  # of scores and of costs: what is shared, items and answers
+
+
+@pytest.mark.slow
+def test_sensitivity_is_the_same_for_any_number_of_processes() -> None:
+    options: dict[str, Any] = {"measure": True, "fractions": [0.3], **SHARED, "samples": 64, "threads": 2}
+    assert spa.sensitivity(VGG, **options) == spa.sensitivity(VGG, jobs=2, **options)  # of obspa: scores, too
 
 
 def test_sensitivity_on_the_command_line() -> None:

@@ -53,7 +53,6 @@ def sweep(
     grid: Grid,
     request: Request,
     talk: Talk,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that repair networks, each with its --threads.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw a figure here, .png or .svg.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +62,7 @@ def sweep(
     if plot is not None:
         check_targets({"--plot": plot}, model)
     with progress_bars(not as_json and not talk.verbose, talk.quiet) as progress:
-        found = run(str(model), output, jobs=jobs, request=request, progress=progress, **grid.options())
+        found = run(str(model), output, request=request, progress=progress, **grid.options())
     if plot is not None:
         from spa.report.figures import sweep_figure
 

@@ -11,6 +11,8 @@ import numpy as np
 from spa.coupling.analysis import Analysis, Branch, Group
 from spa.errors import PlanError
 from spa.progress import Progress, silent
+from spa.running.journal import NOTHING_KEPT, Journal
+from spa.running.tasks import ALONE, Workers
 
 if TYPE_CHECKING:
     from spa.running.stream import Feeds, Stream
@@ -31,6 +33,8 @@ class Inputs:
         held_out: inputs on which nothing is fitted, for what is to be measured.
         threads: of onnxruntime.
         progress: called with a stage and the fraction of it that is done.
+        workers: who scores groups.
+        journal: keeps what is scored.
     """
 
     analysis: Analysis
@@ -40,6 +44,8 @@ class Inputs:
     held_out: Sequence[Feeds] = ()
     threads: int = 2
     progress: Progress = silent
+    workers: Workers = ALONE
+    journal: Journal = NOTHING_KEPT
 
     @property
     def samples(self) -> int:

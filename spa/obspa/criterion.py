@@ -42,7 +42,7 @@ def loss_curves(context: Context) -> Curves:
     """
     # These import onnxruntime, which not every use of the registry needs.
     from spa.obspa.branches import priced
-    from spa.obspa.score import curves, discounted
+    from spa.obspa.score import ScoreSettings, curves, discounted
     from spa.obspa.sensitivity import Gauge, corrected
     from spa.running.stream import first_samples
 
@@ -52,9 +52,7 @@ def loss_curves(context: Context) -> Curves:
         inputs.analysis,
         inputs.counterparts(context.groups),
         inputs.batches,
-        inputs.threads,
-        context.seed,
-        progress=inputs.progress,
+        ScoreSettings(inputs.threads, context.seed, inputs.progress, inputs.workers, inputs.journal),
         gauge=Gauge(inputs.analysis, few, GAUGE_DAMPING, inputs.threads) if few else None,
     )
     others = _by_weights(context, [g for g in context.groups if g.name not in losses])

@@ -21,11 +21,14 @@ from spa.obspa.linear import linear
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import Draft, left_out, reconstruct_together
+from spa.obspa.resume import key_of
 from spa.obspa.statistics import with_batch_statistics
 from spa.progress import Progress, silent
 from spa.running.change import Change, Yardstick, classes_seen
+from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.padding import with_padding
 from spa.running.stream import Feeds, Stream, samples_in
+from spa.running.tasks import ALONE, Workers
 from spa.running.threads import bounded_threads
 from spa.surgery.apply import apply
 from spa.surgery.conform import conform
@@ -73,6 +76,8 @@ class Calibrated:
         seed: the seed of the positions that refits learn from.
         progress: called with a stage and the fraction of it that is done.
         held_out: inputs that no fit sees, on which changes are measured; without any, they are measured on all.
+        workers: who scores groups.
+        journal: keeps scores and refits as they are found.
     """
 
     analysis: Analysis
@@ -82,6 +87,8 @@ class Calibrated:
     seed: int = 0
     progress: Progress = silent
     held_out: Sequence[Feeds] = ()
+    workers: Workers = ALONE
+    journal: Journal = NOTHING_KEPT
     _calibration_analysis: Analysis = field(init=False)
     _yardstick: Yardstick | None = field(init=False, default=None)
 
@@ -109,6 +116,8 @@ class Calibrated:
             held_out=self.held_out,
             threads=self.threads,
             progress=self.progress,
+            workers=self.workers,
+            journal=self.journal,
         )
 
     @_bounded
@@ -144,8 +153,15 @@ class Calibrated:
             quick=extent == "quick",
             seed=self.seed,
         )
-        analysis = self._calibration_analysis
-        return reconstruct_together(analysis, drafts, self.batches, settings, self.threads, progress=self.progress)
+        return reconstruct_together(
+            self._calibration_analysis,
+            drafts,
+            self.batches,
+            settings,
+            self.threads,
+            progress=self.progress,
+            journals=[self.journal.part("refit", key_of(plan, extent)) for plan, _ in drafts],
+        )
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what reconstruction cannot refit, and what the inputs did not show, one sentence each."""

@@ -26,7 +26,9 @@ from spa.model.marks import marks_around
 from spa.obspa.constants import LostBranch
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
+from spa.obspa.resume import refit
 from spa.progress import Progress, silent
+from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
 
@@ -69,6 +71,7 @@ def reconstruct_together(
     threads: int = 2,
     nodes: Set[int] | None = None,
     progress: Progress = silent,
+    journals: Sequence[Journal] = (),
 ) -> list[Stream]:
     """Refit the readers of several pruned models in place, beside one run of the dense network.
 
@@ -82,13 +85,14 @@ def reconstruct_together(
         threads: the number of onnxruntime's threads.
         nodes: indices (in the dense network) of the nodes to refit; all by default.
         progress: called with a stage and the fraction of it that is done.
+        journals: for each network what keeps its refits; refits that are kept are repeated.
 
     Returns:
         The pruned networks' streams.
     """
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     repairs = []
-    for plan, pruned in drafts:
+    for (plan, pruned), journal in zip(drafts, journals or [NOTHING_KEPT] * len(drafts), strict=True):
         reconstruction = Reconstruction(
             analysis=analysis,
             kept=analysis.kept(plan.masks(analysis)),
@@ -97,18 +101,18 @@ def reconstruct_together(
             rng=np.random.default_rng(settings.seed),
             settings=settings,
         )
-        repairs.append((reconstruction, dict(_refits(reconstruction, nodes))))
-    for index in sorted({index for _, refits in repairs for index in refits}):
+        repairs.append((reconstruction, dict(_refits(reconstruction, nodes)), journal))
+    for index in sorted({index for _, refits, _ in repairs for index in refits}):
         node = dense.graph.nodes[index]
         progress("reconstruct", index / len(dense.graph.nodes))
         dense.after(node)
-        for reconstruction, refits in repairs:
+        for reconstruction, refits, journal in repairs:
             if index in refits:
                 kind, pruned_node = refits[index]
                 reconstruction.pruned.before(pruned_node)
-                kind.refit(reconstruction, node, pruned_node)
+                refit(journal, kind, reconstruction, node, pruned_node)
                 give_back()
-    return [reconstruction.pruned for reconstruction, _ in repairs]
+    return [reconstruction.pruned for reconstruction, _, _ in repairs]
 
 
 def _refits(reconstruction: Reconstruction, nodes: Set[int] | None) -> Iterator[tuple[int, tuple[ReaderKind, Node]]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from spa.obspa.curves import MomentReader, Observation, greedy
 from spa.obspa.readers import kind_of
 from spa.obspa.sensitivity import Gauge, Measured, Use
 from spa.progress import Progress, silent
+from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
+from spa.running.tasks import ALONE, Workers
 
 Array = np.ndarray
 # The factor of the losses of a group with several readers. Their errors add up along the depth of the network, so that
@@ -24,14 +26,33 @@ Array = np.ndarray
 SHARED_GROUP_WEIGHT = 4.0
 
 
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Options of scoring that change no score but by the seed and the number of threads.
+
+    Attributes:
+        threads: the number of onnxruntime's threads.
+        seed: the seed of the positions that readers are observed at.
+        progress: called with a stage and the fraction of it that is done.
+        workers: who scores groups, while this process observes the readers of the next ones.
+        journal: keeps what is scored; groups that it has are not scored again.
+    """
+
+    threads: int = 2
+    seed: int = 0
+    progress: Progress = silent
+    workers: Workers = ALONE
+    journal: Journal = NOTHING_KEPT
+
+
+DEFAULT_SETTINGS = ScoreSettings()
+
+
 def curves(
     analysis: Analysis,
     groups: Sequence[Group],
     batches: Sequence[Feeds],
-    threads: int = 2,
-    seed: int = 0,
-    damping: float = 1e-3,
-    progress: Progress = silent,
+    settings: ScoreSettings = DEFAULT_SETTINGS,
     gauge: Gauge | None = None,
 ) -> tuple[dict[str, Curve], dict[str, Measured]]:
     """Find for each group the order in which channels are removed, and the relative output error of each width.
@@ -43,46 +64,74 @@ def curves(
         analysis: the dense network.
         groups: the groups to score.
         batches: the calibration inputs.
-        threads: the number of onnxruntime's threads.
-        seed: the seed of the positions that readers are observed at.
-        damping: see :func:`spa.obspa.curves.greedy`.
-        progress: called with a stage and the fraction of it that is done.
+        settings: the options.
         gauge: measures a point of each curve.
 
     Returns:
         The curves by group name; groups without a reader of a known kind (see :func:`observe`) are missing. And what
         was measured of them.
     """
+    journal, found = settings.journal.part("score"), dict[str, tuple[Curve, Measured | None]]()
+    for group in groups:
+        if (kept := journal.get("group", group.name)) is not None:
+            found[group.name] = kept
+    stream = Stream(analysis.graph.model, analysis.graph.base, batches, settings.threads)
+    observed = _observed(analysis, groups, stream, settings, found.copy())
+    for _, (name, curve, point) in settings.workers.each(_scored, gauge, observed, settings.threads):
+        found[name] = curve, point
+        journal.keep(found[name], "group", name)
+    ordered = {name: found[name] for name in _completed(analysis, groups) if name in found}
+    measured = {name: point for name, (_, point) in ordered.items() if point is not None}
+    return {name: curve for name, (curve, _) in ordered.items()}, measured
+
+
+def _completed(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
+    """Return the names of groups in the order in which the last of their readers run."""
+    return [group.name for group in sorted(groups, key=lambda g: max(g.readers, default=-1))]
+
+
+def _observed(
+    analysis: Analysis, groups: Sequence[Group], stream: Stream, settings: ScoreSettings, done: Container[str]
+) -> Iterator[tuple[Group, list[Use]]]:
+    """Run the dense network; yield each group with its readers once the last of them is observed.
+
+    Readers of groups that are done are run, but not observed; random numbers go on as if they were.
+    """
     groups_of_reader: dict[int, list[Group]] = {}
     for group in groups:
         for index in group.readers:
             groups_of_reader.setdefault(index, []).append(group)
-    graph = analysis.graph
-    stream = Stream(graph.model, graph.base, batches, threads)
-    rng = np.random.default_rng(seed)
+    rng, journal = np.random.default_rng(settings.seed), settings.journal.part("score", "random")
     last = {g.name: max(g.readers, default=-1) for g in groups}
     pending: dict[str, list[Use]] = {g.name: [] for g in groups}
-    result: dict[str, Curve] = {}
-    measured: dict[str, Measured] = {}
     for index in sorted(groups_of_reader):
-        progress("score", index / len(graph.nodes))
-        node = stream.graph.nodes[index]
+        settings.progress("score", index / len(stream.graph.nodes))
+        node, waiting = stream.graph.nodes[index], [g for g in groups_of_reader[index] if g.name not in done]
+        after = journal.get(index)
+        if not waiting and after is not None:
+            rng.bit_generator.state = after
+            continue
         for observation in observe(analysis, stream, node, rng):
-            for group in groups_of_reader[index]:
+            for group in waiting:
                 columns = observation.columns(group.dim, group.size)
                 if columns is not None:
                     reader = observation.make_reader(columns)
                     _add(pending[group.name], Use(node, reader, observation.weights, observation.mean))
         give_back()
-        for group in groups_of_reader[index]:
+        if after is None:
+            journal.keep(rng.bit_generator.state, index)
+        for group in waiting:
             if last[group.name] == index and pending[group.name]:
-                weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
-                found = pending.pop(group.name)
-                curve = greedy([use.reader for use in found], group.size, damping=damping)
-                result[group.name] = Curve(curve.order, curve.loss * weight)
-                if gauge is not None and (point := gauge.measure(group, curve.order, found)) is not None:
-                    measured[group.name] = point
-    return result, measured
+                yield group, pending.pop(group.name)
+
+
+def _scored(gauge: Gauge | None, observed: tuple[Group, list[Use]]) -> tuple[str, Curve, Measured | None]:
+    """Score a group: its name, its curve, and what was measured of it."""
+    group, uses = observed
+    weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
+    curve = greedy([use.reader for use in uses], group.size)
+    point = None if gauge is None else gauge.measure(group, curve.order, uses)
+    return group.name, Curve(curve.order, curve.loss * weight), point
 
 
 def _add(readers: list[Use], new: Use) -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from spa.coupling.plan import Plan
     from spa.criteria import Criterion, ParameterScore
     from spa.running.place import Place
+    from spa.running.tasks import Workers
 
 RECONSTRUCTIONS = ("auto", "full", "quick", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
@@ -73,6 +74,12 @@ def _runtimes() -> tuple[str, ...]:
     from spa.running.place import RUNTIMES
 
     return RUNTIMES
+
+
+def _backends() -> tuple[str, ...]:
+    from spa.running.tasks import BACKENDS
+
+    return BACKENDS
 
 
 def _directions() -> tuple[str, ...]:
@@ -523,6 +530,55 @@ class Timing(Section):
 
 
 @dataclass(frozen=True)
+class Execution(Section):
+    """The processes and machines that share the work; no result depends on them."""
+
+    example = "--jobs 2"
+
+    jobs: int = option(
+        1,
+        "processes that share scoring, the networks of a sweep and the groups of a sensitivity, each with `--threads`",
+        kind=WHOLE,
+        bounds=(1, None),
+    )
+    backend: str = option(
+        "loky",
+        "who runs what is shared: processes of this machine (`loky`), or a cluster's, by the extras `dask` and `ray`",
+        kind=WORD,
+        choices=_backends,
+    )
+    scheduler: str | None = option(
+        None, "the address of the cluster: `tcp://host:8786`; of Ray also `ray://host:10001`", kind=WORD
+    )
+    work: str | os.PathLike[str] | None = option(
+        None,
+        "a folder for what is computed on the way: the same `prune` goes on there after an interruption; all "
+        "machines of a cluster must see it",
+        kind=FILE,
+        shown="the sweep's own, else the system's for temporary files",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend == "loky" and self.scheduler is not None:
+            raise OptionError(f"scheduler is {self.scheduler!r}, and no cluster is asked for. Give backend, too.")
+        if self.backend != "loky" and self.scheduler is None:
+            raise OptionError(
+                f"backend {self.backend!r} needs a cluster. Give scheduler, such as tcp://127.0.0.1:8786."
+            )
+        if self.backend != "loky" and self.jobs != 1:
+            raise OptionError("a cluster uses all of its workers, and jobs is given, too. Leave one of the two out.")
+
+    @property
+    def workers(self) -> Workers:
+        """Return the workers."""
+        from spa.running.tasks import Workers
+
+        folder = None if self.work is None else Path(self.work)
+        return Workers(self.jobs, self.backend, self.scheduler, folder)
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything that a pruning can be asked for.
 
@@ -534,6 +590,7 @@ class Request:
         repair: how what remains is made to do what was removed.
         evaluation: the user's metric.
         timing: how models are run and timed.
+        execution: who does the work.
     """
 
     goal: Goal = field(default_factory=Goal)
@@ -543,6 +600,7 @@ class Request:
     repair: Repair = field(default_factory=Repair)
     evaluation: Evaluation = field(default_factory=Evaluation)
     timing: Timing = field(default_factory=Timing)
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         """Refuse options of different sections that contradict each other.

@@ -70,9 +70,11 @@ class Live(MutableMapping[str, Array]):
 
     Attributes:
         real: which positions of the batch's sequences are no padding, (samples, positions); None where all are.
+        stored: the names of tensors that it was given, for those who want to know, and who clear it.
     """
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self.stored: set[str] = set()
         self.real: Array | None = tensors.real if isinstance(tensors, Live | PaddedBatch) else None
         self._tensors: dict[str, Array | Stored] = dict(tensors._tensors if isinstance(tensors, Live) else tensors)
 
@@ -82,6 +84,7 @@ class Live(MutableMapping[str, Array]):
 
     def __setitem__(self, name: str, value: Array) -> None:
         self._tensors[name] = value
+        self.stored.add(name)
 
     def __delitem__(self, name: str) -> None:
         del self._tensors[name]
@@ -111,6 +114,7 @@ class Live(MutableMapping[str, Array]):
     def store(self, name: str, value: Array, shelf: Shelf) -> None:
         """Take a tensor, in memory or in a file."""
         self._tensors[name] = shelf.place(value)
+        self.stored.add(name)
 
 
 @dataclass

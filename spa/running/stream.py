@@ -83,6 +83,7 @@ class Stream:
         live: for each batch the tensors that nodes from ``at`` on may read.
         edits: what was added to constants so far, by name.
         biases: those that nodes were given, by the node's first output.
+        changed: the names of constants that were replaced, for those who want to know, and who clear it.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Stream:
         self.threads, self.memory = threads, memory
         self.edits: dict[str, np.ndarray] = {}
         self.biases: dict[str, Bias] = {}
+        self.changed: set[str] = set()
         self.at = 0
         self.live: list[Live] = [Live(b) for b in batches]
         self._last: dict[str, int] = {}
@@ -269,6 +271,7 @@ class Stream:
         old = self.graph.array(name)
         change = value - old.astype(np.promote_types(old.dtype, np.float32), copy=False)
         self.edits[name] = self.edits.get(name, 0.0) + change
+        self.changed.add(name)
         new = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
         tensor.CopyFrom(new)
         self.graph.forget(name)

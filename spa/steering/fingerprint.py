@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
+
+from spa._version import __version__
 
 BLOCK = 1 << 20
+
+
+def of_run(model: ModelProto, options: Mapping[str, Mapping[str, Any]], inputs: Iterable[Any]) -> str | None:
+    """Return a fingerprint of a calibration: the model, the options, the inputs, and the version.
+
+    Args:
+        model: with its weights.
+        options: of the request by section; those on who does the work do not count.
+        inputs: paths, or arrays.
+
+    Returns:
+        None where inputs cannot be known without using them up.
+    """
+    contents = [content_of(value) for value in inputs]
+    if None in contents:
+        return None
+    counted = {section: values for section, values in options.items() if section != "execution"}
+    digest = hashlib.sha256(json.dumps([counted, contents, __version__], sort_keys=True, default=str).encode())
+    graph = model.graph
+    for part in (*model.opset_import, *graph.input, *graph.output, *graph.node, *graph.initializer):
+        digest.update(part.SerializeToString(deterministic=True))  # a whole message of 2 GB has no bytes
+    return digest.hexdigest()
 
 
 def content_of(value: Any) -> str | None:
