@@ -57,6 +57,7 @@ def sensitivity(
     if not fractions or not all(0 < f < 1 for f in fractions):
         raise PlanError(f"fractions are {list(fractions)}. Give numbers between 0 and 1, ends excluded.")
     request = Request.of(request, **options)
+    request.refuse_idle_timing()
     source, _ = opened(model, None, {}, Clock())
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)
