@@ -150,7 +150,7 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
     [
         ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, latency."),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, memory, latency."),
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
@@ -341,7 +341,16 @@ def test_how_latency_is_measured_goes_with_a_goal_of_latency(goal: dict[str, Any
 
 
 def test_a_command_line_that_measures_no_latency_ends_with_code_2(tmp_path: Path) -> None:
-    arguments = ["prune", str(RESNET), "-o", str(tmp_path / "small.onnx"), "--criterion", "l2", "--measure", "bench {model}"]
+    arguments = [
+        "prune",
+        str(RESNET),
+        "-o",
+        str(tmp_path / "small.onnx"),
+        "--criterion",
+        "l2",
+        "--measure",
+        "bench {model}",
+    ]
     run = subprocess.run([sys.executable, "-m", "spa.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == OptionError.exit_code == 2
     assert "latency_command (--measure) says how latency is measured" in run.stderr

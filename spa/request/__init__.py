@@ -111,8 +111,8 @@ class Goal(Section):
     )
     of: str = option(
         "macs",
-        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
-        "on this machine, or as `--runtime`, `--providers`, `--measure` or `--latency-table` say)",
+        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels`, `memory` (most bytes of activations "
+        "at a time) or `latency` (in onnxruntime here, or as `--runtime` … `--latency-table` say)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -577,8 +577,8 @@ class Request:
         about = next((f for f in fields(Timing) if f.name in WAYS and getattr(self.timing, f.name) != f.default), None)
         if about is not None:
             raise OptionError(
-                f"{about.name} ({flag_of(about)}) says how latency is measured, and none is: the goal is none of latency. "
-                "Give of='latency' (--of latency) or latency_ms (--latency-ms), or leave it out."
+                f"{about.name} ({flag_of(about)}) says how latency is measured, and none is: the goal is none of "
+                "latency. Give of='latency' (--of latency) or latency_ms (--latency-ms), or leave it out."
             )
 
     @classmethod
