@@ -109,17 +109,18 @@ class Calibrated:
         )
 
     @_bounded
-    def reconstruct(self, drafts: Sequence[Draft], extent: str = "full") -> None:
+    def reconstruct(self, drafts: Sequence[Draft], extent: str = "full", carriers: bool = True) -> None:
         """Repair pruned models in place; each comes out as it would alone.
 
         Args:
             drafts: plans, and the models that surgery made of them.
             extent: ``full`` refits readers and their producers, ``quick`` too, with fewer steps of these, ``readers``
                 the readers alone, ``bias`` moves biases alone.
+            carriers: see :class:`spa.obspa.readers.base.FitSettings`.
         """
         same_model = self._calibration_analysis is self.analysis
         calibrated = drafts if same_model else [(p, apply(self._calibration_analysis, p)) for p, _ in drafts]
-        edits = self._biased(calibrated) if extent == "bias" else self._refitted(calibrated, extent)
+        edits = self._biased(calibrated) if extent == "bias" else self._refitted(calibrated, extent, carriers)
         for (_, pruned), edited in zip(drafts, edits, strict=True):
             if not same_model:
                 Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edited)
@@ -130,7 +131,7 @@ class Calibrated:
         analysis = self._calibration_analysis
         return [compensate(analysis, *draft, self.batches, self.threads, self.progress) for draft in drafts]
 
-    def _refitted(self, drafts: Sequence[Draft], extent: str) -> list[Stream]:
+    def _refitted(self, drafts: Sequence[Draft], extent: str, carriers: bool) -> list[Stream]:
         """Refit pruned models in place; return their streams."""
         fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
         rounds = {"readers": 0, "quick": 1}.get(extent, 1 if self.synthetic else PRODUCER_ROUNDS)
@@ -139,6 +140,7 @@ class Calibrated:
             pruned_input_fraction=fraction,
             producer_rounds=rounds,
             quick=extent == "quick",
+            carriers=carriers,
             seed=self.seed,
         )
         analysis = self._calibration_analysis
