@@ -56,6 +56,13 @@ def test_each_file_is_that_of_a_single_run_after_one_calibration_and_one_scoring
         if point.criterion == "obspa":
             assert alone.report.calibration is not None and point.change == alone.report.calibration["after"]
     assert found.loss == "change" and found.cost == "macs"
+    beaten = {
+        p.name
+        for p in found.points
+        for q in found.points
+        if q.macs <= p.macs and q.change <= p.change and (q.macs, q.change) != (p.macs, p.change)
+    }
+    assert {p.name for p in found.points if not p.on_front} == beaten
 
 
 def counted(calls: list[str], name: str, function: Any) -> Any:
