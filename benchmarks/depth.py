@@ -13,6 +13,7 @@ disturbs less than two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,7 @@ def measure(name: str, of: str, options: Any) -> dict[str, Any]:
     import spa
     from spa import goals
     from spa.coupling.cost import measure as cost
+    from spa.errors import OutOfReachError
     from spa.job import prepare
     from spa.model.graph import Graph
     from spa.running.bench import bench
@@ -81,20 +83,28 @@ def measure(name: str, of: str, options: Any) -> dict[str, Any]:
     cells = {}
     for ratio in options.ratios:
         budget = replace(job.budget, ratio=ratio)
-        together, alone = (goals.of_candidate(job, budget, candidate) for candidate in goals.depths(job))
-        found = (alone, together)
+        found, refusal = [], None
+        for candidate in reversed(goals.depths(job)):  # widths alone first
+            try:
+                found.append(goals.of_candidate(job, budget, candidate))
+            except OutOfReachError as error:
+                refusal = str(error).partition(". ")[0]
+        if not found:
+            cells[f"{ratio:g}"] = {"reason": refusal}
+            continue
         timed = bench(
             [file, *(o.model for o in found)], seconds=4.0, threads=THREADS, isolate_memory=False, sizes=sizes or {}
         )
         dense, *macs = (spa.analyze(m, sizes=sizes) for m in (file, *(o.model for o in found)))
         cells[f"{ratio:g}"] = {
             "samples": samples,
+            "widths alone": refusal,
             "change": [yardstick.change(o.model).error for o in found],
             "held out": [o.error for o in found],
             "ms": [m.p10_ms for m in timed.models],
             "faster": [m.speedup_p10 for m in timed.models],
             "macs": [cost(m).macs / cost(dense).macs for m in macs],
-            "gone": [b.name for b in job.selection.branches if b.name in together.plan.kept],
+            "gone": [b.name for b in job.selection.branches if b.name in found[-1].plan.kept],
             "branches": len(job.selection.branches),
             "load": common.load(),
         }
@@ -107,10 +117,18 @@ def row(key: str, cell: dict[str, Any]) -> list[object]:
     start = [WHAT[name], of, f"{float(ratio):.0%}"]
     if "change" not in cell:
         return [*start, cell["reason"], *[""] * 8]
+    if cell.get("widths alone"):  # there is one network: what of it stands for widths alone is what they reach
+        at_most = "at most " + str(cell["widths alone"]).partition("at most ")[2].partition(" ")[0]
+        cell = cell | {name: [math.nan, *cell[name]] for name in ("macs", "change")}
+        cell["faster"] = [cell["faster"][0], math.nan, *cell["faster"][1:]]
+    else:
+        at_most = ""
     less = [f"{1 - 1 / faster:.0%}" for faster in cell["faster"][1:]]
     macs = [f"{1 - share:.0%}" for share in cell["macs"]]
     change = [f"{value:.4f}" for value in cell["change"]]
-    best = "**" if cell["change"][1] < cell["change"][0] else ""
+    best = "**" if at_most or cell["change"][1] < cell["change"][0] else ""
+    if at_most:
+        less[0], macs[0], change[0] = at_most, "", "out of reach"
     gone = f"{len(cell['gone'])} of {cell['branches']}"
     return [*start, *less, *macs, change[0], f"{best}{change[1]}{best}", gone, cell["samples"], cell["load"]]
 
@@ -128,7 +146,8 @@ and once with residual branches among the candidates, the two of which `depth="a
 The latency cut is a second measurement of three networks in turns, the original and both results: the time that a
 tenth of the runs stay below; onnxruntime, CPU provider, {THREADS} thread, batch 1. Change: mean squared change of the
 outputs (logits before a last softmax) over their variance, on {TESTS} test inputs that neither pruning saw. Bold: less
-than by widths alone. The machine was shared; load is its load average when the cell was done.
+than by widths alone, or where these reach no such cut (then the most that they reach is given, as it is estimated).
+The machine was shared; load is its load average when the cell was done.
 
 {common.table(header, rows)}
 

@@ -246,6 +246,7 @@ def prune(
     if not isinstance(request, Request | None):
         raise PlanError(f"request is a {type(request).__name__}. Give a spa.Request; Request.from_toml reads a file.")
     request = Request.of(request, **named(model, options))
+    request.refuse_idle_timing()
     clock = Clock()
     source, framework_model = opened(model, example_inputs, convert_options or {}, clock)
     return _pruned(source, framework_model, request, progress, clock)
@@ -266,6 +267,7 @@ def prune_file(path: str | os.PathLike[str], request: Request, progress: Progres
     Raises:
         SpaError: as :func:`prune`.
     """
+    request.refuse_idle_timing()
     clock = Clock()
     source, framework_model = opened(path, None, {}, clock, lazily=True)
     return _pruned(source, framework_model, request, progress, clock, lazily=framework_model is None)

@@ -19,6 +19,7 @@ from spa.progress import silent
 from spa.steering import bracket
 from spa.steering.measurement import Measurement
 from spa.steering.meter import Meter
+from spa.surgery.folding import fold
 from spa.widths.budget import Budget, refuse_out_of_reach
 
 if TYPE_CHECKING:
@@ -118,9 +119,11 @@ def prepare_inputs(job: Job) -> None:
 
 
 def finished(job: Job, outcome: Outcome) -> Outcome:
-    """Train a pruned network for as many epochs as are asked for."""
+    """Train a pruned network for as many epochs as are asked for, and fold what stands for branches that went."""
     epochs = job.request.repair.recover
-    return job.recovered(outcome, epochs) if epochs else outcome
+    outcome = job.recovered(outcome, epochs) if epochs else outcome
+    fold(job.analysis, outcome.plan, outcome.model, outcome.slices)
+    return outcome
 
 
 def evaluated(job: Job, outcome: Outcome) -> Outcome:

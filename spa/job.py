@@ -539,25 +539,44 @@ def for_workers(jobs: Sequence[Job]) -> list[Job]:
 def repaired(drafts: Sequence[tuple[Job, Outcome]]) -> list[Outcome]:
     """Repair cut networks side by side; each comes out as it would alone.
 
+    Networks that lost residual branches are repaired twice, once with the layers before these refitted: that makes more
+    of the sums and may make less of the outputs. The one that changes the outputs less stays.
+
     Args:
         drafts: the networks, and their jobs, which share calibration and repair.
     """
     first = drafts[0][0]
     if first.calibrated is None or first.reconstruct == "none":
         return [outcome for _, outcome in drafts]
-    models = [ModelProto() for _ in drafts]
-    for model, (_, outcome) in zip(models, drafts, strict=True):
-        model.CopyFrom(outcome.model)
     start = time.perf_counter()
-    with running():
-        pairs = [(outcome.plan, model) for model, (_, outcome) in zip(models, drafts, strict=True)]
-        first.calibrated.reconstruct(pairs, first.reconstruct)
+    models = _repaired_models(first, [outcome for _, outcome in drafts], carriers=True)
+    dropping = [(n, o) for n, (_, o) in enumerate(drafts) if _drops_branches(first, o) and first.reconstruct in REFITS]
+    others = _repaired_models(first, [outcome for _, outcome in dropping], carriers=False)
+    tries = [[model] for model in models]
+    for (number, _), other in zip(dropping, others, strict=True):
+        tries[number].append(other)
     seconds = (time.perf_counter() - start) / len(drafts)
     found = []
-    for model, (job, outcome) in zip(models, drafts, strict=True):
+    for candidates, (job, outcome) in zip(tries, drafts, strict=True):
         job.clock.add("reconstruct", seconds)
-        found.append(job.judged(outcome, model))
+        found.append(min((job.judged(outcome, model) for model in candidates), key=lambda o: o.error or 0.0))
     return found
+
+
+def _repaired_models(job: Job, outcomes: Sequence[Outcome], carriers: bool) -> list[ModelProto]:
+    """Return repaired copies of cut networks."""
+    models = [ModelProto() for _ in outcomes]
+    for model, outcome in zip(models, outcomes, strict=True):
+        model.CopyFrom(outcome.model)
+    if models and job.calibrated is not None:
+        pairs = [(outcome.plan, model) for model, outcome in zip(models, outcomes, strict=True)]
+        with running():
+            job.calibrated.reconstruct(pairs, job.reconstruct, carriers)
+    return models
+
+
+def _drops_branches(job: Job, outcome: Outcome) -> bool:
+    return bool(dropped(job.analysis, job.analysis.kept(outcome.plan.masks(job.analysis))))
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def sensitivity(
         raise PlanError(f"fractions are {list(fractions)}. Give numbers between 0 and 1, ends excluded.")
     request = Request.of(request, **options)
     request.execution.workers.check()
+    request.refuse_idle_timing()
     source, _ = opened(model, None, {}, Clock())
     with diagnosed(source):
         analysis = couple(Graph(source.model, source.base), request.timing.sizes)

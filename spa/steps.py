@@ -30,6 +30,7 @@ from spa.model.alternatives import is_rewritten, reunited
 from spa.progress import Progress, silent
 from spa.request import Request
 from spa.surgery.apply import apply as applied
+from spa.surgery.folding import fold
 
 OWN = "your own"  # stands for the criterion in messages about scores that somebody brings
 __all__ = ["apply", "criterion", "plan", "repair", "score"]
@@ -162,6 +163,7 @@ def repair(
         cut.CopyFrom(pruned)
     if how != "none":
         job.calibrate().reconstruct([(plan, cut)], how)
+        fold(analysis, plan, cut)
     return reunited(cut)
 
 

@@ -418,6 +418,7 @@ class _Store:
             macs=report["after"]["macs"],
             params=report["after"]["params"],
             bytes=report["after"]["bytes"],
+            memory=report["after"]["memory"],
             change=calibration.get("after"),
             accuracy=(calibration.get("accuracy") or [None, None])[1],
             metric=metric.get("pruned"),
@@ -477,7 +478,7 @@ def _shared(base: Request) -> dict[str, dict[str, Any]]:
 def _dense(report: Mapping[str, Any], ms: float | None) -> dict[str, float | None]:
     calibration, metric = report["calibration"] or {}, report["metric"] or {}
     return {
-        **{name: report["before"][name] for name in ("macs", "params", "bytes")},
+        **{name: report["before"][name] for name in ("macs", "params", "bytes", "memory")},
         "accuracy": (calibration.get("accuracy") or [None])[0],
         "metric": metric.get("dense"),
         "milliseconds": ms,
@@ -499,7 +500,7 @@ def _compared(
     dense, metric_name = _dense(report, ms), (report["metric"] or {}).get("name")
     made = [p for p in points if not p.refused]
     timed = any(p.latency_ms is not None or p.of == "latency" for p in points)
-    cost = "milliseconds" if timed and dense["milliseconds"] else "params" if base.goal.of == "params" else "macs"
+    cost = "milliseconds" if timed and dense["milliseconds"] else base.goal.of if base.goal.of in dense else "macs"
     loss = next((n for n in ("drop", "change") if all(getattr(p, n) is not None for p in made)), None)
     names, knee = [], None
     if loss is not None:

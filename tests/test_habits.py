@@ -248,12 +248,25 @@ def test_the_doctor_lists_versions_providers_cores_and_extras() -> None:
 
 def test_the_doctor_names_what_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["numpy>=999", "nowhere-to-be-found>=1", 'rich>=999; extra == "torch"', 'jax; python_version < "3"']
+    needed += ['not-asked-for>=1; extra == "openvino"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
     problems = doctor.examination()["problems"]
     assert any(re.match(r"numpy \d.*: >=999 is needed. Run  pip install -U numpy", p) for p in problems)
     assert any(p.startswith("nowhere-to-be-found is missing: >=1 is needed") for p in problems)
     assert any(re.match(r"the extra 'torch': rich \d.* \(needed: >=999\)", p) for p in problems)
+    assert not any("not-asked-for" in p for p in problems)  # an extra that nobody has installed
     assert spa("doctor").exit_code == 1
+
+
+@pytest.mark.parametrize(("least", "said"), [(2**80, True), (0, False)])
+def test_the_doctor_says_where_room_is_scarce(least: int, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LITTLE", least)
+    problems = doctor.examination()["problems"]
+    assert (
+        any(p.endswith("MiB of memory are free. Ask for fewer --samples, or end other programs.") for p in problems)
+        is said
+    )
+    assert any(p.endswith("Set TMPDIR.") for p in problems) is said
 
 
 def test_a_container_counts_the_cores_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import spa
 from spa.criteria import Parameter, get
+from spa.errors import OptionError
 from spa.report.schema import report_schema, request_schema
 from spa.report.tables import options_table
 from spa.request import Request, options
@@ -153,7 +155,7 @@ def test_a_request_is_frozen_and_changed_by_making_another() -> None:
     [
         ({"ratoi": 0.3}, "unknown option 'ratoi'. Did you mean 'ratio'"),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, latency."),
+        ({"of": "flops"}, "unknown of 'flops'. Choose one of macs, params, bytes, channels, memory, latency."),
         ({"ranking": "globl"}, "Did you mean 'global'"),
         ({"norm": "median"}, "unknown norm"),
         ({"agg": "median"}, "unknown agg"),
@@ -314,3 +316,46 @@ def test_the_schema_explains_every_option() -> None:
     for section, about in options():
         assert properties[section]["properties"][about.name]["description"] == about.metadata["help"]
         assert default_of(about) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"runtime": "openvino"}, "runtime (--runtime)"),
+        ({"providers": ["cpu"]}, "providers (--providers)"),
+        ({"latency_command": "bench {model}"}, "latency_command (--measure)"),
+        ({"latency_command": "bench {model}", "latency_seconds": 9.0}, "latency_command (--measure)"),
+        ({"latency_table": "layers.csv", "of": "params"}, "latency_table (--latency-table)"),
+        ({"latency_table": "layers.csv", "max_distortion": 0.1}, "latency_table (--latency-table)"),
+    ],
+)
+def test_how_latency_is_measured_is_refused_where_none_is(given: dict[str, Any], said: str) -> None:
+    for function in (spa.prune, spa.sensitivity):
+        with pytest.raises(OptionError) as error:
+            function("nowhere.onnx", **given)
+        assert str(error.value) == (
+            f"{said} says how latency is measured, and none is: the goal is none of latency. Give of='latency' "
+            "(--of latency) or latency_ms (--latency-ms), or leave it out."
+        )
+
+
+@pytest.mark.parametrize("goal", [{"of": "latency"}, {"latency_ms": 2.0}])
+def test_how_latency_is_measured_goes_with_a_goal_of_latency(goal: dict[str, Any]) -> None:
+    Request.of(runtime="openvino", latency_table="layers.csv", threads=1, **goal).refuse_idle_timing()
+    Request.of(threads=4, batch=2).refuse_idle_timing()
+
+
+def test_a_command_line_that_measures_no_latency_ends_with_code_2(tmp_path: Path) -> None:
+    arguments = [
+        "prune",
+        str(RESNET),
+        "-o",
+        str(tmp_path / "small.onnx"),
+        "--criterion",
+        "l2",
+        "--measure",
+        "bench {model}",
+    ]
+    run = subprocess.run([sys.executable, "-m", "spa.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == OptionError.exit_code == 2
+    assert "latency_command (--measure) says how latency is measured" in run.stderr

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 import spa
 from spa import goals, sweeping
+from spa.coupling.cost import measure
 from spa.errors import MetricError, OptionError, PlanError
 from spa.job import Job
 from spa.obspa import pipeline, score
@@ -62,6 +63,13 @@ def test_each_file_is_that_of_a_single_run_after_one_calibration_and_one_scoring
         if point.criterion == "obspa":
             assert alone.report.calibration is not None and point.change == alone.report.calibration["after"]
     assert found.loss == "change" and found.cost == "macs"
+    beaten = {
+        p.name
+        for p in found.points
+        for q in found.points
+        if q.macs <= p.macs and q.change <= p.change and (q.macs, q.change) != (p.macs, p.change)
+    }
+    assert {p.name for p in found.points if not p.on_front} == beaten
 
 
 def counted(calls: list[str], name: str, function: Any) -> Any:
@@ -70,6 +78,19 @@ def counted(calls: list[str], name: str, function: Any) -> Any:
         return function(*arguments, **options)
 
     return call
+
+
+@pytest.mark.parametrize("of", ["bytes", "memory"])
+def test_the_cost_is_in_the_unit_of_the_budget(of: str, tmp_path: Path) -> None:
+    options = {"criterion": "l2", "evaluate": f"top1:{TEST}", "threads": 1}
+    found = spa.sweep(VGG, tmp_path / "s", ratio=[0.25, 0.5], of=of, **options)
+    assert found.cost == of
+    dense = measure(spa.analyze(VGG)).to_dict()[of]
+    assert found.dense[of] == dense
+    assert [getattr(p, of) / dense for p in found.points] == pytest.approx([0.75, 0.5], abs=0.01)
+    assert [p.reached for p in found.points] == pytest.approx([1 - getattr(p, of) / dense for p in found.points])
+    html = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
+    assert f">{of}<" in html
 
 
 def test_tables_say_the_same_as_the_result(tmp_path: Path) -> None:

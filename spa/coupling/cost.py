@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Protocol
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
+from spa.coupling.activations import Activations
 from spa.coupling.analysis import Analysis, Branch, Group
 from spa.model.graph import Graph
 from spa.model.traits import NOT_PARAMETERS
@@ -42,12 +44,14 @@ class Cost:
         macs: multiply–accumulates for one sample, at the input sizes of the analysis.
         bytes: bytes of all weights.
         channels: summed sizes of the groups that may be pruned.
+        memory: bytes of activations at the worst moment, for one sample (:mod:`spa.coupling.activations`).
     """
 
     params: int
     macs: int
     bytes: int
     channels: int
+    memory: int
 
     def to_dict(self) -> dict[str, int]:
         """Return the cost as plain data."""
@@ -187,6 +191,7 @@ class CostModel:
             for i, law in analysis.laws.items()
             if law.macs
         }
+        self._activations = Activations(analysis, self._axes.term, inside.of, _item_bytes)
         self._batch = analysis.points.batch
         self._block = latency.block if latency else 1
         self._dense: dict[str, float] = {}
@@ -197,7 +202,7 @@ class CostModel:
 
     def evaluate(self, widths: Sequence[int]) -> Cost:
         """Return the cost when each group has the given width."""
-        return Cost(**{of: self._count(widths, of) for of in ("params", "macs", "bytes", "channels")})
+        return Cost(**{of: self._count(widths, of) for of in ("params", "macs", "bytes", "channels", "memory")})
 
     def _count(self, widths: Sequence[int], of: str) -> int:
         sizes = self._axes.at(widths)
@@ -207,6 +212,8 @@ class CostModel:
             return int(sum(item_bytes * t.value(sizes) for item_bytes, t in self._bytes))
         if of == "channels":
             return sum(t.value(sizes) for t in self._channels)
+        if of == "memory":
+            return int(self._activations.live(sizes).max(initial=0)) // self._batch
         return sum(t.value(sizes) for terms in self._macs.values() for t in terms) // self._batch
 
     def latency(self, widths: Sequence[int]) -> float:
@@ -219,12 +226,28 @@ class CostModel:
 
         Args:
             widths: of each group.
-            of: the unit: ``macs``, ``params``, ``bytes``, ``channels`` or ``latency``.
+            of: the unit: ``macs``, ``params``, ``bytes``, ``channels``, ``memory`` or ``latency``.
         """
         if of not in self._dense:
             self._dense[of] = self._amount(self.sizes, of)
         dense = self._dense[of]
         return 1 - self._amount(widths, of) / dense if dense else 0.0
+
+    def approach(self, widths: Sequence[int], of: str, ratio: float) -> float:
+        """Return how much of a unit is removed, so that whatever helps to reach a ratio makes it more.
+
+        The memory of activations is that of the worst moment. Where there are several, no width alone makes it less;
+        what exceeds the goal, summed over all moments, does become less.
+
+        Args:
+            widths: of each group.
+            of: the unit.
+            ratio: the goal.
+        """
+        if of != "memory":
+            return self.removed(widths, of)
+        goal = (1 - ratio) * self._batch * self._count(self.sizes, of)
+        return -float(np.maximum(self._activations.live(self._axes.at(widths)) - goal, 0).sum())
 
     def _amount(self, widths: Sequence[int], of: str) -> float:
         return self.latency(widths) if of == "latency" else self._count(widths, of)

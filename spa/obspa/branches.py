@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 
 from spa.coupling.analysis import Analysis, Branch
-from spa.coupling.plan import make_plan
+from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curve
 from spa.obspa.readers.base import FitSettings
 from spa.obspa.refit import reconstruct
@@ -57,13 +58,17 @@ class BranchGauge:
             end = next((s for s in sums if s > branch.sum), len(self.analysis.graph.nodes))
             behind = [i for i in self._readers if branch.sum < i < end][:MOST_REFITTED]
             plan = make_plan(self.analysis, {branch.name: np.zeros(0, int)})
-            pruned = apply(self.analysis, plan)
-            nodes = {branch.sum, *behind}
-            reconstruct(self.analysis, plan, pruned, self.batches, self._settings, self.threads, nodes)
-            error = self._yardstick.change(pruned).error
-            if error is not None and np.isfinite(error):
-                found[branch.name] = error
+            errors = [self._change(plan, {branch.sum, *behind}, carriers) for carriers in (True, False)]
+            known = [error for error in errors if error is not None and np.isfinite(error)]
+            if known:
+                found[branch.name] = min(known)
         return found
+
+    def _change(self, plan: Plan, nodes: Set[int], carriers: bool) -> float | None:
+        """Apply a plan, refit some nodes, and return the change of the outputs."""
+        pruned, settings = apply(self.analysis, plan), replace(self._settings, carriers=carriers)
+        reconstruct(self.analysis, plan, pruned, self.batches, settings, self.threads, nodes)
+        return self._yardstick.change(pruned).error
 
 
 def priced(

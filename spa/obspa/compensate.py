@@ -17,7 +17,7 @@ from spa.criteria.activation import signal
 from spa.obspa.affine import find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import linear
-from spa.obspa.readers.base import DEFAULT_SETTINGS, Reconstruction
+from spa.obspa.readers.base import FitSettings, Reconstruction
 from spa.obspa.refit import layers, lost_branches
 from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream, sliced
@@ -47,7 +47,8 @@ def compensate(
     kept = analysis.kept(plan.masks(analysis))
     dense = Stream(analysis.graph.model, analysis.graph.base, batches, threads)
     pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
-    reconstruction = Reconstruction(analysis, kept, dense, pruned_stream, np.random.default_rng(0), DEFAULT_SETTINGS)
+    settings = FitSettings(carriers=False)
+    reconstruction = Reconstruction(analysis, kept, dense, pruned_stream, np.random.default_rng(0), settings)
     gone = lost_branches(analysis, kept)
     for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
         if node.index in gone:

@@ -121,17 +121,18 @@ class Calibrated:
         )
 
     @_bounded
-    def reconstruct(self, drafts: Sequence[Draft], extent: str = "full") -> None:
+    def reconstruct(self, drafts: Sequence[Draft], extent: str = "full", carriers: bool = True) -> None:
         """Repair pruned models in place; each comes out as it would alone.
 
         Args:
             drafts: plans, and the models that surgery made of them.
             extent: ``full`` refits readers and their producers, ``quick`` too, with fewer steps of these, ``readers``
                 the readers alone, ``bias`` moves biases alone.
+            carriers: see :class:`spa.obspa.readers.base.FitSettings`.
         """
         same_model = self._calibration_analysis is self.analysis
         calibrated = drafts if same_model else [(p, apply(self._calibration_analysis, p)) for p, _ in drafts]
-        edits = self._biased(calibrated) if extent == "bias" else self._refitted(calibrated, extent)
+        edits = self._biased(calibrated) if extent == "bias" else self._refitted(calibrated, extent, carriers)
         for (_, pruned), edited in zip(drafts, edits, strict=True):
             if not same_model:
                 Stream(pruned, self.analysis.graph.base, (), self.threads).repeat(edited)
@@ -142,7 +143,7 @@ class Calibrated:
         analysis = self._calibration_analysis
         return [compensate(analysis, *draft, self.batches, self.threads, self.progress) for draft in drafts]
 
-    def _refitted(self, drafts: Sequence[Draft], extent: str) -> list[Stream]:
+    def _refitted(self, drafts: Sequence[Draft], extent: str, carriers: bool) -> list[Stream]:
         """Refit pruned models in place; return their streams."""
         fraction = PRUNED_INPUT_FRACTION_SYNTHETIC if self.synthetic else PRUNED_INPUT_FRACTION
         rounds = {"readers": 0, "quick": 1}.get(extent, 1 if self.synthetic else PRODUCER_ROUNDS)
@@ -151,6 +152,7 @@ class Calibrated:
             pruned_input_fraction=fraction,
             producer_rounds=rounds,
             quick=extent == "quick",
+            carriers=carriers,
             seed=self.seed,
         )
         return reconstruct_together(
@@ -160,7 +162,7 @@ class Calibrated:
             settings,
             self.threads,
             progress=self.progress,
-            journals=[self.journal.part("refit", key_of(plan, extent)) for plan, _ in drafts],
+            journals=[self.journal.part("refit", key_of(plan, f"{extent} {carriers}")) for plan, _ in drafts],
         )
 
     def notes(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Point:
         macs: of the network, per sample.
         params: parameters.
         bytes: of weights.
+        memory: bytes of activations at the worst moment, per sample.
         change: of the outputs on inputs held out, relative to their variance.
         accuracy: in percent, where the data has labels.
         metric: the user's.
@@ -48,6 +49,7 @@ class Point:
     macs: int | None = None
     params: int | None = None
     bytes: int | None = None
+    memory: int | None = None
     change: float | None = None
     accuracy: float | None = None
     metric: float | None = None
@@ -69,9 +71,10 @@ class Sweep:
 
     Attributes:
         model: what the dense model is called.
-        dense: its ``macs``, ``params``, ``bytes``, and ``metric``, ``accuracy``, ``milliseconds`` where measured.
+        dense: its ``macs``, ``params``, ``bytes``, ``memory``, and ``metric``, ``accuracy``, ``milliseconds`` where
+            measured.
         points: the networks, in the order of the request.
-        cost: the field of points that is their cost: ``macs``, ``params`` or ``milliseconds``.
+        cost: the field of points that is their cost: ``macs``, ``params``, ``bytes``, ``memory`` or ``milliseconds``.
         loss: the field that is their loss: ``drop`` or ``change``; None where neither was measured.
         metric_name: of the user's metric, or None.
         knee: the name of the point that is recommended; None where none stands out.

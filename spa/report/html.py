@@ -192,7 +192,13 @@ def _sweep_tiles(found: Sweep) -> list[dict[str, str]]:
     best = next((p for p in made if p.name == found.knee), None)
     if best is not None:
         tiles.append(_tile("at the knee", "", best.name, _removed(best, found)))
-    for name, title in (("macs", "MACs"), ("params", "parameters"), ("milliseconds", "ms")):
+    titles = {
+        "macs": "MACs",
+        "params": "parameters",
+        found.cost: COSTS.get(found.cost, found.cost),
+        "milliseconds": "ms",
+    }
+    for name, title in titles.items():
         before = found.dense.get(name)
         if best is not None and before and (after := getattr(best, name)) is not None:
             shown = count if name != "milliseconds" else "{:.3f}".format

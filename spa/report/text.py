@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spa.running.verify import VerifyReport
     from spa.surgery.proof import Proof
 
-COSTS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "channels": "channels"}
+COSTS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "channels": "channels", "memory": "memory"}
 
 
 def count(number: float) -> str:

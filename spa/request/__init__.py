@@ -41,6 +41,7 @@ from spa.request.option import (
     WORD,
     WORDS,
     Section,
+    flag_of,
     option,
     plain,
 )
@@ -55,6 +56,7 @@ RECONSTRUCTIONS = ("auto", "full", "quick", "readers", "bias", "none")
 DEFAULT_RATIO = 0.5
 MOST_THREADS = 1024
 PLACE = ("runtime", "providers", "latency_command", "latency_seconds")  # options that say where latency is measured
+WAYS = (*PLACE, "latency_table")  # options that say how latency is measured
 TARGETS = ("ratio", "max_distortion", "max_drop", "min_metric", "latency_ms", "plan")  # of which a goal has one
 
 
@@ -116,8 +118,8 @@ class Goal(Section):
     )
     of: str = option(
         "macs",
-        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels` or `latency` (measured in onnxruntime "
-        "on this machine, or as `--runtime`, `--providers`, `--measure` or `--latency-table` say)",
+        "the unit of the ratio: `macs`, `params`, `bytes` of weights, `channels`, `memory` (most bytes of activations "
+        "at a time) or `latency` (in onnxruntime here, or as `--runtime` … `--latency-table` say)",
         kind=WORD,
         choices=lambda: _budget().UNITS,
     )
@@ -619,6 +621,23 @@ class Request:
             )
         if depth != "off" and self.goal.kind == "plan":
             raise OptionError(f"a plan says which branches go, and depth is {depth!r}. Leave one of the two out.")
+
+    def refuse_idle_timing(self) -> None:
+        """Refuse options that say how latency is measured where none will be.
+
+        Not for sweeps, which time every network.
+
+        Raises:
+            OptionError: there is one.
+        """
+        if self.goal.unit == "latency":
+            return
+        about = next((f for f in fields(Timing) if f.name in WAYS and getattr(self.timing, f.name) != f.default), None)
+        if about is not None:
+            raise OptionError(
+                f"{about.name} ({flag_of(about)}) says how latency is measured, and none is: the goal is none of "
+                "latency. Give of='latency' (--of latency) or latency_ms (--latency-ms), or leave it out."
+            )
 
     @classmethod
     def of(cls, base: Request | None = None, /, **given: Any) -> Request:

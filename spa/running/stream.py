@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile
@@ -164,6 +164,28 @@ class Stream:
         for batch in self.live:
             for name in made & batch.keys():
                 del batch[name]
+            for name, value in zip(names, run(session, {n: batch[n] for n in inputs}), strict=True):
+                batch.store(name, _as_array(value), shelf)
+
+    def again(self, names: Sequence[str], held: Collection[str]) -> None:
+        """Compute tensors anew that were computed before their constants were replaced.
+
+        Args:
+            names: the tensors.
+            held: tensors that all batches hold, from which on they are computed.
+        """
+        found: dict[int, Node] = {}
+        todo = [n for n in names if n not in held]  # not by networkx: the search stops at tensors
+        while todo:
+            maker = self.graph.producer.get(name := todo.pop())
+            if maker is not None and name not in self.graph.constants and maker.index not in found:
+                found[maker.index] = maker
+                todo += [n for n in self.graph.reads(maker) if n not in held]
+        nodes = self._computing([found[i] for i in sorted(found)])
+        inputs = self._inputs(nodes, {o for n in nodes for o in n.outputs if o})
+        session = load_session(self._part(nodes, inputs, names, self.live[0]), threads=self.threads)
+        shelf = self.shelf()
+        for batch in self.live:
             for name, value in zip(names, run(session, {n: batch[n] for n in inputs}), strict=True):
                 batch.store(name, _as_array(value), shelf)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -47,6 +48,9 @@ def allocate(
     def removed(rungs: Sequence[int]) -> float:
         return costs.removed(widths_at(ladders, rungs), budget.of)
 
+    def approached(rungs: Sequence[int], goal: float) -> float:
+        return costs.approach(widths_at(ladders, rungs), budget.of, goal)
+
     sizes = [np.array([sum(widths) for widths in ladder.rungs]) for ladder in ladders]
     losses = [_losses(ladder, groups, curves) for ladder in ladders]
     most = removed([len(s) - 1 for s in sizes])
@@ -54,13 +58,15 @@ def allocate(
     rungs = [0] * len(ladders)
     for step in range(1, STEPS + 1):
         before = list(rungs)
-        _descend(rungs, sizes, _less_held(rungs, losses, held), removed, budget.ratio * step / STEPS)
+        goal = budget.ratio * step / STEPS
+        approach = partial(approached, goal=goal)
+        usable = _less_held(rungs, losses, held)
+        if budget.of == "memory":
+            usable = [u[: _last_useful(rungs, k, len(u) - 1, approach) + 1] for k, u in enumerate(usable)]
+        _descend(rungs, sizes, usable, removed, approach, goal)
     rungs = _nearest(before, rungs, losses, removed, budget.ratio)
-    for branch, inner in held.items():
-        if rungs[branch] or not ladders[branch].rungs[0][0]:  # the branch goes as a whole
-            rungs = [0 if k in inner else rung for k, rung in enumerate(rungs)]
-    widths = widths_at(ladders, rungs)
-    reached = removed(rungs)
+    widths = widths_at(ladders, _whole_in_branches(rungs, ladders, held))
+    reached = costs.removed(widths, budget.of)
     notes = check(budget, reached, most)
     return Choice(
         kept=kept_channels(groups, [curves[g.name].order for g in groups], widths),
@@ -78,6 +84,13 @@ def held_by_branches(ladders: Sequence[Ladder], groups: Sequence[Group]) -> dict
         for k, ladder in enumerate(ladders)
         if isinstance(branch := groups[ladder.members[0]], Branch)
     }
+
+
+def _whole_in_branches(rungs: Sequence[int], ladders: Sequence[Ladder], held: Mapping[int, list[int]]) -> list[int]:
+    """Return rungs with all groups whole that lie in branches that go."""
+    gone = [k for k in held if rungs[k] or not ladders[k].rungs[0][0]]
+    inner = {k for branch in gone for k in held[branch]}
+    return [0 if k in inner else rung for k, rung in enumerate(rungs)]
 
 
 def _less_held(rungs: Sequence[int], losses: Sequence[Array], held: Mapping[int, Sequence[int]]) -> list[Array]:
@@ -141,20 +154,24 @@ def _descend(
     sizes: Sequence[Array],
     losses: Sequence[Array],
     removed: Callable[[Sequence[int]], float],
+    approach: Callable[[Sequence[int]], float],
     goal: float,
 ) -> None:
-    """Go down the ladders, cheapest loss per cost first, until the goal is met; changes ``rungs``."""
-    before = removed(rungs)
-    if before >= goal:
+    """Go down the ladders as far as losses are given, cheapest loss per cost first, until the goal is met.
+
+    Changes ``rungs``.
+    """
+    if removed(rungs) >= goal:
         return
+    before = approach(rungs)
     moves: list[Move] = []
     for ladder, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
         rung = rungs[ladder]
-        if rung + 1 >= len(size):
+        if rung + 1 >= len(loss):
             continue
-        cost_per_channel = (removed(_moved(rungs, ladder, rung + 1)) - before) / (size[rung] - size[rung + 1])
+        cost_per_channel = (approach(_moved(rungs, ladder, rung + 1)) - before) / (size[rung] - size[rung + 1])
         if cost_per_channel > 0:
-            segments = _hull(size[rung:], loss[rung:], rung)
+            segments = _hull(size[rung : len(loss)], loss[rung:], rung)
             moves += [(slope / cost_per_channel, ladder, end) for slope, end in segments]
     # Moves of one ladder come in order of growing slope, so any prefix is a valid state.
     moves.sort()
@@ -166,6 +183,19 @@ def _descend(
         else:
             high = middle
     rungs[:] = _after(rungs, moves[:low])
+
+
+def _last_useful(rungs: Sequence[int], ladder: int, last: int, approach: Callable[[Sequence[int]], float]) -> int:
+    """Return the first rung of a ladder from which on going down further comes no nearer to the goal."""
+    low, high = rungs[ladder], last
+    most = approach(_moved(rungs, ladder, last))
+    while low < high:
+        middle = (low + high) // 2
+        if approach(_moved(rungs, ladder, middle)) < most:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _after(rungs: Sequence[int], moves: Sequence[Move]) -> list[int]:

@@ -17,7 +17,7 @@ from spa.errors import OptionError, OutOfReachError
 from spa.widths.ladders import Ladder, ladders_of, widths_at
 from spa.widths.ranking import RANKINGS, Chunk, ranked_chunks, rungs_after
 
-UNITS = ("macs", "params", "bytes", "channels", "latency")
+UNITS = ("macs", "params", "bytes", "channels", "memory", "latency")
 TOLERANCE = 0.01  # a budget counts as met within this fraction of the dense cost
 
 
@@ -27,7 +27,7 @@ class Budget:
 
     Attributes:
         ratio: the fraction to remove, in (0, 1).
-        of: ``macs``, ``params``, ``bytes`` (of weights), ``channels`` or ``latency``.
+        of: ``macs``, ``params``, ``bytes`` (of weights), ``channels``, ``memory`` (of activations) or ``latency``.
         ranking: ``global`` (scores of all groups compared), ``uniform`` (the same ratio in every group) or
             ``isomorphic`` (scores compared among groups of the same structure, the same ratio in each such set;
             Fang et al., ECCV 2024).

@@ -129,9 +129,12 @@ def by_group(analysis: Analysis, groups: Sequence[Group], option: str, values: M
     for pattern, value in values.items():
         named = [g.name for g in groups if writes(analysis, g, pattern)]
         if not named:
+            crossing = next((g for g in analysis.prunable if g.crossings and writes(analysis, g, pattern)), None)
+            remedy = "'spa inspect --all' lists groups and what is frozen."
+            if crossing is not None:
+                remedy = f"What it names crosses {crossing.crossings[0]}: allow --cross-norm (cross_norm=True)."
             raise PlanError(
-                f"{option}: {pattern!r} names no layer whose outputs may be pruned under this request. "
-                "'spa inspect --all' lists groups and what is frozen."
+                f"{option}: {pattern!r} names no layer whose outputs may be pruned under this request. {remedy}"
             )
         for name in named:
             other, earlier = found.setdefault(name, (pattern, value))

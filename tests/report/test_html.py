@@ -139,14 +139,15 @@ def found_sweep() -> Sweep:
         Point(
             name=f"{criterion}-macs-{r / 10}-by8", criterion=criterion, of="macs", ratio=r / 10, latency_ms=None,
             round_to=8, reached=r / 10, macs=1000 - 100 * r, params=500 - 40 * r, bytes=2000 - 160 * r,
-            change=r**3 / 1000 * (1 + (criterion == "l2")), milliseconds=1 - r / 20, on_front=criterion == "obspa",
+            memory=300 - 20 * r, change=r**3 / 1000 * (1 + (criterion == "l2")), milliseconds=1 - r / 20, on_front=criterion == "obspa",
         )
         for criterion in ("obspa", "l2")
         for r in (1, 5, 8)
     )  # fmt: skip
     refused = Point("l1-macs-0.9-by8", "l1", "macs", 0.9, None, 8, refused="cannot remove 90.0% of the macs")
     return Sweep(
-        model="a.onnx", dense={"macs": 1000, "params": 500, "bytes": 2000, "milliseconds": 1.0}, cost="macs",
+        model="a.onnx", dense={"macs": 1000, "params": 500, "bytes": 2000, "memory": 300, "milliseconds": 1.0},
+        cost="macs",
         points=(*points, refused), loss="change", metric_name=None, knee=points[1].name, folder="f", environment={},
     )  # fmt: skip
 
@@ -158,6 +159,7 @@ def test_a_sweeps_page_links_to_its_files_and_says_what_was_refused() -> None:
     assert not any(link.startswith(("http", "//", "/")) for link in links)
     assert "No l1-macs-0.9-by8: cannot remove 90.0% of the macs" in text
     assert text.count("<tr class=knee>") == 1
+    assert '<td class=number data-value="200">200' in text  # the memory of the knee
     assert ">accuracy<" not in text and ">output error<" in text  # columns are of what was measured
 
 

@@ -16,7 +16,7 @@ from spa.errors import PlanError
 from spa.running.verify import verify
 from spa.surgery.masking import masked
 from spa.widths.budget import Budget
-from spa.widths.equal import equal_sets, head_sizes
+from spa.widths.equal import cuts, equal_sets, head_sizes
 from spa.widths.ladders import ladders_of, widths_at
 from spa.widths.ranking import RANKINGS
 from spa.widths.sparsity import suggested_ratio
@@ -130,6 +130,12 @@ def test_equal_parts_of_an_axis_are_a_set(form: str) -> None:
     (names,) = equal_sets(analysis, analysis.free, ["parts"])
     assert [sizes[name] for name in names] == [11, 11]
     assert equal_sets(spa.analyze(cut_in([5, 7, 11], form)), analysis.free, ["parts"]) == ()
+
+
+@pytest.mark.parametrize("form", ["Split", "Slice"])
+def test_only_the_axis_that_is_cut_has_parts(form: str) -> None:
+    (((_, axis), parts),) = cuts(spa.analyze(cut_in([11, 7, 11], form))).items()
+    assert axis == 1 and [part.size for part in parts] == [11, 7, 11]
 
 
 def test_parts_of_which_one_must_stay_whole_make_no_set() -> None:

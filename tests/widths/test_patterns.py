@@ -15,6 +15,7 @@ from spa.errors import OptionError, PlanError
 from spa.request import Request
 from spa.widths.equal import head_counts
 from spa.widths.patterns import writes
+from tests.rules.test_experts import mixture
 from tests.test_cli import refused
 from tests.test_cli import spa as run_cli
 
@@ -181,3 +182,27 @@ def test_the_command_line_takes_them(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert '"kept": 50' in done.stdout and '"kept": 48' in done.stdout
     refused(run_cli("prune", VGG, "-o", target, "--ratio-of", "features.14"), 2, "no NAME=FLOAT")
+
+
+def test_a_hidden_size_is_given_exactly() -> None:
+    result = spa.prune(VIT, criterion="l2", width={"pos_embed*": 47}, cross_norm=True)
+    assert [(g.size, g.kept) for g in result.report.groups if g.kept != g.size] == [(64, 47)]
+    shapes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    assert shapes["pos_embed"] == (1, 17, 47) and shapes["blocks.0.fc1.weight"] == (256, 47)
+
+
+def test_a_number_of_experts_is_given_by_their_router() -> None:
+    model = mixture(activation_type="relu")
+    result = spa.prune(model, criterion="l2", width={"router": 3}, cross_norm=True)
+    shapes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    (experts,) = (n for n in result.model.graph.node if n.op_type == "MoE")
+    assert shapes["router"] == (8, 3) and {shapes[n][0] for n in experts.input[2:] if n} == {3}
+
+
+def test_what_crosses_a_normalisation_is_named_with_the_remedy() -> None:
+    with pytest.raises(PlanError) as error:
+        spa.prune(mixture(activation_type="relu"), criterion="l2", width={"router": 3})
+    assert "What it names crosses MoE 'moe" in str(error.value)
+    assert str(error.value).endswith(": allow --cross-norm (cross_norm=True).")
+    with pytest.raises(PlanError, match=r"'classifier.2' names no layer .*'spa inspect --all' lists"):
+        widths(width={"classifier.2": 3})

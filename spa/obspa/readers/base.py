@@ -30,6 +30,8 @@ class FitSettings:
         producer_rounds: how often at most the producers of removed channels are refitted, too, each time followed by
             their reader (:mod:`spa.obspa.producers`).
         quick: whether producers take fewer steps, on half of the rows.
+        carriers: whether the layer before a residual branch that went learns what the branch has added
+            (:mod:`spa.obspa.carriers`).
         seed: the seed of the positions that fits learn from.
     """
 
@@ -37,6 +39,7 @@ class FitSettings:
     pruned_input_fraction: float = 1.0
     producer_rounds: int = 0
     quick: bool = False
+    carriers: bool = True
     seed: int = 0
 
 

@@ -80,7 +80,7 @@ class LinearLayer(ReaderKind):
         pair = self._pair(reconstruction, node, pruned_node)
         steps = None if pair is None else ProducerSteps.begin(reconstruction, target, pair)
         inputs, slot = self._in_turn(reconstruction, target, lin, steps) if steps is not None else (None, None)
-        self._fit(reconstruction, lin, self._all_rows(reconstruction, target, lin, inputs), slot)
+        self.fit(reconstruction, lin, self._all_rows(reconstruction, target, lin, inputs), slot)
 
     def _in_turn(
         self, reconstruction: Reconstruction, target: Linear, lin: Linear, steps: ProducerSteps
@@ -90,7 +90,7 @@ class LinearLayer(ReaderKind):
         for turn in range(reconstruction.settings.producer_rounds):
             few = steps.representative
             rows = steps.rows() if few else self._all_rows(reconstruction, target, lin, steps.inputs())
-            slot = self._fit(reconstruction, lin, rows, slot)
+            slot = self.fit(reconstruction, lin, rows, slot)
             removed = steps.take()
             if removed is None and not turn:  # as if nothing had been tried
                 store(reconstruction.pruned, lin, prior)
@@ -126,7 +126,7 @@ class LinearLayer(ReaderKind):
             return matrix
         return fit(reconstruction, lin, rows, matrix, slot is not None)
 
-    def _fit(
+    def fit(
         self, reconstruction: Reconstruction, lin: Linear, rows: Rows, slot: BiasSlot | None = None
     ) -> BiasSlot | None:
         """Fit a layer's weights and bias; return the vector that took over the mean.
@@ -211,7 +211,7 @@ def _gather(
     after: Tail,
     inputs: Inputs | None,
 ) -> None:
-    """Add the inputs and the targets of a layer of the pruned network to rows; other arguments as in :meth:`_fit`."""
+    """Add the inputs and the targets of a layer of the pruned network to rows."""
     graph, name = reconstruction.pruned.graph, target.node.outputs[0]
     columns = lin.size(graph)[2]
     for number in range(len(reconstruction.dense.live)):
