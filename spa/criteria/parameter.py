@@ -9,7 +9,7 @@ import numpy as np
 
 from spa.coupling.analysis import Analysis, Group, Place
 from spa.coupling.places import channel_of
-from spa.model.decoded import Decoded, Packed, decoded_by
+from spa.model.decoded import Grid, decoded_by
 from spa.model.graph import Graph
 from spa.model.stored import all_finite, blocks, split
 
@@ -111,13 +111,13 @@ def _parameter(analysis: Analysis, group: Group, place: Place) -> Parameter:
     )
 
 
-def _floats(graph: Graph, coded: Decoded | Packed) -> Array:
+def _floats(graph: Graph, coded: Grid) -> Array:
     """Return what integers are decoded to, in the shape of the integers."""
     scale, zero = coded.grid(graph)
     return np.asarray((coded.integers(graph.array(coded.name)) - zero) * scale)
 
 
-def _decoded_blocks(graph: Graph, coded: Decoded | Packed) -> Iterator[tuple[slice, Array]]:
+def _decoded_blocks(graph: Graph, coded: Grid) -> Iterator[tuple[slice, Array]]:
     """Yield what integers are decoded to by blocks of rows, as :func:`spa.model.stored.blocks` yields the integers."""
     shape = coded.layout(graph)
     grid = [np.broadcast_to(part.astype(np.float32), shape) for part in coded.grid(graph)]

@@ -56,8 +56,51 @@ class Constant:
         return np.asarray(value, graph.array(self.name).dtype)
 
 
+class Grid(Constant):
+    """Integers that stand for floats on a grid: a scale and a zero point for all, or for a part of them each."""
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @property
+    def scale_name(self) -> str:
+        """The name of the scales."""
+        raise NotImplementedError
+
+    def grid(self, graph: Graph) -> tuple[Array, Array]:
+        """Return scale and zero point of each integer, in shapes that broadcast over :meth:`layout`."""
+        raise NotImplementedError
+
+    def layout(self, graph: Graph) -> tuple[int, ...]:
+        """Return the shape of the integers."""
+        raise NotImplementedError
+
+    def integers(self, stored: Array) -> Array:
+        """Return the integers of some rows as they are stored."""
+        raise NotImplementedError
+
+    def limits(self, graph: Graph) -> tuple[int, int]:
+        """Return the least and the largest integer."""
+        raise NotImplementedError
+
+    def laid_out(self, graph: Graph, value: Array) -> Array:
+        """Return floats in the layout of the integers."""
+        raise NotImplementedError
+
+    def excess(self, graph: Graph, value: Array) -> Array:
+        """Return by how much each scale must grow so that floats fit on the grid, at least 1, in the scales' shape."""
+        scale, zero = self.grid(graph)
+        value = self.laid_out(graph, value)
+        least, largest = self.limits(graph)
+        span = np.where(value < 0, zero - least, largest - zero) * np.abs(scale)
+        needed = np.abs(value) / np.maximum(span, np.finfo(np.float64).tiny)
+        axes = tuple(i for i in range(value.ndim) if scale.ndim == 0 or scale.shape[i] == 1)
+        return np.maximum(needed.max(axis=axes).reshape(scale.shape), 1.0)
+
+
 @dataclass(frozen=True)
-class Decoded(Constant):
+class Decoded(Grid):
     """Integers behind a DequantizeLinear.
 
     Spec: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
@@ -69,8 +112,8 @@ class Decoded(Constant):
     decoder: Node
 
     @property
-    def exact(self) -> bool:
-        return False
+    def scale_name(self) -> str:
+        return self.decoder.inputs[1]
 
     @property
     def decoded(self) -> str:
@@ -82,23 +125,25 @@ class Decoded(Constant):
 
     def encoded(self, graph: Graph, value: Array) -> Array:
         scale, zero = self.grid(graph)
-        limits = LIMITS[graph.constants[self.name].data_type]
-        return np.clip(np.rint(value / scale) + zero, *limits).astype(graph.array(self.name).dtype)
+        return np.clip(np.rint(value / scale) + zero, *self.limits(graph)).astype(graph.array(self.name).dtype)
 
     def grid(self, graph: Graph) -> tuple[Array, Array]:
-        """Return scale and zero point of each integer, in shapes that broadcast over it."""
         axis, size = (self.decoder.attributes.get(a, d) for a, d in (("axis", 1), ("block_size", 0)))
         operands = [graph.array(n).astype(np.float64) for n in self.decoder.inputs[1:] if n]
         scale, zero = operands if len(operands) == 2 else (operands[0], np.zeros(()))
         return _spread(scale, self.shape(graph), axis, size), _spread(zero, self.shape(graph), axis, size)
 
     def layout(self, graph: Graph) -> tuple[int, ...]:
-        """Return the shape of the integers."""
         return self.shape(graph)
 
     def integers(self, stored: Array) -> Array:
-        """Return the integers of some rows as they are stored."""
         return stored
+
+    def limits(self, graph: Graph) -> tuple[int, int]:
+        return LIMITS[graph.constants[self.name].data_type]
+
+    def laid_out(self, graph: Graph, value: Array) -> Array:
+        return value
 
 
 def _spread(value: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
@@ -111,7 +156,7 @@ def _spread(value: Array, shape: tuple[int, ...], axis: int, block: int) -> Arra
 
 
 @dataclass(frozen=True)
-class Packed(Constant):
+class Packed(Grid):
     """The weights of a MatMulNBits: integers of a few bits, in blocks that have a scale and a zero point each.
 
     Spec: ContribOperators.md#com.microsoft.MatMulNBits.
@@ -123,8 +168,8 @@ class Packed(Constant):
     node: Node
 
     @property
-    def exact(self) -> bool:
-        return False
+    def scale_name(self) -> str:
+        return self.node.inputs[2]
 
     def shape(self, graph: Graph) -> tuple[int, ...]:
         return self.node.attributes["N"], self.node.attributes["K"]
@@ -137,16 +182,21 @@ class Packed(Constant):
 
     def encoded(self, graph: Graph, value: Array) -> Array:
         scale, zero = self.grid(graph)
+        codes = np.clip(np.rint(self.laid_out(graph, value) / scale) + zero, *self.limits(graph))
+        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
+        parts = codes.astype(np.uint8).reshape(*codes.shape[:2], -1, len(shifts)) << shifts
+        return np.asarray(np.bitwise_or.reduce(parts, axis=-1)).reshape(graph.constants[self.name].dims)
+
+    def laid_out(self, graph: Graph, value: Array) -> Array:
         rows, blocks, size = self.layout(graph)
         padded = np.zeros((rows, blocks * size))
         padded[:, : value.shape[1]] = value
-        codes = np.clip(np.rint(padded.reshape(rows, blocks, size) / scale) + zero, 0, 2**self._bits - 1)
-        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
-        parts = codes.astype(np.uint8).reshape(rows, blocks, -1, len(shifts)) << shifts
-        return np.asarray(np.bitwise_or.reduce(parts, axis=-1)).reshape(graph.constants[self.name].dims)
+        return padded.reshape(rows, blocks, size)
+
+    def limits(self, graph: Graph) -> tuple[int, int]:
+        return 0, 2**self._bits - 1
 
     def grid(self, graph: Graph) -> tuple[Array, Array]:
-        """Return scale and zero point of each block, (rows, blocks, 1)."""
         rows, blocks, _ = self.layout(graph)
         scale = graph.array(self.node.inputs[2]).astype(np.float64).reshape(rows, blocks, 1)
         name = self.node.inputs[3] if len(self.node.inputs) > 3 else ""
@@ -158,12 +208,10 @@ class Packed(Constant):
         return scale, zero.astype(np.float64).reshape(rows, blocks, 1)
 
     def layout(self, graph: Graph) -> tuple[int, ...]:
-        """Return the shape of the integers: rows, blocks, and the integers of a block."""
         return (*graph.constants[self.name].dims[:2], self.node.attributes["block_size"])
 
     def integers(self, stored: Array) -> Array:
-        """Return the integers that lie in bytes, the lowest bits first, along the last axis."""
-        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
+        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)  # the lowest bits are the first
         found = stored[..., None] >> shifts & np.uint8(2**self._bits - 1)
         return np.asarray(found.reshape(*stored.shape[:-1], -1))
 
@@ -181,7 +229,7 @@ def constant_behind(graph: Graph, operand: str) -> Constant | None:
     return found if operand not in graph.outputs and len(graph.users.get(operand, ())) == 1 else None
 
 
-def decoded_by(graph: Graph, node: Node, operand: int) -> Decoded | Packed | None:
+def decoded_by(graph: Graph, node: Node, operand: int) -> Grid | None:
     """Return the integers that a node decodes as an operand; None where it does not, or where they are computed."""
     if operand >= len(node.inputs) or node.inputs[operand] not in graph.constants:
         return None

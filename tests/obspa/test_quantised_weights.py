@@ -104,10 +104,12 @@ def layers(bits: int = 8, bias: bool = True) -> ModelProto:
     operands = [h, net.node("DequantizeLinear", codes, net.constant(scale, name="scale"), axis=1)]
     if bias:
         codes = net.constant(np.array([100, -300, 70, 5], np.int32), name="d.bias")
-        operands.append(net.node("DequantizeLinear", codes, net.constant(np.float32(1e-3))))
+        step = net.constant(np.full(4, STEP, np.float32), name="bias scale")
+        operands.append(net.node("DequantizeLinear", codes, step, axis=0))
     return net.model(net.gemm(net.node("Tanh", net.node("Gemm", *operands)), 4, 3, name="head"))
 
 
+STEP = 1e-3  # of the bias
 KEPT = [0, 2, 3, 6, 7, 8, 11]
 
 
@@ -124,21 +126,50 @@ def test_a_refit_is_the_least_squares_fit_on_the_grid_of_the_integers() -> None:
     model = layers()
     old, new = arrays(model), pruned(model, x)
     h = np.tanh(x @ old["a"].T + old["a.bias"])
-    dense, bias = old["d"] * old["scale"], old["d.bias"] * 1e-3
+    dense, bias = old["d"] * old["scale"], old["d.bias"] * STEP
     w, _ = ridge(h[:, KEPT], h @ dense + bias, dense[KEPT].T, FEW)
-    expected = np.clip(np.rint(w.T / old["scale"]), -128, 127)
+    expected = np.rint(w.T / new["scale"])
     changed = (new["d"] != old["d"][KEPT]).any(axis=0)
     assert changed.all()
     assert np.abs(new["d"] - expected).max() <= 1  # rounding may tip
     assert (new["d"] == expected).mean() > 0.9
-    stored = new["d"] * old["scale"]
+    stored = new["d"] * new["scale"]
     mean = (h @ dense + bias).mean(axis=0) - h[:, KEPT].mean(axis=0) @ stored
-    np.testing.assert_allclose(new["d.bias"] * 1e-3, mean, atol=6e-4)
+    np.testing.assert_allclose(new["d.bias"] * new["bias scale"], mean, atol=6e-4)
 
-    own, was = np.tanh(h[:, KEPT] @ stored + new["d.bias"] * 1e-3), np.tanh(h @ dense + bias)
+    own, was = np.tanh(h[:, KEPT] @ stored + new["d.bias"] * new["bias scale"]), np.tanh(h @ dense + bias)
     w, _ = ridge(was + OWN_INPUTS * (own - was), was @ old["head"].T + old["head.bias"], old["head"], FEW)
     np.testing.assert_allclose(new["head"], w, atol=1e-4)
     assert np.abs(new["head"] - old["head"]).max() > 1e-3
+
+
+def test_scales_grow_where_a_fit_would_be_cut_off_and_those_of_the_bias_with_them() -> None:
+    x, kept = samples(ROWS, 5), [0, 6, 9]
+    model = layers()
+    old, new = arrays(model), pruned(model, x, kept)
+    h = np.tanh(x @ old["a"].T + old["a.bias"])
+    dense, bias = old["d"] * old["scale"], old["d.bias"] * STEP
+    w, _ = ridge(h[:, kept], h @ dense + bias, dense[kept].T, FEW)
+    needed = np.abs(w.T / old["scale"]).max(axis=0) / 127
+    assert (needed > 1.05).any() and (needed < 1).any()
+    growth = new["scale"] / old["scale"]
+    np.testing.assert_allclose(growth, np.maximum(needed, 1), rtol=0.01)  # −128 is on the grid, too
+    np.testing.assert_allclose(new["bias scale"] / STEP, growth, rtol=1e-5)
+    assert (np.abs(new["d"] * new["scale"] - w.T) < 0.6 * new["scale"]).all()
+    mean = (h @ dense + bias).mean(axis=0) - h[:, kept].mean(axis=0) @ (new["d"] * new["scale"])
+    np.testing.assert_allclose(new["d.bias"] * new["bias scale"], mean, atol=STEP * growth.max())
+
+
+def test_scales_that_others_read_stay() -> None:
+    model = layers()
+    graph = Graph(model)
+    for node in model.graph.node:  # the bias's scale is that of the weights
+        for place, name in enumerate(node.input):
+            if name == "bias scale":
+                node.input[place] = "scale"
+    new = pruned(model, samples(ROWS, 5), [0, 6, 9])
+    np.testing.assert_array_equal(new["scale"], graph.array("scale"))
+    assert np.abs(new["d"]).max() >= 127
 
 
 def test_an_output_keeps_its_weights_where_the_rounded_fit_is_farther_from_the_fit() -> None:

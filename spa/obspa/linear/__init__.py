@@ -7,9 +7,9 @@ from spa.model.graph import Graph, Node
 from spa.obspa.linear.base import Linear
 from spa.obspa.linear.convolution import Convolution, TransposedConvolution
 from spa.obspa.linear.matrix_product import Product
-from spa.obspa.linear.stored import renewed, replace
+from spa.obspa.linear.stored import replace, store
 
-__all__ = ["Linear", "linear", "readers_of", "renewed", "replace", "uses"]
+__all__ = ["Linear", "linear", "readers_of", "replace", "store", "uses"]
 
 
 def linear(graph: Graph, node: Node) -> Linear | None:

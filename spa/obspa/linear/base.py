@@ -64,10 +64,18 @@ class Linear:
 
     def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
         """Return the weights as (blocks, outputs, inputs); inputs are ordered by channel, then kernel tap."""
-        raise NotImplementedError
+        return self.as_matrix(self.weights.value(graph, dtype), graph)
 
     def weights_from(self, matrix: Array, graph: Graph) -> Array:
         """Return a matrix in the weights' own shape and type; the inverse of :meth:`matrix`."""
+        return self.weights.encoded(graph, self.laid_out(matrix, graph))
+
+    def as_matrix(self, weights: Array, graph: Graph) -> Array:
+        """Return an array of the weights' shape as (blocks, outputs, inputs)."""
+        raise NotImplementedError
+
+    def laid_out(self, matrix: Array, graph: Graph) -> Array:
+        """Return a matrix in the weights' own shape; the inverse of :meth:`as_matrix`."""
         raise NotImplementedError
 
     def taps(self, graph: Graph) -> int:

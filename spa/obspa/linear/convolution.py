@@ -7,7 +7,6 @@ from itertools import product
 from math import prod
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from spa.model.graph import Graph, Node
 from spa.obspa.linear.base import Linear, take
@@ -23,11 +22,11 @@ class Convolution(Linear):
         outputs, inputs, *kernel = self.weights.shape(graph)
         return self.blocks, outputs // self.blocks, inputs * prod(kernel)
 
-    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
-        return self.weights.value(graph, dtype).reshape(self.size(graph))
+    def as_matrix(self, weights: Array, graph: Graph) -> Array:
+        return weights.reshape(self.size(graph))
 
-    def weights_from(self, matrix: Array, graph: Graph) -> Array:
-        return self.weights.encoded(graph, matrix.reshape(self.weights.shape(graph)))
+    def laid_out(self, matrix: Array, graph: Graph) -> Array:
+        return matrix.reshape(self.weights.shape(graph))
 
     def taps(self, graph: Graph) -> int:
         return prod(self.weights.shape(graph)[2:])
@@ -118,17 +117,17 @@ class TransposedConvolution(Convolution):
         inputs, outputs, *kernel = self.weights.shape(graph)
         return self.blocks, outputs, inputs // self.blocks * prod(kernel)
 
-    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
+    def as_matrix(self, weights: Array, graph: Graph) -> Array:
         blocks, outputs, inputs = self.size(graph)
         taps = self.taps(graph)
-        w = self.weights.value(graph, dtype).reshape(blocks, inputs // taps, outputs, taps)
+        w = weights.reshape(blocks, inputs // taps, outputs, taps)
         return w.transpose(0, 2, 1, 3).reshape(blocks, outputs, inputs)
 
-    def weights_from(self, matrix: Array, graph: Graph) -> Array:
+    def laid_out(self, matrix: Array, graph: Graph) -> Array:
         blocks, outputs, inputs = matrix.shape
         taps = self.taps(graph)
         w = matrix.reshape(blocks, outputs, inputs // taps, taps).transpose(0, 2, 1, 3)
-        return self.weights.encoded(graph, w.reshape(self.weights.shape(graph)))
+        return w.reshape(self.weights.shape(graph))
 
     def input_rows(self, x: Array, shape: tuple[int, ...], graph: Graph, chosen: Array) -> Array:
         kernel = tuple(self.weights.shape(graph)[2:])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from spa.model.graph import Graph
 from spa.obspa.linear.base import Linear, take
@@ -36,15 +35,15 @@ class Product(Linear):
         dims = [self.weights.shape(graph)[a] for a in self.weight_axes]
         return 1, prod(dims[: len(self.output_axes)]), prod(dims[len(self.output_axes) :])
 
-    def matrix(self, graph: Graph, dtype: DTypeLike = np.float64) -> Array:
-        w = self.weights.value(graph, dtype).transpose(self.weight_axes).reshape(self.size(graph))
+    def as_matrix(self, weights: Array, graph: Graph) -> Array:
+        w = weights.transpose(self.weight_axes).reshape(self.size(graph))
         return w if self.scale == 1 else w * np.asarray(self.scale, w.dtype)
 
-    def weights_from(self, matrix: Array, graph: Graph) -> Array:
+    def laid_out(self, matrix: Array, graph: Graph) -> Array:
         w = matrix[0] if self.scale == 1 else matrix[0] / self.scale
         dims = self.weights.shape(graph)
         w = w.reshape([dims[a] for a in self.weight_axes]).transpose(np.argsort(self.weight_axes))
-        return np.ascontiguousarray(self.weights.encoded(graph, w))
+        return np.ascontiguousarray(w)
 
     def samples(self, shape: tuple[int, ...]) -> int:
         return next(iter(self._rows(shape)), 1)

@@ -14,12 +14,12 @@ from spa.obspa import dual
 from spa.obspa.affine import Tail, before_transpose, find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.curves import MomentReader, Observation, Reader
-from spa.obspa.linear import Linear, linear
+from spa.obspa.linear import Linear, linear, store
 from spa.obspa.moments import Means, Moments, damping_for, least_squares
 from spa.obspa.producers import MIN_GAIN, LayerPair, find_pair
 from spa.obspa.readers.base import ReaderKind, Reconstruction
 from spa.obspa.readers.rows import Fitted, Rows, Targets, accumulator, add_rows, draw_positions
-from spa.obspa.readers.steps import ProducerSteps, branch_loss, in_dense, inverse_scale, store
+from spa.obspa.readers.steps import ProducerSteps, branch_loss, in_dense, inverse_scale
 from spa.running.stream import Stream
 
 Array = np.ndarray

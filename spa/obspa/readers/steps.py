@@ -11,13 +11,13 @@ from onnxruntime import InferenceSession
 from spa.errors import InvariantError
 from spa.obspa.affine import Tail, find_tail
 from spa.obspa.bias_slot import BiasSlot
-from spa.obspa.linear import Linear, linear, renewed
+from spa.obspa.linear import Linear, linear, store
 from spa.obspa.moments import Moments
 from spa.obspa.producers import QUICK_STEPS, STEPS, GaussNewton, LayerPair
 from spa.obspa.readers.base import Reconstruction
 from spa.obspa.readers.rows import Targets, add_rows
 from spa.running.runtime import run
-from spa.running.stream import Feeds, Stream
+from spa.running.stream import Feeds
 
 Array = np.ndarray
 
@@ -158,12 +158,6 @@ def inverse_scale(after: Tail) -> Array:
     size = np.abs(after.scale)
     usable = size > 1e-2 * np.median(size)
     return np.where(usable, 1.0 / np.where(usable, after.scale, 1.0), 0.0).astype(np.float32)
-
-
-def store(stream: Stream, lin: Linear, fitted: Array) -> None:
-    """Replace a layer's weights, and what has been computed from them already."""
-    stream.replace(lin.weight, lin.weights_from(fitted, stream.graph))
-    renewed(stream, lin.weights)
 
 
 def in_dense(reconstruction: Reconstruction, lin: Linear) -> Linear:
