@@ -13,9 +13,10 @@ from spa.criteria.parameter import parameters
 from spa.model.decoded import constant_behind, decoded_by
 from spa.model.graph import Graph
 from spa.obspa.affine import find_tail
-from spa.obspa.linear import linear
+from spa.obspa.linear import linear, store
 from spa.obspa.pipeline import Calibrated
 from spa.running.runtime import load_session
+from spa.running.stream import Stream
 from spa.surgery.apply import apply
 from tests.obspa.test_refit import FEW, OWN_INPUTS, arrays, group, ridge, samples
 from tests.oracle import Net, random_array
@@ -158,6 +159,19 @@ def test_scales_grow_where_a_fit_would_be_cut_off_and_those_of_the_bias_with_the
     assert (np.abs(new["d"] * new["scale"] - w.T) < 0.6 * new["scale"]).all()
     mean = (h @ dense + bias).mean(axis=0) - h[:, kept].mean(axis=0) @ (new["d"] * new["scale"])
     np.testing.assert_allclose(new["d.bias"] * new["bias scale"], mean, atol=STEP * growth.max())
+
+
+def test_a_bias_keeps_its_values_where_its_scales_grow() -> None:
+    stream = Stream(layers(), None, [{"x": samples(4, 5)}])
+    lin = next(
+        lin for n in stream.graph.nodes if n.op == "Gemm" and (lin := linear(stream.graph, n)) and lin.weight == "d"
+    )
+    assert lin.added is not None
+    before = lin.added.value(stream.graph)
+    store(stream, lin, 3 * lin.matrix(stream.graph))
+    np.testing.assert_allclose(stream.graph.array("bias scale"), 3 * STEP, rtol=0.02)
+    np.testing.assert_allclose(lin.added.value(stream.graph), before, atol=2 * STEP)
+    assert before.max() > 50 * STEP
 
 
 def test_scales_that_others_read_stay() -> None:
