@@ -73,9 +73,9 @@ def _follow_config(dense: Any, small: Any) -> str | None:
     """Set the numbers of a configuration; return why none makes this network."""
     fields = list(_fields(small.config))
     sizes = _renamed(dense, small)
-    choices = [[*sorted(sizes.get(getattr(owner, name), set())), getattr(owner, name)] for owner, name in fields]
+    choices = [[*sorted(sizes.get(value_of(f), set())), value_of(f)] for f in fields]
     open_fields = [(f, list(dict.fromkeys(c))) for f, c in zip(fields, choices, strict=True) if len(set(c)) > 1]
-    before = {field_id(f): getattr(*f) for f, _ in open_fields}
+    before = {field_id(f): value_of(f) for f, _ in open_fields}
     reasons: list[tuple[int, str]] = []
     for values in islice(product(*(c for _, c in open_fields)), MOST):
         for (owner, name), value in zip((f for f, _ in open_fields), values, strict=True):
@@ -92,6 +92,12 @@ def _follow_config(dense: Any, small: Any) -> str | None:
 def field_id(field: Field) -> tuple[int, str]:
     """Return what tells fields apart."""
     return id(field[0]), field[1]
+
+
+def value_of(field: Field) -> int:
+    """Return a field's value, of configurations that refuse numbers which layers may override, too."""
+    owner, name = field
+    return int(vars(owner)[name])
 
 
 def _fields(config: Any) -> Iterator[Field]:

@@ -394,7 +394,7 @@ def _order(stored: np.ndarray, wanted: np.ndarray) -> tuple[int, ...] | None:
 
 def _put(places: Sequence[_Entry], value: np.ndarray, old: Tensor) -> None:
     """Replace a tensor in all its places; a parameter becomes one again, of which there is one."""
-    new = tensor(np.ascontiguousarray(value)).to(old)
+    new = tensor(np.ascontiguousarray(value).reshape(value.shape)).to(old)  # numbers have no axes, and get one
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for entry in places:

@@ -299,7 +299,7 @@ class Analysis:
                     places.setdefault(dim, []).append(Place(use, axis))
         operators, readers, writers = self._roles()
         titles = {d: (p[0].tensor, p[0].axis) for d, p in places.items()} | self._filled(places)
-        order = sorted((d for d in titles if d in operators), key=lambda d: (min(operators[d]), titles[d]))
+        order = sorted((d for d in titles if d in operators and d.size), key=lambda d: (min(operators[d]), titles[d]))
         groups, names = [], dict[str, int]()
         for dim in order:
             name = "{}[{}]".format(*titles[dim])

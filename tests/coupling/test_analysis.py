@@ -66,3 +66,16 @@ def test_sizes_that_depend_on_data_are_no_constants_in_restated_shapes() -> None
     keep = np.array([True, False, True, True, False, False, True])
     found = check(model, feeds={"x": rng.standard_normal((7, 5)).astype(np.float32), "rows": keep})
     assert sorted(g.size for g in found.groups) == [2, 11]
+
+
+def test_an_axis_without_entries_is_no_group() -> None:
+    """A network without register tokens joins none of them to the others (DINOv3)."""
+    net = Net()
+    x, none = net.input("x", ["n", 3, 6]), net.constant(np.zeros((2, 0, 6), np.float32))
+    h = net.node(
+        "Relu",
+        net.matmul(net.node("Concat", net.node("Expand", none, net.constant(np.array([2, 0, 6]))), x, axis=1), 6, 9),
+    )
+    analysis = couple(Graph(net.model(net.matmul(h, 9, 2))))
+    assert [g.size for g in analysis.groups if g.frozen is None] == [9]
+    assert all(g.size for g in analysis.groups)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import spa
 from spa.errors import UnsupportedError
-from spa.exporters.pytorch.following import follow
+from spa.exporters.pytorch.following import follow, value_of
 from tests.exporters.test_write_back import IMAGE, size
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -118,6 +118,22 @@ def test_the_number_of_features_is_that_of_the_classifier() -> None:
     small = spa.prune(Timm().eval(), **request, example_inputs=IMAGE).pruned
     assert small.num_features == small.head_hidden_size == small.head.in_features < 40
     assert small.width == 24
+
+
+class Layered:
+    """Refuses a number that layers may override, as configurations of transformers do."""
+
+    def __init__(self) -> None:
+        self.heads = 4
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "heads":
+            raise AttributeError("ask each layer")
+        return super().__getattribute__(name)
+
+
+def test_numbers_that_layers_may_override_are_read() -> None:
+    assert value_of((Layered(), "heads")) == 4
 
 
 class Named(nn.Module):
