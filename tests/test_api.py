@@ -343,7 +343,7 @@ def test_a_repaired_network_that_is_no_better_than_a_constant_is_refused(monkeyp
 def test_a_repair_that_does_not_help_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from spa.obspa.pipeline import Calibrated
 
-    def spoil(self: Calibrated, drafts: list[tuple[spa.Plan, ModelProto]], extent: str = "full") -> None:
+    def spoil(self: Calibrated, drafts: list[tuple[spa.Plan, ModelProto]], *options: object) -> None:
         for tensor in (t for _, pruned in drafts for t in pruned.graph.initializer):
             if tensor.data_type == TensorProto.FLOAT:
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))

@@ -238,7 +238,7 @@ def test_the_doctor_lists_versions_providers_cores_and_extras() -> None:
     assert "CPUExecutionProvider" in said["providers"]
     assert 0 < said["cores"]["usable"] <= said["cores"]["machine"]
     assert 0 < said["memory"]["available"] <= said["memory"]["total"]
-    assert set(said["extras"]) == {"torch", "tensorflow", "jax", "openvino", "plot", "text"}
+    assert set(said["extras"]) == {"torch", "tensorflow", "jax", "openvino", "plot", "text", "dask", "ray"}
     assert said["packages"]["onnx"]["met"]
     assert said["environment"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert found.exit_code == bool(said["problems"])

@@ -36,7 +36,7 @@ def examination() -> dict[str, Any]:
         folder; and the ``problems``, as sentences.
 
     >>> sorted(examination()["packages"])[:3]
-    ['filelock', 'jinja2', 'joblib']
+    ['cloudpickle', 'filelock', 'jinja2']
     """
     import onnxruntime
 

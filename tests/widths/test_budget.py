@@ -30,7 +30,7 @@ RESNET = MODELS / "digits_resnet.onnx"
 VIT = MODELS / "digits_vit.onnx"
 
 
-@pytest.mark.parametrize("of", sorted({*UNITS} - {"latency"}))  # in test_latency.py
+@pytest.mark.parametrize("of", sorted({*UNITS} - {"latency", "memory"}))  # in test_latency.py, and below
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5, 0.8])
 def test_a_budget_is_met_within_one_per_cent_or_the_miss_is_said(of: str, ranking: str, ratio: float) -> None:
@@ -39,6 +39,14 @@ def test_a_budget_is_met_within_one_per_cent_or_the_miss_is_said(of: str, rankin
         assert abs(exact.reached - ratio) <= 0.01
         rounded = spa.prune(path, ratio=ratio, of=of, ranking=ranking, criterion="l2").report
         assert abs(rounded.reached - ratio) <= 0.01 or "nearest found" in rounded.notes[0]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5])
+def test_memory_goes_with_the_channels_of_the_largest_moment_and_a_miss_is_said(ratio: float) -> None:
+    for path in (RESNET, VIT):
+        report = spa.prune(path, ratio=ratio, of="memory", round_to=1, criterion="l2").report
+        assert report.reached == pytest.approx(1 - report.after.memory / report.before.memory)
+        assert abs(report.reached - ratio) <= 0.01 or "nearest found" in report.notes[0]
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
