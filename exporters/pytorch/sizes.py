@@ -100,14 +100,15 @@ def restate(module: nn.Module, cuts: Cuts) -> tuple[list[str], list[Queries]]:
     guessed: list[str] = []
     queries: list[Queries] = []
     for path, each in module.named_modules():
-        if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
-            each.nx, each.nf = each.weight.shape
         own = {key.removeprefix(f"{path}." if path else ""): cut for key, cut in cuts.items() if _owns(path, key)}
         for kind, function in KINDS:
             if isinstance(each, kind):
                 function(path, each, own)
                 break
         else:
+            if type(each).__name__ == TRANSPOSED and hasattr(each, "nf"):
+                each.nx, each.nf = each.weight.shape
+                continue
             sized, split, heads = _own_sizes(each, own), _splits(each, own), _heads(each, own)
             if sized or split or (own and heads is not None):
                 guessed.append(path)

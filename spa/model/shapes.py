@@ -109,6 +109,8 @@ class Walker:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
             if node.key == "Reshape" and not walk.open_axes:
                 _refuse_another_size(node, walk)
+            if node.key == "Gather":
+                _refuse_missing_entries(node, walk)
         return walk
 
     @staticmethod
@@ -225,6 +227,24 @@ def _refuse_another_size(node: Node, walk: Walk) -> None:
         raise ModelError(
             f"{node.label} makes {list(made)} of {list(given)}: sizes are written into the graph. Export it with open "
             "sizes, or give those that it takes (--size)."
+        )
+
+
+def _refuse_missing_entries(node: Node, walk: Walk) -> None:
+    """Refuse to look up entries that a table lacks: positions beyond its end, at sizes that the model does not take.
+
+    Raises:
+        ModelError: an index that follows sizes is out of bounds.
+    """
+    shape, indices = walk.shape.get(node.inputs[0]), walk.value.get(node.inputs[1])
+    if not shape or indices is None or not indices.size:
+        return
+    count = shape[node.attributes.get("axis", 0)]
+    beyond = indices[(indices >= count) | (indices < -count)]
+    if beyond.size:
+        raise ModelError(
+            f"{node.label} looks up entry {int(beyond[0])} of {count}: the model takes no sizes as large. Give those "
+            "that it takes (--size)."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import spa
 from spa.exporters.pytorch.parts import Parts, restate_parts
+from spa.exporters.pytorch.sizes import Cut, restate
 from tests.exporters.test_write_back import apart, size
 
 
@@ -114,6 +116,23 @@ def test_classes_that_cut_an_axis_into_parts_come_back_without_zeros(name: str, 
     assert apart(small, result.model, x) < 1e-5
     axes = [[b.ndim for b in m.buffers()] for m in (module, small)]
     assert axes[0] == axes[1]
+
+
+class Conv1D(nn.Module):
+    """As that of transformers: weights are [inputs, outputs], and the widths are kept."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nx, self.nf = inputs, outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+
+def test_a_new_width_is_not_taken_for_an_old_one() -> None:
+    """What 48 outputs have become, 32, was the number of inputs."""
+    layer = Conv1D(48, 32)
+    layer.weight = nn.Parameter(torch.randn(20, 32))
+    restate(nn.Sequential(layer), {"0.weight": Cut((32, 48), {0: np.arange(20), 1: np.arange(32)})})
+    assert (layer.nx, layer.nf) == (20, 32)
 
 
 def near(before: str, behind: str) -> dict[str, frozenset[str]]:

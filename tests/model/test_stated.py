@@ -8,9 +8,12 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import spa
+from spa.algebra.axes import leaves
+from spa.coupling.analysis import couple
 from spa.errors import ModelError
+from spa.model.graph import Graph
 from spa.running.runtime import load_session
-from tests.oracle import check
+from tests.oracle import Net, check
 
 TAGGER = "e = Gather(table, ids) {} h = MatMul(r, w) a = Relu(h) y = MatMul(a, u)"
 IDS = "int64[batch,sequence] ids"
@@ -99,3 +102,20 @@ def test_a_batch_stays_open_where_an_image_has_one_size() -> None:
     rng = np.random.default_rng(0)
     found = check(model, feeds=[{"x": rng.random((batch, 3, 32, 32), np.float32)} for batch in (1, 2, 4)])
     assert sorted(g.size for g in found.groups) == [4, 6, 7]
+
+
+def test_a_table_of_positions_bounds_the_sizes() -> None:
+    """128 tokens, the usual number, are more than a table of 40 positions has."""
+    net = Net()
+    x = net.input("x", ["batch", "tokens", 6])
+    length = net.node("Gather", net.node("Shape", x), net.constant(np.array(1)))
+    positions = net.node("Range", net.constant(np.array(0)), length, net.constant(np.array(1)))
+    table = net.weight(40, 6, name="table")
+    h = net.node("Add", x, net.node("Gather", table, positions))
+    analysis = couple(Graph(net.model(net.matmul(net.node("Relu", net.matmul(h, 6, 9)), 9, 2))))
+    assert analysis.points.first.shape["x"][1] <= 40
+    assert all(
+        d.size > 0 for axes in analysis.axes.values() for e in axes or () for d in leaves(analysis.space.resolve(e))
+    )
+    with pytest.raises(ModelError, match=r"looks up entry 40 of 40: the model takes no sizes as large"):
+        couple(Graph(net.model(h)), {"x[1]": 50})
