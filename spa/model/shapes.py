@@ -109,7 +109,7 @@ class Walker:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
             if node.key == "Reshape" and not walk.open_axes:
                 _refuse_another_size(node, walk)
-            if node.key == "Gather":
+            if node.key == "Gather" and override is None and not walk.open_axes:
                 _refuse_missing_entries(node, walk)
         return walk
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -139,6 +140,16 @@ class Correction:
         """Add a constant."""
         self.constants[name] = numpy_helper.from_array(value, name)
 
+    def scale(self, name: str, factor: Fraction, result: str, dtype: np.dtype, fresh: Callable[[str], str]) -> None:
+        """Multiply integers by a fraction of which they are multiples; nothing where it is one."""
+        if factor == 1:
+            return
+        above, below, product = (fresh(f"{result}_{part}") for part in ("above", "below", "product"))
+        self.add(above, np.asarray([factor.numerator], dtype))
+        self.add(below, np.asarray([factor.denominator], dtype))
+        self.nodes.append(helper.make_node("Mul", [name, above], [product]))
+        self.nodes.append(helper.make_node("Div", [product, below], [result]))
+
 
 def correct(wrong: ComputedOperand, fresh: Callable[[str], str]) -> Correction:
     """Compute the expected value: a constant, or the old value with its wrong entries replaced.
@@ -162,28 +173,37 @@ def correct(wrong: ComputedOperand, fresh: Callable[[str], str]) -> Correction:
 
 
 def _concatenated(wrong: ComputedOperand, stem: str, fresh: Callable[[str], str]) -> Correction:
-    """Concatenate the entries that follow the input (taken from the old value) and constants."""
+    """Concatenate the entries that follow the input and constants.
+
+    1. What follows the input and is right is taken from the old value.
+    2. One wrong entry of a Reshape's shape is left to the runtime, as -1, where none is so already.
+    3. What is wrong by one factor at all sizes is the old value times that.
+    """
     first, last = wrong.expected[0], wrong.expected[-1]
     if first.ndim != 1 or first.shape != last.shape:
         raise _stuck(wrong)
     result = Correction(name="")
     pieces: list[str] = []
     old = wrong.node.inputs[wrong.operand]
-    inferred = 0  # entries of Reshape's shape that are left to the runtime, as -1
+    open_entry = wrong.node.op == "Reshape" and -1 not in first
     for k in range(first.size):
         follows_input = first[k] != last[k]
-        is_right = all(a[k] == e[k] for a, e in zip(wrong.actual, wrong.expected, strict=True))
+        factors = {Fraction(int(e[k]), int(a[k])) for a, e in zip(wrong.actual, wrong.expected, strict=True) if a[k]}
         piece = fresh(f"{stem}_{k}")
-        if follows_input and is_right:
+        if not follows_input:
+            result.add(piece, np.asarray([first[k]], first.dtype))
+        elif factors != {Fraction(1)} and open_entry:  # Case 2
+            open_entry = False
+            result.add(piece, np.asarray([-1], first.dtype))
+        elif len(factors) == 1:  # Cases 1 and 3
             position = fresh(f"{stem}_{k}_at")
             result.add(position, np.asarray([k], np.int64))
-            result.nodes.append(helper.make_node("Gather", [old, position], [piece], axis=0))
+            value = piece if factors == {Fraction(1)} else fresh(f"{stem}_{k}_old")
+            result.nodes.append(helper.make_node("Gather", [old, position], [value], axis=0))
+            result.scale(value, factors.pop(), piece, first.dtype, fresh)
         else:
-            inferred += follows_input
-            result.add(piece, np.asarray([-1 if follows_input else first[k]], first.dtype))
+            raise _stuck(wrong)
         pieces.append(piece)
-    if inferred > 1 or (inferred and wrong.node.op != "Reshape"):
-        raise _stuck(wrong)
     result.name = fresh(stem)
     result.nodes.append(helper.make_node("Concat", pieces, [result.name], axis=0))
     return result

@@ -463,9 +463,9 @@ def test_one_entry_of_a_shape_that_follows_the_input_is_left_to_the_runtime() ->
     assert sorted(g.size for g in found.groups) == [5, 7]
 
 
-def test_two_entries_of_a_shape_that_follow_the_input_are_refused_with_a_remedy() -> None:
-    with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
-        check(merged(2))
+def test_two_entries_of_a_shape_may_follow_the_input() -> None:
+    """One is left to the runtime, the other is a part of what it was."""
+    check(merged(2))
 
 
 def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
@@ -477,15 +477,21 @@ def test_a_number_that_a_pruned_size_decides_stays_as_it_was() -> None:
     assert [g.size for g in found.groups] == [7]
 
 
-@pytest.mark.parametrize("scalar", [True, False])
-def test_a_number_that_the_input_and_a_pruned_size_decide_is_refused_with_a_remedy(scalar: bool) -> None:
+def counted(scalar: bool) -> ModelProto:
     net = Net()
     h = net.node("Sigmoid", net.gemm(net.input("x", ["n", 3]), 3, 7))
     flat = net.node("Reshape", h, net.constant(np.asarray([-1])))
     count = net.node("Size", h) if scalar else net.node("Shape", flat)
-    y = net.node("Sub", net.gemm(h, 7, 2), net.node("Cast", count, to=TensorProto.FLOAT))
+    return net.model(net.node("Sub", net.gemm(h, 7, 2), net.node("Cast", count, to=TensorProto.FLOAT)))
+
+
+def test_a_number_that_the_input_and_a_pruned_size_decide_is_scaled() -> None:
+    check(counted(scalar=False))
+
+
+def test_a_scalar_that_the_input_and_a_pruned_size_decide_is_refused_with_a_remedy() -> None:
     with pytest.raises(UnsupportedError, match=r"operand 1 is computed from sizes .* --ignore"):
-        check(net.model(y))
+        check(counted(scalar=True))
 
 
 @pytest.mark.parametrize("bound", ["Max", "Min"])
@@ -593,3 +599,30 @@ def test_a_length_that_a_table_of_positions_bounds_stays_open(positions: int) ->
     end = net.matmul(net.node("Reshape", net.node("Relu", net.node("Add", hidden, places)), shape), 24, 3)
     feeds = [{"x": random_array(n, s, 5, seed=s)} for n, s in ((1, 3), (2, 50), (3, 64))]
     assert [g.size for g in check(net.model(end), feeds=feeds).groups] == [24]
+
+
+@pytest.mark.parametrize("inferred", [True, False])
+def test_batches_times_heads_follow_both(inferred: bool) -> None:
+    """[batch · heads, length, size] by a computed shape, in which the runtime may infer the length already (FSMT)."""
+    net = Net()
+    x = net.input("x", ["n", 5, 6])
+    h = net.node("Reshape", net.matmul(x, 6, 20), net.constant(np.array([0, 0, 5, 4])))
+    h = net.node("Transpose", h, perm=[0, 2, 1, 3])
+    batch = net.node("Gather", net.node("Shape", x), net.constant(np.array([0])))
+    rows = net.node("Mul", batch, net.constant(np.array([5])))
+    shape = net.node(
+        "Concat", rows, net.constant(np.array([-1 if inferred else 5])), net.constant(np.array([4])), axis=0
+    )
+    h = net.node("Relu", net.node("Reshape", h, shape))
+    h = net.node("Reshape", h, net.constant(np.array([-1, 5, 5, 4])))
+    h = net.node("Reshape", net.node("Transpose", h, perm=[0, 2, 1, 3]), net.constant(np.array([0, 0, 20])))
+    model = net.model(net.matmul(h, 20, 3))
+    analysis = couple(Graph(model))
+    heads = next(g for g in analysis.free if g.size == 5)
+    small = apply(analysis, make_plan(analysis, {heads.name: np.array([0, 2, 3])}))
+    scaled = any(node.op_type == "Div" for node in small.graph.node)
+    assert scaled == inferred
+    for count in (1, 3):
+        (y,) = load_session(small).run(None, {"x": random_array(count, 5, 6)})
+        assert y.shape == (count, 5, 3)
+    check(model)
