@@ -24,6 +24,7 @@ from spa.exporters.pytorch.check import difference, made_up, outputs_of, referen
 from spa.exporters.pytorch.operators import supported, tensor
 from spa.frameworks.torch import array
 from spa.rules import supported as traced
+from tests.oracle import Net
 
 # ONNX's cases that are not met, by a pattern of their names, each with the reason.
 EXCEPTED = {
@@ -165,3 +166,12 @@ def test_the_rules_cases_give_what_onnxruntime_gives(module: str) -> None:
         if not off < (5e-2 if any(f in n.op_type for n in model.graph.node for f in FLIPS) else 1e-5):
             failed[name] = off
     assert failed == {}
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherND"])
+def test_one_element_may_be_looked_up(op: str) -> None:
+    """The result has no axes, to which reshape wants a shape all the same."""
+    net = Net()
+    index = net.constant(np.array(1) if op == "Gather" else np.array([1]))
+    module = graph_module(net.model(net.node(op, net.input("x", [3]), index)))
+    assert module(torch.tensor([4.0, 5.0, 6.0])).tolist() == 5.0

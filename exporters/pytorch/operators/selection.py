@@ -25,7 +25,7 @@ def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     """Take slices along ``axis``, by indices of any shape."""
     axis = node.attributes.get("axis", 0) % x.ndim
     flat = _positive(indices, x.shape[axis]).flatten()
-    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, flat).reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements", fixed=(1,))
@@ -54,7 +54,7 @@ def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     first = torch.arange(count, device=x.device).reshape(count, *[1] * (rows.ndim - 1)) * math.prod(inner)
     rest = x.shape[batch + depth :]
     flat = x.reshape(count * math.prod(inner), *rest)
-    return flat.index_select(0, (rows + first).flatten()).reshape(*indices.shape[:-1], *rest)
+    return flat.index_select(0, (rows + first).flatten()).reshape((*indices.shape[:-1], *rest))
 
 
 @operator("ScatterElements", "Scatter", fixed=(1,))
