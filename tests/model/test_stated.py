@@ -62,8 +62,8 @@ def tagger(step: str, rows: int = 12, **more: tuple[int, ...] | list[int]) -> Mo
         "steps times channels",
         "a table of positions",
         "heads",
-        "an image flattened",
-        "a series flattened",
+        pytest.param("an image flattened", marks=pytest.mark.newest),  # onnx 1.16 infers a Gemm whose rows do not fit
+        pytest.param("a series flattened", marks=pytest.mark.newest),
     ],
 )
 def test_sizes_that_constants_state_are_found_and_inputs_made_at_them(
