@@ -231,7 +231,7 @@ def _own_sizes(module: Any, cuts: Cuts) -> bool:
         for axis, kept in cut.kept.items():
             sizes.setdefault(cut.shape[axis], set()).add(len(kept))
     found = {
-        name: sizes[value].copy().pop()
+        name: next(iter(sizes[value]))
         for name, value in vars(module).items()
         if type(value) is int and len(sizes.get(value, ())) == 1
     }

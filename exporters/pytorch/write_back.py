@@ -332,9 +332,9 @@ def _unsaved(old: Mapping[str, Tensor], dense: Graph, named: Mapping[str, str]) 
     for key, value in old.items():
         if key not in taken and key not in found and not isinstance(value, nn.Parameter) and value.numel() > 1:
             buffers.setdefault(_identity(array(value)), []).append(key)
-    constants: dict[Any, list[str]] = {}
+    shapes, constants = {shape for shape, _ in buffers}, dict[Any, list[str]]()
     for name in dict.fromkeys(n for node in dense.nodes for n in node.inputs if n in dense.constants):
-        if name not in named and name not in found and tuple(dense.constants[name].dims) in {k[0] for k in buffers}:
+        if name not in named and name not in found and tuple(dense.constants[name].dims) in shapes:
             constants.setdefault(_identity(dense.array(name)), []).append(name)
     pairs = ((constants.get(k, []), keys) for k, keys in buffers.items())  # Case 2
     return found | {n: k for names, keys in pairs if len(names) == len(keys) for n, k in zip(names, keys, strict=True)}

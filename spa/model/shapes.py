@@ -109,6 +109,8 @@ class Walker:
                 raise ModelError(f"{error} {_remedy(graph, walk)}") from error
             if node.key == "Reshape" and not walk.open_axes:
                 _refuse_another_size(node, walk)
+            if node.key == "Gemm" and override is None:
+                _refuse_other_rows(node, walk)
             if node.key == "Gather" and override is None and not walk.open_axes:
                 _refuse_missing_entries(node, walk)
         return walk
@@ -227,6 +229,24 @@ def _refuse_another_size(node: Node, walk: Walk) -> None:
         raise ModelError(
             f"{node.label} makes {list(made)} of {list(given)}: sizes are written into the graph. Export it with open "
             "sizes, or give those that it takes (--size)."
+        )
+
+
+def _refuse_other_rows(node: Node, walk: Walk) -> None:
+    """Refuse a product of matrices that do not fit, which the inference of old versions of onnx takes.
+
+    Raises:
+        ModelError: sizes of its input are written into the graph.
+    """
+    left, right = (walk.shape.get(name) for name in node.inputs[:2])
+    turn_left, turn_right = (bool(node.attributes.get(name, 0)) for name in ("transA", "transB"))
+    if left is None or right is None or len(left) != 2 or len(right) != 2:
+        return
+    summed = left[0 if turn_left else 1], right[1 if turn_right else 0]
+    if summed[0] != summed[1]:
+        raise ModelError(
+            f"{node.label} multiplies {list(left)} by {list(right)}: sizes are written into the graph. Export it with "
+            "open sizes, or give those that it takes (--size)."
         )
 
 

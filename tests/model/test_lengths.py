@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx.parser
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
 from spa.coupling.analysis import couple
 from spa.model.graph import Graph
 from spa.running.feeds import working_feeds
 from spa.running.runtime import load_session
+from tests.model.test_stated import network
 from tests.oracle import check
 
 COUNTED = "zero = Constant<value_int=0>() one = Constant<value_int=1>() r = Range(zero, n, one)"
@@ -19,18 +19,6 @@ POSITIONS = (
 )
 CUT = "k = Unsqueeze(n, start) e = Gather(table, ids) s = Slice(e, start, k, axes) h = MatMul(s, w) a = Relu(h) y = MatMul(a, u)"
 SENTENCES = {"table": (50, 12), "w": (12, 23), "u": (23, 5)}
-
-
-def network(body: str, inputs: str, **weights: tuple[int, ...] | list[int]) -> ModelProto:
-    """A network as text; tuples are shapes of random weights, lists are integers."""
-    graph = onnx.parser.parse_graph(f"net ({inputs}) => (float y) {{ {body} }}")
-    rng = np.random.default_rng(3)
-    for name, given in weights.items():
-        random = isinstance(given, tuple)
-        value = rng.standard_normal(given).astype(np.float32) if random else np.asarray(given, np.int64)
-        graph.initializer.append(numpy_helper.from_array(value, name))
-    graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, None))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def positions() -> ModelProto:
