@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_results_keep_their_order_and_the_first_failure_ends_all(monkeypatch: py
 
     def fail(n: int) -> None:
         done.append(n)
+        time.sleep(0.002)  # else all may be done before the first failure is heard of
         raise ValueError(n)
 
     with pytest.raises(ValueError, match=r"^0$"):
