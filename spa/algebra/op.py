@@ -130,6 +130,13 @@ class Op:
             return [int(v) for v in np.ravel(value)]
         return self.attr(name, default)
 
+    def ints_elsewhere(self, name: str, operand: int) -> list[int] | None:
+        """Return what :meth:`ints` returns, at the other input size; None where it is not known there."""
+        if not self.has(operand):
+            return self.ints(name, operand)
+        value = self.second[operand]
+        return None if value is None else [int(v) for v in np.ravel(value)]
+
     # -- saying the law ------------------------------------------------------------------------------------------
 
     def dim(self, size: int, frozen: str | None = None) -> Expr:

@@ -142,6 +142,8 @@ def split(op: Op) -> None:
     if len(sizes) != len(op.outputs):
         raise Barrier("an output is unused and the sizes of the pieces are not known")
     pieces = op.space.split(axes[axis], sizes)
+    if op.has(1) and (op.ints_elsewhere("split", 1) or sizes) != sizes:
+        op.freeze(axes[axis], "cuts it at places that follow the input")  # at another size the pieces are others
     for i, piece in enumerate(pieces):
         op.set(i, [*axes[:axis], piece, *axes[axis + 1 :]])
     if op.has(1) or "split" in op.node.attributes:
@@ -171,11 +173,15 @@ def slice_(op: Op) -> None:
         raise Barrier("starts or ends are missing")
     where = op.ints("axes", 3) or list(range(len(starts)))
     steps = op.ints("steps", 4) or [1] * len(starts)
+    bounds = list(zip(starts, ends, strict=True))
+    elsewhere = zip(op.ints_elsewhere("starts", 1) or starts, op.ints_elsewhere("ends", 2) or ends, strict=True)
     cuts = []
-    for axis, start, end, step in zip(where, starts, ends, steps, strict=True):
+    for axis, (start, end), other, step in zip(where, bounds, elsewhere, steps, strict=True):
         axis = op.positive(axis, len(axes))
         before = axes[axis]
         axes[axis], head, body, phase = _slice_axis(op, before, start, end, step)
+        if body.size < before.size and (start, end) != other:
+            op.freeze(before, "takes a part of it that follows the input")  # at another size, another part
         cuts.append((before, head, body, phase))
     op.set(0, axes)
     op.tie(_restate_bounds(cuts, 0), operand=1, attribute="starts")
@@ -229,8 +235,7 @@ def pad(op: Op) -> None:
         raise Barrier("pads are missing")
     where = op.ints("axes", 3) or list(range(len(axes)))
     count = len(where)
-    far = op.second[1] if op.has(1) else None
-    elsewhere = pads if far is None else np.ravel(far).tolist()
+    elsewhere = op.ints_elsewhere("pads", 1) or pads
     places: list[tuple[Expr | None, Expr | None]] = [(None, None)] * count
     mode = op.attr("mode", "constant")
     for i, axis in enumerate(where):

@@ -432,3 +432,24 @@ def test_padding_up_to_a_hop_is_not_removable_and_any_length_runs() -> None:
     model = net.model(net.matmul(net.node("Relu", net.matmul(frames, 50, 7)), 7, 3))
     found = check(model, feeds=[{"sound": random_array(1, n, seed=n)} for n in (3, 50, 260)])
     assert [g.size for g in found.groups] == [7]
+
+
+@pytest.mark.parametrize("how", ["twice", "split"])
+def test_a_table_of_which_the_input_decides_what_is_read_stays_whole(how: str) -> None:
+    """What is left of it here is read at another length; before, it could go, and longer sequences came out wrong."""
+    net = Net(13)
+    x = net.input("x", ["n", "t", 8])
+    table, zero = net.weight(512, 8), net.constant(np.asarray([0]))
+    length = net.node("Slice", net.node("Shape", x), net.constant(np.asarray([1])), net.constant(np.asarray([2])))
+    rest = net.node("Sub", net.constant(np.asarray([512])), length)
+    if how == "twice":  # as ALiBi's tables are read: all from the first position on, then the last ones
+        end = net.constant(np.asarray([2**62]))
+        everything = net.node("Slice", table, net.node("Min", length, zero), end, zero)
+        some = net.node("Slice", everything, rest, end, zero)
+    else:
+        some, _ = net.node("Split", table, net.node("Concat", length, rest, axis=0), axis=0, outputs=2)
+    h = net.node("Relu", net.matmul(net.node("Add", x, some), 8, 6))
+    analysis = couple(Graph(net.model(net.matmul(h, 6, 3))))
+    positions = [g for g in analysis.groups if any(p.tensor == table and p.axis == 0 for p in g.places)]
+    assert positions
+    assert all(g.frozen is not None and "follow" in g.frozen for g in positions)
