@@ -7,7 +7,6 @@ tensors, and the sizes that its modules keep as numbers. :func:`save` puts it be
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from spa.errors import ModelError, UnsupportedError
 from spa.exporters.pytorch.following import follow
 from spa.exporters.pytorch.sizes import Cut, tensors
 from spa.frameworks.reasons import first_line
+from spa.frameworks.torch import copied
 from spa.model.files import read_bytes
 from spa.model.writing import drafts
 
@@ -128,7 +128,7 @@ def narrow(module: nn.Module, narrowing: Narrowing) -> nn.Module:
     Raises:
         ModelError: the module is not of the class that was pruned, or was made with other arguments.
     """
-    small = copy.deepcopy(module)
+    small = copied(module)
     old = tensors(small)
     owners = dict(small.named_modules(remove_duplicate=False))
     fresh: dict[tuple[int, str], Tensor] = {}

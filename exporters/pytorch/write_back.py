@@ -24,7 +24,7 @@ from spa.exporters.pytorch.parts import SIDES, parts_of, restate_parts, weight_o
 from spa.exporters.pytorch.saving import remember
 from spa.exporters.pytorch.sizes import Cut, NarrowError, Queries, restate
 from spa.frameworks.reasons import refuse_lost_branches
-from spa.frameworks.torch import arguments, array
+from spa.frameworks.torch import arguments, array, copied
 from spa.model.graph import Graph
 from spa.widths.equal import cuts as axis_cuts
 
@@ -150,7 +150,7 @@ def _attempt(
 
 def _narrowed(module: nn.Module, weights: _Weights) -> tuple[nn.Module, dict[str, Cut], list[str], list[Queries]]:
     """Make a copy with other weights and the sizes that follow; return it, the cuts, and what :func:`restate` found."""
-    small = copy.deepcopy(module)
+    small = copied(module)
     entries = _entries(small)
     cuts = dict(_exchange(entries, weights))
     _add_biases(entries, weights)

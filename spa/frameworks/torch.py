@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
@@ -50,6 +50,24 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy of a module, without the tensors that it keeps of earlier runs in evaluation mode.
+
+    Those were computed from parameters, are no leaves of PyTorch's graph, which ``deepcopy`` refuses, and would not
+    follow the copy's parameters. Classes that keep such tensors drop them when they are trained.
+    """
+    from torch.utils import _pytree as pytree
+
+    kept = (leaf for part in module.modules() for leaf in pytree.tree_leaves(vars(part)))
+    computed = [leaf for leaf in kept if getattr(leaf, "grad_fn", None) is not None]
+    copy_of = copy.deepcopy(module, {id(t): t.detach() for t in computed})
+    modes = [(m, m.training) for m in copy_of.modules()]
+    copy_of.train()
+    for part, mode in modes:
+        part.training = mode
+    return copy_of
+
+
 def in_single(module: Any, example_inputs: Any) -> tuple[Any, Any] | None:
     """Return a copy of a module with bfloat16 weights in single precision, and its inputs; None for any other module.
 
@@ -66,7 +84,7 @@ def in_single(module: Any, example_inputs: Any) -> tuple[Any, Any] | None:
     def single(value: Any) -> Any:
         return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    return copy.deepcopy(module).float(), pytree.tree_map(single, example_inputs)
+    return copied(module).float(), pytree.tree_map(single, example_inputs)
 
 
 def give_types(module: Any, original: Any) -> None:

@@ -17,6 +17,7 @@ from spa.coupling.plan import make_plan
 from spa.errors import UnsupportedError
 from spa.exporters.pytorch import graph_module, to_torch, write_back
 from spa.exporters.pytorch.sizes import restate
+from spa.frameworks.torch import copied
 from spa.running import sessions
 from spa.running.runtime import load_session, run
 
@@ -437,3 +438,40 @@ def test_a_class_that_computes_a_branch_that_went_becomes_the_graph() -> None:
     assert not any(key.startswith("blocks.1.") for key in module.state_dict())
     expected = run(load_session(result.model), {result.model.graph.input[0].name: example.numpy()})[0]
     assert np.allclose(module(example).detach().numpy(), expected, atol=1e-6)
+
+
+class Cached(nn.Module):
+    """Keeps what it has computed of its parameters in evaluation mode, as LeViT does, until it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 16), nn.Linear(16, 3)
+        self.table = nn.Parameter(torch.randn(2, 3))
+        self.cache: dict[str, list[Tensor]] = {}
+
+    def train(self, mode: bool = True) -> Cached:
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and "bias" not in self.cache:
+            self.cache["bias"] = [self.table.sum(0)]
+        bias = self.table.sum(0) if self.training else self.cache["bias"][0]
+        return self.second(F.relu(self.first(x))) + bias
+
+
+def test_tensors_that_a_module_keeps_of_earlier_runs_are_computed_anew() -> None:
+    module, x = Cached().eval(), torch.randn(4, 5)
+    module.second.train()
+    module(x)  # outside of no_grad, so that what is kept has a history
+    result = spa.prune(module, example_inputs=(x,), criterion="l2", ratio=0.4)
+    small = result.pruned
+    assert type(small) is Cached
+    assert small.first.out_features < 16
+    assert (small.training, small.second.training) == (False, True)
+    (expected,) = run(load_session(result.model), {result.model.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(small(x).detach().numpy(), expected, atol=1e-5)
+    assert module.cache
+    assert not copied(module).cache
