@@ -133,16 +133,19 @@ def fill(file: BinaryIO, values: np.ndarray, place: Place) -> None:
 
 
 def is_finite(graph: Graph, name: str) -> bool:
-    """Return whether all values of a constant are finite numbers; those that numpy does not know as floats are."""
+    """Return whether all values of a constant are finite numbers, and their squares finite in their type, too.
+
+    Masks that exporters write hold the least number of their type. What numpy does not know as floats is finite.
+    """
     if helper.tensor_dtype_to_np_dtype(graph.constants[name].data_type).kind not in "fc":
         return True
     if not graph.constants[name].dims:
-        return bool(np.isfinite(graph.array(name)))
+        return all_finite(graph.array(name))
     return all(all_finite(values) for _, values in blocks(graph, name))
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """Return whether all of some floats are finite numbers."""
+    """Return whether some floats and their squares are finite; of halves, whose squares are singles, they alone."""
     if values.dtype == np.float16:  # numpy takes twenty times as long to ask each half
         return bool((values.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
-    return bool(np.isfinite(values).all())
+    return bool((np.abs(values) < np.sqrt(np.finfo(values.dtype).max)).all())

@@ -13,7 +13,7 @@ from spa.model.stored import is_finite
 from spa.model.workers import in_threads
 from spa.widths.patterns import check_patterns, matches, touching, writes
 
-NOT_FINITE = "holds values that are not finite"
+NOT_FINITE = "holds values that are not finite, or whose squares are not"
 # Operators whose statistics are a scale, which moves roundings alone: no normalisation, though no equality is claimed.
 SCALES = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 ALL_CROSS = (
