@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from spa.errors import InvariantError, ModelError, SpaError
+from spa.errors import InvariantError, ModelError
 from spa.model.files import data_file
 from spa.model.graph import tensors_of
 from spa.model.io import without_weights
-from spa.model.sizes import kind_of_axis
-from spa.running.feeds import first_run, make_feeds, open_input, working_feeds
+from spa.running.feeds import first_run, working_feeds
 from spa.running.guarded import ForeignFailure, guarded, seconds_for
 from spa.running.obstacle import found
-from spa.running.runtime import input_specs, load_graph, load_session, run
-from spa.running.windows import is_large, run_by_windows
+from spa.running.runtime import load_graph, load_session, run
+from spa.running.trial import runs_by_windows
+from spa.running.windows import is_large
 
 if TYPE_CHECKING:
     from spa.running.verify import OutputDifference
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _ALLOWED: dict[int, float] = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _ALLOWED_ELSE = 1e-5
 _SEEDS = 3
-SHORT = 8  # tokens of a sequence on which a file is run by windows
 
 
 def check(
@@ -107,7 +106,7 @@ def _run(path: Path, sizes: Mapping[str, int] | None = None, mapped: bool = Fals
     """Run a file once; ``mapped`` leaves large weights in it, for onnxruntime to map, and runs many by windows."""
     name = repr(str(path))
     model = _with_weights_outside(path) if mapped else None
-    if model is not None and is_large(model) and _runs_by_windows(model, path, sizes):
+    if model is not None and is_large(model) and runs_by_windows(model, path.parent, sizes, name):
         return
     session = load_session(path) if model is None else load_session(model, name=name, folder=path.parent)
     if sizes:
@@ -120,22 +119,6 @@ def _run(path: Path, sizes: Mapping[str, int] | None = None, mapped: bool = Fals
 def _with_weights_outside(path: Path) -> ModelProto | None:
     """Read a file of which large weights lie outside, or are left in the file; None where none do."""
     return load_graph(path) if data_file(path).exists() else without_weights(path)
-
-
-def _runs_by_windows(model: ModelProto, path: Path, sizes: Mapping[str, int] | None) -> bool:
-    """Run a file by windows of layers; return whether that went well, else the run of the whole says why."""
-    inputs = {spec.name: open_input(spec) for spec in input_specs(model)}
-    short = {
-        key: min(size, SHORT)
-        for key, size in (sizes or {}).items()
-        if kind_of_axis(inputs[key.rpartition("[")[0]], int(key.rpartition("[")[2][:-1])) == "sequence"
-    }
-    for chosen in (dict(sizes or {}) | short, sizes):  # the check is for kernels and shapes, which few tokens tell
-        with contextlib.suppress(SpaError):
-            feeds = make_feeds(model, batch=1, sizes=chosen)
-            run_by_windows(model, path.parent, feeds, name=repr(str(path)))
-            return True
-    return False
 
 
 def allowed(model: ModelProto) -> float:

@@ -240,7 +240,8 @@ class Job:
 
         analysis = self.analysis
         with running():
-            try_out(analysis.graph.self_contained(), analysis.points.chosen, measure(analysis).macs)
+            graph = analysis.graph
+            try_out(graph.model, analysis.points.chosen, measure(analysis).macs, base=graph.base)
         self.clock("try")
 
     def accuracy(self, model: ModelProto) -> float | None:

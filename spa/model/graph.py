@@ -22,6 +22,8 @@ from spa.model.versions import FREE_INITIALIZERS
 if TYPE_CHECKING:
     import networkx as nx
 
+CACHED = 1 << 22  # bytes of a constant up to which its array is kept beside the message
+
 
 def domain_of(node: NodeProto) -> str:
     """Return the node's domain; the default domain's alias ``ai.onnx`` is the empty string."""
@@ -309,9 +311,12 @@ class Graph:
         Raises:
             ModelError: the tensor's data is missing or malformed.
         """
-        if name not in self._arrays:
-            self._arrays[name] = tensor_array(self.constants[name], self.base)
-        return self._arrays[name]
+        if name in self._arrays:
+            return self._arrays[name]
+        value = tensor_array(self.constants[name], self.base)
+        if value.nbytes <= CACHED:
+            self._arrays[name] = value
+        return value
 
     def inlined(self, name: str) -> TensorProto:
         """Return a constant as a tensor of that name that holds its own data."""

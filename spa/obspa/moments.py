@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spa.errors import ModelError
+from spa.errors import InvariantError, ModelError
 
 Array = np.ndarray
 MIN_ROWS = 4096  # rows are collected until there are as many: a product of fewer costs mostly moving memory
 MAX_WAITING = 8_000_000  # the most values that wait: 32 MB in float32
+SOLVED_ROWS = 4096  # of outputs that are fitted at a time
 OUTER_ROWS = 512  # rows of a large matrix that change at a time, so that nothing of its size is made beside it
 NOT_FINITE = (
     "the model's activations hold values that are not finite, so that no layer can be fitted to them. Give other "
@@ -91,8 +92,8 @@ class Moments:
 
     @property
     def xx(self) -> Array:
-        """Covariance of the inputs, (blocks, inputs, inputs)."""
-        return self.products()[0]
+        """Covariance of the inputs, (blocks, inputs, inputs), the caller's own."""
+        return self.squares()
 
     @property
     def tt(self) -> Array:
@@ -100,26 +101,38 @@ class Moments:
         self._accumulate()
         return self._tt / self.count - np.square(self._t / self.count)
 
-    def products(self, mean: bool = True) -> tuple[Array, Array]:
-        """Return the second moments of the inputs, and of targets and inputs.
+    def squares(self, mean: bool = True) -> Array:
+        """Return the second moments of the inputs, (blocks, inputs, inputs), the caller's own.
 
         Args:
             mean: whether they are about the means; else about zero, for fits that have no bias to move the mean into.
-
-        Returns:
-            (blocks, inputs, inputs) and (blocks, outputs, inputs), both the caller's own; without products of targets
-            the second is empty.
         """
         self._accumulate()
-        x, t = self._x / self.count, self._t / self.count
-        xx, tx = self._xx / self.count, self._tx / self.count
+        x = self._x / self.count
+        xx = self._xx / self.count
         _add_outer(xx, -x, x)
-        if self.cross:
-            _add_outer(tx, -t, x)
         if not mean:
             _add_outer(xx, self.mean_x, self.mean_x)
+        return xx
+
+    def products(self, mean: bool = True) -> tuple[Array, Array]:
+        """Return the second moments of the inputs, and of targets and inputs; the latter can be had once.
+
+        Args:
+            mean: as for :meth:`squares`.
+
+        Returns:
+            (blocks, inputs, inputs) and (blocks, outputs, inputs), both the caller's own.
+        """
+        if not self.cross:
+            raise InvariantError("the products of targets and inputs were not accumulated, or taken before.")
+        self._accumulate()
+        tx, self._tx, self.cross = self._tx, np.zeros(()), False  # a wide layer's take more than all else
+        tx /= self.count
+        _add_outer(tx, -self._t / self.count, self._x / self.count)
+        if not mean:
             _add_outer(tx, self.mean_t, self.mean_x)
-        return xx, tx
+        return self.squares(mean), tx
 
     def energy(self, rows: Array, mean: bool = True) -> Array:
         """Return the mean square of what each row of a matrix makes of the inputs, (blocks, outputs).
@@ -128,7 +141,7 @@ class Moments:
             rows: (blocks, outputs, inputs).
             mean: whether the inputs count less their means.
         """
-        return np.asarray(((rows @ self.products(mean)[0]) * rows).sum(axis=2))
+        return np.asarray(((rows @ self.squares(mean)) * rows).sum(axis=2))
 
     @staticmethod
     def about_own_means(parts: Iterable[Moments]) -> Moments:
@@ -303,5 +316,8 @@ def least_squares(moments: Moments, prior: Array, damping: float, mean: bool = T
     """
     xx, right = moments.products(mean)
     matrix = Damped(xx, damping)
-    right += matrix.added[:, None, None] * prior
-    return matrix.solve(right)
+    for start in range(0, right.shape[1], SOLVED_ROWS):
+        some = right[:, start : start + SOLVED_ROWS]
+        some += matrix.added[:, None, None] * prior[:, start : start + SOLVED_ROWS]
+        some[...] = matrix.solve(some)
+    return right

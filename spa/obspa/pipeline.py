@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from onnx import ModelProto
 
+from spa.calibration.batches import in_parts
 from spa.coupling.analysis import Analysis, couple
 from spa.coupling.plan import Plan
 from spa.criteria.context import Inputs
@@ -95,8 +96,8 @@ class Calibrated:
     @_bounded
     def __post_init__(self) -> None:
         graph = self.analysis.graph
-        self.batches = with_padding(graph, self.batches, self.threads)
-        self.held_out = with_padding(graph, self.held_out, self.threads)
+        self.batches = with_padding(graph, in_parts(self.analysis, self.batches), self.threads)
+        self.held_out = with_padding(graph, in_parts(self.analysis, self.held_out), self.threads)
         model = with_batch_statistics(graph, self.batches, self.threads) if self.synthetic else None
         self._calibration_analysis = (
             self.analysis if model is None else couple(Graph(model, graph.base), self.analysis.points.chosen)

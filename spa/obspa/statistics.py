@@ -25,6 +25,8 @@ def with_batch_statistics(graph: Graph, batches: Sequence[Feeds], threads: int =
     Returns:
         The copy; None if the network has no BatchNormalization with statistics of its own.
     """
+    if not any(node.op == "BatchNormalization" for node in graph.nodes):
+        return None
     copy = ModelProto()
     copy.CopyFrom(graph.model)
     stream = Stream(copy, graph.base, batches, threads)

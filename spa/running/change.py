@@ -7,21 +7,25 @@ are read from them are compared, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from onnx import ModelProto
 
 from spa.model.graph import Graph
 from spa.model.traits import FLOAT_NAMES, Trait, traits
+from spa.running.live import Live
 from spa.running.padding import only_real
 from spa.running.runtime import output_specs
 from spa.running.stream import Feeds, Stream
 
 Array = np.ndarray
-Tensors = Sequence[Mapping[str, Array]]  # by batch and name
+T = TypeVar("T")
+MOST_VALUES = 2**22  # that are compared at a time: 32 MB in float64
 UNVARYING = 1e-6  # outputs whose variance is a smaller fraction of their mean square do not differ between inputs
 SOFTMAX, SIGMOID = ("Softmax", "LogSoftmax"), ("Sigmoid",)
 
@@ -60,6 +64,8 @@ class Change:
 class Yardstick:
     """A dense network's outputs on some inputs, which pruned networks are compared with.
 
+    Large outputs of both lie in temporary files, and are compared some samples at a time.
+
     Args:
         graph: the dense network.
         batches: the inputs.
@@ -70,14 +76,16 @@ class Yardstick:
         self.batches, self.threads, self.base = batches, threads, graph.base
         self.compared = compared_tensors(graph)
         self._graph = graph
-        self._dense: Tensors | None = None
 
-    @property
-    def dense(self) -> Tensors:
+    @cached_property
+    def dense(self) -> list[Live]:
         """The dense network's tensors, by batch; run when they are first asked for."""
-        if self._dense is None:
-            self._dense = self._run(self._graph.model, self._graph.base)
-        return self._dense
+        return self._run(self._graph.model, self._graph.base)
+
+    @cached_property
+    def _spreads(self) -> dict[str, tuple[float, float]]:
+        """Of each compared tensor the sum of squares, and that of its differences from the mean over the samples."""
+        return {c.tensor: _spread(_Again(partial(_values, self.dense, c))) for c in self.compared}
 
     def change(self, pruned: ModelProto) -> Change:
         """Measure what pruning has changed.
@@ -88,30 +96,51 @@ class Yardstick:
         found = self._run(pruned, self.base)
         errors: list[float] = []
         agreement: dict[str, float] = {}
-        for compared in self.compared:
-            name = compared.tensor
-            pairs = [
-                (_centred(a[name], compared), _centred(b[name], compared))
-                for a, b in zip(self.dense, found, strict=True)
-            ]
-            if any(a.shape != b.shape for a, b in pairs):
+        for c in self.compared:
+            if any(a.shape(c.tensor) != b.shape(c.tensor) for a, b in zip(self.dense, found, strict=True)):
                 continue
-            errors.append(relative_error(pairs))
-            decided = _agreement(pairs, compared)
+            pairs = _Again(partial(_pairs, self.dense, found, c))
+            errors.append(relative_error(pairs, self._spreads[c.tensor][1]))
+            decided = _agreement(pairs, c)
             if decided is not None:
-                agreement[compared.output] = decided
+                agreement[c.output] = decided
         return Change(float(np.mean(errors)) if errors else None, agreement)
 
     @property
     def unvarying(self) -> tuple[str, ...]:
         """The outputs that hardly differ between the inputs, so that their change says little."""
-        return tuple(c.output for c in self.compared if _hardly_varies([b[c.tensor] for b in self.dense]))
+        return tuple(c.output for c in self.compared if _hardly_varies(*self._spreads[c.tensor]))
 
-    def _run(self, model: ModelProto, base: Path | None) -> Tensors:
+    def _run(self, model: ModelProto, base: Path | None) -> list[Live]:
         stream = Stream(model, base, self.batches, self.threads)
-        reals = [live.real for live in stream.live]
-        found = stream.finish([c.tensor for c in self.compared])
-        return [{n: only_real(v, real) for n, v in b.items()} for b, real in zip(found, reals, strict=True)]
+        return stream.end([c.tensor for c in self.compared])
+
+
+class _Again(Iterable[T]):
+    """A series that is made anew whenever it is gone through."""
+
+    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[T]:
+        return self._make()
+
+
+def _values(batches: Sequence[Live], compared: Compared) -> Iterator[Array]:
+    """Yield a tensor of all batches but for padded positions, in float64, some samples at a time."""
+    for batch in batches:
+        value = only_real(batch[compared.tensor], batch.real)
+        if not value.ndim:
+            yield _centred(value, compared)
+            continue
+        step = max(1, MOST_VALUES * len(value) // max(value.size, 1))
+        for start in range(0, len(value), step):
+            yield _centred(value[start : start + step], compared)
+
+
+def _pairs(dense: Sequence[Live], found: Sequence[Live], compared: Compared) -> Iterator[tuple[Array, Array]]:
+    """Yield a tensor in the dense and in the pruned network, some samples at a time."""
+    return zip(_values(dense, compared), _values(found, compared), strict=True)
 
 
 def classes_seen(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> dict[str, tuple[Array, int]]:
@@ -164,63 +193,71 @@ def _centred(value: Array, compared: Compared) -> Array:
     )
 
 
-def relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
+def relative_error(pairs: Iterable[tuple[Array, Array]], energy: float | None = None) -> float:
     """Return the squared error of a tensor over its variance; the squared error alone if it does not vary.
 
     Values that are not finite count as equal where they are the same in both, else the error is infinite.
 
     Args:
         pairs: the tensor in the dense and in the pruned network, by batch, (samples, ...).
+        energy: the squared differences of the dense one's values from their mean over the samples, summed; computed
+            by default.
     """
-    try:
-        pairs = [_finite(a, b) for a, b in pairs]
-    except ValueError:
-        return float("inf")
-    error = sum(float(np.square(a - b).sum()) for a, b in pairs)
-    _, energy = _spread([a for a, _ in pairs])
+    error = 0.0
+    for a, b in pairs:
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+                return float("inf")
+            a, b = np.where(finite, a, 0), np.where(finite, b, 0)
+        difference = (a - b).reshape(-1)
+        error += float(difference @ difference)
+    energy = _spread(_Again(lambda: (a for a, _ in pairs)))[1] if energy is None else energy
     return error / energy if energy > 0 else error
 
 
-def _finite(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return two arrays with 0 where neither is finite; raise ValueError where they are not so in the same way."""
-    finite = np.isfinite(a) & np.isfinite(b)
-    if finite.all():
-        return a, b
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        raise ValueError
-    return np.where(finite, a, 0), np.where(finite, b, 0)
-
-
-def _spread(values: Sequence[Array]) -> tuple[float, float]:
+def _spread(values: Iterable[Array]) -> tuple[float, float]:
     """Return the sum of squares of a tensor, and that of its differences from the mean over the samples.
 
     Values that are not finite count as 0.
     """
-    values = [v if np.isfinite(v).all() else np.where(np.isfinite(v), v, 0) for v in values]
-    if len({v.shape[1:] for v in values}) > 1 or not values[0].ndim:
-        mean = np.asarray(sum(float(v.sum()) for v in values) / max(sum(v.size for v in values), 1))
+    shapes, totals, count, elements = set(), dict[tuple[int, ...], Array](), 0, 0
+    for value in map(_where_finite, values):
+        shape = value.shape[1:]
+        shapes.add(shape if value.ndim else None)
+        totals[shape] = totals.get(shape, 0.0) + (value.sum(axis=0, dtype=np.float64) if value.ndim else value)
+        count, elements = count + (len(value) if value.ndim else 1), elements + value.size
+    if len(shapes) > 1 or None in shapes:
+        mean = np.asarray(sum(float(total.sum()) for total in totals.values()) / max(elements, 1))
     else:
-        mean = np.asarray(sum(v.sum(axis=0, dtype=np.float64) for v in values) / max(sum(map(len, values)), 1))
-    return (
-        sum(float(np.square(v, dtype=np.float64).sum()) for v in values),
-        sum(float(np.square(v - mean).sum()) for v in values),
-    )
+        mean = np.asarray(sum(totals.values()) / max(count, 1))
+    squares = spread = 0.0
+    for value in map(_where_finite, values):
+        squares += float(np.square(value, dtype=np.float64).sum())
+        spread += float(np.square(value - mean).sum())
+    return squares, spread
 
 
-def _hardly_varies(values: Sequence[Array]) -> bool:
-    total, spread = _spread(values)
+def _where_finite(value: Array) -> Array:
+    return value if np.isfinite(value).all() else np.where(np.isfinite(value), value, 0)
+
+
+def _hardly_varies(total: float, spread: float) -> bool:
     return spread <= UNVARYING * total
 
 
-def _agreement(pairs: Sequence[tuple[Array, Array]], compared: Compared) -> float | None:
+def _agreement(pairs: Iterable[tuple[Array, Array]], compared: Compared) -> float | None:
     """Return the fraction of decisions that agree; None for outputs that decide nothing."""
     if compared.kind == "softmax":
-        equal = [a.argmax(axis=compared.axis) == b.argmax(axis=compared.axis) for a, b in pairs]
-        count = sum(e.size for e in equal)
-        return sum(int(e.sum()) for e in equal) / count if count else None
+        count = equal = 0
+        for a, b in pairs:
+            same = a.argmax(axis=compared.axis) == b.argmax(axis=compared.axis)
+            count, equal = count + same.size, equal + int(same.sum())
+        return equal / count if count else None
     if compared.kind == "sigmoid":
-        above = [(a > 0, b > 0) for a, b in pairs]
-        both = sum(int((a & b).sum()) for a, b in above)
-        dense, pruned = (sum(int(part[i].sum()) for part in above) for i in (0, 1))
+        both = dense = pruned = 0
+        for a, b in pairs:
+            both += int(((a > 0) & (b > 0)).sum())
+            dense, pruned = dense + int((a > 0).sum()), pruned + int((b > 0).sum())
         return 2 * both / (dense + pruned) if dense else None
     return None

@@ -19,7 +19,9 @@ from spa.model.marks import marks_around
 from spa.model.traits import Trait, traits
 from spa.running.live import Live, PaddedBatch, Shelf
 from spa.running.runtime import load_session, run
+from spa.running.windows import windows
 
+WINDOW = 1 << 26  # bytes of weights that are run together; onnxruntime takes about four times as much
 MEMORY = 1 << 26  # bytes of live tensors that may stay in memory; reading others back takes less time than making them
 Feeds = Mapping[str, np.ndarray]
 
@@ -58,13 +60,24 @@ def first_samples(batches: Sequence[Feeds], count: int) -> list[Feeds]:
         if missing <= 0:
             break
         cut = size > missing and all(v.ndim and len(v) == size for v in batch.values())
-        found.append(_cut(batch, missing) if cut else batch)
+        found.append(_cut(batch, slice(missing)) if cut else batch)
     return found
 
 
-def _cut(batch: Feeds, samples: int) -> Feeds:
-    first = {n: v[:samples] for n, v in batch.items()}
-    return PaddedBatch(first, batch.real[:samples]) if isinstance(batch, PaddedBatch) else first
+def parted(batches: Sequence[Feeds], samples: int) -> list[Feeds]:
+    """Cut batches into parts of so many samples at most; those stay whole that have samples along other axes."""
+    found: list[Feeds] = []
+    for batch in batches:
+        size = samples_in([batch])
+        whole = size <= samples or not all(v.ndim and len(v) == size for v in batch.values())
+        parts = [slice(None)] if whole else [slice(i, i + samples) for i in range(0, size, samples)]
+        found += [batch if whole else _cut(batch, part) for part in parts]
+    return found
+
+
+def _cut(batch: Feeds, part: slice) -> Feeds:
+    cut = {n: v[part] for n, v in batch.items()}
+    return PaddedBatch(cut, batch.real[part]) if isinstance(batch, PaddedBatch) else cut
 
 
 class Stream:
@@ -107,6 +120,8 @@ class Stream:
                 self._last[name] = node.index
         self._last.update(dict.fromkeys(self.graph.outputs, len(self.graph.nodes)))
         self._around = marks_around(self.graph)
+        # A body runs as a whole, and only tensors can be held between two parts.
+        self._splits = not self._around and not any(Trait.SEQUENCE in traits(n.key) for n in self.graph.nodes)
 
     def sees(self, node: Node) -> bool:
         """Return whether the inputs of a node can be held: in a body, those of all steps that the body makes itself."""
@@ -196,9 +211,16 @@ class Stream:
             names: tensors that no step has passed yet; the network's outputs by default.
         """
         names = self.graph.outputs if names is None else names
+        return [{n: b[n] for n in names} for b in self.end(names)]
+
+    def end(self, names: Sequence[str]) -> list[Live]:
+        """Run the rest and return what batches hold then: these tensors, which no step has passed yet."""
         self._last.update(dict.fromkeys(names, len(self.graph.nodes)))
         self._run(len(self.graph.nodes))
-        return [{n: b[n] for n in names} for b in self.live]
+        for batch in self.live:
+            for name in batch.keys() - set(names):
+                del batch[name]
+        return self.live
 
     def fork(self) -> Stream:
         """Return a stream of the same network that goes on from here by itself."""
@@ -221,19 +243,30 @@ class Stream:
         return [run(session, {n: batch[n] for n in inputs})[0] for batch in self.live]
 
     def _run(self, end: int, wanted: Iterable[str] = ()) -> None:
-        nodes = self._computing(self.graph.nodes[self.at : end])
-        wanted = set(wanted)
-        if nodes:
-            made = {o for n in nodes for o in n.outputs if o}
-            outputs = [o for n in nodes for o in n.outputs if o and (self._last.get(o, -1) >= end or o in wanted)]
-            inputs = self._inputs(nodes, made)
-            if outputs:
-                session = load_session(self._part(nodes, inputs, outputs, self.live[0]), threads=self.threads)
-                shelf = self.shelf()
-                for batch in self.live:
-                    values = run(session, {n: batch[n] for n in inputs})
-                    for name, value in zip(outputs, values, strict=True):
-                        batch.store(name, _as_array(value), shelf)
+        """Run every node before one, by windows of layers where their weights are large, and hold some tensors."""
+        nodes, wanted = self._computing(self.graph.nodes[self.at : end]), set(wanted)
+        parts = list(windows(self.graph, nodes, WINDOW)) if self._splits else [nodes]
+        ends = [*(following[0].index for following in parts[1:]), end]
+        for part, stop in zip(parts, ends, strict=False):  # no part where there is nothing to run
+            self._run_part(part, stop, wanted)
+        self._move_to(end, wanted)
+
+    def _run_part(self, nodes: Sequence[Node], end: int, wanted: set[str]) -> None:
+        """Run some nodes on all batches; hold what nodes from ``end`` on read, and what is wanted."""
+        made = {o for n in nodes for o in n.outputs if o}
+        outputs = [o for n in nodes for o in n.outputs if o and (self._last.get(o, -1) >= end or o in wanted)]
+        inputs = self._inputs(nodes, made)
+        if outputs:
+            session = load_session(self._part(nodes, inputs, outputs, self.live[0]), threads=self.threads)
+            shelf = self.shelf()
+            for batch in self.live:
+                values = run(session, {n: batch[n] for n in inputs})
+                for name, value in zip(outputs, values, strict=True):
+                    batch.store(name, _as_array(value), shelf)
+        self._move_to(end, wanted)
+
+    def _move_to(self, end: int, wanted: set[str]) -> None:
+        """Let go of what no node from ``end`` on reads and is not wanted."""
         self.at = max(self.at, end)
         for batch in self.live:
             for name in [n for n in batch if self._last.get(n, -1) < self.at and n not in wanted]:

@@ -8,7 +8,7 @@ compute what the network computes; onnxruntime maps the weights of one window at
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run_by_windows(
     last = {read: node.index for node in graph.nodes for read in graph.reads(node)}
     last |= dict.fromkeys(graph.outputs, len(graph.nodes))
     live: dict[str, Any] = dict(feeds)
-    for nodes in windows(graph, most):
+    for nodes in windows(graph, graph.nodes, most):
         end = nodes[-1].index
         made = [output for node in nodes for output in node.outputs if last.get(output, -1) > end]
         for output, value in zip(made, _run(graph, nodes, live, made, name), strict=True):
@@ -68,11 +68,17 @@ def run_by_windows(
     return {output: live[output] for output in graph.outputs if output in live}
 
 
-def windows(graph: Graph, most: int) -> Iterator[list[Node]]:
-    """Yield the operators by windows; Constant nodes, which each window brings along itself, are left out."""
+def windows(graph: Graph, operators: Iterable[Node], most: int) -> Iterator[list[Node]]:
+    """Yield operators by windows; Constant nodes, which each window brings along itself, are left out.
+
+    Args:
+        graph: the network.
+        operators: some of its nodes, in their order.
+        most: bytes of weights that the operators of a window read together; one operator may read more.
+    """
     nodes: list[Node] = []
     read: set[str] = set()
-    for node in graph.nodes:
+    for node in operators:
         if node.outputs and node.outputs[0] in graph.constant_nodes:
             continue
         weights = {name for name in graph.reads(node) if name in graph.constants}

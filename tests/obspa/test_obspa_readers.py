@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -361,7 +363,7 @@ def test_rows_give_the_curve_and_the_fit_that_moments_give() -> None:
     np.testing.assert_allclose(rows.tt, moments.tt, rtol=1e-4)
     single = w.astype(np.float32)
     for mean in (True, False):
-        expected = least_squares(moments, w, 0.01, mean)
+        expected = least_squares(copy.deepcopy(moments), w, 0.01, mean)
         np.testing.assert_allclose(dual.least_squares(rows, single, 0.01, mean), expected, atol=1e-3)
     columns = rng.permutation(90).reshape(30, 3)
     columns[4, 2] = columns[11, 1] = -1

@@ -15,7 +15,7 @@ from spa.exporters import checks
 from spa.exporters.checks import check
 from spa.model import io
 from spa.model.graph import Graph
-from spa.running import windows
+from spa.running import trial, windows
 from spa.running.feeds import make_feeds
 from spa.running.guarded import ForeignFailure
 from spa.running.runtime import load_session, run
@@ -36,8 +36,8 @@ def test_windows_compute_what_the_whole_computes(name: str, tmp_path: Path) -> N
     path = outside(name, tmp_path)
     model = onnx.load(path, load_external_data=False)
     feeds = make_feeds(model)
-    expected = run(load_session(path), feeds)
-    assert len(list(windows_of(Graph(model, tmp_path), 20_000))) > 2
+    expected, view = run(load_session(path), feeds), Graph(model, tmp_path)
+    assert len(list(windows_of(view, view.nodes, 20_000))) > 2
     found = run_by_windows(model, tmp_path, feeds, most=20_000)
     for array, reference in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(array, reference, atol=1e-5 * float(np.abs(reference).max()))
@@ -46,7 +46,7 @@ def test_windows_compute_what_the_whole_computes(name: str, tmp_path: Path) -> N
 def test_the_operators_of_all_windows_are_those_of_the_network_in_order(tmp_path: Path) -> None:
     graph = Graph(onnx.load(outside("digits_vit", tmp_path), load_external_data=False), tmp_path)
     for most in (0, 5_000, 10**9):
-        found = [node.index for nodes in windows_of(graph, most) for node in nodes]
+        found = [node.index for nodes in windows_of(graph, graph.nodes, most) for node in nodes]
         assert found == [n.index for n in graph.nodes if n.outputs[0] not in graph.constant_nodes]
 
 
@@ -119,3 +119,21 @@ def test_a_sequence_between_windows_is_refused(tmp_path: Path) -> None:
     graph_view = Graph(model, tmp_path)
     with pytest.raises(UnsupportedError, match="'s' is no tensor, so that the network cannot be run by windows"):
         windows._run(graph_view, graph_view.nodes[1:], {"s": [np.zeros(3, np.float32)]}, ["n"], "m")
+
+
+def test_a_large_model_is_tried_out_by_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WHOLE", 1000)
+    path, opened = outside("digits_vgg", tmp_path), tmp_path / "opened"
+
+    def open_session(*_: object) -> None:
+        opened.touch()  # in a child process
+        raise spa.SpaError("as a whole")
+
+    monkeypatch.setattr(trial, "open_session", open_session)
+    trial.try_out(onnx.load(path, load_external_data=False), base=tmp_path)
+    assert not opened.exists()
+    trial.try_out(onnx.load(path), base=tmp_path)  # nothing lies outside of this message, but it is as large
+    assert not opened.exists()
+    monkeypatch.setattr(windows, "WHOLE", 2**28)
+    trial.try_out(onnx.load(path, load_external_data=False), base=tmp_path)
+    assert opened.exists()

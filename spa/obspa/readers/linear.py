@@ -23,6 +23,7 @@ from spa.obspa.readers.steps import ProducerSteps, branch_loss, in_dense, invers
 from spa.running.stream import Stream
 
 Array = np.ndarray
+MANY_WEIGHTS = 1 << 23  # which a fit reads in single precision: that of the prior to which it is damped
 Inputs = Callable[[int], Array]  # by the number of a batch
 
 
@@ -139,7 +140,8 @@ class LinearLayer(ReaderKind):
         """
         graph = reconstruction.pruned.graph
         blocks, channels, columns = lin.size(graph)
-        matrix = lin.matrix(graph, np.float64 if columns <= dual.MAX_MOMENT_INPUTS else np.float32)
+        large = columns > dual.MAX_MOMENT_INPUTS or blocks * channels * columns > MANY_WEIGHTS
+        matrix = lin.matrix(graph, np.float32 if large else np.float64)
         if slot is None:
             after = find_tail(graph, lin.node, blocks * channels, lin.channel_axis)
             slot = BiasSlot.find(reconstruction.pruned, lin, after, self.served_by_fit(graph, lin))
