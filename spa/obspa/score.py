@@ -14,6 +14,7 @@ from spa.obspa.curves import MomentReader, Observation, greedy
 from spa.obspa.readers import kind_of
 from spa.obspa.sensitivity import Gauge, Measured, Use
 from spa.progress import Progress, silent
+from spa.running.change import Start
 from spa.running.journal import NOTHING_KEPT, Journal
 from spa.running.memory import give_back
 from spa.running.stream import Feeds, Stream
@@ -76,7 +77,7 @@ def curves(
         if (kept := journal.get("group", group.name)) is not None:
             found[group.name] = kept
     stream = Stream(analysis.graph.model, analysis.graph.base, batches, settings.threads)
-    observed = _observed(analysis, groups, stream, settings, found.copy())
+    observed = _observed(analysis, groups, stream, settings, found.copy(), gauge)
     for _, (name, curve, point) in settings.workers.each(_scored, gauge, observed, settings.threads):
         found[name] = curve, point
         journal.keep(found[name], "group", name)
@@ -91,12 +92,18 @@ def _completed(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
 
 
 def _observed(
-    analysis: Analysis, groups: Sequence[Group], stream: Stream, settings: ScoreSettings, done: Container[str]
-) -> Iterator[tuple[Group, list[Use]]]:
-    """Run the dense network; yield each group with its readers once the last of them is observed.
+    analysis: Analysis,
+    groups: Sequence[Group],
+    stream: Stream,
+    settings: ScoreSettings,
+    done: Container[str],
+    gauge: Gauge | None,
+) -> Iterator[tuple[Group, list[Use], Start | None]]:
+    """Run the dense network; yield each group with its readers and its start once the last of them is observed.
 
     Readers of groups that are done are run, but not observed; random numbers go on as if they were.
     """
+    starts = None if gauge is None else gauge.starts([g for g in groups if g.name not in done])
     groups_of_reader: dict[int, list[Group]] = {}
     for group in groups:
         for index in group.readers:
@@ -122,15 +129,15 @@ def _observed(
             journal.keep(rng.bit_generator.state, index)
         for group in waiting:
             if last[group.name] == index and pending[group.name]:
-                yield group, pending.pop(group.name)
+                yield group, pending.pop(group.name), None if starts is None else starts.take(group, index)
 
 
-def _scored(gauge: Gauge | None, observed: tuple[Group, list[Use]]) -> tuple[str, Curve, Measured | None]:
+def _scored(gauge: Gauge | None, observed: tuple[Group, list[Use], Start | None]) -> tuple[str, Curve, Measured | None]:
     """Score a group: its name, its curve, and what was measured of it."""
-    group, uses = observed
+    group, uses, start = observed
     weight = SHARED_GROUP_WEIGHT if len(group.readers) > 1 else 1.0
     curve = greedy([use.reader for use in uses], group.size)
-    point = None if gauge is None else gauge.measure(group, curve.order, uses)
+    point = None if gauge is None else gauge.measure(group, curve.order, uses, start)
     return group.name, Curve(curve.order, curve.loss * weight), point
 
 

@@ -8,7 +8,7 @@ weights that the second moments of their inputs determine, and the outputs are c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,12 @@ from spa.coupling.plan import make_plan
 from spa.criteria.answers import Curve
 from spa.errors import PlanError, UnsupportedError
 from spa.model.graph import Node
+from spa.model.marks import marks_around
 from spa.obspa.affine import find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.curves import MomentReader, Reader
 from spa.obspa.linear import Linear, linear, uses
-from spa.running.change import Yardstick
+from spa.running.change import Start, Yardstick
 from spa.running.stream import Feeds, Stream, sliced
 from spa.surgery.apply import apply
 
@@ -74,13 +75,20 @@ class Gauge:
         self.analysis, self.damping = analysis, damping
         self._yardstick = Yardstick(analysis.graph, batches, threads)
 
-    def measure(self, group: Group, order: Array, readers: Sequence[Use]) -> Measured | None:
+    def starts(self, groups: Sequence[Group]) -> Starts:
+        """Return where the cuts of groups begin to change the network."""
+        return Starts(self.analysis, groups, self._yardstick)
+
+    def measure(
+        self, group: Group, order: Array, readers: Sequence[Use], start: Start | None = None
+    ) -> Measured | None:
         """Cut the first channels of an order and compare the outputs; None where that says nothing.
 
         Args:
             group: the group.
             order: its channels in the order in which they go.
             readers: those of its readers whose weights make up for the loss.
+            start: the dense network where the cut begins to change it.
         """
         removed = round(FRACTION * group.size)
         if not 0 < removed < group.size:
@@ -97,8 +105,46 @@ class Gauge:
             if isinstance(use.reader, MomentReader) and use.mean is not None and lin is not None:
                 edit = use.reader.regression(gone, self.damping)
                 _make_up(self.analysis, kept, stream, lin, edit, use.mean)
-        error = self._yardstick.change(stream.graph.model).error
+        error = self._yardstick.change(stream.graph.model, start).error
         return None if error is None or not np.isfinite(error) else Measured(removed, error)
+
+
+class Starts:
+    """The dense network, run to where the cut of each group begins to change it, so that no cut is run from the inputs.
+
+    Args:
+        analysis: the network.
+        groups: the groups.
+        yardstick: has the inputs.
+    """
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], yardstick: Yardstick) -> None:
+        graph = analysis.graph
+        self._dense = Stream(graph.model, graph.base, yardstick.batches, yardstick.threads)
+        self._left = sorted(((min(_touched(analysis, g), default=0), g.name) for g in groups), reverse=True)
+        self._found: dict[str, Start] = {}
+
+    def take(self, group: Group, index: int) -> Start | None:
+        """Return where a group's cut begins, once; None where the network cannot be run from there on.
+
+        Args:
+            group: the group.
+            index: of a node behind that place, no smaller than in earlier calls.
+        """
+        while self._left and self._left[-1][0] <= index:
+            first, name = self._left.pop()
+            node = self._dense.graph.nodes[first]
+            if not marks_around(self._dense.graph):
+                self._dense.before(node)
+                self._found[name] = Start(next(o for o in node.outputs if o), self._dense.fork().live)
+        return self._found.pop(group.name, None)
+
+
+def _touched(analysis: Analysis, group: Group) -> Iterator[int]:
+    """Yield the indices of the nodes that compute or read a group's channels, or its parameters."""
+    yield from (*group.operators, *group.writers, *group.readers)
+    for place in group.places:
+        yield from (node.index for node, _ in analysis.graph.users.get(place.tensor, ()))
 
 
 def _make_up(

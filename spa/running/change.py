@@ -61,6 +61,19 @@ class Change:
     agreement: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Start:
+    """The tensors of a dense network at one point, from which on a pruned one differs from it.
+
+    Attributes:
+        output: a tensor that the next node makes.
+        live: the tensors that it and later nodes read, by batch.
+    """
+
+    output: str
+    live: list[Live]
+
+
 class Yardstick:
     """A dense network's outputs on some inputs, which pruned networks are compared with.
 
@@ -87,13 +100,14 @@ class Yardstick:
         """Of each compared tensor the sum of squares, and that of its differences from the mean over the samples."""
         return {c.tensor: _spread(_Again(partial(_values, self.dense, c))) for c in self.compared}
 
-    def change(self, pruned: ModelProto) -> Change:
+    def change(self, pruned: ModelProto, start: Start | None = None) -> Change:
         """Measure what pruning has changed.
 
         Args:
             pruned: a network with the same outputs, and the tensors that stand for them.
+            start: where it begins to differ from the dense one, to save the run up to there.
         """
-        found = self._run(pruned, self.base)
+        found = self._run(pruned, self.base, start)
         errors: list[float] = []
         agreement: dict[str, float] = {}
         for c in self.compared:
@@ -111,8 +125,10 @@ class Yardstick:
         """The outputs that hardly differ between the inputs, so that their change says little."""
         return tuple(c.output for c in self.compared if _hardly_varies(*self._spreads[c.tensor]))
 
-    def _run(self, model: ModelProto, base: Path | None) -> list[Live]:
-        stream = Stream(model, base, self.batches, self.threads)
+    def _run(self, model: ModelProto, base: Path | None, start: Start | None = None) -> list[Live]:
+        stream = Stream(model, base, self.batches if start is None else start.live, self.threads)
+        if start is not None and not stream.begin_at(start.output):
+            stream = Stream(model, base, self.batches, self.threads)
         return stream.end([c.tensor for c in self.compared])
 
 

@@ -78,6 +78,10 @@ class Live(MutableMapping[str, Array]):
         self.real: Array | None = tensors.real if isinstance(tensors, Live | PaddedBatch) else None
         self._tensors: dict[str, Array | Stored] = dict(tensors._tensors if isinstance(tensors, Live) else tensors)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process gets: all tensors in memory."""
+        return vars(self) | {"_tensors": dict(self)}
+
     def __getitem__(self, name: str) -> Array:
         value = self._tensors[name]
         return value.read() if isinstance(value, Stored) else value

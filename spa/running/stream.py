@@ -222,6 +222,22 @@ class Stream:
                 del batch[name]
         return self.live
 
+    def begin_at(self, output: str) -> bool:
+        """Go on from the node that makes a tensor, where batches hold what is read from there on; tell whether they do.
+
+        Args:
+            output: the tensor.
+        """
+        node = self.graph.producer.get(output)
+        if node is None or self._around:
+            return False
+        nodes = self._computing(self.graph.nodes[node.index :])
+        read = self._inputs(nodes, {o for n in nodes for o in n.outputs if o})
+        if not all(name in batch for batch in self.live for name in read):
+            return False
+        self._move_to(node.index, set())
+        return True
+
     def fork(self) -> Stream:
         """Return a stream of the same network that goes on from here by itself."""
         ahead = copy(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, helper
 
@@ -19,6 +20,8 @@ from spa.obspa.refit import reconstruct
 from spa.obspa.score import curves
 from spa.obspa.sensitivity import TRUST, Gauge, Measured, corrected
 from spa.running.change import Yardstick
+from spa.running.feeds import make_feeds
+from spa.running.stream import Stream
 from spa.surgery.apply import apply
 from tests.obspa.test_obspa import group, network, residual_net
 from tests.oracle import Net
@@ -56,6 +59,32 @@ def test_a_measurement_is_the_change_once_the_group_is_cut_and_its_readers_are_f
         assert point.change < 0.9 * cut
         if len(found.readers) == 1:  # else each refit repairs what those before it left
             assert point.change == pytest.approx(fitted, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "begins"), [("digits_resnet", True), ("digits_vit", True), ("digits_lstm", False)])
+def test_a_cut_is_run_from_where_it_begins_to_change_the_network(
+    name: str, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LSTM's initial state has the size of its batch, which surgery computes anew from the input: all is run."""
+    analysis = couple(Graph(onnx.load(f"models/{name}.onnx")))
+    gauge = Gauge(analysis, [make_feeds(analysis.graph.model, seed=seed, batch=8) for seed in (0, 1)], 0.1)
+    starts, begun = gauge.starts(analysis.free), []
+    begin_at = Stream.begin_at
+
+    def began(stream: Stream, output: str) -> bool:
+        found = begin_at(stream, output)
+        begun.append(stream.at if found else None)
+        return found
+
+    monkeypatch.setattr(Stream, "begin_at", began)
+    for each in sorted(analysis.free, key=lambda g: max(g.readers)):
+        start = starts.take(each, max(each.readers))
+        whole, part = (gauge.measure(each, np.arange(each.size), [], s) for s in (None, start))
+        assert whole is not None and part is not None and start is not None
+        assert part.change == pytest.approx(whole.change, rel=1e-4)
+    assert len(begun) == len(analysis.free)
+    assert all((at is not None) == begins for at in begun)
+    assert not begins or max(begun) > len(analysis.graph.nodes) / 3
 
 
 def test_what_does_not_arrive_at_the_outputs_costs_little() -> None:

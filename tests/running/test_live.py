@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -32,6 +33,16 @@ def test_what_exceeds_the_room_is_read_from_a_file() -> None:
         assert (other.shape(name), other.dtype(name)) == (value.shape, value.dtype)
     other["b"][:] = 0
     np.testing.assert_array_equal(other["b"], values["b"])
+
+
+def test_another_process_gets_the_tensors_of_files_too() -> None:
+    live, value = Live({"x": np.ones(3)}), np.arange(12.0).reshape(3, 4)
+    live.real = np.array([True, False])
+    live.store("y", value, Shelf(room=0))
+    other = pickle.loads(pickle.dumps(live))
+    assert set(other) == {"x", "y"}
+    np.testing.assert_array_equal(other["y"], value)
+    np.testing.assert_array_equal(other.real, live.real)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
