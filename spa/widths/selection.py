@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.errors import PlanError
 from spa.model.stored import is_finite
 from spa.model.workers import in_threads
@@ -36,7 +36,7 @@ class Selection:
     groups: tuple[Group, ...]
     skipped: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[Part, ...] = ()
 
     @property
     def everything(self) -> tuple[Group, ...]:
