@@ -21,8 +21,8 @@ from tests.oracle import Net, distance
 Feeds = dict[str, np.ndarray]
 
 
-def images(samples: int = 60, seed: int = 0) -> list[Feeds]:
-    return [{"x": np.random.default_rng(seed).normal(size=(samples, 5, 6, 4)).astype(np.float32)}]
+def images(samples: int = 60, seed: int = 0, columns: int = 4) -> list[Feeds]:
+    return [{"x": np.random.default_rng(seed).normal(size=(samples, 5, 6, columns)).astype(np.float32)}]
 
 
 def without(model: ModelProto, *which: int) -> tuple[Analysis, Plan, ModelProto]:
@@ -31,22 +31,25 @@ def without(model: ModelProto, *which: int) -> tuple[Analysis, Plan, ModelProto]
     return analysis, plan, apply(analysis, plan)
 
 
-def affine(slope: float = 0.4) -> ModelProto:
-    """A network whose activation is affine, though no table says so: |h + 50| * slope, of |h| < 50."""
+def affine(matmul: bool = False) -> ModelProto:
+    """A network whose activation is affine, though no table says so: |h + 50| * 0.4, of |h| < 50."""
     net = Net()
-    h = net.conv(net.input("x", ["n", 5, 6, 4]), 5, WIDTH, (1, 1))
+    x = net.input("x", ["n", 5, 6, 5 if matmul else 4])
+    h = net.matmul(x, 5, WIDTH, bias=False) if matmul else net.conv(x, 5, WIDTH, (1, 1))
     there = net.node("Abs", net.node("Add", h, net.constant(np.float32(50))))
-    y = net.node("Mul", there, net.constant(np.float32(slope)))
-    return net.model(net.conv(y, WIDTH, 3, (1, 1)))
+    y = net.node("Mul", there, net.constant(np.float32(0.4)))
+    return net.model(net.matmul(y, WIDTH, 3) if matmul else net.conv(y, WIDTH, 3, (1, 1)))
 
 
+@pytest.mark.parametrize("matmul", [False, True])
 @pytest.mark.parametrize("carriers", [True, False])
-def test_where_a_detour_is_affine_nothing_is_lost(carriers: bool) -> None:
-    analysis, plan, pruned = without(affine(), 0)
-    yardstick = Yardstick(analysis.graph, images(seed=1))
+def test_where_a_detour_is_affine_nothing_is_lost(carriers: bool, matmul: bool) -> None:
+    analysis, plan, pruned = without(affine(matmul), 0)
+    columns = 5 if matmul else 4
+    yardstick = Yardstick(analysis.graph, images(seed=1, columns=columns))
     before = yardstick.change(pruned).error
     settings = FitSettings(damping=1e-6, carriers=carriers)
-    reconstruct(analysis, plan, pruned, images(), settings, nodes={analysis.detours[0].end})
+    reconstruct(analysis, plan, pruned, images(columns=columns), settings, nodes={analysis.detours[0].end})
     assert before > 0.01 > 1e-9 > yardstick.change(pruned).error  # type: ignore[operator] # outputs are floats
 
 
