@@ -28,7 +28,7 @@ class Selection:
 
     Attributes:
         groups: those that may.
-        branches: the residual branches that may go as a whole.
+        branches: the residual branches and detours that may go as a whole.
         skipped: (name, channels, reason) of those that the request leaves out, or whose weights cannot be scored.
         notes: what the user should know of it.
     """
