@@ -3,12 +3,12 @@
     python benchmarks/depth.py --data DIR --networks DIR [--only resnet56 vit embedder recogniser] [--of latency macs]
                                [--ratios 0.3 0.5] [--samples N]
 
-`obspa` with real inputs: the two networks that `depth="auto"` repairs and compares, with branches among the candidates
-and without. Changes (mean squared, over the outputs' variance) are those on test inputs that neither saw. ResNet-56 and
-CIFAR-10 images are read from a folder (`accuracy.py` says which files it holds); the ViT is `models/digits_vit.onnx`;
-the embedder and the recogniser come with their inputs from `real.py`, whose folder is `--networks`. Each network is a
-process of its own; cells that are not run are kept from the last result. Timing is on one thread, which a busy machine
-disturbs less than two.
+`obspa` with real inputs: the two networks that `depth="auto"` repairs and compares, with branches (for latency with
+detours, too) among the candidates and without. Changes (mean squared, over the outputs' variance) are those on test
+inputs that neither saw. ResNet-56 and CIFAR-10 images are read from a folder (`accuracy.py` says which files it holds);
+the ViT is `models/digits_vit.onnx`; the embedder and the recogniser come with their inputs from `real.py`, whose folder
+is `--networks`. Each network is a process of its own; cells that are not run are kept from the last result. Timing is
+on one thread, which a busy machine disturbs less than two.
 """
 
 from __future__ import annotations
@@ -136,13 +136,13 @@ def row(key: str, cell: dict[str, Any]) -> list[object]:
 def page(data: dict[str, Any]) -> str:
     """Return results/depth.md."""
     header = ["network", "budget", "asked", "latency cut, widths", "with depth", "MACs cut, widths", "with depth"]
-    header += ["change, widths", "with depth", "branches gone", "inputs", "load"]
+    header += ["change, widths", "with depth", "parts gone", "inputs", "load"]
     rows = [row(key, cell) for key, cell in sorted(data["cells"].items())]
     return f"""# Depth and width together
 
 `obspa` with real inputs, a fraction of the latency (`of="latency"`) or of the MACs removed, once by widths alone
-and once with residual branches among the candidates, the two of which `depth="auto"` keeps the better; made by
-`benchmarks/depth.py`.
+and once with parts that go as a whole among the candidates, the two of which `depth="auto"` keeps the better; made by
+`benchmarks/depth.py`. Parts are residual branches; since decision 53 those of latency have detours among them, too.
 The latency cut is a second measurement of three networks in turns, the original and both results: the time that a
 tenth of the runs stay below; onnxruntime, CPU provider, {THREADS} thread, batch 1. Change: mean squared change of the
 outputs (logits before a last softmax) over their variance, on {TESTS} test inputs that neither pruning saw. Bold: less

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
-from spa.coupling.analysis import Analysis, Branch, couple
+from spa.coupling.analysis import Analysis, Part, couple
 from spa.coupling.cost import Cost, CostModel, count_parameters, group_fractions
 from spa.coupling.plan import Plan
 from spa.doors import FrameworkModel, convert_result, import_model
@@ -383,7 +383,7 @@ def report_of(job: Job, outcome: Outcome, source: Source, framework_model: Frame
     )
 
 
-def _branches(job: Job, outcome: Outcome, gone: Sequence[Branch]) -> Iterator[BranchReport]:
+def _branches(job: Job, outcome: Outcome, gone: Sequence[Part]) -> Iterator[BranchReport]:
     """Yield what is to be said of each residual branch that could go."""
     branches = job.selection.branches
     shares = zip(branches, *CostModel(job.analysis, branches).fractions(), strict=True)

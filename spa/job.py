@@ -17,7 +17,7 @@ from onnx import ModelProto
 import spa.obspa.criterion
 import spa.zero.criterion  # noqa: F401 # both register a criterion
 from spa import criteria
-from spa.coupling.analysis import Analysis, Branch
+from spa.coupling.analysis import Analysis, Part
 from spa.coupling.cost import measure
 from spa.coupling.plan import Plan, dropped
 from spa.criteria.answers import Answer, Curve, Curves, Removal, checked_answer, scored_groups
@@ -423,7 +423,7 @@ class Job:
         gone |= {b.name: b.size for b in branches}  # what their going would cost
         return choice, {n: float(c.loss[gone[n]]) for n, c in curves.items() if n in gone}
 
-    def _with_depth(self, budget: Budget, answer: Answer, candidate: int) -> tuple[Budget, tuple[Branch, ...]]:
+    def _with_depth(self, budget: Budget, answer: Answer, candidate: int) -> tuple[Budget, tuple[Part, ...]]:
         """Return the budget with the branches that must go, and the branches that the search has to do with.
 
         Raises:
@@ -639,7 +639,14 @@ def prepare(
     branches = (
         _planned_branches(analysis, request)
         if planned
-        else branches_for(analysis, constraints.depth, constraints.depth_kind, constraints.ignore, constraints.only)
+        else branches_for(
+            analysis,
+            constraints.depth,
+            constraints.depth_kind,
+            constraints.ignore,
+            constraints.only,
+            timed=request.goal.unit == "latency",
+        )
     )
     selection = replace(selection, branches=branches)
     return Job(
@@ -654,7 +661,7 @@ def prepare(
     )
 
 
-def _planned_branches(analysis: Analysis, request: Request) -> tuple[Branch, ...]:
+def _planned_branches(analysis: Analysis, request: Request) -> tuple[Part, ...]:
     """Return the branches that a plan drops."""
     kept = analysis.kept(loaded(request).masks(analysis))
     return dropped(analysis, kept)

@@ -12,6 +12,7 @@ import numpy as np
 from spa.algebra.axes import Axes, Dim, Expr, Kept, Space, leaves
 from spa.algebra.op import Barrier, Consumer, Op, Read, Tie
 from spa.coupling.branches import regions
+from spa.coupling.detours import Stretch, stretches
 from spa.errors import InvariantError
 from spa.model.graph import Graph, Node
 from spa.model.marks import is_mark, marks_around
@@ -86,17 +87,15 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Branch(Group):
-    """A residual branch as a group of one channel: without it nothing is left of its operators but a constant.
+class Part(Group):
+    """Nodes that may go as a whole, as a group of one channel of which none may be kept.
 
-    Its operators are the nodes that are computed for it alone, its reader is the sum, its writers are the layers.
+    Its operators are the nodes that go with it, its reader is the node behind which all is as before.
 
     Attributes:
-        operand: which of the sum's operands it is.
-        axes: the axes of the sum along which the constant varies, those that its layers write.
+        axes: the axes of what is left in its place along which that varies.
     """
 
-    operand: int
     axes: tuple[int, ...]
 
     @property
@@ -105,13 +104,42 @@ class Branch(Group):
         return 0
 
     @property
-    def sum(self) -> int:
-        """The index of the node that adds it."""
+    def end(self) -> int:
+        """The index of the node whose output is made in another way without it."""
         return self.readers[0]
 
     def holds(self, group: Group) -> bool:
-        """Return whether all operators of another group go with this branch."""
+        """Return whether all operators of another group go with this part."""
         return set(group.operators) <= set(self.operators)
+
+
+@dataclass(frozen=True)
+class Branch(Part):
+    """A residual branch: without it nothing is left of its operators but a constant.
+
+    Its operators are the nodes that are computed for it alone, its reader is the sum, its writers are the layers.
+
+    Attributes:
+        operand: which of the sum's operands it is.
+    """
+
+    operand: int
+
+    @property
+    def sum(self) -> int:
+        """The index of the node that adds it."""
+        return self.end
+
+
+@dataclass(frozen=True)
+class Detour(Part):
+    """A detour from one tensor to another of the same axes: without it a scale and a shift per channel are left.
+
+    Attributes:
+        source: the tensor that it leads from.
+    """
+
+    source: str
 
 
 @dataclass
@@ -400,10 +428,53 @@ class Analysis:
             )
         return tuple(found)
 
+    @cached_property
+    def detours(self) -> tuple[Detour, ...]:
+        """The activations, depthwise convolutions and gates that a scale and a shift may replace."""
+        written = {g.dim for g in self.groups if g.writers}
+        walk, found = self.points.first, []
+        for stretch in stretches(self.graph, walk.shape, self._constant):
+            source, target = (self._resolved(name) for name in (stretch.source, stretch.target))
+            axes = tuple(i for i, e in enumerate(target) if written.intersection(leaves(e)))
+            types = {walk.dtype.get(name) for name in (stretch.source, stretch.target)}
+            if len(axes) != 1 or len(types) > 1 or not types <= FLOATS or not self._are_alike(stretch, source, target):
+                continue
+            found.append(
+                Detour(
+                    name=f"{stretch.target}[{stretch.kind}]",
+                    dim=Dim(1),
+                    size=1,
+                    places=(),
+                    operators=stretch.nodes,
+                    readers=(stretch.end,),
+                    writers=tuple(i for i in stretch.nodes if i in self.laws and self.laws[i].macs),
+                    crossings=(),
+                    frozen=None,
+                    axes=axes,
+                    source=stretch.source,
+                )
+            )
+        return tuple(found)
+
+    def _resolved(self, name: str) -> list[Expr]:
+        return [self.space.resolve(e) for e in self.axes.get(name, ())]
+
+    def _are_alike(self, stretch: Stretch, source: Sequence[Expr], target: Sequence[Expr]) -> bool:
+        """Return whether both ends of a stretch have the same axes; of frozen ones the sizes tell."""
+        sizes = [{walk.shape.get(n) for n in (stretch.source, stretch.target)} for walk in self.points.walks]
+        pairs = zip(source, target, strict=False)
+        equal = all(a == b or all(self.space.reason(d) for e in (a, b) for d in leaves(e)) for a, b in pairs)
+        return equal and len(source) == len(target) and all(len(shapes) == 1 for shapes in sizes)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The nodes that may go as a whole: residual branches, then detours."""
+        return (*self.branches, *self.detours)
+
     def by_name(self, names: Iterable[str]) -> dict[str, Group]:
-        """Return all groups by name; residual branches, which take a search, where one of some names is no group's."""
+        """Return all groups by name; parts that may go, which take a search, where one of some names is no group's."""
         groups = {g.name: g for g in self.groups}
-        return groups if groups.keys() >= set(names) else groups | {b.name: b for b in self.branches}
+        return groups if groups.keys() >= set(names) else groups | {p.name: p for p in self.parts}
 
     def expr(self, place: Place) -> Expr:
         """Return the full expression of the axis that a place names."""

@@ -17,7 +17,7 @@ class Region:
     """The nodes of one residual branch.
 
     Attributes:
-        sum: the Add that the branch ends in.
+        sum: the Add (of a gate: the Mul) that the branch ends in.
         operand: which of the sum's operands the branch is.
         nodes: indices of the nodes that are computed for it alone, in topological order.
     """
@@ -37,7 +37,9 @@ class Region:
         return self.sum.inputs[1 - self.operand]
 
 
-def regions(graph: Graph, shapes: Mapping[str, tuple[int, ...]], constant: set[str]) -> Iterator[Region]:
+def regions(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], constant: set[str], op: str = "Add"
+) -> Iterator[Region]:
     """Find the branches that read what they are added to, in the order of their sums.
 
     Both addends have the sum's shape, so that either may stand for it. A branch that reads an input of the network
@@ -47,9 +49,11 @@ def regions(graph: Graph, shapes: Mapping[str, tuple[int, ...]], constant: set[s
         graph: the network.
         shapes: by tensor.
         constant: the tensors that are computed from constants alone.
+        op: ``Mul`` for gates, whose factor may have a smaller shape.
     """
-    sums = [n for n in graph.nodes if n.op == "Add" and not n.domain and constant.isdisjoint(n.inputs)]
-    sums = [n for n in sums if len({shapes.get(t) for t in (*n.inputs, *n.outputs)} - {None}) == 1]
+    sums = [n for n in graph.nodes if n.op == op and not n.domain and constant.isdisjoint(n.inputs)]
+    if op == "Add":
+        sums = [n for n in sums if len({shapes.get(t) for t in (*n.inputs, *n.outputs)} - {None}) == 1]
     if not sums:
         return
     behind = _post_dominated(graph)

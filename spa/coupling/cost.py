@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from spa.algebra.axes import Axes, Dim, Expr, Space, Sum
 from spa.coupling.activations import Activations
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.model.graph import Graph
 from spa.model.traits import NOT_PARAMETERS
 
@@ -86,7 +86,7 @@ class Sizes:
     def __init__(self, space: Space, groups: Sequence[Group]) -> None:
         self._space = space
         self._index = {g.dim: i for i, g in enumerate(groups)}
-        self._branches = {i for i, g in enumerate(groups) if isinstance(g, Branch)}
+        self._branches = {i for i, g in enumerate(groups) if isinstance(g, Part)}
         self._polynomials: list[Polynomial] = []
         self._positions: dict[Expr, int] = {}  # of an axis' polynomial
 
@@ -145,7 +145,7 @@ class Switches:
     def __init__(self, groups: Sequence[Group]) -> None:
         self._by_node: dict[int, list[Dim]] = {}
         for branch in groups:
-            if isinstance(branch, Branch):
+            if isinstance(branch, Part):
                 for index in branch.operators:
                     self._by_node.setdefault(index, []).append(branch.dim)
 
@@ -173,9 +173,7 @@ class CostModel:
         self._axes = Sizes(analysis.space, groups)
         self.sizes = [g.size for g in groups]
         inside = Switches(groups)
-        self._channels = [
-            self._axes.term((g.dim, *inside.of(g.operators))) for g in groups if not isinstance(g, Branch)
-        ]
+        self._channels = [self._axes.term((g.dim, *inside.of(g.operators))) for g in groups if not isinstance(g, Part)]
         self._params: list[Term] = []
         self._bytes: list[tuple[float, Term]] = []
         seen: set[str] = set()

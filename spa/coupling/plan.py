@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spa.algebra.axes import Dim, Expr, Kept
-from spa.coupling.analysis import Analysis, Branch
+from spa.coupling.analysis import Analysis, Part
 from spa.errors import PlanError
 from spa.model.files import read_bytes
 from spa.model.writing import text_draft
@@ -280,9 +280,11 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     return Plan(kept=pruned, sizes=sizes, parameters=parameters, uses=uses)
 
 
-def dropped(analysis: Analysis, kept: Kept) -> tuple[Branch, ...]:
-    """Return the residual branches that go."""
-    return tuple(b for b in analysis.branches if not kept.size(b.dim)) if kept.empties else ()
+def dropped(analysis: Analysis, kept: Kept) -> tuple[Part, ...]:
+    """Return the parts that go, but for those inside of others that do."""
+    gone = [p for p in analysis.parts if not kept.size(p.dim)] if kept.empties else []
+    nodes = {p.name: set(p.operators) for p in gone}
+    return tuple(p for p in gone if not any(nodes[p.name] < nodes[o.name] for o in gone))
 
 
 class _KeptOfConstants(Mapping[str, Mapping[int, tuple[int, ...]]]):

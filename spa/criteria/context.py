@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.errors import PlanError
 from spa.progress import Progress, silent
 from spa.running.journal import NOTHING_KEPT, Journal
@@ -89,7 +89,7 @@ class Context:
     seed: int = 0
     inputs: Inputs | None = None
     derivatives: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    branches: Sequence[Branch] = ()
+    branches: Sequence[Part] = ()
 
     def required_inputs(self) -> Inputs:
         """Return the inputs; raise PlanError if there are none."""

@@ -27,7 +27,7 @@ def reason_of(error: Exception) -> str:
 
 
 def refuse_lost_branches(gone: Sequence[str], model: str) -> None:
-    """Refuse to rebuild a model whose own code computes residual branches that went.
+    """Refuse to rebuild a model whose own code computes residual branches or detours that went.
 
     Args:
         gone: their names.
@@ -37,7 +37,8 @@ def refuse_lost_branches(gone: Sequence[str], model: str) -> None:
         UnsupportedError: one went.
     """
     if gone:
+        what = "the residual branch" if gone[0].endswith("[branch]") else "the detour"
         raise UnsupportedError(
-            f"{model}'s own code computes the residual branch {gone[0]!r}, which is gone. Take the branch out of it by "
-            "hand, take the ONNX model, or prune with depth='off'."
+            f"{model}'s own code computes {what} {gone[0]!r}, which is gone. Take it out of the code by hand, take the "
+            "ONNX model, or prune with depth='off'."
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spa.coupling.analysis import Analysis, Branch
+from spa.coupling.analysis import Analysis, Detour, Part
 from spa.coupling.plan import Plan, make_plan
 from spa.criteria.answers import Curve
 from spa.obspa.readers.base import FitSettings
@@ -19,6 +19,7 @@ from spa.running.stream import Feeds
 from spa.surgery.apply import apply
 
 MOST_REFITTED = 6  # readers behind a branch that went
+MOST_BEHIND_DETOURS = 2  # of which there may be many
 
 
 class BranchGauge:
@@ -45,7 +46,7 @@ class BranchGauge:
         self._yardstick = Yardstick(analysis.graph, held_out, threads)
         self._readers = sorted({i for g in analysis.groups for i in g.readers})
 
-    def changes(self, branches: Sequence[Branch], progress: Progress = silent) -> dict[str, float]:
+    def changes(self, branches: Sequence[Part], progress: Progress = silent) -> dict[str, float]:
         """Drop each branch alone, repair what follows it up to the next sum, and compare the outputs.
 
         Returns:
@@ -55,10 +56,13 @@ class BranchGauge:
         found = {}
         for done, branch in enumerate(branches):
             progress("depth", done / len(branches))
-            end = next((s for s in sums if s > branch.sum), len(self.analysis.graph.nodes))
-            behind = [i for i in self._readers if branch.sum < i < end][:MOST_REFITTED]
+            end = next((s for s in sums if s > branch.end), len(self.analysis.graph.nodes))
+            behind = [i for i in self._readers if branch.end < i < end][:MOST_REFITTED]
             plan = make_plan(self.analysis, {branch.name: np.zeros(0, int)})
-            errors = [self._change(plan, {branch.sum, *behind}, carriers) for carriers in (True, False)]
+            ways = (True,) if isinstance(branch, Detour) else (True, False)
+            if isinstance(branch, Detour):
+                behind = behind[:MOST_BEHIND_DETOURS]
+            errors = [self._change(plan, {branch.end, *behind}, carriers) for carriers in ways]
             known = [error for error in errors if error is not None and np.isfinite(error)]
             if known:
                 found[branch.name] = min(known)

@@ -18,7 +18,7 @@ from spa.obspa.affine import find_tail
 from spa.obspa.bias_slot import BiasSlot
 from spa.obspa.linear import linear
 from spa.obspa.readers.base import FitSettings, Reconstruction
-from spa.obspa.refit import layers, lost_branches
+from spa.obspa.refit import layers, lost_parts
 from spa.progress import Progress, silent
 from spa.running.stream import Feeds, Stream, sliced
 
@@ -49,7 +49,7 @@ def compensate(
     pruned_stream = Stream(pruned, analysis.graph.base, batches, threads)
     settings = FitSettings(carriers=False)
     reconstruction = Reconstruction(analysis, kept, dense, pruned_stream, np.random.default_rng(0), settings)
-    gone = lost_branches(analysis, kept)
+    gone = lost_parts(analysis, kept)
     for node, pruned_node in layers(analysis, kept, dense, pruned_stream):
         if node.index in gone:
             dense.after(node)

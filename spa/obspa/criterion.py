@@ -78,7 +78,7 @@ def _branch_changes(context: Context, inputs: Inputs, held_out: Sequence[Feeds])
     if not held_out:
         raise PlanError("what branches cost is measured on inputs held out, and there are none. Give 8 or more inputs.")
     names = {b.name for b in context.branches}
-    branches = [b for b in inputs.analysis.branches if b.name in names]
+    branches = [p for p in inputs.analysis.parts if p.name in names]
     batches = first_samples(inputs.batches, BRANCH_SAMPLES)
     gauge = BranchGauge(inputs.analysis, batches, held_out, GAUGE_DAMPING, inputs.threads)
     return gauge.changes(branches, inputs.progress)

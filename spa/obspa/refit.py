@@ -6,7 +6,8 @@ includes what the other branch has lost. Each fit is a damped least squares in c
 
     Ŵ = (Cov(T, X') + λ W) (Cov(X', X') + λ I)⁻¹,   b̂ = E[T] − Ŵ E[X'].
 
-Where a residual branch went, the constant in its place is fitted (:mod:`spa.obspa.constants`).
+Where a residual branch went, the constant in its place is fitted (:mod:`spa.obspa.constants`); where a detour went, a
+scale and a shift (:mod:`spa.obspa.detours`).
 
 The producer of removed channels is refitted together with their reader, see :mod:`spa.obspa.producers`.
 """
@@ -19,11 +20,12 @@ import numpy as np
 from onnx import ModelProto
 
 from spa.algebra.axes import Kept
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch, Detour
 from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
 from spa.model.marks import marks_around
 from spa.obspa.constants import LostBranch
+from spa.obspa.detours import LostDetour
 from spa.obspa.readers import kind_of
 from spa.obspa.readers.base import DEFAULT_SETTINGS, FitSettings, ReaderKind, Reconstruction
 from spa.obspa.resume import refit
@@ -118,7 +120,7 @@ def reconstruct_together(
 def _refits(reconstruction: Reconstruction, nodes: Set[int] | None) -> Iterator[tuple[int, tuple[ReaderKind, Node]]]:
     """Prepare the refits of a pruned network; yield by the dense node's index the reader's kind and the pruned node."""
     dense, pruned = reconstruction.dense, reconstruction.pruned
-    gone = lost_branches(reconstruction.analysis, reconstruction.kept)
+    gone = lost_parts(reconstruction.analysis, reconstruction.kept)
     for node, pruned_node in layers(reconstruction.analysis, reconstruction.kept, dense, pruned):
         kind = gone.get(node.index) or kind_of(pruned.graph, pruned_node)
         if kind is not None and kind.may_refit(reconstruction, node, pruned_node):
@@ -130,7 +132,7 @@ def _refits(reconstruction: Reconstruction, nodes: Set[int] | None) -> Iterator[
 def layers(analysis: Analysis, kept: Kept, dense: Stream, pruned_stream: Stream) -> Iterator[tuple[Node, Node]]:
     """Yield each reader whose inputs pruning has changed, as it is in the dense and in the pruned network.
 
-    Sums whose branch went are among them.
+    The ends of parts that went are among them.
     """
     around = marks_around(analysis.graph)
     for index in _changed(analysis, kept):
@@ -161,13 +163,15 @@ def left_out(analysis: Analysis, kept: Kept) -> Iterator[tuple[Node, str]]:
             yield node, why
 
 
-def lost_branches(analysis: Analysis, kept: Kept) -> dict[int, LostBranch]:
-    """Return by the index of a sum what its branch that went has become."""
-    return {branch.sum: LostBranch(branch) for branch in dropped(analysis, kept)}
+def lost_parts(analysis: Analysis, kept: Kept) -> dict[int, LostBranch | LostDetour]:
+    """Return by the index of its end what a part that went has become."""
+    gone = dropped(analysis, kept)
+    found: dict[int, LostBranch | LostDetour] = {b.end: LostBranch(b) for b in gone if isinstance(b, Branch)}
+    return found | {d.end: LostDetour(d) for d in gone if isinstance(d, Detour)}
 
 
 def _changed(analysis: Analysis, kept: Kept) -> list[int]:
     """Return the indices of the readers whose inputs pruning has changed, directly or through earlier layers."""
-    laws, sums = analysis.laws, lost_branches(analysis, kept).keys()
+    laws, ends = analysis.laws, lost_parts(analysis, kept).keys()
     cut = [i for i, law in laws.items() if any(kept.size(r.expr) != r.expr.size for r in law.reads)]
-    return sorted(i for i in analysis.graph.behind({*cut, *sums}) if i in laws and (laws[i].reads or i in sums))
+    return sorted(i for i in analysis.graph.behind({*cut, *ends}) if i in laws and (laws[i].reads or i in ends))

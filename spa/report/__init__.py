@@ -35,11 +35,11 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class BranchReport:
-    """The outcome for one residual branch that might have gone as a whole.
+    """The outcome for one residual branch, or detour, that might have gone as a whole.
 
     Attributes:
         name: the branch's name.
-        gone: whether it went; a constant stands for it.
+        gone: whether it went; a constant stands for it, for a detour a scale and a shift.
         params: fraction of all parameters in it, before.
         macs: fraction of all MACs in it, before.
         loss: the estimated loss if it goes, in the unit of the groups' losses; None where nothing was estimated.
@@ -85,7 +85,7 @@ class Report:
         inputs: the shapes of the inputs at which MACs are counted, per sample.
         layers: by group the layer that computes it, by name, in the order of the network.
         environment: the versions and the machine.
-        branches: the residual branches that could go as a whole under the request.
+        branches: the residual branches, and detours, that could go as a whole under the request.
         sizes: the sizes in them of open axes that do not count samples, by ``input[axis]``; the option sets others.
     """
 

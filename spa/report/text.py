@@ -169,9 +169,13 @@ def effort(report: Report) -> str:
 
 
 def branched(report: Report) -> str:
-    """Say which residual branches went as a whole."""
+    """Say which residual branches went as a whole, and which detours."""
     names = f": {', '.join(report.gone)}" if report.gone else ""
-    return f"{len(report.gone)} of {len(report.branches)} residual branches went as a whole{names}"
+    kinds = {"residual branches": [], "activations, depthwise convolutions and gates": []}  # type: dict[str, list[bool]]
+    for part in report.branches:
+        kinds[list(kinds)[not part.name.endswith("[branch]")]].append(part.gone)
+    said = [f"{sum(gone)} of {len(gone)} {kind}" for kind, gone in kinds.items() if gone]
+    return f"{' and '.join(said)} went as a whole{names}"
 
 
 def calibrated(found: dict[str, Any]) -> str:

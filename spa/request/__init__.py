@@ -289,8 +289,8 @@ class Constraints(Section):
     )
     depth: str = option(
         "off",
-        "residual branches that go as a whole (attention, feed-forward layers, convolutions): `auto`, those that "
-        "matter less than channels do; a number, the cheapest; a pattern, those that match",
+        "residual branches that go as a whole: `auto`, those that matter less than channels do, and for latency "
+        "activations, depthwise layers and gates; a number, the cheapest; a pattern, those that match",
         kind=DEPTH,
     )
     equal: tuple[str, ...] | None = option(

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from spa.algebra.axes import Axes, Kept
 from spa.algebra.op import Tie
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch, Detour, Part
 from spa.coupling.plan import Plan, dropped
 from spa.model.files import INLINE
 from spa.model.graph import Graph, dead_nodes, names_read
@@ -85,6 +85,7 @@ class _Surgeon:
         nodes: the nodes of ``model``, by their old indices.
         names: all tensor names that are taken.
         new: initializers that replace old ones or are added.
+        gone: the parts that go.
         inserted: new nodes by the index of the node that they stand before.
     """
 
@@ -92,10 +93,11 @@ class _Surgeon:
         self.analysis, self.graph, self.kept, self.least = analysis, analysis.graph, kept, least
         self.slices: dict[str, Slices] = {}
         self.model = _without_weights(analysis.graph.model)
-        self.nodes: list[NodeProto] = list(self.model.graph.node)
+        self.gone = dropped(analysis, kept)
         self.names = set(self.graph.users) | set(self.graph.producer) | set(self.graph.initializers)
         self.new: dict[str, TensorProto] = {}
         self.inserted: dict[int, list[NodeProto]] = {}
+        self.nodes: list[NodeProto] = list(self.model.graph.node)
 
     def operate(self) -> ModelProto:
         """Rewrite the model and return it."""
@@ -103,7 +105,10 @@ class _Surgeon:
         self._weights()
         self._attributes()
         self._interface()
+        scaled = self._detours()
         self._computed()
+        for index, name in scaled.items():
+            self.nodes[index].input[0] = name
         self._assemble()
         return conform(self.model)
 
@@ -115,19 +120,42 @@ class _Surgeon:
         self.names.add(name)
         return name
 
-    # -- branches ------------------------------------------------------------------------------------------------
+    # -- parts that go -------------------------------------------------------------------------------------------
 
     def _branches(self) -> None:
         """Put a constant of zeros, which repair fits, in the place of each branch that goes."""
-        for branch in dropped(self.analysis, self.kept):
-            node = self.nodes[branch.sum]
-            tensor, axes = node.input[branch.operand], self.analysis.axes[node.input[branch.operand]]
-            shape = [self.kept.size(e) if i in branch.axes else 1 for i, e in enumerate(axes)]
-            dtype = helper.tensor_dtype_to_np_dtype(self.analysis.points.first.dtype[tensor])
-            zeros = np.zeros(shape[min(branch.axes, default=len(shape)) :], dtype)
-            name = self.fresh(f"{node.output[0]}_constant")
-            self.new[name] = numpy_helper.from_array(zeros, name)
-            node.input[branch.operand] = name
+        for branch in self.gone:
+            if isinstance(branch, Branch):
+                node = self.nodes[branch.sum]
+                node.input[branch.operand] = self._stand_in(branch, node.input[branch.operand], "constant", 0)
+
+    def _detours(self) -> dict[int, str]:
+        """Put a scale of ones and a shift of zeros, which repair fits, in the place of each detour that goes.
+
+        Returns:
+            By the index of a detour's end the tensor that the Add there shall read; until integers are checked, when
+            nodes must lie where they were, it reads where the detour begins.
+        """
+        scaled = {}
+        for detour in self.gone:
+            if isinstance(detour, Detour):
+                target = self.graph.nodes[detour.end].outputs[0]
+                scale, shift = (self._stand_in(detour, target, what, n) for what, n in (("scale", 1), ("shift", 0)))
+                scaled[detour.end] = self.fresh(f"{target}_scaled")
+                self.inserted[detour.end] = [helper.make_node("Mul", [detour.source, scale], [scaled[detour.end]])]
+                name = self.nodes[detour.end].name
+                add = helper.make_node("Add", [detour.source, shift], [target], name=name)
+                self.nodes[detour.end].CopyFrom(add)
+        return scaled
+
+    def _stand_in(self, part: Part, tensor: str, what: str, value: int) -> str:
+        """Return the name of a new constant of one number per index of a part's axes."""
+        shape = [self.kept.size(e) if i in part.axes else 1 for i, e in enumerate(self.analysis.axes[tensor])]
+        dtype = helper.tensor_dtype_to_np_dtype(self.analysis.points.first.dtype[tensor])
+        name = self.fresh(f"{self.graph.nodes[part.end].outputs[0]}_{what}")
+        filled = np.full(shape[min(part.axes, default=len(shape)) :], value, dtype)
+        self.new[name] = numpy_helper.from_array(filled, name)
+        return name
 
     # -- constants -----------------------------------------------------------------------------------------------
 

@@ -17,9 +17,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Detour
 from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Graph, Node, names_read, replace_nodes
+from spa.surgery.scales import fold_scale
 
 BIASES = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization")  # whose third operand is one
 
@@ -34,8 +35,14 @@ def fold(analysis: Analysis, plan: Plan, pruned: ModelProto, outside: Collection
         outside: initializers without data, which stay as they are.
     """
     gone = dropped(analysis, analysis.kept(plan.masks(analysis)))
-    for name in [analysis.graph.nodes[branch.sum].outputs[0] for branch in gone]:
+    for part in gone:
+        name = analysis.graph.nodes[part.end].outputs[0]
         graph = Graph(pruned, analysis.graph.base)
+        if isinstance(part, Detour):
+            rank = len(analysis.points.first.shape[part.source])
+            if name in graph.producer:  # not folded by an earlier call
+                fold_scale(pruned, graph, graph.producer[name], part.axes[0], rank, outside)
+            continue
         node = graph.producer[name]
         stand_ins = [n for n in node.inputs if n in graph.initializers and n not in analysis.graph.constants]
         if node.op == "Add" and len(stand_ins) == 1:

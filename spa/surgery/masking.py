@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from spa.algebra.op import Read
-from spa.coupling.analysis import Analysis
+from spa.coupling.analysis import Analysis, Branch, Detour
 from spa.coupling.plan import Plan, dropped
 from spa.model.graph import Node
 from spa.model.traits import FLOATS
@@ -44,12 +44,15 @@ def masked(analysis: Analysis, plan: Plan) -> ModelProto:
             mask = kept.mask(read.expr)
             if not mask.all():
                 inserted.setdefault(index, []).extend(_mask_nodes(analysis, law.node, model, read, mask, number))
-    for branch in dropped(analysis, kept):
-        zero = Read(branch.dim, branch.operand, 0)
-        sum_node = analysis.graph.nodes[branch.sum]
-        found = _mask_nodes(analysis, sum_node, model, zero, np.zeros(1, bool), 0)
-        inserted.setdefault(branch.sum, []).extend(found)
+    for part in dropped(analysis, kept):
+        if isinstance(part, Branch):
+            zero = Read(part.dim, part.operand, 0)
+            found = _mask_nodes(analysis, analysis.graph.nodes[part.end], model, zero, np.zeros(1, bool), 0)
+            inserted.setdefault(part.end, []).extend(found)
+        elif isinstance(part, Detour):
+            inserted.setdefault(part.end + 1, [])[:0] = _without_detour(analysis, model, part)
     nodes = [n for i, node in enumerate(model.graph.node) for n in (*inserted.get(i, ()), node)]
+    nodes += inserted.get(len(model.graph.node), [])
     copies = []
     for node in nodes:
         copy = NodeProto()
@@ -58,6 +61,21 @@ def masked(analysis: Analysis, plan: Plan) -> ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     return model
+
+
+def _without_detour(analysis: Analysis, model: ModelProto, detour: Detour) -> list[NodeProto]:
+    """Make of y = x + (f(x) - x) what is left once the second addend is masked by zero."""
+    node, dtype = model.graph.node[detour.end], analysis.points.first.dtype[detour.source]
+    target = analysis.graph.nodes[detour.end].outputs[0]
+    whole, change, none, zero = (f"spa_detour_{detour.end}_{what}" for what in ("whole", "change", "none", "zero"))
+    node.output[list(node.output).index(target)] = whole
+    zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
+    model.graph.initializer.append(numpy_helper.from_array(zeros, zero))
+    return [
+        helper.make_node("Sub", [whole, detour.source], [change]),
+        helper.make_node("Mul", [change, zero], [none]),
+        helper.make_node("Add", [detour.source, none], [target]),
+    ]
 
 
 def _mask_nodes(

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.coupling.cost import CostModel, LatencyTerms
 from spa.criteria.answers import Curve
 from spa.widths.budget import TOLERANCE, Budget, Choice, check, kept_channels
@@ -82,7 +82,7 @@ def held_by_branches(ladders: Sequence[Ladder], groups: Sequence[Group]) -> dict
     return {
         k: [i for i, other in enumerate(ladders) if i != k and all(branch.holds(groups[m]) for m in other.members)]
         for k, ladder in enumerate(ladders)
-        if isinstance(branch := groups[ladder.members[0]], Branch)
+        if isinstance(branch := groups[ladder.members[0]], Part)
     }
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from spa.algebra.axes import Axes
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Detour, Group, Part
 from spa.coupling.cost import CostModel, Sizes, Switches, Term
 from spa.coupling.plan import Plan, make_plan
 from spa.errors import MetricError, ModelError, PlanError
@@ -76,12 +76,18 @@ class LatencyModel:
 # -- parts of a network ---------------------------------------------------------------------------------------------
 
 
-def _parts(analysis: Analysis) -> list[list[Node]]:
+def _parts(analysis: Analysis, alone: Sequence[set[int]] = ()) -> list[list[Node]]:
     """Split the operators that are executed into parts: each that multiplies and accumulates, with what follows it.
 
     An operator with several inputs goes with the last of them that is computed, as in a residual addition, which
     onnxruntime fuses into the convolution before it. The first part is what comes before all of these. A loop is one.
+
+    Args:
+        analysis: the network.
+        alone: nodes that may go without the layer before, and are parts by themselves.
     """
+    owner = {index: number for number, nodes in enumerate(alone) for index in nodes}
+    begun: dict[int, int] = {}
     constant, around = _constants(analysis.graph), marks_around(analysis.graph)
     home: dict[str, int] = {}
     parts: list[list[Node]] = [[]]
@@ -96,11 +102,18 @@ def _parts(analysis: Analysis) -> list[list[Node]]:
         elif is_mark(node):
             parts.append([])
             at = loop = len(parts) - 1
-        elif law.macs:
+        elif law.macs or (node.index in owner and owner[node.index] not in begun):
             parts.append([])
             at = len(parts) - 1
+            if node.index in owner:
+                begun[owner[node.index]] = at
+        elif node.index in owner:
+            at = begun[owner[node.index]]
         else:
             at = max((home.get(name, 0) for name in analysis.graph.reads(node)), default=0)
+            if at in begun.values():
+                parts.append([])
+                at = len(parts) - 1
         parts[at].append(node)
         home.update(dict.fromkeys(node.outputs, at))
     return [part for part in parts if part]
@@ -259,7 +272,7 @@ def measure(
     """
     graph = analysis.graph
     dense_ms, inputs = _dense(graph, stopwatch)
-    parts = _parts(analysis)
+    parts = _parts(analysis, [set(g.operators) for g in groups if isinstance(g, Detour) and not g.writers])
     sizes = Sizes(analysis.space, groups)
     features = [_features(analysis, nodes) for nodes in parts]
     terms = [[[sizes.term(axes) for axes in f] for f in part] for part in features]
@@ -316,7 +329,7 @@ def _design(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> list
     """
     steps = alignment(analysis, groups, budget.round_to)
     ladders = [
-        [g.size] if isinstance(g, Branch) else allowed_widths(g.size, s, budget.min_width)
+        [g.size] if isinstance(g, Part) else allowed_widths(g.size, s, budget.min_width)
         for g, s in zip(groups, steps, strict=True)
     ]
     ranks: dict[object, int] = {}

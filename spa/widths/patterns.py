@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.errors import PlanError
 from spa.model.graph import Node
 
@@ -28,10 +28,10 @@ def touching(analysis: Analysis, group: Group) -> frozenset[str]:
     return frozenset(_with_modules([group.name, *(p.tensor for p in group.places)], nodes))
 
 
-def inside(analysis: Analysis, branch: Branch) -> frozenset[str]:
+def inside(analysis: Analysis, branch: Part) -> frozenset[str]:
     """Return the names of a residual branch, its nodes and sum, parameters of its own, and their modules."""
     graph = analysis.graph
-    nodes = [graph.nodes[i] for i in (*branch.operators, branch.sum)]
+    nodes = [graph.nodes[i] for i in (*branch.operators, branch.end)]
     indices = {node.index for node in nodes}
     read = (name for node in nodes for name in node.inputs if name in graph.constants)
     own = [name for name in read if indices.issuperset(user.index for user, _ in graph.users[name])]

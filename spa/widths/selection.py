@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
-from spa.coupling.analysis import Analysis, Branch, Group
+from spa.coupling.analysis import Analysis, Group, Part
 from spa.errors import PlanError
 from spa.model.stored import is_finite
 from spa.model.workers import in_threads
@@ -28,7 +28,7 @@ class Selection:
 
     Attributes:
         groups: those that may.
-        branches: the residual branches that may go as a whole.
+        branches: the residual branches and detours that may go as a whole.
         skipped: (name, channels, reason) of those that the request leaves out, or whose weights cannot be scored.
         notes: what the user should know of it.
     """
@@ -36,7 +36,7 @@ class Selection:
     groups: tuple[Group, ...]
     skipped: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[Part, ...] = ()
 
     @property
     def everything(self) -> tuple[Group, ...]:

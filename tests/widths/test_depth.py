@@ -12,7 +12,7 @@ import pytest
 import spa
 from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.cost import CostModel, count_parameters, measure
-from spa.coupling.plan import make_plan
+from spa.coupling.plan import dropped, make_plan
 from spa.criteria.answers import Curve
 from spa.errors import OptionError, PlanError
 from spa.model.graph import Graph
@@ -22,7 +22,9 @@ from spa.request import Request
 from spa.surgery.apply import apply
 from spa.widths.allocation import allocate
 from spa.widths.budget import Budget
+from spa.widths.depth import branches_for
 from tests.coupling.test_branches import HIDDEN, WIDTH, two_blocks
+from tests.coupling.test_detours import mobile
 from tests.oracle import Net
 
 RESNET = "models/digits_resnet.onnx"
@@ -161,6 +163,26 @@ def test_branches_compete_with_channels_and_never_do_harm() -> None:
 def test_what_cannot_go_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         spa.prune(RESNET, **options)
+
+
+def test_detours_go_by_name_and_where_milliseconds_count() -> None:
+    model = mobile()
+    analysis = couple(Graph(model))
+    names = [d.name for d in analysis.detours]
+    assert [p.name for p in branches_for(analysis, "auto", "auto", (), (), timed=True)] == names
+    result = spa.prune(model, criterion="l2", depth=names[1])
+    assert list(result.report.gone) == [names[1]] == list(result.plan.kept)
+    assert spa.prove(model, result.plan).holds
+    for depth in ("auto", "2"):
+        with pytest.raises(PlanError, match="the model has no residual branch"):
+            branches_for(analysis, depth, Request.of(depth=depth).constraints.depth_kind, (), ())
+
+
+def test_the_smaller_of_two_that_share_an_end_is_left_where_both_go() -> None:
+    analysis = couple(Graph(mobile()))
+    both = make_plan(analysis, {d.name: np.zeros(0, int) for d in analysis.detours[1:3]})
+    assert analysis.detours[1].end == analysis.detours[2].end
+    assert [p.name for p in dropped(analysis, analysis.kept(both.masks(analysis)))] == [analysis.detours[1].name]
 
 
 def test_a_network_without_branches_is_refused() -> None:

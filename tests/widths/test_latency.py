@@ -26,10 +26,13 @@ from typer.testing import CliRunner
 
 import spa
 from spa.cli import app
-from spa.coupling.analysis import Analysis, Group
+from spa.coupling.analysis import Analysis, Group, couple
 from spa.coupling.cost import CostModel
+from spa.coupling.plan import make_plan
 from spa.errors import ModelError, PlanError
+from spa.model.graph import Graph
 from spa.report import Report
+from spa.report.text import branched
 from spa.running import place
 from spa.running.bench import bench
 from spa.running.feeds import working_feeds
@@ -42,6 +45,7 @@ from spa.widths.ladders import alignment, allowed_widths
 from spa.widths.latency import LatencyModel
 from spa.widths.ranking import RANKINGS
 from spa.widths.stopwatch import Cache, Stopwatch
+from tests.coupling.test_detours import mobile
 from tests.zoo import exported
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -86,6 +90,13 @@ class Slow(Fake):
     """A machine that gains less from pruning than its operators let hope."""
 
     slower = 1.2
+
+
+class Slots(Fake):
+    """A machine that takes a second for each Sigmoid, besides."""
+
+    def _ms(self, model: ModelProto) -> float:
+        return super()._ms(model) + 1e3 * sum(n.op_type == "Sigmoid" for n in model.graph.node)
 
 
 @pytest.fixture
@@ -146,6 +157,33 @@ def test_every_part_has_one_operator_that_multiplies_and_accumulates() -> None:
     heavy = [sum(bool(analysis.laws[n.index].macs) for n in part) for part in latency._parts(analysis)]
     assert set(heavy[1:]) == {1}
     assert sum(heavy) == sum(bool(law.macs) for law in analysis.laws.values())
+
+
+def test_activations_that_may_go_are_parts_by_themselves(tmp_path: Path) -> None:
+    analysis = couple(Graph(mobile()))
+    groups = [*analysis.free, *analysis.detours]
+    alone = [set(d.operators) for d in analysis.detours if not d.writers]
+    parts = latency._parts(analysis, alone)
+    assert len(parts) == len(latency._parts(analysis)) + 4  # three activations, and the pooling behind one
+    assert all(nodes in [{n.index for n in part} for part in parts] for nodes in alone)
+    watch = Slots()
+    model = latency.measure(analysis, groups, Budget(of="latency"), watch, Cache(tmp_path / "c"))
+    costs = CostModel(analysis, groups, model)
+    for gone in ([0], [1], [3], [2, 4], [1, 2]):
+        names = [analysis.detours[i].name for i in gone]
+        sizes = [0 if g.name in names else g.size for g in groups]
+        pruned = apply(analysis, make_plan(analysis, dict.fromkeys(names, np.zeros(0, int))))
+        assert costs.latency(sizes) == pytest.approx(watch._ms(pruned), rel=0.02)
+
+
+def test_under_a_budget_of_latency_activations_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "Stopwatch", lambda *_, **__: Slots())
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(32, 5, 6, 4)).astype(np.float32)}
+    result = spa.prune(mobile(), data=data, of="latency", ratio=0.5, depth="auto", threads=1)
+    assert sum(n.op_type == "Sigmoid" for n in result.model.graph.node) == 2
+    assert 2 == len(result.report.gone) == sum(b.gone for b in result.report.branches)
+    assert "2 of 5 activations, depthwise convolutions and gates went as a whole: " in branched(result.report)
 
 
 # -- the model ------------------------------------------------------------------------------------------------------
