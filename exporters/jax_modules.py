@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from spa.errors import ModelError, UnsupportedError
+from spa.exporters.jax_narrowing import remember
 from spa.exporters.jax_sizes import sizes_of
 from spa.extras import extra
 from spa.frameworks.jax import LARGEST_ERROR, Bound, bind, laid_out
@@ -87,13 +88,11 @@ def write_back(
     leaves = _leaves(bound, result, names)
     feeds = working_feeds(load_session(result.model), name="the pruned model")
     _scale_queries(leaves, _attentions(source, bound, list(feeds.values())))
-    if bound.kind == "nnx":
-        pruned = _nnx(source, leaves)
-    elif bound.kind == "equinox":
-        pruned = _equinox(source, leaves)
-    else:
-        pruned = _tree(bound, leaves)
+    in_module = bound.kind in ("nnx", "equinox")
+    pruned = narrowed_module(source, bound.kind, leaves) if in_module else _tree(bound, leaves)
     _verify(source, bound, pruned, leaves, result.model, feeds, kwargs, vmap)
+    if in_module:
+        remember(source, pruned, leaves)
     return pruned
 
 
@@ -238,6 +237,11 @@ def _remedy() -> str:
 
 
 # -- the modules -----------------------------------------------------------------------------------------------------
+
+
+def narrowed_module(source: Any, kind: str, leaves: Mapping[str, Leaf]) -> Any:
+    """Copy a module of ``nnx`` or ``equinox`` with pruned arrays, given by path, and restated sizes."""
+    return _nnx(source, leaves) if kind == "nnx" else _equinox(source, leaves)
 
 
 def _tree(bound: Bound, leaves: Mapping[str, Leaf]) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from spa.errors import ModelError, UnsupportedError
-from spa.exporters.jax_modules import _walk
+from spa.exporters.jax_modules import Leaf, _walk, narrowed_module
+from spa.exporters.jax_narrowing import ATTRIBUTE, NO_PLACE, Narrowing, carry, record_of
 from spa.extras import extra
 from spa.frameworks.jax import Bound, module_kind
 from spa.model.files import read_bytes
@@ -26,7 +27,6 @@ FORMAT = 1
 HEADER = "spa"
 TREE = "tree"  # of dicts, as linen's variables are
 LAYERS = ("flax.nnx.", "equinox.nn.")
-NO_PLACE = "The module that was pruned is another one: give one of that class, made with the same arguments."
 
 
 def save(source: Any, path: str | os.PathLike[str]) -> Path:
@@ -53,6 +53,7 @@ def save(source: Any, path: str | os.PathLike[str]) -> Path:
         "arrays": [{"path": path, "dtype": a.dtype.name} for (path, _), a in zip(pairs, arrays.values(), strict=True)],
         "keys": list(_keys(source, ())) if kind == TREE else [],
         "sizes": {prefix: sizes for prefix, module in _layers(source, kind) if (sizes := _plain(module))},
+        "narrowing": getattr(source, ATTRIBUTE, None),
     }
     content: dict[str, Any] = {
         name: a if a.dtype.isbuiltin == 1 else a.view(f"u{a.dtype.itemsize}") for name, a in arrays.items()
@@ -95,8 +96,7 @@ def load(path: str | os.PathLike[str], source: Any = None) -> Any:
     if source is None:
         raise ModelError(f"{str(path)!r} holds a {header['class']}. Give one as its constructor makes it.")
     kind = _kind(source)
-    if (kind, type(source).__qualname__) != (header["kind"], header["class"]):
-        raise ModelError(f"{str(path)!r} holds a {header['class']}, and a {type(source).__name__} is given. {NO_PLACE}")
+    _refuse_another(source, header["class"], f"{str(path)!r} holds")
     copy = _copied(source, kind)
     _resize(copy, kind, header["sizes"], arrays)
     bound = _bound(copy, kind)
@@ -106,7 +106,71 @@ def load(path: str | os.PathLike[str], source: Any = None) -> Any:
     for where, value in found.items():
         if value.ndim != arrays[where].ndim:
             raise ModelError(f"the module's {where} has {value.ndim} axes, not {arrays[where].ndim}. {NO_PLACE}")
-    return _merged(copy, kind, bound.with_parameters([jnp.asarray(arrays[where]) for where in found]))
+    again = _merged(copy, kind, bound.with_parameters([jnp.asarray(arrays[where]) for where in found]))
+    if header.get("narrowing") is not None:
+        carry(again, header["narrowing"])
+    return again
+
+
+def narrowed(source: Any, pruned: Any) -> Any:
+    """Give a fresh module the widths of a pruned one; the values are its own.
+
+    Args:
+        source: as its constructor makes it; not changed.
+        pruned: a pruned module of the same class, or the file of :func:`save`.
+
+    Raises:
+        UnreadableError: the file is not there.
+        ModelError: it is no such file, or the module is not of the class that was pruned.
+        UnsupportedError: the pruned module or its file has no record of a pruning, or the source is no module.
+    """
+    kind = _kind(source)
+    if kind == TREE:
+        raise UnsupportedError("a tree of variables carries no record of a pruning. Give a flax nnx or equinox module.")
+    if not isinstance(pruned, str | os.PathLike):
+        _refuse_another(source, type(pruned).__qualname__, "the pruned module is")
+        return _narrow(source, kind, record_of(pruned))
+    header, _ = _content(Path(pruned))
+    _refuse_another(source, header["class"], f"{str(pruned)!r} holds")
+    if header.get("narrowing") is None:
+        raise UnsupportedError(
+            f"{str(pruned)!r} has no record of a pruning. Save what spa.prune(...).pruned is: equinox's functions make "
+            "modules without the record."
+        )
+    return _narrow(source, kind, Narrowing.read(header["narrowing"]))
+
+
+def _narrow(module: Any, kind: str, narrowing: Narrowing) -> Any:
+    """Return a copy of a fresh module with the widths of a pruned one; its values are those of the kept indices.
+
+    Args:
+        module: as its constructor makes it; not changed.
+        kind: ``nnx`` or ``equinox``.
+        narrowing: what the pruned one carries along.
+
+    Raises:
+        ModelError: the module is not of the class that was pruned, or was made with other arguments.
+    """
+    found = dict(_bound(module, kind).parameters())
+    for path in sorted(found.keys() ^ narrowing.shapes.keys()):
+        raise ModelError(f"{path} is in {'the given' if path in found else 'the pruned'} module alone. {NO_PLACE}")
+    leaves = {}
+    for path, value in found.items():
+        array, shape = np.asarray(value), narrowing.shapes[path]
+        if array.shape != shape:
+            raise ModelError(f"the module's {path} has shape {list(array.shape)}, not {list(shape)}. {NO_PLACE}")
+        axes = narrowing.kept.get(path, {})
+        kept = tuple(np.asarray(axes.get(axis, range(size)), np.intp) for axis, size in enumerate(shape))
+        bias = np.zeros(narrowing.biases[path], array.dtype) if path in narrowing.biases else None
+        leaves[path] = Leaf(array[np.ix_(*kept)] if kept else array, shape, kept, bias)
+    small = narrowed_module(module, kind, leaves)
+    carry(small, narrowing.text)
+    return small
+
+
+def _refuse_another(source: Any, name: str, what: str) -> None:
+    if type(source).__qualname__ != name:
+        raise ModelError(f"{what} a {name}, and a {type(source).__name__} is given. {NO_PLACE}")
 
 
 def _kind(source: Any) -> str:

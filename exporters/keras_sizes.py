@@ -74,7 +74,7 @@ def _group_normalisation(config: Config, widths: Widths) -> None:
     scale = next(iter(widths.layer.variables), None)
     if scale is not None:
         size = scale.shape[0] // widths.layer.groups
-        config["groups"] = np.unique(widths.pruned.kept[id(scale)] // size).size
+        config["groups"] = np.unique(widths.pruned.kept[id(scale)][0] // size).size
 
 
 def _einsum_dense(config: Config, widths: Widths) -> None:

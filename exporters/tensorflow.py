@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from spa.errors import ModelError, SpaError, UnsupportedError
+from spa.exporters.keras_narrowing import remember
 from spa.exporters.keras_sizes import WIDTHS, Config, Widths
 from spa.frameworks.keras import OPERATORS, ORDER, keras_variables
 from spa.frameworks.reasons import first_line, refuse_lost_branches
@@ -57,8 +58,9 @@ def write_back(keras_model: Any, result: Result, names: Mapping[str, str]) -> An
         )
     refuse_lost_branches(result.report.gone, f"Keras model {keras_model.name!r}")
     pruned = Pruned.of(keras_model, result, names)
-    small = _Builder(pruned).model(keras_model)
+    small = Builder(pruned).model(keras_model)
     _verify(small, result.model)
+    remember(keras_model, small, pruned)
     return small
 
 
@@ -71,15 +73,16 @@ class Pruned:
 
     Attributes:
         arrays: the new value by the old variable's id.
-        kept: the kept indices of its first axis, by the same.
+        kept: the kept indices of each of its axes, by the same.
         groups: of the convolution that reads a kernel, by the kernel's id.
-        biases: what a reconstruction added to a convolution or a recurrent cell without bias, by the kernel's id.
+        biases: what a reconstruction added to a convolution or a recurrent cell without bias, by the kernel's id; None
+            for a bias that begins with zeros.
     """
 
     arrays: Mapping[int, np.ndarray]
-    kept: Mapping[int, np.ndarray]
+    kept: Mapping[int, tuple[np.ndarray, ...]]
     groups: Mapping[int, int]
-    biases: Mapping[int, np.ndarray]
+    biases: Mapping[int, np.ndarray | None]
 
     @classmethod
     def of(cls, keras_model: Any, result: Result, names: Mapping[str, str]) -> Pruned:
@@ -107,7 +110,8 @@ class Pruned:
         _join_biases(result.model, weights)
         pieces = _pieces(sources, result, weights)
         blocks = {id(v): _block(path, v, spans.get(path, (0, 0)), pieces) for path, v in variables.items()}
-        groups, biases = {}, {}
+        groups: dict[int, int] = {}
+        biases: dict[int, np.ndarray | None] = {}
         for node in result.model.graph.node:
             if node.op_type == "Conv" and node.input[1] in names:
                 kernel = id(variables[names[node.input[1]]])
@@ -115,8 +119,8 @@ class Pruned:
                 if len(node.input) > 2 and node.input[2] not in dense:
                     biases[kernel] = weights[node.input[2]]
         biases |= {id(variables[path]): b for path, b in _recurrent_biases(result.model, weights, sources, spans)}
-        arrays, kept = ({key: block[i] for key, block in blocks.items()} for i in (0, 1))
-        return cls(arrays, kept, groups, biases)
+        arrays = {key: array for key, (array, _) in blocks.items()}
+        return cls(arrays, {key: kept for key, (_, kept) in blocks.items()}, groups, biases)
 
 
 def _join_biases(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
@@ -170,34 +174,41 @@ def _pieces(
 
 def _block(
     path: str, variable: Any, span: tuple[int, int], pieces: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a variable's new value, or the old one if the ONNX model lacks it, and what is kept of its first axis."""
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return a variable's new value, or the old one if the ONNX model lacks it, and what is kept of each axis."""
     numbers, values = pieces
     begin, end = np.searchsorted(numbers, span)
     if begin == end:
-        return np.asarray(variable), np.arange(*variable.shape[:1])
-    kept = [np.unique(axis) for axis in np.unravel_index(numbers[begin:end] - span[0], variable.shape)]
+        return np.asarray(variable), tuple(np.arange(n) for n in variable.shape)
+    kept = tuple(np.unique(axis) for axis in np.unravel_index(numbers[begin:end] - span[0], variable.shape))
     shape = tuple(axis.size for axis in kept)
     if math.prod(shape) != end - begin:
         raise UnsupportedError(
             f"what is left of variable {path!r} is no block, and no Keras layer holds it. Prune with ignore=['{path}']."
         )
-    return values[begin:end].reshape(shape), kept[0]  # numbers are in row-major order
+    return values[begin:end].reshape(shape), kept  # numbers are in row-major order
 
 
 # -- narrower layers -------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Builder:
-    """Builds narrower copies of layers as they are called, so that each knows the shape of its input."""
+class Builder:
+    """Builds narrower copies of layers as they are called, so that each knows the shape of its input.
+
+    Attributes:
+        pruned: what is left of the variables.
+        rescales: whether queries make up for the scale of attention, which follows the size of a head.
+    """
 
     pruned: Pruned
+    rescales: bool = True
 
     def __post_init__(self) -> None:
         self.clones: dict[int, Any] = {}
 
     def model(self, old: Any, inputs: Any = None) -> Any:
+        """Return a narrower copy of a model; of one within another, on the inputs that it is to have there."""
         import keras
 
         if isinstance(old, keras.Sequential):
@@ -216,6 +227,7 @@ class _Builder:
         )
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the narrower copy of a layer, which is made at its first call."""
         import keras
 
         if not isinstance(layer, keras.layers.Layer) and type(layer).__name__ != "Reshape":
@@ -276,7 +288,7 @@ class _Builder:
                 value = np.asarray(old)
             if tuple(new.shape) != value.shape:
                 raise _fixed(layer, f"{old.path!r} should have shape {list(value.shape)} and gets {list(new.shape)}")
-            new.assign(value * _rescaled(layer, clone, old))
+            new.assign(value * _rescaled(layer, clone, old) if self.rescales else value)
         for old, kernel in pairs:
             bias = self.pruned.biases.get(id(old))
             if bias is not None:

@@ -207,33 +207,30 @@ def load(path: str | os.PathLike[str], module: Any = None) -> Any:
 
 
 def narrow(module: Any, pruned: Any) -> Any:
-    """Give a fresh PyTorch module the widths of a pruned one, without tracing or running anything.
+    """Give a fresh model the widths of a pruned one, without tracing or running anything.
 
     The values are the fresh module's own at the kept indices: to train the narrow network from the start, or from an
     earlier checkpoint of the dense one. :func:`spa.load` gives it the pruned one's values, too.
 
     Args:
-        module: as its constructor makes it, with the arguments that the pruned one was made with; not changed.
-        pruned: what :func:`spa.prune` gave as your own class, or what you trained from it; or its file of
+        module: a PyTorch, flax nnx or equinox module or a Keras model, as its constructor makes it, with the arguments
+            that the pruned one was made with; not changed.
+        pruned: what :func:`spa.prune` gave as your own class, or what you trained from it in place; or its file of
             :func:`spa.save`.
 
     Returns:
-        A module of the same class, in the given one's mode and on its device.
+        A model of the same class; a PyTorch module in the given one's mode and on its device.
 
     Raises:
         UnreadableError: the file is not there.
         ModelError: it is no such file (a plan, say, which does not tell what numbers the class keeps), or the module
             is not of the class that was pruned.
-        UnsupportedError: it is no module that SPA made narrower, or none of PyTorch.
+        UnsupportedError: it is no model that SPA made narrower.
 
     Example: ``spa.narrow(Net(), "small.pt")``; docs/guides/from-pytorch.md has one that runs.
     """
     module, pruned = unwrapped(module), unwrapped(pruned)
-    if kind_of(module) != "torch" or isinstance(module, str | os.PathLike) or not hasattr(module, "state_dict"):
-        raise UnsupportedError(
-            f"cannot narrow a {type(module).__name__}. Give a PyTorch module; spa.load makes others from their file."
-        )
-    return _saving_of("torch").narrowed(module, pruned)
+    return _saving(module, "narrow").narrowed(module, pruned)
 
 
 def _saving(module: Any, what: str) -> Any:

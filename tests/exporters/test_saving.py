@@ -94,8 +94,10 @@ def test_what_is_no_record_of_the_same_class_narrows_nothing(tmp_path: Path) -> 
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(ModelError, match=r"is no file of spa\.save"):
         spa.narrow(Biasless(), tmp_path / "plan.json")
-    with pytest.raises(UnsupportedError, match="Give a PyTorch module"):
+    with pytest.raises(UnsupportedError, match="Give a flax nnx or equinox module"):
         spa.narrow(lambda x: x, small)
+    with pytest.raises(OptionError, match="cannot narrow a str"):
+        spa.narrow("net.pt", small)
 
 
 def test_a_module_trained_further_comes_back_as_it_is(tmp_path: Path) -> None:
