@@ -46,7 +46,7 @@ def check(
         draft: the file.
         source: the file that it was made from.
         name: what messages call the draft.
-        sizes: of open axes, to run it at; where it is refused at them, others are tried.
+        sizes: of open axes, to run it at; where the source, too, is refused at them, others are tried.
         macs: of a run, where they are known.
         obstacle: what keeps onnxruntime from running the source, where something does.
 
@@ -69,11 +69,25 @@ def check(
 def _check(draft: Path, source: Path | None, name: str, sizes: Mapping[str, int] | None, mapped: bool) -> None:
     _check_form(draft, source, name)
     try:
-        _run(draft, sizes, mapped)
+        if sizes:
+            _run(draft, sizes, mapped)
+            return
+    except ModelError as error:
+        if source is not None and _runs(source, sizes or {}):
+            raise InvariantError(f"{name} does not run at sizes at which its source does: {error}") from error
+    try:
+        _run(draft, None, mapped)
     except ModelError as error:
         if source is not None:
-            _run(source, sizes)  # raises with onnxruntime's reason where the source is at fault
+            _run(source)  # raises with onnxruntime's reason where the source is at fault
         raise InvariantError(f"{name} does not run: {error}") from error
+
+
+def _runs(path: Path, sizes: Mapping[str, int]) -> bool:
+    with contextlib.suppress(ModelError):
+        _run(path, sizes)
+        return True
+    return False
 
 
 def _check_unrun(draft: Path, source: Path | None, name: str) -> None:
@@ -109,11 +123,7 @@ def _run(path: Path, sizes: Mapping[str, int] | None = None, mapped: bool = Fals
     if model is not None and is_large(model) and runs_by_windows(model, path.parent, sizes, name):
         return
     session = load_session(path) if model is None else load_session(model, name=name, folder=path.parent)
-    if sizes:
-        with contextlib.suppress(ModelError):
-            working_feeds(session, model=path if model is None else model, sizes=sizes, name=name)
-            return
-    working_feeds(session, model=path if model is None else model, name=name)
+    working_feeds(session, model=path if model is None else model, sizes=sizes or None, name=name)
 
 
 def _with_weights_outside(path: Path) -> ModelProto | None:

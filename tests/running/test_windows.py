@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import spa
-from spa.errors import UnsupportedError
+from spa.errors import InvariantError, UnsupportedError
 from spa.exporters import checks
 from spa.exporters.checks import check
 from spa.model import io
@@ -21,6 +21,7 @@ from spa.running.guarded import ForeignFailure
 from spa.running.runtime import load_session, run
 from spa.running.windows import run_by_windows
 from spa.running.windows import windows as windows_of
+from tests.oracle import Net
 
 NAMES = sorted(path.stem for path in Path("models").glob("*.onnx"))
 
@@ -74,6 +75,25 @@ def test_a_file_that_runs_neither_by_windows_nor_as_a_whole_is_refused(
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(spa.SpaError, match="does not run"):
         check(tmp_path / "wrong.onnx", path)
+
+
+def sized(shape: list[int], path: Path) -> Path:
+    """A network of rows of three channels, which a Reshape sees as `shape` in between."""
+    net = Net()
+    x = net.input("x", ["n", 3])
+    y = net.node("Reshape", net.node("Relu", x), net.constant(np.asarray(shape)))
+    onnx.save(net.model(net.matmul(y, shape[-1], 5)), path)
+    return path
+
+
+def test_a_file_that_runs_at_other_sizes_than_its_source_is_refused(tmp_path: Path) -> None:
+    """It runs at two samples, which would be tried next, and not at three, at which the source was analysed."""
+    source, draft = sized([-1, 3], tmp_path / "source.onnx"), sized([-1, 6], tmp_path / "draft.onnx")
+    with pytest.raises(InvariantError, match=r"the model does not run at sizes at which its source does: .*Reshape"):
+        check(draft, source, sizes={"n": 3})
+    check(draft, source, sizes={"n": 2})
+    check(draft, draft, sizes={"n": 3})  # refuses these sizes itself
+    check(draft, None, sizes={"n": 3})  # nothing to compare with
 
 
 def test_large_weights_are_mapped_from_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
