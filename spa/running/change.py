@@ -169,10 +169,10 @@ def classes_seen(graph: Graph, batches: Sequence[Feeds], threads: int = 2) -> di
     """
     found: dict[str, tuple[Array, int]] = {}
     compared = [c for c in compared_tensors(graph) if c.kind == "softmax"]
-    tensors = Stream(graph.model, graph.base, batches, threads).finish([c.tensor for c in compared]) if compared else []
+    tensors = Stream(graph.model, graph.base, batches, threads).end([c.tensor for c in compared]) if compared else []
     for c in compared:
         seen = [np.unique(b[c.tensor].argmax(axis=c.axis)) for b in tensors]
-        found[c.output] = np.unique(np.concatenate(seen)), tensors[0][c.tensor].shape[c.axis]
+        found[c.output] = np.unique(np.concatenate(seen)), tensors[0].shape(c.tensor)[c.axis]
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -10,6 +12,7 @@ from spa.coupling.analysis import couple
 from spa.model.graph import Graph
 from spa.obspa.pipeline import Calibrated
 from spa.running.change import Compared, Yardstick, classes_seen, compared_tensors, relative_error
+from tests.oracle import Net
 
 WEIGHTS = np.array([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [1, 1, 0]], np.float32)
 
@@ -152,3 +155,24 @@ def test_values_that_are_not_finite_are_equal_or_an_infinite_error() -> None:
         other = dense.copy()
         other[0, 1] = value
         assert relative_error([(dense, other)]) == np.inf
+
+
+def test_memory_does_not_grow_with_the_samples_of_a_large_output() -> None:
+    """A text recogniser's head: steps times thousands of classes for each sample, held one batch at a time."""
+    net = Net()
+    h = net.node("Relu", net.conv(net.input("x", ["n", 5, 40]), 5, 8, (1,)))
+    logits = net.matmul(net.node("Transpose", h, perm=[0, 2, 1]), 8, 3001)
+    model = net.model(net.node("Softmax", logits, axis=-1))
+    peaks = []
+    for count in (4, 16):
+        rng = np.random.default_rng(count)
+        batches = [{"x": rng.standard_normal((4, 5, 40)).astype(np.float32)} for _ in range(count)]
+        tracemalloc.start()
+        try:
+            yardstick = Yardstick(Graph(model), batches)
+            assert yardstick.change(model).error == 0 and not yardstick.unvarying
+            assert [n for _, n in classes_seen(Graph(model), batches).values()] == [3001]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 16e6, peaks  # of 4 samples times 40 times 3001 in double precision, 4 MB, some copies
