@@ -128,7 +128,8 @@ def _narrow(model: Any, entries: Sequence[Entry]) -> Any:
     variables = keras_variables(model)
     if len(variables) != len(entries):
         raise ModelError(f"the model has {len(variables)} variables, the pruned one had {len(entries)}. {NO_PLACE}")
-    arrays, kept, groups, biases = {}, {}, {}, {}
+    arrays, kept, groups = {}, {}, {}
+    biases: dict[int, np.ndarray | None] = {}
     for (path, variable), entry in zip(variables.items(), entries, strict=True):
         if tuple(variable.shape) != entry.shape:
             shapes = f"{path!r} has shape {list(variable.shape)}, {entry.path!r} had {list(entry.shape)}"
