@@ -131,6 +131,8 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
     before = model.read_bytes()
     output, weights = tmp_path / "small.onnx", tmp_path / "model.onnx.data"
     weights.write_bytes(bytes(range(256)))
+    circle = tmp_path / "circle"
+    circle.symlink_to("circle")
     remedies = {
         model: (2, "is the model that is pruned. Choose another file"),
         output: (2, "is what --output writes. Choose another file"),
@@ -138,13 +140,15 @@ def test_texts_never_replace_a_model_or_each_other(model: Path, tmp_path: Path, 
         weights: (1, "is no JSON, HTML or figure. Choose another file"),
         tmp_path: (1, "is a folder. Name a file in it"),
         tmp_path / "none" / "x": (1, "its folder does not exist. Choose another place"),
+        circle: (1, "it is a symbolic link to 'circle'. Name the file itself, or another"),
+        circle / "x": (1, "its folder does not exist. Choose another place"),
     }
     for target, (code, words) in remedies.items():
         refused(spa("prune", model, "-o", output, "--criterion", "l2", option, target), code, option, words)
     refused(spa("prune", model, "-o", output, "--report", tmp_path / "x", "--plan-out", tmp_path / "x"), 2, "is what")
     assert model.read_bytes() == before
     assert weights.read_bytes() == bytes(range(256))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "model.onnx", "model.onnx.data"]
     for _ in range(2):  # a text of ours is written anew
         assert spa("prune", model, "-o", output, "--criterion", "l2", option, tmp_path / "text").returncode == 0
 
@@ -204,6 +208,7 @@ def test_bench_prints_ratios_against_the_first(model: Path) -> None:
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     refused(spa("prune", tmp_path / "no.onnx", "-o", tmp_path / "o.onnx"), 6, "no.onnx", "No such file")
+    refused(spa("verify", RESNET, tmp_path / "no.onnx"), 6, "no.onnx", "No such file")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage \xff\xfe garbage", RESNET.read_bytes()[:5000]])

@@ -478,13 +478,18 @@ def _refusal(module: nn.Module, error: Exception) -> NarrowError:
     frame, line = frames[-1]
     code = frame.f_code
     source = linecache.getline(code.co_filename, line).strip()
-    inner = next((m for f, _ in reversed(frames) if isinstance(m := f.f_locals.get("self"), nn.Module)), module)
+    inner = next((m for f, _ in reversed(frames) if isinstance(m := _first_argument(f), nn.Module)), module)
     path = next((name for name, m in module.named_modules() if m is inner), "")
     what = f"{type(inner).__name__}.{code.co_name}" + (f" ({path})" if path else "")
     place = f"{what}, line {line} of {Path(code.co_filename).name}"
     where = f"{place}: {source!r} works only with the sizes before pruning ({reason})."
     remedy = f"Take sizes from the tensors instead, leave it whole (ignore=['{path}.*']), or use graph_module."
     return NarrowError(f"{where} {remedy if path else REMEDY}", path)
+
+
+def _first_argument(frame: FrameType) -> object:
+    """Return what a method was called on, whatever its code calls that (``self``, as a rule)."""
+    return frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
 
 
 def _is_users(frame: FrameType) -> bool:

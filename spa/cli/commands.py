@@ -344,11 +344,11 @@ def check_targets(targets: dict[str, Path | None], model: Path) -> None:
     from spa.model.files import data_file
     from spa.model.writing import check_data_target, check_target
 
-    taken = {model.resolve(): "the model that is pruned"}
+    taken = {_real(model): "the model that is pruned"}
     for option, path in targets.items():
         if path is None:
             continue
-        place = path.resolve()
+        place = _real(path)
         if option != "--output" and place in taken:
             raise OptionError(f"{option} {str(path)!r} is {taken[place]}. Choose another file.")
         try:
@@ -364,8 +364,13 @@ def check_targets(targets: dict[str, Path | None], model: Path) -> None:
 
             check_format(path)
         if option == "--output":
-            taken.setdefault(data_file(path).resolve(), "where the weights of --output may go")
+            taken.setdefault(_real(data_file(path)), "where the weights of --output may go")
         taken.setdefault(place, f"what {option} writes")
+
+
+def _real(path: Path) -> Path:
+    """Return the file that a path leads to: links in a circle, which ``Path.resolve`` fails on, lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _is_text(path: Path) -> bool:

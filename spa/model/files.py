@@ -29,14 +29,33 @@ def read_bytes(path: Path, what: str = "") -> bytes:
     Raises:
         UnreadableError: it is not there, is no regular file, or cannot be opened.
     """
+    check_readable(path, what)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, what, error.strerror or str(error)) from error
+
+
+def check_readable(path: Path, what: str = "") -> None:
+    """Refuse what is no regular file before another reader, such as onnxruntime, waits for a pipe.
+
+    Args:
+        path: the file.
+        what: what messages call it; its path follows.
+
+    Raises:
+        UnreadableError: it is not there, or is no regular file.
+    """
     try:
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            return path.read_bytes()
-        reason = "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = str(getattr(error, "strerror", None) or error)
-    raise UnreadableError(f"cannot read {f'{what} {str(path)!r}'.strip()}: {reason}. Check the path.")
+        raise _unreadable(path, what, str(getattr(error, "strerror", None) or error)) from error
+    if not stat.S_ISREG(mode):
+        raise _unreadable(path, what, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket")
+
+
+def _unreadable(path: Path, what: str, reason: str) -> UnreadableError:
+    return UnreadableError(f"cannot read {f'{what} {str(path)!r}'.strip()}: {reason}. Check the path.")
 
 
 def place(

@@ -3,8 +3,9 @@
 Cases:
 1. Local functions are inlined.
 2. Node names that occur twice are made unique (onnxruntime refuses them).
-3. ``SplitToSequence`` by known sizes whose pieces are all taken by ``SequenceAt`` with a constant position becomes one
-   ``Slice`` for each of these (PyTorch's unoptimised export writes ``torch.split`` so).
+3. ``SplitToSequence`` by known sizes, or into single elements, whose pieces are all taken by ``SequenceAt`` with a
+   constant position becomes one ``Slice`` or ``Gather`` for each of these (PyTorch's unoptimised export writes
+   ``torch.split`` so).
 4. Sparse initializers become dense ones, which can be scored, sliced and refitted.
 5. Nodes are put in topological order.
 """
@@ -105,26 +106,31 @@ def _dense(sparse: SparseTensorProto) -> TensorProto:  # Case 4
     return numpy_helper.from_array(dense, name)
 
 
-def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int]]]:
-    """Find case 3: by index of a SplitToSequence, by index of a SequenceAt that reads it, the bounds of its piece."""
+def _splits(model: ModelProto) -> dict[int, dict[int, tuple[int, int] | int]]:
+    """Find case 3: by index of a SplitToSequence, by index of a SequenceAt that reads it, what its piece is.
+
+    A piece is the place of its only element where there are no sizes, else the bounds of its elements.
+    """
     if not any(n.op_type == "SplitToSequence" for n in model.graph.node):
         return {}
     graph = Graph(model)
     captured = {name for names in graph.captured.values() for name in names} | set(graph.outputs)
     splits = {}
     for node in graph.nodes:
-        if node.op != "SplitToSequence" or node.outputs[0] in captured or len(node.inputs) < 2:
+        if node.op != "SplitToSequence" or node.outputs[0] in captured:
             continue
-        if node.inputs[1] not in graph.constants:
+        sizes = node.inputs[1] if len(node.inputs) > 1 else ""
+        if sizes and sizes not in graph.constants:
             continue
-        takers = {}
+        takers: dict[int, tuple[int, int] | int] = {}
         for user, operand in graph.users.get(node.outputs[0], ()):
             if user.op != "SequenceAt" or operand != 0 or user.inputs[1] not in graph.constants:
                 break
-            bounds = _bounds(graph.array(node.inputs[1]), int(np.ravel(graph.array(user.inputs[1]))[0]))
-            if bounds is None:
+            place = int(np.ravel(graph.array(user.inputs[1]))[0])
+            piece = _bounds(graph.array(sizes), place) if sizes else place
+            if piece is None:
                 break
-            takers[user.index] = bounds
+            takers[user.index] = piece
         else:
             splits[node.index] = takers
     return splits
@@ -143,21 +149,28 @@ def _bounds(sizes: np.ndarray, piece: int) -> tuple[int, int] | None:
     return int(ends[piece] - sizes[piece]), int(ends[piece])
 
 
-def _rewrite(model: ModelProto, sequences: dict[int, dict[int, tuple[int, int]]]) -> None:
+def _rewrite(model: ModelProto, sequences: dict[int, dict[int, tuple[int, int] | int]]) -> None:
     nodes = list(model.graph.node)
     replaced: dict[int, NodeProto | None] = {}
     for index, takers in sequences.items():
         node = nodes[index]
         replaced[index] = None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        for taker, (start, end) in takers.items():
-            output = nodes[taker].output[0]
-            bounds = {"starts": start, "ends": end, "axes": axis}
-            for name, value in bounds.items():
-                tensor = numpy_helper.from_array(np.asarray([value], np.int64), f"{output}/{name}")
+        given = {a.name: a.i for a in node.attribute}
+        axis, keeps_axis = given.get("axis", 0), given.get("keepdims", 1)
+        for taker, piece in takers.items():
+            output, name = nodes[taker].output[0], nodes[taker].name
+            if isinstance(piece, int):
+                integers = {"indices": [piece] if keeps_axis else piece}
+            else:
+                integers = {"starts": [piece[0]], "ends": [piece[1]], "axes": [axis]}
+            for key, value in integers.items():
+                tensor = numpy_helper.from_array(np.asarray(value, np.int64), f"{output}/{key}")
                 model.graph.initializer.append(tensor)
-            operands = [node.input[0], *(f"{output}/{name}" for name in bounds)]
-            replaced[taker] = helper.make_node("Slice", operands, [output], name=nodes[taker].name)
+            operands = [node.input[0], *(f"{output}/{key}" for key in integers)]
+            if isinstance(piece, int):
+                replaced[taker] = helper.make_node("Gather", operands, [output], name=name, axis=axis)
+            else:
+                replaced[taker] = helper.make_node("Slice", operands, [output], name=name)
     kept = [replaced.get(i, node) for i, node in enumerate(nodes)]
     replace_nodes(model.graph, [n for n in kept if n is not None])
 

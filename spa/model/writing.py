@@ -129,7 +129,7 @@ def data_files(path: Path) -> set[Path]:
 
 def _models_around(target: Path) -> Iterator[Path]:
     """Yield the files beside a target that may be models, and models by name in the folders above."""
-    folder = target.resolve().parent
+    folder = Path(os.path.realpath(target)).parent  # Path.resolve fails on links in a circle
     for level, place in enumerate((folder, *folder.parents)):
         try:
             names = sorted(os.scandir(place), key=lambda entry: entry.name)

@@ -25,7 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from spa.errors import ModelError, UnsupportedError
 from spa.model.bodies import nested
-from spa.model.files import read_bytes
+from spa.model.files import check_readable, read_bytes
 
 __all__ = [
     "CPU",
@@ -139,6 +139,7 @@ def load_session(
         providers: what runs operators, the first preferred.
 
     Raises:
+        UnreadableError: the file is not there, or is no regular one.
         ModelError: onnxruntime cannot load the model; the message carries its reason in one line.
         UnsupportedError: a provider is left out.
     """
@@ -310,6 +311,7 @@ def _source(model: Model, name: str) -> str | bytes:
     if isinstance(model, bytes):
         return model
     if isinstance(model, str | os.PathLike):
+        check_readable(Path(model))
         return os.fspath(model)
     try:
         return nested(model).SerializeToString()

@@ -40,9 +40,9 @@ class Partial(nn.Module):
         self.conv = nn.Conv2d(part, part, 3, padding=1)
         self.mix = nn.Conv2d(part + rest, 32, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = torch.split(x, [self.part, self.rest], dim=1)
-        return F.relu(self.mix(torch.cat([self.conv(a), b], 1)))
+    def forward(this, x: Tensor) -> Tensor:  # some code has another word for self
+        a, b = torch.split(x, [this.part, this.rest], dim=1)
+        return F.relu(this.mix(torch.cat([this.conv(a), b], 1)))
 
 
 class Listed(nn.Module):

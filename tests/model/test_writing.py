@@ -133,6 +133,7 @@ def test_special_files_folders_and_links_are_no_targets(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "link").symlink_to("precious")
     (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "circle").symlink_to("circle")
     (tmp_path / "o.onnx.data").symlink_to("precious")
     source = stored(tmp_path / "in" / "m.onnx", "m.data")
     result = spa.prune(source, request=L2)
@@ -141,6 +142,8 @@ def test_special_files_folders_and_links_are_no_targets(tmp_path: Path) -> None:
         "folder": "it is a folder",
         "link": "a symbolic link to 'precious'",
         "dangling": "a symbolic link to 'nothing'",
+        "circle": "a symbolic link to 'circle'",
+        "circle/o.onnx": "its folder does not exist",
         "o.onnx": "o.onnx.data': it is a symbolic link",
     }.items():
         before = {f.name: f.lstat().st_ino for f in tmp_path.iterdir()}

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spa.errors import ModelError, PlanError, UnsupportedError
+from spa.errors import ModelError, PlanError, UnreadableError, UnsupportedError
 from spa.running.verify import verify
 
 module = sys.modules["spa.running.verify"]
@@ -384,3 +386,19 @@ def test_more_seeds_are_more_inputs():
 def test_an_unknown_option_is_an_error():
     with pytest.raises(TypeError, match="unexpected keyword argument 'seedz'"):
         verify(linear(), linear(), seedz=2)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_what_is_no_file_is_refused_before_onnxruntime_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    onnx.save(linear(), tmp_path / "a.onnx")
+    for name, words in {
+        "pipe": "it is a pipe, a device or a socket",
+        "none": "No such file",
+        ".": "it is a folder",
+        "circle": "Too many levels",
+    }.items():
+        for pair in ((name, "a.onnx"), ("a.onnx", name)):
+            with pytest.raises(UnreadableError, match=f"cannot read .*: {words}.*Check the path"):
+                verify(*(tmp_path / file for file in pair))
