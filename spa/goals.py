@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spa.coupling.plan import Plan, make_plan
+from spa.coupling.plan import Plan, disagreeing, make_plan
 from spa.criteria.answers import Curves, Removal
 from spa.errors import MetricError, OutOfReachError, PlanError, SpaError
 from spa.job import REFITS, Job, Outcome, loaded, repaired, resumable
@@ -56,7 +56,8 @@ def attain(job: Job) -> Outcome:
     if goal.kind == "metric" and not isinstance(job.answer, Removal):
         return to_metric(job)
     if goal.kind == "plan":
-        outcome = job.cut(loaded(job.request))
+        plan = loaded(job.request)
+        outcome = job.cut(plan, notes=_plan_notes(job, plan))
     elif isinstance(removal := job.answer, Removal):
         outcome = job.cut(removal.plan, notes=removal.notes, fold=removal.fold)
     elif goal.max_distortion is not None:
@@ -116,6 +117,17 @@ def prepare_inputs(job: Job) -> None:
         job.calibrate()
     elif goal.unit == "latency":
         job.try_out()
+
+
+def _plan_notes(job: Job, plan: Plan) -> tuple[str, ...]:
+    """Say where a plan that somebody has edited contradicts itself."""
+    others = disagreeing(job.analysis, plan)
+    if not others:
+        return ()
+    return (
+        f"the plan's 'kept' says of {others[0]!r}{' and others' if others[1:] else ''} what does not follow from its "
+        "'groups': 'groups' is what counts, 'kept' is for other tools",
+    )
 
 
 def finished(job: Job, outcome: Outcome) -> Outcome:

@@ -280,6 +280,14 @@ def make_plan(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> Plan:
     return Plan(kept=pruned, sizes=sizes, parameters=parameters, uses=uses)
 
 
+def disagreeing(analysis: Analysis, plan: Plan) -> list[str]:
+    """Return the constants of which a plan says that other indices are kept than follow from its groups."""
+    if not plan.parameters:
+        return []
+    right = make_plan(analysis, {name: np.asarray(kept, int) for name, kept in plan.kept.items()}).parameters
+    return [name for name, axes in plan.parameters.items() if right.get(name) != axes]
+
+
 def dropped(analysis: Analysis, kept: Kept) -> tuple[Part, ...]:
     """Return the parts that go, but for those inside of others that do."""
     gone = [p for p in analysis.parts if not kept.size(p.dim)] if kept.empties else []

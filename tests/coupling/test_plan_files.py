@@ -135,3 +135,16 @@ def test_a_plan_that_computes_its_indices_is_the_one_that_holds_them() -> None:
     assert plan.parameters and plan == held and held == plan
     sent = pickle.loads(pickle.dumps(plan))
     assert type(sent.parameters) is dict and sent == held
+
+
+def test_what_a_plan_says_against_its_groups_is_noted() -> None:
+    model = Path("models/digits_vgg.onnx")
+    plan = spa.prune(model, ratio=0.3, criterion="l2").plan
+    again = spa.prune(model, plan=spa.Plan.from_json(plan.to_json()))
+    assert not [n for n in again.report.notes if "'kept'" in n]
+    edited = json.loads(plan.to_json())
+    name, axes = next(iter(edited["kept"].items()))
+    axes[next(iter(axes))] = [10**30]
+    noted = spa.prune(model, plan=spa.Plan.from_json(json.dumps(edited)))
+    assert noted.plan.kept == plan.kept
+    assert [n for n in noted.report.notes if n.startswith(f"the plan's 'kept' says of {name!r} what does not")]
