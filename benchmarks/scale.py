@@ -30,7 +30,7 @@ import numpy as np
 import ours
 
 LIMITS: dict[str, Any] = {"timeout": 1800, "cores": common.THREADS}
-PAUSE = 0.02  # seconds between two looks at the memory
+PAUSE, LONG_PAUSE = 0.02, 0.25  # seconds between two looks at the memory, which take a fifth of a core at the former
 # By model: the limits of the issue on time (in copies, or in seconds) and on peak memory (MB, from the file's).
 TARGETS: dict[str, tuple[str, float, str]] = {
     "decoder_0.2b": ("copies", 2.5, "1000"),
@@ -76,13 +76,14 @@ def timed(command: Sequence[str], source: Path, out: Path) -> common.Child:
     return common.run(command, **LIMITS)
 
 
-def peak_of_all(command: Sequence[str], out: Path, seconds: float = float("inf")) -> float:
+def peak_of_all(command: Sequence[str], out: Path, seconds: float = float("inf"), pause: float = PAUSE) -> float:
     """Return the most memory of a process and its children together, MB (10^6 bytes), by proportional set sizes.
 
     Args:
         command: the process.
         out: a folder that is emptied before.
         seconds: after which it is killed.
+        pause: seconds between two looks.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -93,7 +94,7 @@ def peak_of_all(command: Sequence[str], out: Path, seconds: float = float("inf")
         if time.monotonic() - start > seconds:
             process.kill()
         most = max(most, sum(map(_proportional, _family(process.pid))))
-        watcher_done.wait(PAUSE)
+        watcher_done.wait(pause)
     return most / 1e6
 
 
@@ -159,7 +160,7 @@ def measure_obspa(name: str, folder: Path) -> Cell:
         "--insist",
     ]
     start = time.perf_counter()
-    peak = peak_of_all(command, out, HOURS * 3600)
+    peak = peak_of_all(command, out, HOURS * 3600, LONG_PAUSE)
     cell: Cell = {"status": "ok" if (out / "pruned.onnx").exists() else "failed", "peak MB": round(peak)}
     cell["seconds"] = round(time.perf_counter() - start)
     cell["MB"] = round(sum(f.stat().st_size for f in source.iterdir()) / 1e6)
