@@ -88,12 +88,13 @@ def _load() -> None:
 
 EXACT = 1e-4  # of the largest output; rounding is 1000 times less
 KINDS = {  # by a part of the message; the first that fits
+    "through sequences and optionals": "channels go through sequences",
+    "in ONNX is not the same": "its outputs differ from run to run, or depend on more than its inputs",
     "cannot remove": "more was asked for than can go beside inputs, outputs and normalisations",
     "no group can be pruned": "every group crosses a normalisation, or is an input or an output",
     "has no group that can be pruned": "every channel is an input or an output",
     "cannot be expressed in ONNX": "PyTorch's exporters refuse it",
     "its operands decide it": "data decide sizes that others must match",
-    "through sequences and optionals": "channels go through sequences",
 }
 
 
