@@ -121,6 +121,7 @@ class Starts:
     def __init__(self, analysis: Analysis, groups: Sequence[Group], yardstick: Yardstick) -> None:
         graph = analysis.graph
         self._dense = Stream(graph.model, graph.base, yardstick.batches, yardstick.threads)
+        self._dense.keep(yardstick.tensors)
         self._left = sorted(((min(_touched(analysis, g), default=0), g.name) for g in groups), reverse=True)
         self._found: dict[str, Start] = {}
 

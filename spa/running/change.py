@@ -90,6 +90,11 @@ class Yardstick:
         self.compared = compared_tensors(graph)
         self._graph = graph
 
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the tensors that are compared."""
+        return [c.tensor for c in self.compared]
+
     @cached_property
     def dense(self) -> list[Live]:
         """The dense network's tensors, by batch; run when they are first asked for."""
@@ -126,10 +131,11 @@ class Yardstick:
         return tuple(c.output for c in self.compared if _hardly_varies(*self._spreads[c.tensor]))
 
     def _run(self, model: ModelProto, base: Path | None, start: Start | None = None) -> list[Live]:
-        stream = Stream(model, base, self.batches if start is None else start.live, self.threads)
+        stream, names = Stream(model, base, self.batches if start is None else start.live, self.threads), self.tensors
+        stream.keep(names)
         if start is not None and not stream.begin_at(start.output):
             stream = Stream(model, base, self.batches, self.threads)
-        return stream.end([c.tensor for c in self.compared])
+        return stream.end(names)
 
 
 class _Again(Iterable[T]):

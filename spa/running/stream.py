@@ -215,12 +215,16 @@ class Stream:
 
     def end(self, names: Sequence[str]) -> list[Live]:
         """Run the rest and return what batches hold then: these tensors, which no step has passed yet."""
-        self._last.update(dict.fromkeys(names, len(self.graph.nodes)))
+        self.keep(names)
         self._run(len(self.graph.nodes))
         for batch in self.live:
             for name in batch.keys() - set(names):
                 del batch[name]
         return self.live
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Hold tensors that no step has passed yet until the end."""
+        self._last.update(dict.fromkeys(names, len(self.graph.nodes)))
 
     def begin_at(self, output: str) -> bool:
         """Go on from the node that makes a tensor, where batches hold what is read from there on; tell whether they do.
@@ -232,8 +236,10 @@ class Stream:
         if node is None or self._around:
             return False
         nodes = self._computing(self.graph.nodes[node.index :])
-        read = self._inputs(nodes, {o for n in nodes for o in n.outputs if o})
-        if not all(name in batch for batch in self.live for name in read):
+        made = {o for n in nodes for o in n.outputs if o}
+        kept = [n for n, last in self._last.items() if last == len(self.graph.nodes) and n not in made]
+        needed = {*self._inputs(nodes, made), *kept} - self.graph.constants.keys()
+        if not all(needed <= batch.keys() for batch in self.live):
             return False
         self._move_to(node.index, set())
         return True

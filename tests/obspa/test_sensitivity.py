@@ -87,6 +87,21 @@ def test_a_cut_is_run_from_where_it_begins_to_change_the_network(
     assert not begins or max(begun) > len(analysis.graph.nodes) / 3
 
 
+def test_what_is_compared_may_lie_before_the_start() -> None:
+    """The logits of a first output are read by its softmax alone, which has run where the second head's cut begins."""
+    net = Net()
+    h = net.node("Relu", net.matmul(net.input("x", ["n", 6]), 6, 10))
+    early = net.node("Softmax", net.matmul(h, 10, 4), axis=-1)
+    late = net.matmul(net.node("Relu", net.matmul(h, 10, 12)), 12, 3)
+    analysis = couple(Graph(net.model(early, late)))
+    gauge = Gauge(analysis, [make_feeds(analysis.graph.model, batch=16)], 0.1)
+    last = max(analysis.free, key=lambda g: min(g.operators))
+    start = gauge.starts(analysis.free).take(last, max(last.readers))
+    whole, part = (gauge.measure(last, np.arange(last.size), [], s) for s in (None, start))
+    assert whole is not None and part is not None and whole.change > 0
+    assert part.change == pytest.approx(whole.change, rel=1e-4)
+
+
 def test_what_does_not_arrive_at_the_outputs_costs_little() -> None:
     """Two equal branches; the second is multiplied by 0.1 behind a Tanh, which its loss curve cannot see."""
     rng = np.random.default_rng(1)
