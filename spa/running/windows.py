@@ -77,16 +77,19 @@ def windows(graph: Graph, operators: Iterable[Node], most: int) -> Iterator[list
         most: bytes of weights that the operators of a window read together; one operator may read more.
     """
     nodes: list[Node] = []
-    read: set[str] = set()
+    read, size = set[str](), 0
     for node in operators:
         if node.outputs and node.outputs[0] in graph.constant_nodes:
             continue
         weights = {name for name in graph.reads(node) if name in graph.constants}
-        if nodes and sum(weight_bytes(graph.constants[name]) for name in read | weights) > most:
+        more = sum(weight_bytes(graph.constants[name]) for name in weights - read)
+        if nodes and size + more > most:
             yield nodes
-            nodes, read = [], set()
+            nodes, read, size = [], set(), 0
+            more = sum(weight_bytes(graph.constants[name]) for name in weights)
         nodes.append(node)
         read |= weights
+        size += more
     if nodes:
         yield nodes
 
